@@ -1,0 +1,63 @@
+"""Packed rows -> `Batch`: the one place that knows padding."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from mmpeft.data.packing import PackedRow
+from mmpeft.data.template import IGNORE_INDEX
+
+PADDING = -1
+"""The segment of a position that is no token of its row."""
+
+
+@dataclass
+class Batch:
+    """Rows of tokens, right-padded. Rows are never reordered: row b belongs to ``adapters[b]``."""
+
+    input_ids: Tensor
+    """(rows, tokens) int64, `IMAGE_TOKEN` at image features."""
+    targets: Tensor
+    """(rows, tokens) int64: the next token where it carries loss, else `IGNORE_INDEX`."""
+    positions: Tensor
+    """(rows, tokens) int64, from 0 in every conversation."""
+    segments: Tensor
+    """(rows, tokens) int64: `PREFIX`, the conversation's segment, or `PADDING`."""
+    features: Tensor | None
+    """(images, image tokens, vision dim), in the order of the rows' image tokens; None without images."""
+    image_rows: Tensor
+    """(images,) int64: the row each image stands in."""
+    adapters: list[str | None]
+    """The adapter of every row; None is the base model."""
+
+    def to(self, device: torch.device | str) -> "Batch":
+        tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        return replace(
+            self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+        )
+
+
+def collate(rows: Sequence[PackedRow], features: Tensor | None, adapters: Sequence[str | None]) -> Batch:
+    """Pads rows to the longest. ``features`` holds the images of all rows, in order."""
+    width = max(len(row.ids) for row in rows)
+
+    def padded(name: str, value: int) -> Tensor:
+        lists = [getattr(row, name) for row in rows]
+        return torch.tensor([values + [value] * (width - len(values)) for values in lists], dtype=torch.int64)
+
+    image_rows = [number for number, row in enumerate(rows) for _ in row.images]
+    if len(image_rows) != (0 if features is None else len(features)):
+        raise ValueError(
+            f"the rows have {len(image_rows)} images, but features of {0 if features is None else len(features)}"
+        )
+    return Batch(
+        input_ids=padded("ids", 0),
+        targets=padded("targets", IGNORE_INDEX),
+        positions=padded("positions", 0),
+        segments=padded("segments", PADDING),
+        features=features,
+        image_rows=torch.tensor(image_rows, dtype=torch.int64),
+        adapters=list(adapters),
+    )

@@ -1,0 +1,122 @@
+"""Several questions about one image in one row, exactly as if each had a row of its own.
+
+A packed row is a shared prefix (the image and what else its conversations begin with) followed by one segment per
+conversation. A segment sees the prefix and itself, and its positions go on from the prefix::
+
+    ids        [INST] <Img> . . </Img> [vqa] | what color ? [/INST] | is it red ? [/INST]
+    segments      0     0   0 0   0      0   |  1    1    1   1     | 2  2  2   2   2
+    positions     0     1   2 3   4      5   |  6    7    8   9     | 6  7  8   9   10
+
+Conversations without image pack the same way; they share what they happen to begin with.
+"""
+
+import bisect
+import random
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN, Encoded
+
+PREFIX = 0
+"""The segment that every other segment of its row sees."""
+
+
+@dataclass
+class PackedRow:
+    """One row of a batch. The lists have one entry per token."""
+
+    ids: list[int] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    segments: list[int] = field(default_factory=list)
+    images: list[Any] = field(default_factory=list)
+    """The image of every run of image tokens, in the order of the ids."""
+
+    def append(self, part: Encoded, start: int, stop: int, segment: int) -> None:
+        self.ids += part.ids[start:stop]
+        self.targets += part.targets[start:stop]
+        self.positions += range(start, stop)
+        self.segments += [segment] * (stop - start)
+
+
+def pack(conversations: Sequence[Encoded]) -> PackedRow:
+    """Packs conversations about the same images into one row; the k-th becomes segment k + 1."""
+    row = PackedRow()
+    prefix = shared_prefix(conversations) if len(conversations) > 1 else 0
+    row.append(conversations[0], 0, prefix, PREFIX)
+    for segment, conversation in enumerate(conversations, start=PREFIX + 1):
+        row.append(conversation, prefix, len(conversation.ids), segment)
+    row.images = _images_in_order(conversations, prefix)
+    return row
+
+
+def shared_prefix(conversations: Sequence[Encoded]) -> int:
+    """Leading tokens that all conversations share and that carry no target: each target needs a place of its
+    own, since conversations may go on differently from the same prefix."""
+    first, *others = (conversation.ids for conversation in conversations)
+    limit = min(_first_target(conversation) for conversation in conversations)
+    limit = min(limit, *(len(conversation.ids) - 1 for conversation in conversations))
+    for position in range(limit):
+        if any(ids[position] != first[position] for ids in others):
+            return position
+    return limit
+
+
+def plan_rows(
+    keys: Sequence[Hashable],
+    lengths: Sequence[int],
+    max_length: int,
+    max_conversations: int,
+    rng: random.Random,
+) -> list[list[int]]:
+    """Which examples share a row: those of one key, best fit, at most ``max_length`` tokens and
+    ``max_conversations`` each. Lengths count every conversation whole, so a row is never longer than planned.
+
+    Returns:
+        Rows as lists of example numbers, every example once, in an order that depends on ``rng`` alone.
+    """
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    for index in rng.sample(range(len(keys)), len(keys)):
+        groups[keys[index]].append(index)
+    rows: list[list[int]] = []
+    for members in groups.values():
+        rows += _best_fit(members, lengths, max_length, max_conversations)
+    return rows
+
+
+def _best_fit(members: list[int], lengths: Sequence[int], max_length: int, most: int) -> list[list[int]]:
+    rows: list[list[int]] = []
+    open_rows: list[tuple[int, int]] = []  # (tokens still free, row), sorted
+    for index in members:
+        place = bisect.bisect_left(open_rows, (lengths[index], -1))
+        if place == len(open_rows):
+            free, row = max_length, len(rows)
+            rows.append([])
+        else:
+            free, row = open_rows.pop(place)
+        rows[row].append(index)
+        if len(rows[row]) < most and free > lengths[index]:
+            bisect.insort(open_rows, (free - lengths[index], row))
+    return rows
+
+
+def _first_target(conversation: Encoded) -> int:
+    for position, target in enumerate(conversation.targets):
+        if target != IGNORE_INDEX:
+            return position
+    return len(conversation.targets)
+
+
+def _images_in_order(conversations: Sequence[Encoded], prefix: int) -> list[Any]:
+    """Prefix images once, then the later images of every conversation."""
+    images = conversations[0].images
+    if not images:
+        return []
+    per_image = conversations[0].ids.count(IMAGE_TOKEN) // len(images)
+    shared = conversations[0].ids[:prefix].count(IMAGE_TOKEN) // per_image
+    return [
+        *images[:shared],
+        *(image for conversation in conversations for image in conversation.images[shared:]),
+    ]

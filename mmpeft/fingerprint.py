@@ -1,0 +1,47 @@
+"""Short identities of weights and files, by which a finetune recognises the base it was made for."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK = 4096
+CHUNKS_PER_FILE = 256
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Identity of named tensors: names, shapes, dtypes and every byte."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def hash_json(value: Any) -> str:
+    """Identity of plain data."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def hash_weight_files(paths: list[Path]) -> str:
+    """Identity of large safetensors files: name, size, the whole header and evenly spread samples.
+
+    A sample instead of every byte keeps this at milliseconds for a model of any size; a model that was trained
+    on differs nearly everywhere.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+            digest.update(file.read(min(header, size)))
+            for number in range(CHUNKS_PER_FILE):
+                file.seek(number * max(size - CHUNK, 0) // (CHUNKS_PER_FILE - 1))
+                digest.update(file.read(CHUNK))
+    return digest.hexdigest()[:32]
+

@@ -1,0 +1,153 @@
+"""The frozen vision encoder: any timm model, with its own transform. Pixels -> patch features."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from PIL.Image import Image
+from safetensors.torch import load_file
+from timm.data import create_transform, resolve_model_data_config  # pyright: ignore[reportPrivateImportUsage]
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmpeft.embedded import resolve
+from mmpeft.fingerprint import hash_tensors
+
+Pooling = Literal["none", "average", "pixel_shuffle", "consecutive"]
+
+
+@dataclass
+class VisionConfig:
+    """Which encoder, and what becomes of its features."""
+
+    name: str = "tf_efficientnet_lite0"
+    """Name of a timm model."""
+    weights: str | None = None
+    """Local safetensors in timm's key names; without it timm fetches the pretrained weights."""
+    layer: int = -1
+    """Which of the model's feature levels (blocks of a ViT, stages of a CNN), counted as in a list."""
+    pooling: Pooling = "none"
+    """How neighbouring tokens become one: "average" of a square, "pixel_shuffle" (a 2x2 square's channels side
+    by side), or "consecutive" (MiniGPT-v2: a run of tokens in reading order side by side)."""
+    pool: int = 2
+    """Side of the square, or length of the run for "consecutive" (MiniGPT-v2: 4)."""
+    image_size: int | None = None
+    """Side in pixels; None is the model's own."""
+    crop: bool = True
+    """Cut the borders off as the model's own evaluation transform does; False squeezes the whole image in."""
+
+
+class VisionEncoder(nn.Module):
+    """A timm model without its head, frozen and always in eval mode. Class and register tokens are dropped.
+
+    Raises:
+        ValueError: an unknown model name, a layer that it does not have, or weights that do not fit.
+    """
+
+    def __init__(self, config: VisionConfig, load_weights: bool = True):
+        super().__init__()
+        self.config = config
+        self.model = _create(config, load_weights).requires_grad_(False)
+        self.num_layers = len(self.model.feature_info)  # pyright: ignore[reportArgumentType]
+        self.layer = self._resolve_layer(config.layer)
+        self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] convolutions run 2x faster
+        self.data_config = _data_config(self.model, config)
+        self.transform_image = create_transform(**self.data_config, is_training=False)
+        super().train(False)
+        size = self.data_config["input_size"]
+        with torch.no_grad():
+            self.num_tokens, self.dim = self(torch.zeros(1, *size)).shape[1:]
+        self.fingerprint: dict[str, Any] = {
+            "name": config.name,
+            "weights": hash_tensors(self.model.state_dict()) if load_weights else None,
+            "layer": self.layer,
+            "pooling": [config.pooling, config.pool if config.pooling != "none" else 1],
+            "transform": " ".join(str(self.transform_image).split()),
+        }
+
+    def train(self, mode: bool = True) -> "VisionEncoder":
+        return super().train(False)  # frozen: its norms and dropout never see training mode
+
+    def transform(self, image: Image) -> Tensor:
+        """RGB image -> (3, height, width)."""
+        return self.transform_image(image)  # pyright: ignore[reportReturnType]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(images, 3, height, width) -> (images, tokens, dim)."""
+        reference = next(self.model.parameters())
+        pixels = pixels.to(reference.device, reference.dtype, memory_format=torch.channels_last)
+        (features,) = self.model.forward_intermediates(  # pyright: ignore[reportCallIssue]
+            pixels,
+            indices=[self.layer],
+            norm=self.layer == self.num_layers - 1,  # the final norm belongs to the last layer only
+            intermediates_only=True,
+            output_fmt="NCHW",
+        )
+        return pool_tokens(features, self.config.pooling, self.config.pool)
+
+    def _resolve_layer(self, layer: int) -> int:
+        if not hasattr(self.model, "forward_intermediates"):
+            raise ValueError(f"timm's {self.config.name!r} has no intermediate features; choose another model")
+        if not -self.num_layers <= layer < self.num_layers:
+            raise ValueError(f"vision layer {layer}: {self.config.name} has layers 0 to {self.num_layers - 1}")
+        return layer % self.num_layers
+
+
+def pool_tokens(features: Tensor, pooling: Pooling, pool: int) -> Tensor:
+    """(images, dim, height, width) -> (images, tokens, dim'), rows of the grid one after the other.
+
+    Raises:
+        ValueError: the grid does not divide.
+    """
+    _, dim, height, width = features.shape
+    run = pool if pooling == "consecutive" else 1
+    side = pool if pooling in ("average", "pixel_shuffle") else 1
+    if height % side or width % side or (height * width) % run:
+        raise ValueError(f"a grid of {height}x{width} tokens cannot be pooled by {pool} ({pooling}); change image_size or pool")
+    if pooling == "average":
+        features = F.avg_pool2d(features, pool)
+    elif pooling == "pixel_shuffle":
+        features = F.pixel_unshuffle(features, pool)
+    tokens = features.flatten(2).transpose(1, 2)
+    return tokens.reshape(len(tokens), -1, dim * pool) if pooling == "consecutive" else tokens.contiguous()
+
+
+def _create(config: VisionConfig, load_weights: bool) -> nn.Module:
+    if not timm.is_model(config.name.split(":")[-1].split("/")[-1].split(".")[0]) and ":" not in config.name:
+        close = timm.list_models(f"*{config.name.split('_')[0]}*")[:5]
+        raise ValueError(f"timm has no model {config.name!r}; similar: {', '.join(close) or 'see timm.list_models()'}")
+    pretrained = load_weights and config.weights is None
+    size = {"img_size": config.image_size} if config.image_size else {}
+    try:
+        model = timm.create_model(config.name, pretrained=pretrained, num_classes=0, **size)
+    except TypeError:  # convolutional models take any size and no img_size
+        model = timm.create_model(config.name, pretrained=pretrained, num_classes=0)
+    if load_weights and config.weights is not None:
+        _load(model, resolve(config.weights))
+    return model
+
+
+def _load(model: nn.Module, path: str) -> None:
+    if not Path(path).is_file():
+        raise ValueError(f"vision weights {path}: no such file")
+    state = load_file(path)
+    wanted = model.state_dict()
+    missing = sorted(wanted.keys() - state.keys())
+    wrong = sorted(k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape)
+    if missing or wrong:
+        raise ValueError(
+            f"vision weights {path} do not fit: {len(missing)} tensors are missing {missing[:3]}, "
+            f"{len(wrong)} have another shape {wrong[:3]}"
+        )
+    model.load_state_dict({key: state[key] for key in wanted})
+
+
+def _data_config(model: nn.Module, config: VisionConfig) -> dict[str, Any]:
+    data = dict(resolve_model_data_config(model))
+    if config.image_size:
+        data["input_size"] = (3, config.image_size, config.image_size)
+    if not config.crop:
+        data |= {"crop_pct": 1.0, "crop_mode": "squash"}
+    return data
