@@ -16,6 +16,8 @@ from mmpeft.adapters.sites import find_sites, is_feedforward
 from mmpeft.adapters.stack import AdapterConfig
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
+RESERVED_NAME = "base"
+"""What people call the frozen model where they choose among adapters."""
 METHODS = (LoraConfig.method, IA3Config.method)
 
 
@@ -69,10 +71,13 @@ class AdapterBank:
         Raises:
             ValueError: a name that is taken or cannot be a folder's, or targets that match nothing.
         """
-        if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
-            raise ValueError(f"adapter name {name!r}: use 1 to 64 of A-Z a-z 0-9 . _ - and no leading dot")
+        if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name) or name == RESERVED_NAME:
+            raise ValueError(
+                f"adapter name {name!r}: use 1 to 64 of A-Z a-z 0-9 . _ - and no leading dot; "
+                f"{RESERVED_NAME!r} is the frozen model"
+            )
         if name in self.entries:
-            raise ValueError(f"the bank already has an adapter {name!r}; remove it first, or choose another name")
+            raise ValueError(f"the bank already has an adapter {name!r}; remove it first or use another name")
         sites = find_sites(self.model, config)
         slot = self._free_slot(config.method)
         rank = config.rank if isinstance(config, LoraConfig) else 0

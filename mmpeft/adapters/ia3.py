@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpeft.adapters.functional import gather_slots, ia3_scale
-from mmpeft.adapters.stack import AdapterConfig, Occupancy, grown
+from mmpeft.adapters.stack import AdapterConfig, Occupancy, fits, grown
 
 
 @dataclass
@@ -71,5 +71,7 @@ class IA3Stack(nn.Module):
         self.ia3_delta[slot] = tensors["ia3_l"].flatten().to(self.ia3_delta) - 1
 
     def resize(self, num_slots: int, rank: int) -> None:
+        if fits(self.ia3_delta, num_slots):
+            return
         self.ia3_delta = nn.Parameter(grown(self.ia3_delta, num_slots))
         self.occupancy.resize(num_slots)

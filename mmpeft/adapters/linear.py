@@ -1,6 +1,5 @@
 """The adapted linear, and the routing that tells it which finetune each row belongs to."""
 
-import torch
 from torch import Tensor, nn
 
 from mmpeft.adapters.ia3 import IA3Stack
@@ -27,8 +26,8 @@ class Routing:
 class AdapterLinear(nn.Module):
     """A frozen linear whose rows are changed by their own finetunes.
 
-    ``y_b = W(x_b * (1 + u_s)) * (1 + v_s) + c_s B_s A_s x_b`` with ``s`` the slot of row ``b``. ``base`` may be
-    any module that maps (B, T, I) to (B, T, O): dense, 4-bit, 8-bit; it is called, never read.
+    ``y_b = W(x_b * (1 + u_s)) * (1 + v_s) + c_s B_s A_s x_b`` with ``s`` the slot of row ``b``. ``base`` may
+    be any module that maps (B, T, I) to (B, T, O): dense, 4-bit, 8-bit; it is called, never read.
     """
 
     def __init__(self, base: nn.Module, in_features: int, out_features: int, routing: Routing):
@@ -52,7 +51,7 @@ class AdapterLinear(nn.Module):
         """(B, T, I) -> (B, T, O).
 
         Raises:
-            ValueError: the routing was written for another number of rows.
+            ValueError: no routing yet, or it was written for another number of rows.
         """
         scaled = x
         if self.ia3_input is not None:
@@ -71,12 +70,10 @@ class AdapterLinear(nn.Module):
                 f"no routing for {method!r}: say which adapter serves each row first, e.g. "
                 "bank.route(['my-adapter', None]), or bank.route([None] * rows) for the base model"
             )
-        torch._check(
-            x.dim() == 3 and x.shape[0] == slots.shape[0],
-            lambda: (
+        if x.dim() != 3 or x.shape[0] != slots.shape[0]:
+            raise ValueError(
                 f"adapted linear got an input of shape {tuple(x.shape)}, but the routing was written for "
-                f"{slots.shape[0]} rows of shape (rows, tokens, {self.in_features}); call bank.route(names) with "
-                "one name per row before the forward, and keep the batch dimension first"
-            ),
-        )
+                f"{slots.shape[0]} rows of shape (rows, tokens, {self.in_features}); call bank.route(names) "
+                "with one name per row before the forward, and keep the batch dimension first"
+            )
         return slots, self.routing.uniform[method]

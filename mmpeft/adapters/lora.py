@@ -3,6 +3,7 @@
 Source: Hu et al. 2021, section 4.1; rank-stabilised scaling ``alpha / sqrt(rank)`` from Kalajdzievski 2023.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpeft.adapters.functional import gather_slots, lora_delta, lora_delta_of_one
-from mmpeft.adapters.stack import AdapterConfig, Occupancy, grown
+from mmpeft.adapters.stack import AdapterConfig, Occupancy, fits, grown
 
 
 @dataclass
@@ -31,10 +32,12 @@ class LoraConfig(AdapterConfig):
     """Scale by alpha / sqrt(r) instead, which keeps large ranks learning."""
 
     def __post_init__(self):
-        if self.rank < 1:
-            raise ValueError(f"LoraConfig.rank is {self.rank}; it must be at least 1")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"LoraConfig.dropout is {self.dropout}; it must be in [0, 1)")
+        if not isinstance(self.rank, int) or self.rank < 1:
+            raise ValueError(f"LoraConfig.rank is {self.rank!r}; it must be an integer of at least 1")
+        if not isinstance(self.alpha, int | float) or not math.isfinite(self.alpha):
+            raise ValueError(f"LoraConfig.alpha is {self.alpha!r}; it must be a finite number")
+        if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
+            raise ValueError(f"LoraConfig.dropout is {self.dropout!r}; it must be in [0, 1)")
 
     @property
     def scaling(self) -> float:
@@ -85,7 +88,7 @@ class LoraStack(nn.Module):
         self.ranks[slot] = config.rank
         self.scaling[slot] = config.scaling
         self.dropout[slot] = config.dropout
-        self.has_dropout = bool(self.dropout.any())
+        self.has_dropout = self.has_dropout or config.dropout > 0
         self.occupancy.set(slot, True)
 
     @torch.no_grad()
@@ -94,6 +97,7 @@ class LoraStack(nn.Module):
         for tensor in (self.lora_A, self.lora_B, self.scaling, self.dropout):
             tensor[slot] = 0
         self.ranks[slot] = 0
+        self.has_dropout = bool(self.dropout.any())
         self.occupancy.set(slot, False)
 
     def tensors(self, slot: int) -> dict[str, Tensor]:
@@ -111,6 +115,8 @@ class LoraStack(nn.Module):
             view.copy_(tensors[key])
 
     def resize(self, num_slots: int, rank: int) -> None:
+        if fits(self.lora_A, num_slots, rank):
+            return
         self.lora_A = nn.Parameter(grown(self.lora_A, num_slots, rank))
         self.lora_B = nn.Parameter(grown(self.lora_B, num_slots, 0, rank))
         self.scaling, self.dropout = grown(self.scaling, num_slots), grown(self.dropout, num_slots)

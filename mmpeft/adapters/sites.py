@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from torch import nn
 
@@ -37,24 +37,28 @@ def find_sites(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
     linears = dict(_linears(model))
     targets = config.target_modules
     if targets == "all-linear":
-        return linears
-    if targets == "auto":
-        targets = KEYS_VALUES_FEEDFORWARD if isinstance(config, IA3Config) else ATTENTION_QV
-    if isinstance(targets, str):  # PEFT reads a string as a pattern for the whole path
-        pattern = targets
-        return _chosen(model, linears, [pattern], lambda path, _: re.fullmatch(pattern, path) is not None)
-    return _chosen(model, linears, targets, names_module)
+        sites = linears
+    else:
+        if targets == "auto":
+            targets = KEYS_VALUES_FEEDFORWARD if isinstance(config, IA3Config) else ATTENTION_QV
+        sites = _chosen(model, linears, "target_modules", targets)
+    if isinstance(config, IA3Config) and config.feedforward_modules not in ("auto", []):
+        _chosen(model, sites, "feedforward_modules", config.feedforward_modules)
+    return sites
 
 
 def is_feedforward(path: str, config: IA3Config) -> bool:
     """Whether IA3 scales this site's input rather than its output."""
     modules = FEEDFORWARD_OUT if config.feedforward_modules == "auto" else config.feedforward_modules
-    return any(names_module(path, name) for name in ([modules] if isinstance(modules, str) else modules))
+    return names_module(path, modules)
 
 
-def names_module(path: str, name: str) -> bool:
-    """PEFT's rule: a name means the module at that path, or every module whose path ends with it."""
-    return path == name or path.endswith(f".{name}")
+def names_module(path: str, names: str | list[str]) -> bool:
+    """PEFT's rule: a list names modules by their path or the end of it, a string is a pattern for the whole
+    path."""
+    if isinstance(names, str):
+        return re.fullmatch(names, path) is not None
+    return any(path == name or path.endswith(f".{name}") for name in names)
 
 
 def _linears(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
@@ -67,16 +71,28 @@ def _linears(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
             yield path, module
 
 
+def _check_pattern(field: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{field} {pattern!r} is not a valid pattern: {error}") from None
+
+
 def _chosen(
-    model: nn.Module, linears: dict[str, nn.Module], names: list[str], match: Callable[[str, str], bool]
+    model: nn.Module, linears: dict[str, nn.Module], field: str, names: str | list[str]
 ) -> dict[str, nn.Module]:
-    unmatched = [name for name in names if not any(match(path, name) for path in linears)]
+    alternatives = [names] if isinstance(names, str) else [[name] for name in names]
+    for pattern in alternatives:
+        if isinstance(pattern, str):
+            _check_pattern(field, pattern)
+    unmatched = [each for each in alternatives if not any(names_module(path, each) for path in linears)]
     if unmatched or not names:
+        wrong = [each if isinstance(each, str) else each[0] for each in unmatched]
         known = sorted({path.rsplit(".", 1)[-1] for path in linears})
-        closest = sorted({hit for name in unmatched for hit in difflib.get_close_matches(name, known, n=1)})
+        closest = sorted({hit for name in wrong for hit in difflib.get_close_matches(name, known, n=1)})
         hint = f"closest: {', '.join(map(repr, closest))}; " if closest else ""
         raise ValueError(
-            f"target_modules {unmatched or names!r} matched no linear of {type(model).__name__}; {hint}"
+            f"{field} {wrong or names!r} matched no linear of {type(model).__name__}; {hint}"
             f"its linears are called {', '.join(known) or '(it has none)'}"
         )
-    return {path: module for path, module in linears.items() if any(match(path, name) for name in names)}
+    return {path: module for path, module in linears.items() if names_module(path, names)}

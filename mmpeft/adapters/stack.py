@@ -32,7 +32,7 @@ class Stack(Protocol):
         ...
 
     def resize(self, num_slots: int, rank: int) -> None:
-        """Grows to at least this size, keeping what the slots hold."""
+        """Grows to at least this size, keeping what the slots hold; the same Parameters if they fit."""
         ...
 
 
@@ -63,6 +63,11 @@ class Occupancy(nn.Module):
         if not self.partial:
             return slots
         return torch.where(self.active[slots.clamp(min=0)], slots, BASE)
+
+
+def fits(tensor: Tensor, *sizes: int) -> bool:
+    """Whether the leading dims of ``tensor`` already reach ``sizes``."""
+    return all(have >= want for have, want in zip(tensor.shape, sizes, strict=False))
 
 
 def grown(tensor: Tensor, *sizes: int) -> Tensor:

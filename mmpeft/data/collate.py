@@ -1,7 +1,7 @@
 """Packed rows -> `Batch`: the one place that knows padding."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ class Batch:
     """(images,) int64: the row each image stands in."""
     adapters: list[str | None]
     """The adapter of every row; None is the base model."""
+    examples: list[list[int]] = field(default_factory=list)
+    """Per row the numbers of its examples in their data set, where the batch comes from one."""
 
     def to(self, device: torch.device | str) -> "Batch":
         tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}

@@ -60,19 +60,16 @@ def read_bytes(image: str | Path | bytes, *, max_bytes: int = MAX_BYTES) -> byte
         raise ImageError(f"found a {type(image).__name__}; wanted a path, bytes or a PIL image")
     name = str(image)
     if name.startswith(("http://", "https://", "data:")):
-        raise ImageError(f"{name[:80]!r} is a URL; wanted a local file: download it and pass the path or bytes")
+        raise ImageError(f"{name[:80]!r} is a URL; wanted a local file: download it, pass its path or bytes")
     try:
-        # Checked before the open: opening a pipe would wait for ever.
-        if not stat.S_ISREG(os.stat(image).st_mode):
-            raise ImageError(f"{name!r} is not a regular file (a folder, pipe or device); pass one image file")
+        if not stat.S_ISREG(os.stat(image).st_mode):  # before the open: opening a pipe waits for ever
+            raise OSError("not a regular file but a folder, pipe or device")
         with open(image, "rb") as file:
             data = file.read(max_bytes + 1)
     except FileNotFoundError:
         raise ImageError(f"{name!r} does not exist; check the path and the image root") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL or a lone surrogate in the path
-        if isinstance(error, ImageError):
-            raise
-        raise ImageError(f"{name!r} cannot be read ({error}); check the path and its permissions") from error
+        raise ImageError(f"{name!r} cannot be read ({error}); pass one readable image file") from error
     return _checked_size(data, name, max_bytes)
 
 
@@ -100,8 +97,7 @@ def load_image(
     try:
         if isinstance(image, Image.Image):
             return _to_rgb(image, background, max_pixels)
-        data = read_bytes(image)
-        with _open(data) as opened:
+        with _open(read_bytes(image)) as opened:
             return _to_rgb(opened, background, max_pixels)
     except ImageError as error:
         message = str(error)
@@ -110,8 +106,8 @@ def load_image(
         raise ImageError(f"{source}: {error}; wanted at most {max_pixels:,}; scale the image down") from None
     except Exception as error:  # decoders raise nearly any type on hostile bytes
         raise ImageError(
-            f"{source}: cannot be decoded ({type(error).__name__}: {error}); wanted a complete, undamaged image; "
-            "fetch or save it again, or drop the row"
+            f"{source}: cannot be decoded ({type(error).__name__}: {error}); wanted a complete, undamaged "
+            "image; fetch or save it again, or drop the row"
         ) from error
 
 
@@ -172,7 +168,6 @@ def _upright(image: Image.Image) -> Image.Image:
         orientation = image.getexif().get(EXIF_ORIENTATION)
     except Exception:  # damaged EXIF beside good pixels is common; browsers show such an image as stored
         return image
-    # The value is read from the file and may be of any type
     turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return image if turn is None else image.transpose(turn)
 

@@ -11,7 +11,6 @@ Conversations without image pack the same way; they share what they happen to be
 """
 
 import bisect
-import random
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -65,20 +64,16 @@ def shared_prefix(conversations: Sequence[Encoded]) -> int:
 
 
 def plan_rows(
-    keys: Sequence[Hashable],
-    lengths: Sequence[int],
-    max_length: int,
-    max_conversations: int,
-    rng: random.Random,
+    keys: Sequence[Hashable], lengths: Sequence[int], order: Sequence[int], max_length: int, max_conversations: int
 ) -> list[list[int]]:
     """Which examples share a row: those of one key, best fit, at most ``max_length`` tokens and
     ``max_conversations`` each. Lengths count every conversation whole, so a row is never longer than planned.
 
     Returns:
-        Rows as lists of example numbers, every example once, in an order that depends on ``rng`` alone.
+        Rows as lists of example numbers, every example once; they fill in the given ``order``.
     """
     groups: dict[Hashable, list[int]] = defaultdict(list)
-    for index in rng.sample(range(len(keys)), len(keys)):
+    for index in order:
         groups[keys[index]].append(index)
     rows: list[list[int]] = []
     for members in groups.values():

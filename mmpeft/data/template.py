@@ -44,6 +44,7 @@ class Encoded:
     targets: list[int]
     """What each position must predict: the *next* token where that belongs to an answer, else `IGNORE_INDEX`."""
     images: list[Any] = field(default_factory=list)
+    task: str | None = None
     truncated: bool = False
 
 
@@ -91,7 +92,7 @@ class Template:
                 f"{record['where']}: no token of {record['id']!r} would carry loss: its first answer starts beyond "
                 f"max_length = {self.max_length} of {len(tokens)} tokens, or it has none; raise max_length"
             )
-        return Encoded(tokens[: kept - 1], targets, record["images"], truncated=kept < len(tokens))
+        return Encoded(tokens[: kept - 1], targets, record["images"], record.get("task"), truncated=kept < len(tokens))
 
     def encode_prompt(self, record: dict[str, Any]) -> Encoded:
         """What the model reads before it answers the record's last turn; that turn's answer is not looked at."""
@@ -102,13 +103,13 @@ class Template:
                 f"{record['where']}: the prompt of {record['id']!r} has {len(tokens)} tokens, more than "
                 f"max_length = {self.max_length}; shorten it or raise max_length"
             )
-        return Encoded(tokens, [IGNORE_INDEX] * len(tokens), record["images"])
+        return Encoded(tokens, [IGNORE_INDEX] * len(tokens), record["images"], record.get("task"))
 
     def encode_answer(self, prompt: Encoded, answer: str) -> Encoded:
         """``prompt`` followed by a given answer, whose tokens are the targets."""
         tokens = [*self._text(answer), self.tokenizer.eos_token_id]
         ids = [*prompt.ids, *tokens[:-1]]
-        return Encoded(ids, [*prompt.targets[:-1], *tokens], prompt.images)
+        return Encoded(ids, [*prompt.targets[:-1], *tokens], prompt.images, prompt.task)
 
     def decode(self, ids: list[int]) -> str:
         """An answer's text."""

@@ -21,6 +21,8 @@ class TokenLosses:
 
     nll: Tensor
     """(labelled,) float32"""
+    correct: Tensor
+    """(labelled,) bool: whether the label was the most likely token."""
     rows: Tensor
     """(labelled,) int64"""
     segments: Tensor
@@ -43,6 +45,10 @@ class MultimodalModel(nn.Module):
         """Adapters that own a projector; any other row uses slot 0."""
 
     @property
+    def device(self) -> torch.device:
+        return self.projector.weight.device
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.language_model.get_input_embeddings().weight.dtype  # pyright: ignore
 
@@ -50,9 +56,10 @@ class MultimodalModel(nn.Module):
         """The losses of the labelled positions. Logits are computed there and nowhere else."""
         hidden = self._decode(batch, None)
         labelled = batch.targets != IGNORE_INDEX
+        labels = batch.targets[labelled]
         logits = self.logits(hidden[labelled])
-        nll = F.cross_entropy(logits.float(), batch.targets[labelled], reduction="none")
-        return TokenLosses(nll, labelled.nonzero()[:, 0], batch.segments[labelled])
+        nll = F.cross_entropy(logits.float(), labels, reduction="none")
+        return TokenLosses(nll, logits.argmax(-1) == labels, labelled.nonzero()[:, 0], batch.segments[labelled])
 
     @torch.no_grad()
     def generate(self, batch: Batch, eos_token_id: int, max_new_tokens: int = 32) -> list[list[list[int]]]:

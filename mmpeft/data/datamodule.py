@@ -1,0 +1,142 @@
+"""The data of a run, as Lightning asks for it."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+from torch import Tensor
+
+from mmpeft.data.loader import PackedLoader, PackingConfig
+from mmpeft.data.sources import DataError, check_images, load_records
+from mmpeft.data.template import IMAGE_MARKER, Encoded, Template
+from mmpeft.embedded import home, resolve
+
+Split = Literal["train", "val", "test", "predict"]
+
+
+class VisionLanguageData(L.LightningDataModule):
+    """Conversations about images, or about none.
+
+    Everything that can be wrong with the files is found here, before any model is loaded.
+
+    Args:
+        train: data file or folder to train on, or several; "embedded/easy-vqa/train.jsonl" comes with
+            `mmpeft prepare`.
+        val: data for the validation curve.
+        test: held-out data for `mmpeft test`.
+        predict: data whose answers are to be written by `mmpeft predict`.
+        image_root: folder that image paths start from; by default the data file's.
+        task: identifier put before every instruction, such as vqa or caption; a row's own "task" goes first.
+        style: "instruct" or LLaVA's "plain" (features, then the answer).
+        packing: how conversations fill rows and batches.
+        limit: use only so many of the conversations of each split, for a quick look.
+        cache: folder of vision features; None keeps them under the mmpeft home.
+        seed: order of the training data.
+    """
+
+    def __init__(
+        self,
+        train: str | list[str] | None = None,
+        val: str | list[str] | None = None,
+        test: str | list[str] | None = None,
+        predict: str | list[str] | None = None,
+        image_root: str | None = None,
+        task: str | None = None,
+        style: Literal["instruct", "plain"] = "instruct",
+        packing: PackingConfig = PackingConfig(),  # noqa: B008 jsonargparse shows the defaults, nobody writes to them
+        limit: int | None = None,
+        cache: str | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        paths = {"train": train, "val": val, "test": test, "predict": predict}
+        self.paths: dict[str, list[str]] = {s: [p] if isinstance(p, str) else p or [] for s, p in paths.items()}
+        self.image_root, self.task, self.style = image_root, task, style
+        self.packing, self.limit, self.seed = packing, limit, seed
+        self.cache = Path(cache) if cache else home() / "features"
+        self.records: dict[Split, list[Any]] = {}
+        self.template: Template | None = None
+        self._features: Callable[[Sequence[Any]], Tensor] | None = None
+        self._adapter: str | None = None
+
+    def setup(self, stage: str) -> None:
+        """Reads and checks the records of the splits that the stage needs.
+
+        Raises:
+            DataError: a file, row or image is not as it must be; the message names all of them.
+        """
+        splits: tuple[Split, ...] = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, (stage,))  # pyright: ignore
+        for split in splits:
+            if self.paths[split]:
+                self.records[split] = self._read(split)
+            elif split not in ("val",) or stage == "validate":
+                raise DataError(f"`mmpeft {stage}` needs data: set --data.{split} to a data file or folder")
+
+    def connect(
+        self,
+        tokenizer: Any,
+        image_tokens: int,
+        features: Callable[[Sequence[Any]], Tensor],
+        adapter: str | None,
+    ) -> None:
+        """Takes from the model what turning records into batches needs."""
+        self.template = Template(tokenizer, image_tokens, self.style, self.packing.max_length)
+        self._features, self._adapter = features, adapter
+
+    def train_dataloader(self) -> PackedLoader:
+        return self._loader("train", self._encode("train"), self.seed)
+
+    def val_dataloader(self) -> PackedLoader | list:
+        return self._loader("val", self._encode("val"), None) if "val" in self.records else []
+
+    def test_dataloader(self) -> PackedLoader:
+        return self.prompt_loader("test")
+
+    def predict_dataloader(self) -> PackedLoader:
+        return self.prompt_loader("predict")
+
+    def prompt_loader(self, split: Split) -> PackedLoader:
+        """Prompts to be answered, in the order of the records."""
+        assert self.template is not None, "connect() comes before the loaders"
+        return self._loader(split, [self.template.encode_prompt(r) for r in self.records[split]], None)
+
+    def instructions(self) -> dict[str, str | None]:
+        """The tasks of the training data, the most frequent first, each with its instruction where it has just
+        one (a caption task, say)."""
+        questions: dict[str, set[str]] = {}
+        tasks = Counter(record["task"] or "" for record in self.records.get("train", []))
+        for record in self.records.get("train", []):
+            question = record["turns"][0][0].replace(IMAGE_MARKER, "").strip()
+            questions.setdefault(record["task"] or "", set()).add(question)
+        return {task: next(iter(q)) if len(q := questions[task]) == 1 else None for task, _ in tasks.most_common()}
+
+    def images(self) -> list[Any]:
+        """Every image of the splits that were set up."""
+        return [image for records in self.records.values() for record in records for image in record["images"]]
+
+    def _read(self, split: Split) -> list[Any]:
+        records = [
+            record
+            for path in self.paths[split]
+            for record in load_records(
+                resolve(path), image_root=self.image_root, task=self.task, require_answers=split != "predict"
+            )
+        ][: self.limit]
+        problems = check_images(records)
+        if problems:
+            raise DataError(f"{split}: {len(problems)} images cannot be used\n" + "\n".join(problems[:20]))
+        return records
+
+    def _encode(self, split: Split) -> list[Encoded]:
+        assert self.template is not None, "connect() comes before the loaders"
+        encoded = [self.template.encode(record) for record in self.records[split]]
+        truncated = sum(example.truncated for example in encoded)
+        if truncated:
+            print(f"{split}: {truncated} of {len(encoded)} conversations lost the end of their last answer at max_length")
+        return encoded
+
+    def _loader(self, split: Split, encoded: list[Encoded], seed: int | None) -> PackedLoader:
+        assert self._features is not None, "connect() comes before the loaders"
+        return PackedLoader(encoded, self._features, self.packing, self._adapter, seed)

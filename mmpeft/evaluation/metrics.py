@@ -1,0 +1,1 @@
+def exact_match(a, b): return a.strip() == b.strip()

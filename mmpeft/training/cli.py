@@ -1,0 +1,45 @@
+"""LightningCLI with our defaults: the run directory, its loggers, checkpoints, and an honest resume."""
+
+from typing import Any
+
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from mmpeft.data.datamodule import VisionLanguageData
+from mmpeft.training.checkpoint import AtomicCheckpointIO
+from mmpeft.training.module import VisionLanguageModule
+from mmpeft.training.run_directory import RunDirectory
+
+
+class VisionLanguageCLI(LightningCLI):
+    """`mmpeft fit|validate|test|predict`; everything goes to ``trainer.default_root_dir``."""
+
+    @classmethod
+    def run(cls, arguments: list[str]) -> "VisionLanguageCLI":
+        """Parses ``arguments`` (the subcommand first) and runs."""
+        return cls(
+            VisionLanguageModule,
+            VisionLanguageData,
+            save_config_kwargs={"overwrite": True},  # a rerun is not an error
+            seed_everything_default=0,
+            trainer_defaults={"logger": None, "log_every_n_steps": 5, "gradient_clip_val": 1.0},
+            parser_kwargs={"prog": "mmpeft"},
+            args=arguments,
+        )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        settings = self.config_init[self.subcommand].trainer if self.subcommand else self.config_init.trainer
+        directory = settings.default_root_dir or "runs/default"
+        kwargs |= {"default_root_dir": directory}
+        if settings.logger is None:
+            fitting = self.subcommand == "fit"
+            csv = CSVLogger(directory, name="", version="", flush_logs_every_n_steps=20)
+            board = TensorBoardLogger(directory, name="", version="tensorboard")
+            kwargs["logger"] = [csv, board] if fitting else False
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.append(RunDirectory())
+        if not any(isinstance(callback, ModelCheckpoint) for callback in trainer.callbacks):
+            trainer.callbacks.append(ModelCheckpoint(f"{directory}/checkpoints", save_last=True, save_top_k=0))
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        return trainer

@@ -1,0 +1,185 @@
+"""The callback that turns a run into a directory that anybody can read, and prints what the run cost."""
+
+import json
+import resource
+import shutil
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from mmpeft import bundle
+from mmpeft.data.datamodule import Split, VisionLanguageData
+from mmpeft.data.images import load_image
+from mmpeft.data.template import IMAGE_MARKER
+from mmpeft.evaluation.card import model_card
+from mmpeft.evaluation.metrics import exact_match
+from mmpeft.evaluation.report import Example, draw_report
+from mmpeft.training.module import VisionLanguageModule
+
+NUM_EXAMPLES = 12
+
+
+class RunDirectory(L.Callback):
+    """Writes the run directory after fit; predictions, metrics and a fresh report after test and predict."""
+
+    def __init__(self):
+        self._started = time.monotonic()
+        self._answers: dict[int, str] = {}
+
+    # -- fit ------------------------------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._started = time.monotonic()
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        module, data = _typed(pl_module, trainer)
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
+            return
+        directory = Path(trainer.default_root_dir)
+        manifest = bundle.Manifest(
+            language=asdict(module.language),
+            vision=asdict(module.vision),
+            template={"style": data.style, "max_length": data.packing.max_length},
+            identity=module.identity,
+            instructions=data.instructions(),
+            facts=cost(module, time.monotonic() - self._started),
+        )
+        bundle.save(directory, manifest, module.model)
+        split = "val" if data.records.get("val") else "train"
+        _write_examples(directory, data, split, _some_answers(module, data, split))
+        _write_report(directory)
+        _print_facts(manifest.facts, directory)
+
+    # -- test and predict -----------------------------------------------------------------------------------
+
+    def on_test_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
+        self._answers.update(outputs)
+
+    on_predict_batch_end = on_test_batch_end
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        _, data = _typed(pl_module, trainer)
+        path = _write_predictions(Path(trainer.default_root_dir), "predict", data, self._answers)
+        print(f"{len(self._answers)} answers written to {path}")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        _, data = _typed(pl_module, trainer)
+        directory = Path(trainer.default_root_dir)
+        records = data.records["test"]
+        right = {number: exact_match(a, records[number]["turns"][-1][1]) for number, a in self._answers.items()}
+        metrics = {"exact_match": sum(right.values()) / len(right), "questions": len(right)}
+        _write_predictions(directory, "test", data, self._answers)
+        (directory / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        if (directory / bundle.MANIFEST).exists():
+            manifest = bundle.read_manifest(directory)
+            manifest.metrics = metrics
+            bundle.write_manifest(directory, manifest)
+            _write_examples(directory, data, "test", self._answers)
+            _write_report(directory)
+        print(f"test: exact match {metrics['exact_match']:.4f} on {len(right)} questions")
+
+
+def cost(module: VisionLanguageModule, seconds: float) -> dict[str, str]:
+    """What people ask of a finetune: how much of the base was trained, how large it is, what it took."""
+    trained = {id(p): p.numel() for p in module.parameters() if p.requires_grad}
+    adapter = sum(p.numel() for p in module.model.bank.parameters())
+    base = module.model.language_model
+    frozen = sum(p.numel() for p in base.parameters()) - adapter
+    base_bytes = sum(p.numel() * p.element_size() for p in base.parameters()) - 4 * adapter
+    return {
+        "trained": f"{sum(trained.values()):,} parameters",
+        "adapter": f"{adapter:,} = {100 * adapter / frozen:.3f} % of the language model's {frozen / 1e6:.1f} M",
+        "files": f"{4 * sum(trained.values()) / 1e6:.2f} MB beside the base's {base_bytes / 1e6:.0f} MB",
+        "peak memory": f"{peak_memory_bytes() / 1e9:.2f} GB",
+        "time": f"{seconds / 60:.1f} min",
+    }
+
+
+def peak_memory_bytes() -> int:
+    """Highest resident memory of this process; of the GPU where there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _typed(module: Any, trainer: Any) -> tuple[VisionLanguageModule, VisionLanguageData]:
+    return module, trainer.datamodule
+
+
+def _some_answers(module: VisionLanguageModule, data: VisionLanguageData, split: Split) -> dict[int, str]:
+    """Answers to the first batches of a split, enough for the examples."""
+    answers: dict[int, str] = {}
+    module.model.eval()
+    for batch in data.prompt_loader(split):
+        answers |= dict(module.predict_step(batch.to(module.model.device), 0))
+        if len(answers) >= 8 * NUM_EXAMPLES:
+            break
+    return answers
+
+
+def _write_examples(directory: Path, data: VisionLanguageData, split: Split, answers: dict[int, str]) -> None:
+    """Examples spread over the answered ones, with their images, so that the directory can be moved."""
+    folder = directory / "examples"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    numbers = sorted(answers)
+    numbers = numbers[:: max(1, len(numbers) // NUM_EXAMPLES)][:NUM_EXAMPLES]
+    with (folder / "examples.jsonl").open("w") as file:
+        for place, number in enumerate(numbers):
+            record = data.records[split][number]
+            question, truth = record["turns"][-1]
+            name = f"{place:02d}.png" if record["images"] else None
+            if name:
+                load_image(record["images"][0]).save(folder / name)
+            row = {"image": name, "question": question.replace(IMAGE_MARKER, "").strip(), "task": record["task"]}
+            file.write(json.dumps(row | {"truth": truth, "answer": answers[number]}) + "\n")
+
+
+def _write_report(directory: Path) -> None:
+    manifest = bundle.read_manifest(directory)
+    rows = [json.loads(line) for line in (directory / "examples" / "examples.jsonl").read_text().splitlines()]
+    examples = [
+        Example(row["image"] and str(directory / "examples" / row["image"]), row["question"], row["truth"], row["answer"])
+        for row in rows
+    ]
+    facts = dict(manifest.facts)
+    if manifest.metrics:
+        score = f"{manifest.metrics['exact_match']:.4f} on {manifest.metrics['questions']:,} questions"
+        facts = {"exact match": score, **facts}
+    curves = directory / "metrics.csv"
+    draw_report(directory / "report.png", curves if curves.exists() else None, examples, directory.name, facts)
+    card = model_card(
+        asdict(manifest),
+        title=directory.name,
+        metrics=manifest.metrics,
+        facts=facts,
+        examples=examples,
+        command="mmpeft fit --config config.yaml",
+    )
+    (directory / "README.md").write_text(card)
+
+
+def _write_predictions(directory: Path, split: Split, data: VisionLanguageData, answers: dict[int, str]) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{'predictions' if split == 'test' else 'answers'}.jsonl"
+    with path.open("w") as file:
+        for number in sorted(answers):
+            record = data.records[split][number]
+            row = {"id": record["id"], "question": record["turns"][-1][0], "answer": answers[number]}
+            file.write(json.dumps(row | {"truth": record["turns"][-1][1]}, ensure_ascii=False) + "\n")
+    return path
+
+
+def _print_facts(facts: dict[str, str], directory: Path) -> None:
+    table = Table(title=f"run {directory}", show_header=False)
+    for name, value in facts.items():
+        table.add_row(name, value)
+    Console().print(table)
