@@ -20,7 +20,7 @@ Commands
   test       answer data.test; writes predictions.jsonl, metrics.json and a fresh report
   predict    answer data.predict, whose rows need no answers
   ask        ask a finetuned model about an image
-  data       check data files before a run: `mmpeft data check FILE`
+  check      read a data file and decode its images, and list what is wrong
 
 `mmpeft COMMAND --help` explains each.
 """
@@ -36,6 +36,10 @@ def main(arguments: list[str] | None = None) -> None:
     command, rest = arguments[0], arguments[1:]
     if command in LIGHTNING:
         return _told(lambda: _lightning(arguments))
+    if command == "inspect":
+        from mmpeft.commands import inspect
+
+        return _told(lambda: inspect(rest))
     if command in _commands():
         return _told(lambda: _own(_commands()[command], rest, f"mmpeft {command}"))
     sys.exit(f"mmpeft has no command {command!r}; `mmpeft --help` lists them")

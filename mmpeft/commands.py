@@ -1,8 +1,10 @@
 """Our own commands. A function's signature is its command line, its docstring the help."""
 
-from mmpeft.embedded import prepare
+from argparse import ArgumentParser, RawTextHelpFormatter
 
-__all__ = ["ask", "prepare"]
+from mmpeft.embedded import prepare, resolve
+
+__all__ = ["ask", "check", "prepare"]
 
 
 def ask(
@@ -24,3 +26,40 @@ def ask(
     from mmpeft.inference.pipeline import load
 
     print(load(run).ask(image, question, adapter, max_new_tokens))
+
+
+def inspect(arguments: list[str]) -> None:
+    """Prints packed rows of a run token by token: segments, image features, and which tokens carry loss.
+
+    No weights are loaded. A conversation without any token that carries loss is an error that names it.
+    Takes the same --config and overrides as `mmpeft fit`.
+    """
+    parser = ArgumentParser("mmpeft inspect", description=inspect.__doc__, formatter_class=RawTextHelpFormatter)
+    parser.add_argument("--config", required=True, help="the run's YAML")
+    parser.add_argument("--split", choices=("train", "val"), default="train", help="which data")
+    parser.add_argument("--rows", type=int, default=1, help="how many packed rows of the first batch")
+    own, overrides = parser.parse_known_args(arguments)
+
+    from mmpeft.training.cli import VisionLanguageCLI
+    from mmpeft.training.inspection import print_rows
+
+    cli = VisionLanguageCLI.parse(["--config", own.config, *overrides])
+    print_rows(cli.model, cli.datamodule, own.split, own.rows)
+
+
+def check(data: str, image_root: str | None = None, task: str | None = None) -> None:
+    """Reads a data file and decodes every image of it, and lists everything that is wrong.
+
+    Args:
+        data: data file or folder, as in the configs' data.train.
+        image_root: folder that image paths start from; by default the data file's.
+        task: identifier for rows that have none.
+    """
+    from mmpeft.data.sources import DataError, check_images, load_records
+
+    records = load_records(resolve(data), image_root=image_root, task=task)
+    problems = check_images(records, decode=True)
+    if problems:
+        raise DataError(f"{len(problems)} images cannot be used:\n" + "\n".join(problems))
+    images = {image for record in records for image in record["images"]}
+    print(f"{data}: {len(records):,} conversations about {len(images):,} images; nothing to object to")

@@ -11,6 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from mmpeft.adapters import AdapterBank, AdapterConfig, IA3Config, LoraConfig
 from mmpeft.adapters.stack import Stack
 
+pytest_plugins = ["tests.tiny"]
+
 VOCABULARY = 128
 
 MIXED: dict[str, AdapterConfig] = {

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import torch
 from torch import Tensor
 
+from mmpeft.data.collate import Batch
 from mmpeft.data.loader import PackedLoader, PackingConfig
 from mmpeft.data.sources import DataError, check_images, load_records
 from mmpeft.data.template import IMAGE_MARKER, Encoded, Template
@@ -96,6 +98,9 @@ class VisionLanguageData(L.LightningDataModule):
 
     def predict_dataloader(self) -> PackedLoader:
         return self.prompt_loader("predict")
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch.to(device)
 
     def prompt_loader(self, split: Split) -> PackedLoader:
         """Prompts to be answered, in the order of the records."""

@@ -165,10 +165,9 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int], max_pixels: in
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        orientation = image.getexif().get(EXIF_ORIENTATION)
+        turn = UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION))
     except Exception:  # damaged EXIF beside good pixels is common; browsers show such an image as stored
         return image
-    turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return image if turn is None else image.transpose(turn)
 
 

@@ -8,23 +8,28 @@ from typing import Any
 from torch import Tensor
 
 from mmpeft.data.collate import Batch, collate
-from mmpeft.data.packing import pack, plan_rows
+from mmpeft.data.packing import PackedRow, pack, plan_rows
 from mmpeft.data.template import Encoded
 
 BATCHES_SORTED_TOGETHER = 16
-"""Rows of similar length share a batch within windows of this many batches, to pad less."""
+"""Rows of similar length share a batch within windows of about this many batches, to pad less."""
 
 
 @dataclass
 class PackingConfig:
     """How conversations fill rows and batches."""
 
-    batch_size: int = 4
-    """Packed rows per batch; with images, a row holds the questions about one image."""
+    batch_size: int = 32
+    """Conversations per batch, on average: rows are not torn apart."""
     max_conversations: int = 16
     """Most conversations in one row; 1 switches packing off."""
     max_length: int = 1024
-    """Most tokens in one row, image tokens included."""
+    """Most tokens in one row, image features included."""
+
+    def __post_init__(self):
+        for name in ("batch_size", "max_conversations", "max_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"packing.{name} is {getattr(self, name)}; it must be at least 1")
 
 
 class PackedLoader:
@@ -75,34 +80,58 @@ class PackedLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.epoch, self.position = state["epoch"], state["position"]
 
+    def packed_rows(self, batch: int) -> list[PackedRow]:
+        """The rows of one batch of this epoch, before padding."""
+        return self._pack(self._plan[batch])
+
+    def _pack(self, rows: list[list[int]]) -> list[PackedRow]:
+        return [pack([self.encoded[index] for index in row]) for row in rows]
+
     def _batch(self, rows: list[list[int]]) -> Batch:
-        packed = [pack([self.encoded[index] for index in row]) for row in rows]
+        packed = self._pack(rows)
         images = [image for row in packed for image in row.images]
         batch = collate(packed, self.features(images) if images else None, [self.adapter] * len(rows))
         batch.examples = rows
         return batch
 
     def _plan_epoch(self) -> list[list[list[int]]]:
-        """Batches of rows of example numbers. Every epoch has the same number of batches."""
+        """Batches of rows of example numbers; every epoch has the same number of batches."""
         packing = self.packing
         keys = [(tuple(example.images), example.task) for example in self.encoded]  # a task's prompts start alike
         lengths = [len(example.ids) for example in self.encoded]
         rng = random.Random(f"{self.seed} {self.epoch}")
         order = rng.sample(range(len(keys)), len(keys)) if self.seed is not None else list(range(len(keys)))
-        rows = plan_rows(keys, lengths, order, packing.max_length, packing.max_conversations)
+        most = min(packing.max_conversations, packing.batch_size)
+        rows = plan_rows(keys, lengths, order, packing.max_length, most)
         if self.seed is not None:
             rng.shuffle(rows)
-        window = packing.batch_size * BATCHES_SORTED_TOGETHER
-        tokens = [sum(lengths[index] for index in row) for row in rows]
-        numbers = [
-            number
-            for start in range(0, len(rows), window)
-            for number in sorted(range(start, min(start + window, len(rows))), key=tokens.__getitem__)
-        ]
-        batches = [
-            [rows[number] for number in numbers[start : start + packing.batch_size]]
-            for start in range(0, len(numbers), packing.batch_size)
-        ]
+        rows = _similar_together(rows, lengths, window=BATCHES_SORTED_TOGETHER * packing.batch_size)
+        batches = split_evenly(rows, max(1, round(len(keys) / packing.batch_size)))
         if self.seed is not None:
             rng.shuffle(batches)
         return batches
+
+
+def _similar_together(rows: list[list[int]], lengths: Sequence[int], window: int) -> list[list[int]]:
+    """Sorts rows by length within windows of ``window`` conversations."""
+    tokens_first = []
+    seen = 0
+    for row in rows:
+        tokens_first.append((seen // window, sum(lengths[index] for index in row)))
+        seen += len(row)
+    return [rows[number] for number in sorted(range(len(rows)), key=tokens_first.__getitem__)]
+
+
+def split_evenly(rows: list[list[int]], num_batches: int) -> list[list[list[int]]]:
+    """Cuts a list of rows into exactly ``num_batches`` runs of about equally many conversations, none empty."""
+    total = sum(map(len, rows))
+    batches: list[list[list[int]]] = [[]]
+    done = 0
+    for number, row in enumerate(rows):
+        share_full = done + len(row) / 2 > len(batches) * total / num_batches
+        needed_later = len(rows) - number <= num_batches - len(batches)
+        if batches[-1] and len(batches) < num_batches and (share_full or needed_later):
+            batches.append([])
+        batches[-1].append(row)
+        done += len(row)
+    return batches

@@ -1,5 +1,6 @@
 """The frozen vision encoder: any timm model, with its own transform. Pixels -> patch features."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +10,7 @@ import torch
 from PIL.Image import Image
 from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config  # pyright: ignore[reportPrivateImportUsage]
+from timm.layers import resample_abs_pos_embed  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -134,6 +136,7 @@ def _load(model: nn.Module, path: str) -> None:
         raise ValueError(f"vision weights {path}: no such file")
     state = load_file(path)
     wanted = model.state_dict()
+    _fit_positions(model, state)
     missing = sorted(wanted.keys() - state.keys())
     wrong = sorted(k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape)
     if missing or wrong:
@@ -142,6 +145,17 @@ def _load(model: nn.Module, path: str) -> None:
             f"{len(wrong)} have another shape {wrong[:3]}"
         )
     model.load_state_dict({key: state[key] for key in wanted})
+
+
+def _fit_positions(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Interpolates a ViT's position embeddings to the grid of another image size, as timm does for its own files."""
+    own, given = getattr(model, "pos_embed", None), state.get("pos_embed")
+    if own is None or given is None or given.shape == own.shape or given.shape[-1] != own.shape[-1]:
+        return
+    prefix = 0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 1)
+    if math.isqrt(given.shape[1] - prefix) ** 2 == given.shape[1] - prefix:  # only a square grid can be known
+        grid = list(model.patch_embed.grid_size)  # pyright: ignore
+        state["pos_embed"] = resample_abs_pos_embed(given, grid, num_prefix_tokens=prefix)
 
 
 def _data_config(model: nn.Module, config: VisionConfig) -> dict[str, Any]:

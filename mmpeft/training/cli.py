@@ -1,5 +1,7 @@
 """LightningCLI with our defaults: the run directory, its loggers, checkpoints, and an honest resume."""
 
+import logging
+import warnings
 from typing import Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -11,6 +13,13 @@ from mmpeft.training.checkpoint import AtomicCheckpointIO
 from mmpeft.training.module import VisionLanguageModule
 from mmpeft.training.run_directory import RunDirectory
 
+EXPECTED_WARNINGS = [
+    r"LightningCLI's args parameter",
+    r"Found \d+ module\(s\) in eval mode",  # the vision encoder stays so on purpose
+    r".*does not have many workers",  # features are cached: the loader only copies
+    r".*isinstance\(treespec, LeafSpec\)",  # Lightning 2.6.6 on torch 2.15
+]
+
 
 class VisionLanguageCLI(LightningCLI):
     """`mmpeft fit|validate|test|predict`; everything goes to ``trainer.default_root_dir``."""
@@ -18,6 +27,18 @@ class VisionLanguageCLI(LightningCLI):
     @classmethod
     def run(cls, arguments: list[str]) -> "VisionLanguageCLI":
         """Parses ``arguments`` (the subcommand first) and runs."""
+        return cls._make(arguments, run=True)
+
+    @classmethod
+    def parse(cls, arguments: list[str]) -> "VisionLanguageCLI":
+        """Parses ``arguments`` and builds model, data and trainer without running or loading anything."""
+        return cls._make(arguments, run=False)
+
+    @classmethod
+    def _make(cls, arguments: list[str], run: bool) -> "VisionLanguageCLI":
+        for expected in EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message=expected)
+        logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # hardware and tips
         return cls(
             VisionLanguageModule,
             VisionLanguageData,
@@ -26,6 +47,7 @@ class VisionLanguageCLI(LightningCLI):
             trainer_defaults={"logger": None, "log_every_n_steps": 5, "gradient_clip_val": 1.0},
             parser_kwargs={"prog": "mmpeft"},
             args=arguments,
+            run=run,
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
@@ -34,7 +56,7 @@ class VisionLanguageCLI(LightningCLI):
         kwargs |= {"default_root_dir": directory}
         if settings.logger is None:
             fitting = self.subcommand == "fit"
-            csv = CSVLogger(directory, name="", version="", flush_logs_every_n_steps=20)
+            csv = CSVLogger(directory, name="", version="", flush_logs_every_n_steps=1)
             board = TensorBoardLogger(directory, name="", version="tensorboard")
             kwargs["logger"] = [csv, board] if fitting else False
         trainer = super().instantiate_trainer(**kwargs)

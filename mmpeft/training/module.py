@@ -196,9 +196,6 @@ class VisionLanguageModule(L.LightningModule):
 
     # -- checkpoints ----------------------------------------------------------------------------------------
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        return batch.to(device)
-
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """What trains, and nothing of the frozen base."""
         return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}

@@ -51,9 +51,20 @@ def test_a_slot_reopened_after_removal_is_initialised_again_and_not_dead(make_ba
     assert not torch.equal(logits_of(bank, ["new"], tokens(1)), logits_of(bank, [None], tokens(1)))
 
 
+def test_opening_a_filled_slot_leaves_nothing_of_it_behind():
+    stack = LoraStack(16, 12, num_slots=1, rank=8)
+    generator = torch.Generator().manual_seed(0)
+    stack.open(0, LoraConfig(rank=8, dropout=0.5), generator)
+    stack.fill(0, {key: torch.ones_like(t) for key, t in stack.tensors(0).items()})
+    stack.open(0, LoraConfig(rank=2), generator)
+    assert not stack.lora_A[0, 2:].any()
+    assert not stack.lora_B.any()
+    assert (stack.ranks, stack.has_dropout) == ([2], False)
+
+
 def test_padding_to_the_largest_rank_is_a_fixed_point_of_training(make_bank, train, tokens):
     """Zero rows of A meet zero columns of B: no gradient, and weight decay keeps zero at zero."""
-    configs = {"narrow": LoraConfig(rank=2), "wide": LoraConfig(rank=8)}
+    configs = {"wide": LoraConfig(rank=8), "narrow": LoraConfig(rank=2)}
     bank = make_bank(configs)
     before = {name: {k: t.clone() for k, t in bank.tensors(name).items()} for name in configs}
     train(bank, list(configs), [tokens(2)] * 3, weight_decay=0.5)

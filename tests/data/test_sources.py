@@ -387,9 +387,10 @@ def test_all_problems_are_told_up_to_a_cap(folder):
         load_records(write(folder, *rows[:3], "{", qa()))
     assert str(caught.value).count("\n") == 4
     assert "data.jsonl:4: not valid JSON" in str(caught.value)
-    with pytest.raises(DataError, match=r"23 problem\(s\)") as caught:
+    with pytest.raises(DataError) as caught:
         load_records(write(folder, *rows))
-    assert str(caught.value).splitlines()[-1].strip() == "and 3 more"
+    first, *listed, last = str(caught.value).splitlines()
+    assert (first.split(": ")[-1], len(listed), last.strip()) == ("23 problem(s)", 20, "and 3 more")
 
 
 def test_what_is_no_data_set(folder):

@@ -1,0 +1,366 @@
+"""PEFT as the oracle for our numbers and our files, and what is refused that PEFT accepts.
+
+Tolerances: where ``alpha / rank`` is a power of two, LoRA logits are bitwise PEFT's. Other scalings we fold
+into B and PEFT multiplies into the product, and IA3 vectors we hold less one: fp32 rounding, ``CLOSE``.
+"""
+
+import json
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
+
+from mmpeft.adapters import AdapterBank, IA3Config, LoraConfig
+from mmpeft.adapters.peft_format import load_adapter, read_config, save_adapter
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-6}
+EXACT = {"rtol": 0, "atol": 0}
+BLOCK_1 = "model.layers.1."
+
+CASES = {
+    "lora": (LoraConfig(rank=8, alpha=16), EXACT),
+    "lora-all-linear": (LoraConfig(rank=4, alpha=8, target_modules="all-linear"), EXACT),
+    "lora-rank-1": (LoraConfig(rank=1, alpha=1, target_modules=["o_proj", "up_proj"]), EXACT),
+    "lora-odd-alpha": (LoraConfig(rank=6, alpha=7), CLOSE),
+    "lora-rslora": (LoraConfig(rank=6, alpha=4, rslora=True), CLOSE),
+    "lora-one-layer": (LoraConfig(rank=2, alpha=2, target_modules=[f"{BLOCK_1}self_attn.q_proj"]), EXACT),
+    "lora-pattern": (LoraConfig(rank=2, alpha=2, target_modules=r".*\.1\..*(gate|down)_proj"), EXACT),
+    "ia3": (IA3Config(), CLOSE),
+    "ia3-outputs": (IA3Config(["k_proj", "v_proj", "up_proj"], []), CLOSE),
+    "ia3-one-layer-in": (
+        IA3Config([f"model.layers.{i}.mlp.down_proj" for i in (0, 1)], [f"{BLOCK_1}mlp.down_proj"]),
+        CLOSE,
+    ),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    """(config, tolerance of the logits)"""
+    return CASES[request.param]
+
+
+@pytest.fixture(params=["lora", "ia3"])
+def saved(request, make_bank, tmp_path):
+    """A good adapter directory, and a bank without it that holds two others."""
+    save_adapter(make_bank({"a": CASES[request.param][0]}), "a", tmp_path, "tiny")
+    return tmp_path, make_bank({"b": LoraConfig(rank=2), "c": IA3Config(["k_proj"])})
+
+
+def peft_config(config):
+    """The same config in PEFT's terms, ready for training."""
+    common = {"target_modules": config.target_modules, "inference_mode": False}
+    if isinstance(config, LoraConfig):
+        common |= {"target_modules": ["q_proj", "v_proj"]} if config.target_modules == "auto" else {}
+        return peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, use_rslora=config.rslora, **common)
+    if config.target_modules == "auto":
+        common["target_modules"] = ["k_proj", "v_proj", "down_proj"]
+        return peft.IA3Config(feedforward_modules=["down_proj"], **common)
+    return peft.IA3Config(feedforward_modules=config.feedforward_modules, **common)
+
+
+def peft_gradients(model):
+    return {
+        key.removeprefix("base_model.model.").replace(".default", ""): p.grad
+        for key, p in model.named_parameters()
+        if p.requires_grad
+    }
+
+
+def our_gradients(bank, name):
+    """The gradients in PEFT's names and shapes; d/dl is d/d(l - 1)."""
+    gradients = {}
+    for path in bank.entry(name).sites:
+        stack = bank.stack(name, path)
+        if isinstance(bank.entry(name).config, LoraConfig):
+            gradients[f"{path}.lora_A.weight"] = stack.lora_A.grad[0]
+            gradients[f"{path}.lora_B.weight"] = stack.lora_B.grad[0]
+        else:
+            grad = stack.ia3_delta.grad[0]
+            gradients[f"{path}.ia3_l"] = grad[None] if stack.side == "input" else grad[:, None]
+    return gradients
+
+
+def test_our_files_load_in_peft_and_compute_the_same(
+    case, make_llama, make_bank, logits_of, tokens, tmp_path
+):
+    config, tolerance = case
+    bank = make_bank({"a": config})
+    save_adapter(bank, "a", tmp_path, "tiny")
+    theirs = peft.PeftModel.from_pretrained(make_llama(), tmp_path)
+    ids = tokens(2)
+    with torch.no_grad():
+        want = theirs(ids).logits
+    torch.testing.assert_close(logits_of(bank, ["a", "a"], ids), want, **tolerance)
+    assert not torch.equal(want, logits_of(bank, [None, None], ids))
+
+
+def test_on_a_bf16_base_the_error_stays_near_that_of_peft(
+    case, make_llama, make_bank, logits_of, tokens, tmp_path
+):
+    """PEFT casts LoRA's activations up, which costs time; we cast its weights down. Even with these adapters,
+    as large as the base's weights, the base's own rounding stays the larger part of the error (1.35 seen)."""
+    config, _ = case
+    ids = tokens(4)
+    bank = make_bank({"a": config}, model=make_llama().bfloat16())
+    save_adapter(bank, "a", tmp_path, "tiny")
+    exact = make_bank({"a": config}, model=make_llama().bfloat16().float())
+    theirs = peft.PeftModel.from_pretrained(make_llama().bfloat16(), tmp_path)
+    with torch.no_grad():
+        logits = {"peft": theirs(ids).logits, "ours": logits_of(bank, ["a"] * 4, ids)}
+    want = logits_of(exact, ["a"] * 4, ids)
+    error = {name: (got.float() - want).abs().mean() for name, got in logits.items()}
+    assert 0 < error["ours"] < 1.5 * error["peft"]
+
+
+def test_our_files_come_back_bit_for_bit(case, make_bank, make_llama, tmp_path):
+    """LoRA's tensors exactly; IA3's vectors to the rounding of ``l - 1``, and no further on a second trip."""
+    config, _ = case
+    bank = make_bank({"a": config})
+    save_adapter(bank, "a", tmp_path, "tiny")
+    again = AdapterBank(make_llama())
+    load_adapter(again, "b", tmp_path)
+    assert again.entry("b").sites == bank.entry("a").sites
+    assert again.tensors("b").keys() == bank.tensors("a").keys()
+    for key, tensor in again.tensors("b").items():
+        assert torch.equal(tensor, bank.tensors("a")[key]), key
+    if isinstance(config, LoraConfig):
+        assert again.entry("b").config.scaling == config.scaling
+
+
+def test_peft_files_load_here_and_compute_the_same_with_the_same_gradients(
+    case, make_llama, logits_of, tokens, token_means, tmp_path
+):
+    """Forward, and the gradient of every tensor, against PEFT training the same weights."""
+    config, tolerance = case
+    torch.manual_seed(0)
+    theirs = peft.get_peft_model(make_llama(), peft_config(config)).eval()
+    for parameter in (p for p in theirs.parameters() if p.requires_grad):
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    theirs.save_pretrained(tmp_path)
+    bank = AdapterBank(make_llama())
+    load_adapter(bank, "a", tmp_path)
+
+    ids = tokens(2)
+    want = theirs(ids).logits
+    torch.testing.assert_close(logits_of(bank, ["a", "a"], ids), want.detach(), **tolerance)
+    token_means(want, ids).sum().backward()
+    token_means(bank.model(ids).logits, ids).sum().backward()
+    gradients = our_gradients(bank, "a")
+    assert gradients.keys() == peft_gradients(theirs).keys()
+    for key, gradient in peft_gradients(theirs).items():
+        assert gradient.any(), key
+        torch.testing.assert_close(
+            gradients[key], gradient, rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}"
+        )
+
+
+def test_files_of_several_ranks_share_one_bank(make_llama, make_bank, logits_of, tokens, tmp_path):
+    """Each row against PEFT with that one adapter; the padding to the largest rank shows nowhere."""
+    configs = {name: config for name, (config, _) in CASES.items()}
+    bank = make_bank(configs)
+    ids = tokens(len(configs))
+    mixed = logits_of(bank, list(configs), ids)
+    for row, name in enumerate(configs):
+        save_adapter(bank, name, tmp_path / name, "tiny")
+        theirs = peft.PeftModel.from_pretrained(make_llama(), tmp_path / name)
+        with torch.no_grad():
+            torch.testing.assert_close(mixed[row], theirs(ids[row : row + 1]).logits[0], rtol=1e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "model_config", "config"),
+    [
+        (Qwen2ForCausalLM, Qwen2Config, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"])),
+        (Qwen2ForCausalLM, Qwen2Config, peft.IA3Config(task_type="CAUSAL_LM")),
+        (GPT2LMHeadModel, GPT2Config, peft.LoraConfig(r=4, target_modules=["c_attn"])),
+        (GPT2LMHeadModel, GPT2Config, peft.IA3Config(target_modules=["c_attn", "mlp.c_proj"],
+                                                     feedforward_modules=["mlp.c_proj"])),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+def test_other_architectures_go_both_ways(
+    model_class, model_config, config, logits_of, tokens, tmp_path, randomise
+):
+    """Biases (Qwen2: with IA3 they are scaled too) and GPT-2's transposed linears."""
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128}
+    sizes |= {"bos_token_id": 0, "eos_token_id": 0}
+    sizes |= {"intermediate_size": 128, "num_key_value_heads": 2} if model_config is Qwen2Config else {}
+
+    def make():
+        torch.manual_seed(0)
+        model = model_class(model_config(**sizes)).eval()
+        for key, parameter in model.named_parameters():
+            parameter.data += 0.1 if key.endswith("bias") else 0
+        return model
+
+    peft.get_peft_model(make(), config).save_pretrained(tmp_path / "theirs")
+    bank = AdapterBank(make())
+    load_adapter(bank, "a", tmp_path / "theirs")
+    randomise(bank, "a")
+    save_adapter(bank, "a", tmp_path / "ours", "tiny")
+    theirs = peft.PeftModel.from_pretrained(make(), tmp_path / "ours")
+    with torch.no_grad():
+        torch.testing.assert_close(logits_of(bank, ["a"], tokens(1)), theirs(tokens(1)).logits, **CLOSE)
+
+
+def test_the_saved_config_is_small_and_spells_the_targets_out(make_bank, tmp_path):
+    """Older PEFT refuses keys it does not know, and its default targets are not the paper's everywhere."""
+    save_adapter(make_bank({"a": IA3Config()}), "a", tmp_path, "org/base")
+    assert json.loads((tmp_path / "adapter_config.json").read_text()) == {
+        "peft_type": "IA3",
+        "task_type": "CAUSAL_LM",
+        "inference_mode": True,
+        "target_modules": ["down_proj", "k_proj", "v_proj"],
+        "feedforward_modules": ["down_proj"],
+        "fan_in_fan_out": False,
+        "base_model_name_or_path": "org/base",
+    }
+
+
+def rewrite(change):
+    """A corruption of the weights file: ``change`` gets its dict of tensors."""
+
+    def corrupt(directory):
+        path = directory / "adapter_model.safetensors"
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path)
+
+    return corrupt
+
+
+def drop_half(tensors):
+    for key in sorted(tensors)[::2]:
+        del tensors[key]
+
+
+def first(tensors):
+    return min(tensors)
+
+
+def reconfigure(**fields):
+    """A corruption of the config file; a value of ... removes the field."""
+
+    def corrupt(directory):
+        path = directory / "adapter_config.json"
+        raw = json.loads(path.read_text()) | fields
+        path.write_text(json.dumps({key: value for key, value in raw.items() if value is not ...}))
+
+    return corrupt
+
+
+def truncate(directory):
+    path = directory / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def only_bin(directory):
+    path = directory / "adapter_model.safetensors"
+    torch.save(load_file(path), directory / "adapter_model.bin")
+    path.unlink()
+
+
+WEIGHTS, CONFIG = r"adapter_model\.safetensors", r"adapter_config\.json"
+CORRUPTIONS = {
+    "half the keys": (rewrite(drop_half), rf"{WEIGHTS} .* are missing \(such as base_model\.model\."),
+    "unexpected key": (
+        rewrite(lambda t: t.update({"lm_head.weight": torch.ones(1)})),
+        rf"{WEIGHTS} .* 1 are unexpected \(such as lm_head\.weight\)",
+    ),
+    "keys of another base": (
+        rewrite(lambda t: t.update({k.replace("layers.1", "layers.7"): t.pop(k) for k in list(t)})),
+        rf"{WEIGHTS} .* unexpected \(such as base_model\.model\.model\.layers\.7",
+    ),
+    "NaN": (rewrite(lambda t: t[first(t)].fill_(torch.nan)), rf"{WEIGHTS}: base_model\..* holds NaN"),
+    "infinity": (rewrite(lambda t: t[first(t)][0].fill_(torch.inf)), rf"{WEIGHTS}: base_model\..* infinite"),
+    "wrong shape": (
+        rewrite(lambda t: t.update({first(t): torch.ones(3, 64)})),
+        rf"{WEIGHTS}: base_model\..* has shape \[3, 64\], wanted \[",
+    ),
+    "integers": (
+        rewrite(lambda t: t.update({first(t): t[first(t)].to(torch.int8)})),
+        rf"{WEIGHTS}: base_model\..* holds torch\.int8",
+    ),
+    "truncated": (truncate, rf"{WEIGHTS}: not a readable safetensors file .*truncated"),
+    "empty file": (
+        lambda d: (d / "adapter_model.safetensors").write_bytes(b""),
+        rf"{WEIGHTS}: not a readable",
+    ),
+    "pickle only": (only_bin, rf"no {WEIGHTS} \(found adapter_config\.json, adapter_model\.bin\)"),
+    "no config": (lambda d: (d / "adapter_config.json").unlink(), rf"it has no {CONFIG}"),
+    "config is not JSON": (
+        lambda d: (d / "adapter_config.json").write_text("{"),
+        rf"{CONFIG}: not valid JSON",
+    ),
+    "config is a list": (lambda d: (d / "adapter_config.json").write_text("[]"), rf"{CONFIG}: .*JSON object"),
+    "config is binary": (lambda d: (d / "adapter_config.json").write_bytes(b"\xff\xfe\0"), rf"{CONFIG}: not"),
+    "unknown target": (reconfigure(target_modules=["v_prj"]), rf"{CONFIG}: .*v_prj.*closest: 'v_proj'"),
+    "no target": (reconfigure(target_modules=...), rf"{CONFIG}: target_modules is missing"),
+    "unknown method": (reconfigure(peft_type="VERA"), rf"{CONFIG}: peft_type is 'VERA'"),
+    "retrained modules": (reconfigure(modules_to_save=["lm_head"]), rf"{CONFIG}: modules_to_save is \["),
+    "one layer only": (
+        reconfigure(exclude_modules=["q_proj"]),
+        rf"{CONFIG}: exclude_modules is \['q_proj'\]",
+    ),
+}
+LORA_CORRUPTIONS = {
+    "wrong rank": (reconfigure(r=4), rf"{WEIGHTS}: base_model\..*lora_.* has shape \[.*8.*\], wanted \[.*4"),
+    "rank of nothing": (reconfigure(r=-1), rf"{CONFIG}: LoraConfig\.rank is -1"),
+    "rank in words": (reconfigure(r="8"), rf"{CONFIG}: LoraConfig\.rank is '8'"),
+    "no alpha": (reconfigure(lora_alpha=None), rf"{CONFIG}: LoraConfig\.alpha is None"),
+    "DoRA": (reconfigure(use_dora=True), rf"{CONFIG}: use_dora is True"),
+    "activated LoRA": (reconfigure(alora_invocation_tokens=[1]), rf"{CONFIG}: alora_invocation_tokens is"),
+    "per-layer ranks": (reconfigure(rank_pattern={"q_proj": 2}), rf"{CONFIG}: rank_pattern is"),
+    "trained biases": (reconfigure(bias="all"), rf"{CONFIG}: bias is 'all'"),
+    "start that changed the base": (reconfigure(init_lora_weights="pissa_niter_4"), rf"{CONFIG}: init_lora_"),
+    "config of the other method": (
+        reconfigure(peft_type="IA3"),
+        rf"{WEIGHTS} .* are missing \(such as .*ia3_l\) .* unexpected \(such as .*lora_A",
+    ),
+}
+
+
+def check_refusal(directory, bank, corrupt, message):
+    """Loading raises ``message``; not a bit, Parameter or wrapped module of the bank has changed."""
+    parameters, state = bank.parameters(), {k: t.clone() for k, t in bank.model.state_dict().items()}
+    corrupt(directory)
+    with pytest.raises(ValueError, match=message):
+        load_adapter(bank, "new", directory)
+    assert bank.names == ["b", "c"]
+    assert all(new is old for new, old in zip(bank.parameters(), parameters, strict=True))
+    assert bank.model.state_dict().keys() == state.keys()
+    assert all(torch.equal(t, state[key]) for key, t in bank.model.state_dict().items())
+
+
+@pytest.mark.parametrize(("corrupt", "message"), CORRUPTIONS.values(), ids=CORRUPTIONS)
+def test_a_faulty_directory_is_refused_by_name_and_the_bank_is_unchanged(saved, corrupt, message):
+    """PEFT warns about most of these, or accepts them in silence."""
+    check_refusal(*saved, corrupt, message)
+
+
+@pytest.mark.parametrize(("corrupt", "message"), LORA_CORRUPTIONS.values(), ids=LORA_CORRUPTIONS)
+@pytest.mark.parametrize("saved", ["lora"], indirect=True)
+def test_a_faulty_lora_directory_is_refused_by_name_and_the_bank_is_unchanged(saved, corrupt, message):
+    check_refusal(*saved, corrupt, message)
+
+
+def test_a_good_directory_under_a_bad_or_taken_name_is_refused(saved):
+    directory, bank = saved
+    for name, message in (("../a", "adapter name"), ("b", "already has")):
+        with pytest.raises(ValueError, match=message):
+            load_adapter(bank, name, directory)
+    assert bank.names == ["b", "c"]
+
+
+def test_unknown_fields_and_fields_for_training_are_ignored(saved):
+    """Files of newer versions load as long as nothing that is known to matter is set."""
+    directory, _ = saved
+    plain = read_config(directory)
+    fields = {"of_the_future": 1, "fan_in_fan_out": True, "init_lora_weights": "gaussian", "bias": "none"}
+    reconfigure(**fields)(directory)
+    assert read_config(directory) == plain

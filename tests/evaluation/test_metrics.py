@@ -1,0 +1,19 @@
+"""Scores of answers."""
+
+import pytest
+
+from mmpeft.evaluation.metrics import accuracy, exact_match
+
+
+@pytest.mark.parametrize(
+    ("prediction", "truth", "right"),
+    [("blue", "blue", True), (" blue\n", "blue", True), ("Blue", "blue", False), ("blue.", "blue", False), ("", "", True)],
+)  # fmt: skip
+def test_exact_match_trims_white_space_only(prediction, truth, right):
+    assert exact_match(prediction, truth) is right
+
+
+def test_accuracy():
+    assert accuracy([("a", "a"), ("b", "a"), ("c", "c "), ("", "d")]) == 0.5
+    with pytest.raises(ValueError, match="at least one"):
+        accuracy([])
