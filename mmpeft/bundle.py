@@ -59,24 +59,37 @@ class Manifest:
         return next(iter(self.instructions), None) or None
 
 
-def build_model(language: LanguageConfig, vision: VisionConfig, device: torch.device | str = "cpu") -> MultimodalModel:
+def build_model(
+    language: LanguageConfig, vision: VisionConfig, device: torch.device | str = "cpu"
+) -> MultimodalModel:
     """Encoder, a fresh projector and the language model, from their configs."""
     encoder = VisionEncoder(vision).to(device)
-    language_model = load_language_model(language, device)
-    dim = language_model.get_input_embeddings().weight.shape[1]  # pyright: ignore
+    language_model: Any = load_language_model(language, device)
+    dim = language_model.get_input_embeddings().weight.shape[1]
     return MultimodalModel(encoder, Projector(encoder.dim, dim).to(device), language_model)
 
 
 def describe(language: LanguageConfig, model: MultimodalModel, tokenizer: Any) -> dict[str, Any]:
     """The identity of a model's frozen parts."""
     vocabulary = hash_tokenizer(tokenizer)
-    return {"language": identify(language), "vision": model.vision_encoder.fingerprint, "tokenizer": vocabulary}
+    return {
+        "language": identify(language),
+        "vision": model.vision_encoder.fingerprint,
+        "tokenizer": vocabulary,
+    }
 
 
 def hash_tokenizer(tokenizer: Any) -> str:
     """Identity of a tokenizer by what it makes of its vocabulary's ends and of probing texts."""
     probes = ["[INST] <Img></Img> [vqa] what color is it? [/INST] blue", "Ünïcödé 12345 \n\t emoji 🙂"]
-    return hash_json([len(tokenizer), tokenizer.eos_token_id, tokenizer.bos_token_id, *(tokenizer(p)["input_ids"] for p in probes)])
+    return hash_json(
+        [
+            len(tokenizer),
+            tokenizer.eos_token_id,
+            tokenizer.bos_token_id,
+            *(tokenizer(p)["input_ids"] for p in probes),
+        ]
+    )
 
 
 def save(directory: str | Path, manifest: Manifest, model: MultimodalModel) -> None:
@@ -103,14 +116,18 @@ def read_manifest(directory: str | Path) -> Manifest:
     """
     path = Path(directory) / MANIFEST
     if not path.is_file():
-        raise ValueError(f"{directory} is no run of mmpeft: it has no {MANIFEST}. `make quickstart` makes one")
+        raise ValueError(
+            f"{directory} is no run of mmpeft: it has no {MANIFEST}. `make quickstart` makes one"
+        )
     content = json.loads(path.read_text())
     if content.get("format") != FORMAT:
         raise ValueError(f"{path} has format {content.get('format')!r}; this version reads format {FORMAT}")
     return Manifest(**content)
 
 
-def load(directory: str | Path, device: torch.device | str = "cpu") -> tuple[MultimodalModel, Template, Manifest]:
+def load(
+    directory: str | Path, device: torch.device | str = "cpu"
+) -> tuple[MultimodalModel, Template, Manifest]:
     """Rebuilds the model of a run: frozen parts from where the run took them, the rest from the directory.
 
     Raises:
@@ -122,7 +139,12 @@ def load(directory: str | Path, device: torch.device | str = "cpu") -> tuple[Mul
     tokenizer = load_tokenizer(language.name)
     check_identity(manifest, describe(language, model, tokenizer), directory)
     load_trained(directory, model)
-    template = Template(tokenizer, model.vision_encoder.num_tokens, manifest.template["style"], manifest.template["max_length"])
+    template = Template(
+        tokenizer,
+        model.vision_encoder.num_tokens,
+        manifest.template["style"],
+        manifest.template["max_length"],
+    )
     return model, template, manifest
 
 
@@ -137,7 +159,11 @@ def load_trained(directory: str | Path, model: MultimodalModel, adapters: list[s
     if hash_tensors(tensors) != manifest.projector:
         raise ValueError(f"{directory / PROJECTOR} is not the projector that {MANIFEST} was written for")
     for name, slot in {"base": 0, **model.projector_slots}.items():
-        own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+        own = {
+            key.removeprefix(f"{name}."): value
+            for key, value in tensors.items()
+            if key.startswith(f"{name}.")
+        }
         model.projector.fill(own, slot)
     for name in manifest.adapters if adapters is None else adapters:
         load_adapter(model.bank, name, directory / "adapters" / name)

@@ -34,7 +34,9 @@ def inspect(arguments: list[str]) -> None:
     No weights are loaded. A conversation without any token that carries loss is an error that names it.
     Takes the same --config and overrides as `mmpeft fit`.
     """
-    parser = ArgumentParser("mmpeft inspect", description=inspect.__doc__, formatter_class=RawTextHelpFormatter)
+    parser = ArgumentParser(
+        "mmpeft inspect", description=inspect.__doc__, formatter_class=RawTextHelpFormatter
+    )
     parser.add_argument("--config", required=True, help="the run's YAML")
     parser.add_argument("--split", choices=("train", "val"), default="train", help="which data")
     parser.add_argument("--rows", type=int, default=1, help="how many packed rows of the first batch")

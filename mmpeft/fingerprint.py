@@ -44,4 +44,3 @@ def hash_weight_files(paths: list[Path]) -> str:
                 file.seek(number * max(size - CHUNK, 0) // (CHUNKS_PER_FILE - 1))
                 digest.update(file.read(CHUNK))
     return digest.hexdigest()[:32]
-

@@ -32,8 +32,12 @@ def quickstart(started: float | None = None, steps: int = 300, questions: int = 
     main(["test", *run, f"--data.limit={questions}"])
     metrics = json.loads((Path(RUN) / "metrics.json").read_text())
     minutes = (time.time() - started) / 60
-    print(f"the report is {RUN}/report.png; now try: .venv/bin/mmpeft ask --image {RUN}/examples/00.png 'what color is the shape?'")
-    print(f"quickstart: accuracy={metrics['exact_match']:.3f} questions={metrics['questions']} minutes={minutes:.1f}")
+    print(
+        f"the report is {RUN}/report.png; now try: .venv/bin/mmpeft ask --image {RUN}/examples/00.png 'what color is the shape?'"
+    )
+    print(
+        f"quickstart: accuracy={metrics['exact_match']:.3f} questions={metrics['questions']} minutes={minutes:.1f}"
+    )
 
 
 if __name__ == "__main__":

@@ -155,6 +155,12 @@ def _questions(name: str, colour: str) -> list[dict]:
 
 
 @pytest.fixture(scope="session")
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer of `tiny_base`."""
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory) -> Path:
     """Folder of a random base, as `make_base` writes it."""
     return make_base(tmp_path_factory.mktemp("base"))

@@ -49,6 +49,7 @@ class Occupancy(nn.Module):
         super().__init__()
         self.register_buffer("active", torch.zeros(num_slots, dtype=torch.bool), persistent=False)
         self.partial = True
+        """Whether some slot is inactive."""
 
     def set(self, slot: int, active: bool) -> None:
         self.active[slot] = active
@@ -59,9 +60,11 @@ class Occupancy(nn.Module):
         self.partial = not bool(self.active.all())
 
     def effective(self, slots: Tensor) -> Tensor:
-        """``slots`` (B,) with the rows of inactive slots turned into base rows."""
-        if not self.partial:
-            return slots
+        """``slots`` (B,) with the rows of inactive slots turned into base rows.
+
+        Always by the tensor, though nothing is to do when all are active: a branch on that would compile the
+        model anew whenever the last free slot is taken.
+        """
         return torch.where(self.active[slots.clamp(min=0)], slots, BASE)
 
 

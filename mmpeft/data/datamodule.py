@@ -54,8 +54,11 @@ class VisionLanguageData(L.LightningDataModule):
     ):
         super().__init__()
         paths = {"train": train, "val": val, "test": test, "predict": predict}
-        self.paths: dict[str, list[str]] = {s: [p] if isinstance(p, str) else p or [] for s, p in paths.items()}
-        self.image_root, self.task, self.style = image_root, task, style
+        self.paths: dict[str, list[str]] = {
+            s: [p] if isinstance(p, str) else p or [] for s, p in paths.items()
+        }
+        self.image_root, self.task = image_root, task
+        self.style: Literal["instruct", "plain"] = style
         self.packing, self.limit, self.seed = packing, limit, seed
         self.cache = Path(cache) if cache else home() / "features"
         self.records: dict[Split, list[Any]] = {}
@@ -115,11 +118,15 @@ class VisionLanguageData(L.LightningDataModule):
         for record in self.records.get("train", []):
             question = record["turns"][0][0].replace(IMAGE_MARKER, "").strip()
             questions.setdefault(record["task"] or "", set()).add(question)
-        return {task: next(iter(q)) if len(q := questions[task]) == 1 else None for task, _ in tasks.most_common()}
+        return {
+            task: next(iter(q)) if len(q := questions[task]) == 1 else None for task, _ in tasks.most_common()
+        }
 
     def images(self) -> list[Any]:
         """Every image of the splits that were set up."""
-        return [image for records in self.records.values() for record in records for image in record["images"]]
+        return [
+            image for records in self.records.values() for record in records for image in record["images"]
+        ]
 
     def _read(self, split: Split) -> list[Any]:
         records = [
@@ -139,7 +146,9 @@ class VisionLanguageData(L.LightningDataModule):
         encoded = [self.template.encode(record) for record in self.records[split]]
         truncated = sum(example.truncated for example in encoded)
         if truncated:
-            print(f"{split}: {truncated} of {len(encoded)} conversations lost the end of their last answer at max_length")
+            print(
+                f"{split}: {truncated} of {len(encoded)} conversations lost the end of their last answer at max_length"
+            )
         return encoded
 
     def _loader(self, split: Split, encoded: list[Encoded], seed: int | None) -> PackedLoader:

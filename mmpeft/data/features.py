@@ -124,7 +124,7 @@ class FeatureCache:
         content = {"encoder": self.encoder.fingerprint, "shards": [*intact, shard]}
         (self.directory / "index.part").write_text(json.dumps(content))
         os.replace(self.directory / "index.part", index)
-        self._open()
+        self._open_shard(shard)
 
 
 @torch.no_grad()

@@ -53,10 +53,12 @@ def pack(conversations: Sequence[Encoded]) -> PackedRow:
 
 def shared_prefix(conversations: Sequence[Encoded]) -> int:
     """Leading tokens that all conversations share and that carry no target: each target needs a place of its
-    own, since conversations may go on differently from the same prefix."""
+    own, since conversations may go on differently from the same prefix. It never ends inside an image."""
     first, *others = (conversation.ids for conversation in conversations)
     limit = min(_first_target(conversation) for conversation in conversations)
     limit = min(limit, *(len(conversation.ids) - 1 for conversation in conversations))
+    while limit > 0 and first[limit - 1] == first[limit] == IMAGE_TOKEN:
+        limit -= 1
     for position in range(limit):
         if any(ids[position] != first[position] for ids in others):
             return position
@@ -64,7 +66,11 @@ def shared_prefix(conversations: Sequence[Encoded]) -> int:
 
 
 def plan_rows(
-    keys: Sequence[Hashable], lengths: Sequence[int], order: Sequence[int], max_length: int, max_conversations: int
+    keys: Sequence[Hashable],
+    lengths: Sequence[int],
+    order: Sequence[int],
+    max_length: int,
+    max_conversations: int,
 ) -> list[list[int]]:
     """Which examples share a row: those of one key, best fit, at most ``max_length`` tokens and
     ``max_conversations`` each. Lengths count every conversation whole, so a row is never longer than planned.

@@ -55,8 +55,8 @@ class Template:
         tokenizer: a Hugging Face tokenizer with an end-of-sequence token.
         image_tokens: features per image after pooling.
         style: "instruct" as above; "plain" is ``features answer``, without instruction (LLaVA's first stage).
-        max_length: longest conversation in tokens. A longer one loses the end of its last answer; one whose
-            answers would lose their first token is refused.
+        max_length: longest conversation in tokens. A longer one is cut inside an answer, or loses whole turns when
+            their answer would not begin; one that would lose its first answer is refused.
     """
 
     def __init__(
@@ -86,13 +86,17 @@ class Template:
         """
         tokens, loss = _flatten(self.spans(record))
         kept = min(len(tokens), self.max_length + 1)
+        while kept and not loss[kept - 1]:  # a question without its answer teaches nothing
+            kept -= 1
         targets = [t if on else IGNORE_INDEX for t, on in zip(tokens[1:kept], loss[1:kept], strict=True)]
         if all(target == IGNORE_INDEX for target in targets):
             raise DataError(
                 f"{record['where']}: no token of {record['id']!r} would carry loss: its first answer starts beyond "
                 f"max_length = {self.max_length} of {len(tokens)} tokens, or it has none; raise max_length"
             )
-        return Encoded(tokens[: kept - 1], targets, record["images"], record.get("task"), truncated=kept < len(tokens))
+        ids = tokens[: kept - 1]
+        images = record["images"][: ids.count(IMAGE_TOKEN) // self.image_tokens]
+        return Encoded(ids, targets, images, record.get("task"), truncated=kept < len(tokens))
 
     def encode_prompt(self, record: dict[str, Any]) -> Encoded:
         """What the model reads before it answers the record's last turn; that turn's answer is not looked at."""
@@ -133,7 +137,7 @@ class Template:
         spans, opening = [], "[INST]"
         for text in [first, *(part for other in others for part in (IMAGE_MARKER, other))]:
             if text == IMAGE_MARKER:
-                spans += [Span("marker", self._ids(f"{opening}{self._space}<Img>")), self._image()]
+                spans += [Span("marker", self._ids(self._after(opening, "<Img>"))), self._image()]
                 opening = "</Img>"
             elif text.strip():
                 spans.append(Span("marker", self._ids(opening)))
@@ -145,8 +149,11 @@ class Template:
         if task:  # nothing but images was asked
             spans += [Span("marker", self._ids(opening)), Span("task", self._ids(f"{self._space}[{task}]"))]
             opening = ""
-        closing = f"{opening}{self._space}[/INST]"
-        return [span for span in [*spans, Span("marker", self._ids(closing))] if span.ids]
+        closing = self._ids(self._after(opening, "[/INST]"))
+        return [span for span in [*spans, Span("marker", closing)] if span.ids]
+
+    def _after(self, opening: str, marker: str) -> str:
+        return f"{opening} {marker}" if opening else f"{self._space}{marker}"
 
     def _image(self) -> Span:
         return Span("image", [IMAGE_TOKEN] * self.image_tokens)

@@ -36,9 +36,9 @@ def model_card(
     encoder, tasks = manifest["vision"]["name"], [task for task in manifest.get("instructions", {}) if task]
     kind = f"Adapter {_list(adapters)} and a projector" if adapters else "A projector"
     limits = [
-        "It is a finetune: the limits, biases and licences of its base, its encoder and its data are its own too.",
-        "mmpeft loads it with exactly the base, encoder and tokenizer identified above and refuses any other.",
-        f"It was trained on {_list(tasks) or 'one kind of task'}; nothing is known about other tasks or images.",
+        "It is a finetune: the limits, biases and licences of base, encoder and data are its own too.",
+        "mmpeft loads it with the base, encoder and tokenizer identified above and refuses any other.",
+        f"It was trained on {_list(tasks) or 'one kind of task'}; about others nothing is known.",
         "Exact match is strict: case, punctuation and wording count. It says little about long free text.",
     ]
     rows = [(e.question, e.truth or "", f"{VERDICTS[e.right]} {e.answer}") for e in examples[:MAX_EXAMPLES]]
@@ -82,7 +82,7 @@ def _usage(base: str, adapters: Sequence[str], examples: Sequence[Example]) -> s
         _code("bash", shell),
     ]
     if adapters:
-        embedded, folder = base.startswith("embedded/"), _quoted(f"adapters/{adapters[0]}")
+        embedded, source = base.startswith("embedded/"), _quoted(base)
         parts += [
             "The adapter alone is in PEFT's format. Without the projector it reads text but no images:",
             _code(
@@ -91,8 +91,9 @@ def _usage(base: str, adapters: Sequence[str], examples: Sequence[Example]) -> s
                 "from peft import PeftModel",
                 "from transformers import AutoModelForCausalLM",
                 "",
-                f"base = AutoModelForCausalLM.from_pretrained({f'resolve({_quoted(base)})' if embedded else _quoted(base)})",
-                f"model = PeftModel.from_pretrained(base, {folder})",
+                f"source = {f'resolve({source})' if embedded else source}",
+                "base = AutoModelForCausalLM.from_pretrained(source)",
+                f"model = PeftModel.from_pretrained(base, {_quoted(f'adapters/{adapters[0]}')})",
             ),
         ]
     return "\n\n".join(parts)

@@ -69,8 +69,8 @@ def draw_report(
         ImageError: an example's image cannot be read.
     """
     installed = set(fontManager.get_font_names())
-    style = {"font.family": [f for f in FONTS if f in installed], "text.parse_math": False, "text.color": INK}
-    with rc_context(style), warnings.catch_warnings():
+    fonts = [font for font in FONTS if font in installed]
+    with rc_context({"font.family": fonts, "text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         page = _Page()
         y = page.text(MARGIN, 26, title, WIDTH - 2 * MARGIN, size=17, weight="bold") + 14
@@ -118,13 +118,21 @@ class _Page:
         self.figure.add_artist(Rectangle(corner, width / WIDTH, height / TALLEST, color=color, linewidth=0))
 
     def text(
-        self, x: float, y: float, text: str, width: float, lines: int = 1, size: float = 8.5, **style: str
-    ) -> float:  # fmt: skip
+        self,
+        x: float,
+        y: float,
+        text: str,
+        width: float,
+        lines: int = 1,
+        size: float = 8.5,
+        color: str = INK,
+        weight: str = "normal",
+    ) -> float:
         """Text wrapped to a width in pixels and a number of lines. Returns where it ends."""
-        em, font = size * DPI / 72, FontProperties(size=size, weight=style.get("weight", "normal"))
+        em, font = size * DPI / 72, FontProperties(size=size, weight=weight)
         for line in self._wrap(text, font, width, lines, start=int(4 * width / em)):
             y += 1.4 * em
-            self.figure.text(x / WIDTH, 1 - (y - 0.4 * em) / TALLEST, line, size=size, **style)
+            self.figure.text(x / WIDTH, 1 - (y - 0.4 * em) / TALLEST, line, fontproperties=font, color=color)
         return y
 
     def _wrap(self, text: str, font: FontProperties, width: float, lines: int, start: int) -> list[str]:
@@ -139,7 +147,7 @@ class _Page:
 
     def save(self, path: str | Path, height: float) -> None:
         self.canvas.draw()
-        sheet = Image.frombuffer("RGBA", self.canvas.get_width_height(), self.canvas.buffer_rgba())
+        sheet = Image.frombytes("RGBA", self.canvas.get_width_height(), bytes(self.canvas.buffer_rgba()))
         sheet.crop((0, 0, WIDTH, min(TALLEST, round(height)))).convert("RGB").save(path, "PNG", optimize=True)
 
 
@@ -176,8 +184,8 @@ def _draw_loss(axes: Axes, train: Curve, val: Curve) -> None:
         axes.plot(*zip(*train, strict=True), color=BLUE, alpha=0.25, linewidth=0.8)
         axes.plot(*zip(*_smooth(train), strict=True), color=BLUE, linewidth=1.8, label="train")
     if val:
-        marks = {"marker": "o", "markersize": 4, "linewidth": 1.2, "label": "validation"}
-        axes.plot(*zip(*val, strict=True), color=WRONG, **marks)
+        (line,) = axes.plot(*zip(*val, strict=True), color=WRONG, linewidth=1.2, label="validation")
+        line.set(marker="o", markersize=4)
     if lost := logged - len(train) - len(val):
         axes.plot([], [], " ", label=f"{lost} not finite")
     values = [value for _, value in train + val] or [1]
@@ -191,11 +199,14 @@ def _draw_loss(axes: Axes, train: Curve, val: Curve) -> None:
 
 def _draw_match(axes: Axes, curve: Curve) -> None:
     """The share of exactly right answers, with the last one written out."""
-    axes.plot(*zip(*curve, strict=True), color=RIGHT, marker="o", markersize=4, linewidth=1.8, clip_on=False)
-    axes.fill_between(*zip(*curve, strict=True), color=RIGHT, alpha=0.08, linewidth=0)
+    steps, shares = zip(*curve, strict=True)
+    axes.plot(steps, shares, color=RIGHT, marker="o", markersize=4, linewidth=1.8, clip_on=False)
+    axes.fill_between(steps, shares, color=RIGHT, alpha=0.08, linewidth=0)
     axes.set_ylim(0, 1)
-    place = {"xytext": (0, -16 if curve[-1][1] > 0.8 else 8), "textcoords": "offset points", "ha": "right"}
-    axes.annotate(f"{curve[-1][1]:.3f}", curve[-1], size=10, weight="bold", color=RIGHT, **place)
+    label = axes.annotate(
+        f"{shares[-1]:.3f}", curve[-1], (0, -16 if shares[-1] > 0.8 else 8), textcoords="offset points"
+    )
+    label.set(ha="right", size=10, weight="bold", color=RIGHT)
 
 
 def _smooth(curve: Curve) -> Curve:

@@ -43,7 +43,9 @@ class VisionLanguageModel:
     frozen model alone, or None for the run's first; a list gives every item its own.
     """
 
-    def __init__(self, model: MultimodalModel, template: Template, manifest: bundle.Manifest, batch_size: int = 32):
+    def __init__(
+        self, model: MultimodalModel, template: Template, manifest: bundle.Manifest, batch_size: int = 32
+    ):
         self.model, self.template, self.manifest = model, template, manifest
         self.batch_size = batch_size
 
@@ -53,10 +55,31 @@ class VisionLanguageModel:
         return self.model.bank.names
 
     @overload
-    def ask(self, image: Images, question: str, adapter: str | None = None, max_new_tokens: int = 32, task: str | None = None) -> str: ...
+    def ask(
+        self,
+        image: Images,
+        question: str,
+        adapter: str | None = None,
+        max_new_tokens: int = 32,
+        task: str | None = None,
+    ) -> str: ...
     @overload
-    def ask(self, image: Any, question: Any, adapter: Any = None, max_new_tokens: int = 32, task: str | None = None) -> list[str]: ...
-    def ask(self, image: Any, question: Any, adapter: Any = None, max_new_tokens: int = 32, task: str | None = None) -> Any:
+    def ask(
+        self,
+        image: Any,
+        question: Any,
+        adapter: Any = None,
+        max_new_tokens: int = 32,
+        task: str | None = None,
+    ) -> list[str]: ...
+    def ask(
+        self,
+        image: Any,
+        question: Any,
+        adapter: Any = None,
+        max_new_tokens: int = 32,
+        task: str | None = None,
+    ) -> Any:
         """Answers questions about images.
 
         Args:
@@ -93,22 +116,35 @@ class VisionLanguageModel:
         Returns:
             Per item ``[(choice, score), ...]``, the best first.
         """
-        if len(choices) < 2 or len(set(choices)) < len(choices) or not all(choice.strip() for choice in choices):
-            raise ValueError(f"choices must be at least two different, non-empty answers; got {list(choices)!r}")
+        if (
+            len(choices) < 2
+            or len(set(choices)) < len(choices)
+            or not all(choice.strip() for choice in choices)
+        ):
+            raise ValueError(
+                f"choices must be at least two different, non-empty answers; got {list(choices)!r}"
+            )
         images, questions, adapters, single = _aligned(image, question, adapter)
         task = self.manifest.default_task
-        prompts = [self.template.encode_prompt(_record(i, q, task, n)) for n, (i, q) in enumerate(zip(images, questions, strict=True))]
+        prompts = [
+            self.template.encode_prompt(_record(i, q, task, n))
+            for n, (i, q) in enumerate(zip(images, questions, strict=True))
+        ]
         rows = [[self.template.encode_answer(prompt, choice) for choice in choices] for prompt in prompts]
         ranked: list[list[tuple[str, float]]] = []
         per_batch = max(1, self.batch_size // len(choices))
-        for part, names in zip(_chunks(rows, per_batch), _chunks(self._names(adapters), per_batch), strict=True):
+        for part, names in zip(
+            _chunks(rows, per_batch), _chunks(self._names(adapters), per_batch), strict=True
+        ):
             ranked += [
                 sorted(zip(choices, scores, strict=True), key=lambda pair: -pair[1])
                 for scores in self._scores(self._batch(part, names), len(choices))
             ]
         return ranked[0] if single else ranked
 
-    def _generate(self, records: list[dict[str, Any]], names: list[str | None], max_new_tokens: int) -> list[str]:
+    def _generate(
+        self, records: list[dict[str, Any]], names: list[str | None], max_new_tokens: int
+    ) -> list[str]:
         """Questions about the same image with the same adapter share a row."""
         prompts = [self.template.encode_prompt(record) for record in records]
         groups: dict[Any, list[int]] = {}
@@ -118,7 +154,9 @@ class VisionLanguageModel:
         rows = [part for members in groups.values() for part in _chunks(members, self.batch_size)]
         answers: list[str] = [""] * len(records)
         for part in _filled(rows, self.batch_size):
-            batch = self._batch([[prompts[number] for number in row] for row in part], [names[row[0]] for row in part])
+            batch = self._batch(
+                [[prompts[number] for number in row] for row in part], [names[row[0]] for row in part]
+            )
             generated = self.model.generate(batch, self.template.tokenizer.eos_token_id, max_new_tokens)
             for row, texts in zip(part, generated, strict=True):
                 for number, ids in zip(row, texts, strict=True):
@@ -129,7 +167,9 @@ class VisionLanguageModel:
     def _scores(self, batch: Batch, num_choices: int) -> list[list[float]]:
         losses = self.model.token_losses(batch)
         place = losses.rows * num_choices + losses.segments - 1
-        total = torch.zeros(len(batch.adapters) * num_choices, device=place.device).index_add_(0, place, -losses.nll)
+        total = torch.zeros(len(batch.adapters) * num_choices, device=place.device).index_add_(
+            0, place, -losses.nll
+        )
         return (total / torch.bincount(place, minlength=len(total))).view(-1, num_choices).tolist()
 
     def _batch(self, rows: Sequence[Sequence[Encoded]], names: Sequence[str | None]) -> Batch:
@@ -154,9 +194,17 @@ def _record(images: Images, question: str, task: str | None, number: int) -> dic
     listed = [] if images is None else list(images) if isinstance(images, tuple) else [images]
     markers = question.count(IMAGE_MARKER)
     if markers and markers != len(listed):
-        raise ValueError(f"question {number} has {markers} {IMAGE_MARKER} but {len(listed)} images were given")
+        raise ValueError(
+            f"question {number} has {markers} {IMAGE_MARKER} but {len(listed)} images were given"
+        )
     text = question if markers else IMAGE_MARKER * len(listed) + question
-    return {"id": str(number), "images": listed, "turns": [(text, None)], "task": task, "where": f"question {number}"}
+    return {
+        "id": str(number),
+        "images": listed,
+        "turns": [(text, None)],
+        "task": task,
+        "where": f"question {number}",
+    }
 
 
 def _aligned(image: Any, question: Any, adapter: Any) -> tuple[list[Any], list[Any], list[Any], bool]:
@@ -164,9 +212,13 @@ def _aligned(image: Any, question: Any, adapter: Any) -> tuple[list[Any], list[A
     values = {"image": image, "question": question, "adapter": adapter}
     lengths = {name: len(value) for name, value in values.items() if isinstance(value, list)}
     if len(set(lengths.values())) > 1:
-        raise ValueError("lists of different length: " + ", ".join(f"{n} {name}s" for name, n in lengths.items()))
+        raise ValueError(
+            "lists of different length: " + ", ".join(f"{n} {name}s" for name, n in lengths.items())
+        )
     length = next(iter(lengths.values()), 1)
-    images, questions, adapters = (value if isinstance(value, list) else [value] * length for value in values.values())
+    images, questions, adapters = (
+        value if isinstance(value, list) else [value] * length for value in values.values()
+    )
     return images, questions, adapters, not lengths
 
 

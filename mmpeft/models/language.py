@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from mmpeft.embedded import LANGUAGE_MODEL, resolve
 from mmpeft.fingerprint import hash_json, hash_weight_files
@@ -43,7 +43,7 @@ def load_language_model(config: LanguageConfig, device: torch.device | str = "cp
         FileNotFoundError: no such model on this machine and no way to fetch it.
     """
     path = _existing(config.name)
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=pick_dtype(config.dtype, device),
         attn_implementation=pick_attention(config.attention, device),
@@ -52,9 +52,12 @@ def load_language_model(config: LanguageConfig, device: torch.device | str = "cp
         use_safetensors=True,
         device_map={"": str(device)} if config.quantization else None,
     )
+    model, info = loaded
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
-        raise ValueError(f"the checkpoint {path} lacks {len(missing)} tensors, such as {missing[:3]}: it is incomplete")
+        raise ValueError(
+            f"the checkpoint {path} lacks {len(missing)} tensors, such as {missing[:3]}: it is incomplete"
+        )
     if config.quantization is None:
         model = model.to(device)
     _keep_gradients(model)
@@ -69,7 +72,11 @@ def pick_dtype(name: str, device: torch.device | str = "cpu") -> torch.dtype:
         return getattr(torch, name)
     if torch.device(device).type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else torch.float32
+    return (
+        torch.bfloat16
+        if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        else torch.float32
+    )
 
 
 def pick_attention(name: str, device: torch.device | str = "cpu") -> str:
@@ -108,8 +115,12 @@ def _existing(name: str) -> str:
     if Path(path).exists() or (path.count("/") <= 1 and not path.startswith((".", "/", "~"))):
         return path
     parent = Path(path).expanduser().parent
-    near = difflib.get_close_matches(Path(path).name, [p.name for p in parent.glob("*")] if parent.exists() else [], n=1)
-    raise FileNotFoundError(f"language model {name!r}: no such folder" + (f"; did you mean {parent / near[0]}?" if near else ""))
+    near = difflib.get_close_matches(
+        Path(path).name, [p.name for p in parent.glob("*")] if parent.exists() else [], n=1
+    )
+    raise FileNotFoundError(
+        f"language model {name!r}: no such folder" + (f"; did you mean {parent / near[0]}?" if near else "")
+    )
 
 
 def _quantization(config: LanguageConfig, device: torch.device | str) -> BitsAndBytesConfig | None:
@@ -125,9 +136,9 @@ def _quantization(config: LanguageConfig, device: torch.device | str) -> BitsAnd
     return None
 
 
-def _keep_gradients(model: nn.Module) -> None:
+def _keep_gradients(model: Any) -> None:
     """bitsandbytes 0.50.2 repacks 4-bit weights for an inference kernel without autograd at the first forward
     in eval mode on processors with AVX512-BF16; after that, gradients through the base are silently gone."""
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
-            module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportAttributeAccessIssue]
+            module.support_avx512bf16_for_cpu = False

@@ -1,6 +1,7 @@
 """Vision features, projector, language model and adapters as one model: forward on packed rows, and decoding."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ class MultimodalModel(nn.Module):
         super().__init__()
         self.vision_encoder = vision_encoder
         self.projector = projector
-        self.language_model = language_model
+        self.language_model: Any = language_model
         self.bank = AdapterBank(language_model)
         self.projector_slots: dict[str, int] = {}
         """Adapters that own a projector; any other row uses slot 0."""
@@ -50,7 +51,7 @@ class MultimodalModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.language_model.get_input_embeddings().weight.dtype  # pyright: ignore
+        return self.language_model.get_input_embeddings().weight.dtype
 
     def token_losses(self, batch: Batch) -> TokenLosses:
         """The losses of the labelled positions. Logits are computed there and nowhere else."""
@@ -59,7 +60,9 @@ class MultimodalModel(nn.Module):
         labels = batch.targets[labelled]
         logits = self.logits(hidden[labelled])
         nll = F.cross_entropy(logits.float(), labels, reduction="none")
-        return TokenLosses(nll, logits.argmax(-1) == labels, labelled.nonzero()[:, 0], batch.segments[labelled])
+        return TokenLosses(
+            nll, logits.argmax(-1) == labels, labelled.nonzero()[:, 0], batch.segments[labelled]
+        )
 
     @torch.no_grad()
     def generate(self, batch: Batch, eos_token_id: int, max_new_tokens: int = 32) -> list[list[list[int]]]:
@@ -71,7 +74,7 @@ class MultimodalModel(nn.Module):
         Returns:
             Per row and conversation the new token ids, without the end token.
         """
-        cache = DynamicCache(config=self.language_model.config)  # pyright: ignore[reportArgumentType]
+        cache = DynamicCache(config=self.language_model.config)
         hidden = self._decode(batch, cache)
         rows, columns = last_positions(batch)
         tokens = self.logits(hidden[rows, columns]).argmax(-1)
@@ -95,7 +98,7 @@ class MultimodalModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., dim) hidden states -> (..., vocabulary)."""
-        logits = self.language_model.get_output_embeddings()(hidden)  # pyright: ignore[reportCallIssue]
+        logits = self.language_model.get_output_embeddings()(hidden)
         softcap = getattr(self.language_model.config, "final_logit_softcapping", None)  # Gemma 2 and 3
         return softcap * torch.tanh(logits / softcap) if softcap else logits
 
@@ -103,7 +106,7 @@ class MultimodalModel(nn.Module):
         """Hidden states (rows, tokens, dim) of the last ``new`` columns, or of all."""
         columns = slice(None) if new is None else slice(batch.input_ids.shape[1] - new, None)
         self.bank.route(batch.adapters)
-        decoder = self.language_model.get_decoder()  # pyright: ignore[reportCallIssue]
+        decoder = self.language_model.get_decoder()
         return decoder(
             inputs_embeds=self._embed(batch, columns),
             attention_mask=self._additive(attention_mask(batch.segments[:, columns], batch.segments)),
@@ -114,7 +117,7 @@ class MultimodalModel(nn.Module):
 
     def _embed(self, batch: Batch, columns: slice) -> Tensor:
         ids = batch.input_ids[:, columns]
-        embeds = self.language_model.get_input_embeddings()(ids.clamp(min=0))  # pyright: ignore
+        embeds = self.language_model.get_input_embeddings()(ids.clamp(min=0))
         slots = ids == IMAGE_TOKEN
         if batch.features is None or not bool(slots.any()):
             return embeds
@@ -129,7 +132,9 @@ class MultimodalModel(nn.Module):
 
     def _additive(self, allowed: Tensor) -> Tensor:
         lowest = torch.finfo(self.dtype).min
-        return torch.zeros(allowed.shape, dtype=self.dtype, device=allowed.device).masked_fill(~allowed, lowest)
+        return torch.zeros(allowed.shape, dtype=self.dtype, device=allowed.device).masked_fill(
+            ~allowed, lowest
+        )
 
 
 def attention_mask(query_segments: Tensor, key_segments: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The linear projection of vision features into the language model's embedding space, one per slot."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-import torch
 
 from mmpeft.adapters.functional import gather_slots
 

@@ -9,8 +9,8 @@ import timm
 import torch
 from PIL.Image import Image
 from safetensors.torch import load_file
-from timm.data import create_transform, resolve_model_data_config  # pyright: ignore[reportPrivateImportUsage]
-from timm.layers import resample_abs_pos_embed  # pyright: ignore[reportPrivateImportUsage]
+from timm.data import create_transform, resolve_model_data_config
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -51,12 +51,12 @@ class VisionEncoder(nn.Module):
     def __init__(self, config: VisionConfig, load_weights: bool = True):
         super().__init__()
         self.config = config
-        self.model = _create(config, load_weights).requires_grad_(False)
-        self.num_layers = len(self.model.feature_info)  # pyright: ignore[reportArgumentType]
+        self.model: Any = _create(config, load_weights).requires_grad_(False)
+        self.num_layers = len(self.model.feature_info)
         self.layer = self._resolve_layer(config.layer)
-        self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] convolutions run 2x faster
+        self.model.to(memory_format=torch.channels_last)  # convolutions run 2x faster
         self.data_config = _data_config(self.model, config)
-        self.transform_image = create_transform(**self.data_config, is_training=False)
+        self.transform_image: Any = create_transform(**self.data_config, is_training=False)
         super().train(False)
         size = self.data_config["input_size"]
         with torch.no_grad():
@@ -74,13 +74,13 @@ class VisionEncoder(nn.Module):
 
     def transform(self, image: Image) -> Tensor:
         """RGB image -> (3, height, width)."""
-        return self.transform_image(image)  # pyright: ignore[reportReturnType]
+        return self.transform_image(image)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(images, 3, height, width) -> (images, tokens, dim)."""
         reference = next(self.model.parameters())
         pixels = pixels.to(reference.device, reference.dtype, memory_format=torch.channels_last)
-        (features,) = self.model.forward_intermediates(  # pyright: ignore[reportCallIssue]
+        (features,) = self.model.forward_intermediates(
             pixels,
             indices=[self.layer],
             norm=self.layer == self.num_layers - 1,  # the final norm belongs to the last layer only
@@ -91,9 +91,13 @@ class VisionEncoder(nn.Module):
 
     def _resolve_layer(self, layer: int) -> int:
         if not hasattr(self.model, "forward_intermediates"):
-            raise ValueError(f"timm's {self.config.name!r} has no intermediate features; choose another model")
+            raise ValueError(
+                f"timm's {self.config.name!r} has no intermediate features; choose another model"
+            )
         if not -self.num_layers <= layer < self.num_layers:
-            raise ValueError(f"vision layer {layer}: {self.config.name} has layers 0 to {self.num_layers - 1}")
+            raise ValueError(
+                f"vision layer {layer}: {self.config.name} has layers 0 to {self.num_layers - 1}"
+            )
         return layer % self.num_layers
 
 
@@ -107,7 +111,9 @@ def pool_tokens(features: Tensor, pooling: Pooling, pool: int) -> Tensor:
     run = pool if pooling == "consecutive" else 1
     side = pool if pooling in ("average", "pixel_shuffle") else 1
     if height % side or width % side or (height * width) % run:
-        raise ValueError(f"a grid of {height}x{width} tokens cannot be pooled by {pool} ({pooling}); change image_size or pool")
+        raise ValueError(
+            f"a grid of {height}x{width} tokens cannot be pooled by {pool} ({pooling}); change image_size or pool"
+        )
     if pooling == "average":
         features = F.avg_pool2d(features, pool)
     elif pooling == "pixel_shuffle":
@@ -116,12 +122,14 @@ def pool_tokens(features: Tensor, pooling: Pooling, pool: int) -> Tensor:
     return tokens.reshape(len(tokens), -1, dim * pool) if pooling == "consecutive" else tokens.contiguous()
 
 
-def _create(config: VisionConfig, load_weights: bool) -> nn.Module:
+def _create(config: VisionConfig, load_weights: bool) -> Any:
     if not timm.is_model(config.name.split(":")[-1].split("/")[-1].split(".")[0]) and ":" not in config.name:
         close = timm.list_models(f"*{config.name.split('_')[0]}*")[:5]
-        raise ValueError(f"timm has no model {config.name!r}; similar: {', '.join(close) or 'see timm.list_models()'}")
+        raise ValueError(
+            f"timm has no model {config.name!r}; similar: {', '.join(close) or 'see timm.list_models()'}"
+        )
     pretrained = load_weights and config.weights is None
-    size = {"img_size": config.image_size} if config.image_size else {}
+    size: dict[str, Any] = {"img_size": config.image_size} if config.image_size else {}
     try:
         model = timm.create_model(config.name, pretrained=pretrained, num_classes=0, **size)
     except TypeError:  # convolutional models take any size and no img_size

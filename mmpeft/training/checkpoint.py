@@ -1,19 +1,17 @@
 """What a Lightning checkpoint of ours holds besides Lightning's own state, and how it reaches the disk."""
 
 import os
-import random
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 
 def stamp(identity: dict[str, Any], shapes: dict[str, list[int]]) -> dict[str, Any]:
-    """What the checkpoint belongs to, and the state of every random number generator."""
-    rng = {"torch": torch.get_rng_state(), "python": _plain(random.getstate()), "numpy": _numpy_state()}
+    """What the checkpoint belongs to, and the state of torch's random number generators."""
+    rng = {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
     return {"identity": identity, "shapes": shapes, "rng": rng}
 
 
@@ -23,7 +21,9 @@ def verify(checkpoint: dict[str, Any], identity: dict[str, Any], shapes: dict[st
     """
     saved = checkpoint.get("mmpeft")
     if saved is None:
-        raise ValueError("this checkpoint was not written by mmpeft; give --ckpt_path a file from checkpoints/")
+        raise ValueError(
+            "this checkpoint was not written by mmpeft; give --ckpt_path a file from checkpoints/"
+        )
     lines = [
         f"  {part}: the checkpoint has {saved['identity'].get(part)}, this run {identity[part]}"
         for part in identity
@@ -31,7 +31,9 @@ def verify(checkpoint: dict[str, Any], identity: dict[str, Any], shapes: dict[st
     ]
     for name in sorted(saved["shapes"].keys() | shapes.keys()):
         if saved["shapes"].get(name) != shapes.get(name):
-            lines.append(f"  {name}: the checkpoint has {saved['shapes'].get(name)}, this run {shapes.get(name)}")
+            lines.append(
+                f"  {name}: the checkpoint has {saved['shapes'].get(name)}, this run {shapes.get(name)}"
+            )
     if lines:
         shown = "\n".join(lines[:12]) + (f"\n  and {len(lines) - 12} more" if len(lines) > 12 else "")
         raise ValueError(f"the checkpoint does not fit this run:\n{shown}")
@@ -40,19 +42,7 @@ def verify(checkpoint: dict[str, Any], identity: dict[str, Any], shapes: dict[st
 def restore_rng(rng: dict[str, Any]) -> None:
     """Puts the generators back where the checkpoint left them."""
     torch.set_rng_state(rng["torch"])
-    version, state, gauss = rng["python"]
-    random.setstate((version, tuple(state), gauss))
-    np.random.set_state(("MT19937", rng["numpy"]["keys"].numpy().astype(np.uint32), *rng["numpy"]["rest"]))
-
-
-def _plain(state: tuple[Any, ...]) -> list[Any]:
-    version, internal, gauss = state
-    return [version, list(internal), gauss]
-
-
-def _numpy_state() -> dict[str, Any]:
-    _, keys, *rest = np.random.get_state()
-    return {"keys": torch.from_numpy(keys.astype(np.int64)), "rest": list(rest)}
+    torch.cuda.set_rng_state_all(rng["cuda"])
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -38,7 +38,9 @@ class VisionLanguageCLI(LightningCLI):
     def _make(cls, arguments: list[str], run: bool) -> "VisionLanguageCLI":
         for expected in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=expected)
-        logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # hardware and tips
+        logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(
+            logging.WARNING
+        )  # hardware and tips
         return cls(
             VisionLanguageModule,
             VisionLanguageData,
@@ -51,7 +53,8 @@ class VisionLanguageCLI(LightningCLI):
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        settings = self.config_init[self.subcommand].trainer if self.subcommand else self.config_init.trainer
+        config: Any = self.config_init
+        settings = (config[self.subcommand] if self.subcommand else config).trainer
         directory = settings.default_root_dir or "runs/default"
         kwargs |= {"default_root_dir": directory}
         if settings.logger is None:
@@ -59,9 +62,11 @@ class VisionLanguageCLI(LightningCLI):
             csv = CSVLogger(directory, name="", version="", flush_logs_every_n_steps=1)
             board = TensorBoardLogger(directory, name="", version="tensorboard")
             kwargs["logger"] = [csv, board] if fitting else False
-        trainer = super().instantiate_trainer(**kwargs)
+        trainer: Any = super().instantiate_trainer(**kwargs)
         trainer.callbacks.append(RunDirectory())
         if not any(isinstance(callback, ModelCheckpoint) for callback in trainer.callbacks):
-            trainer.callbacks.append(ModelCheckpoint(f"{directory}/checkpoints", save_last=True, save_top_k=0))
+            trainer.callbacks.append(
+                ModelCheckpoint(f"{directory}/checkpoints", save_last=True, save_top_k=0)
+            )
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer

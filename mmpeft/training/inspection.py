@@ -33,15 +33,24 @@ def print_rows(module: VisionLanguageModule, data: VisionLanguageData, split: Sp
 
 
 def _table(number: int, row: PackedRow, tokenizer) -> Table:
-    table = Table(title=f"row {number}: {len(row.ids)} tokens, {len(row.images)} images", title_justify="left")
-    for column, justify in (("segment", "right"), ("position", "right"), ("reads", "left"), ("must predict", "left")):
+    table = Table(
+        title=f"row {number}: {len(row.ids)} tokens, {len(row.images)} images", title_justify="left"
+    )
+    for column, justify in (
+        ("segment", "right"),
+        ("position", "right"),
+        ("reads", "left"),
+        ("must predict", "left"),
+    ):
         table.add_column(column, justify=justify)  # pyright: ignore[reportArgumentType]
     places = list(zip(row.segments, row.positions, row.ids, row.targets, strict=True))
     for is_image, run in groupby(places, key=lambda place: place[2] == IMAGE_TOKEN):
         run = list(run)
         if is_image:
             segment, position, *_ = run[0]
-            table.add_row(_segment(segment), f"{position}-{run[-1][1]}", f"[magenta]{len(run)} image features[/]", "")
+            table.add_row(
+                _segment(segment), f"{position}-{run[-1][1]}", f"[magenta]{len(run)} image features[/]", ""
+            )
             continue
         for segment, position, token, target in run:
             wanted = "" if target == IGNORE_INDEX else f"[bold green]{_shown(tokenizer, target)}[/]"

@@ -150,10 +150,14 @@ class VisionLanguageModule(L.LightningModule):
             self.log("gradient_norm", norm)
             if not math.isfinite(norm):
                 finetune.skipped += 1
-                print(f"step {self.global_step}: {finetune.name!r} has a gradient that is not finite; its step is skipped")
+                print(
+                    f"step {self.global_step}: {finetune.name!r} has a gradient that is not finite; its step is skipped"
+                )
                 self._held.append(finetune.hold(optimizer))
 
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         for restore in self._held:
             restore()
@@ -161,13 +165,17 @@ class VisionLanguageModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         groups = []
         if self.adapter is not None:
-            groups.append({"params": self.model.bank.parameters(), "lr": self.learning_rate, "name": "adapter"})
+            groups.append(
+                {"params": self.model.bank.parameters(), "lr": self.learning_rate, "name": "adapter"}
+            )
         if self.train_projector:
             projector = list(self.model.projector.parameters())
             groups.append({"params": projector, "lr": self.projector_learning_rate, "name": "projector"})
         optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay)
         total = int(self.trainer.estimated_stepping_batches)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_then(self.schedule, self.warmup, total))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, warmup_then(self.schedule, self.warmup, total)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # -- evaluation -----------------------------------------------------------------------------------------
@@ -192,7 +200,8 @@ class VisionLanguageModule(L.LightningModule):
             for example, ids in zip(examples, row, strict=True)
         ]
 
-    test_step = predict_step
+    def test_step(self, batch: Batch, batch_idx: int) -> Any:
+        return self.predict_step(batch, batch_idx)
 
     # -- checkpoints ----------------------------------------------------------------------------------------
 
@@ -222,6 +231,8 @@ def exactly_right(losses: TokenLosses) -> list[bool]:
     written the answer's beginning, it stands where the labels stand.
     """
     conversations: dict[tuple[int, int], bool] = {}
-    for row, segment, right in zip(losses.rows.tolist(), losses.segments.tolist(), losses.correct.tolist(), strict=True):
+    for row, segment, right in zip(
+        losses.rows.tolist(), losses.segments.tolist(), losses.correct.tolist(), strict=True
+    ):
         conversations[row, segment] = conversations.get((row, segment), True) and right
     return list(conversations.values())

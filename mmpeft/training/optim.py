@@ -35,7 +35,7 @@ class Finetune:
     def norm(self) -> float:
         """Euclidean norm of the finetune's gradient."""
         gradients = self.gradients()
-        return float(torch.stack(torch._foreach_norm(gradients)).norm()) if gradients else 0.0
+        return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
 
     def clip(self, max_norm: float | None) -> float:
         """Scales the gradient down to ``max_norm``. Returns the norm before."""
@@ -66,7 +66,11 @@ class Finetune:
 
 def _entries(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The Parameter and the optimiser's moments of its shape."""
-    moments = {k: v for k, v in optimizer.state.get(parameter, {}).items() if getattr(v, "shape", None) == parameter.shape}
+    moments = {
+        k: v
+        for k, v in optimizer.state.get(parameter, {}).items()
+        if getattr(v, "shape", None) == parameter.shape
+    }
     return {"": parameter.detach(), **moments}
 
 
@@ -79,7 +83,9 @@ def warmup_then(schedule: str, warmup: float, total_steps: int, floor: float = 0
         if step < warmup_steps:
             return (step + 1) / warmup_steps
         progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-        decay = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}[schedule]
+        decay = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}[
+            schedule
+        ]
         return floor + (1 - floor) * decay
 
     return factor

@@ -59,7 +59,7 @@ class RunDirectory(L.Callback):
 
     # -- test and predict -----------------------------------------------------------------------------------
 
-    def on_test_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
+    def on_test_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, *_: Any, **__: Any) -> None:
         self._answers.update(outputs)
 
     on_predict_batch_end = on_test_batch_end
@@ -73,7 +73,9 @@ class RunDirectory(L.Callback):
         _, data = _typed(pl_module, trainer)
         directory = Path(trainer.default_root_dir)
         records = data.records["test"]
-        right = {number: exact_match(a, records[number]["turns"][-1][1]) for number, a in self._answers.items()}
+        right = {
+            number: exact_match(a, records[number]["turns"][-1][1]) for number, a in self._answers.items()
+        }
         metrics = {"exact_match": sum(right.values()) / len(right), "questions": len(right)}
         _write_predictions(directory, "test", data, self._answers)
         (directory / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
@@ -139,7 +141,11 @@ def _write_examples(directory: Path, data: VisionLanguageData, split: Split, ans
             name = f"{place:02d}.png" if record["images"] else None
             if name:
                 load_image(record["images"][0]).save(folder / name)
-            row = {"image": name, "question": question.replace(IMAGE_MARKER, "").strip(), "task": record["task"]}
+            row = {
+                "image": name,
+                "question": question.replace(IMAGE_MARKER, "").strip(),
+                "task": record["task"],
+            }
             file.write(json.dumps(row | {"truth": truth, "answer": answers[number]}) + "\n")
 
 
@@ -147,7 +153,12 @@ def _write_report(directory: Path) -> None:
     manifest = bundle.read_manifest(directory)
     rows = [json.loads(line) for line in (directory / "examples" / "examples.jsonl").read_text().splitlines()]
     examples = [
-        Example(row["image"] and str(directory / "examples" / row["image"]), row["question"], row["truth"], row["answer"])
+        Example(
+            row["image"] and str(directory / "examples" / row["image"]),
+            row["question"],
+            row["truth"],
+            row["answer"],
+        )
         for row in rows
     ]
     facts = dict(manifest.facts)
@@ -155,7 +166,9 @@ def _write_report(directory: Path) -> None:
         score = f"{manifest.metrics['exact_match']:.4f} on {manifest.metrics['questions']:,} questions"
         facts = {"exact match": score, **facts}
     curves = directory / "metrics.csv"
-    draw_report(directory / "report.png", curves if curves.exists() else None, examples, directory.name, facts)
+    draw_report(
+        directory / "report.png", curves if curves.exists() else None, examples, directory.name, facts
+    )
     card = model_card(
         asdict(manifest),
         title=directory.name,
@@ -167,7 +180,9 @@ def _write_report(directory: Path) -> None:
     (directory / "README.md").write_text(card)
 
 
-def _write_predictions(directory: Path, split: Split, data: VisionLanguageData, answers: dict[int, str]) -> Path:
+def _write_predictions(
+    directory: Path, split: Split, data: VisionLanguageData, answers: dict[int, str]
+) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{'predictions' if split == 'test' else 'answers'}.jsonl"
     with path.open("w") as file:

@@ -1,7 +1,6 @@
 """The picture is drawn from whatever a run has: all, little, nothing, or damaged files."""
 
 import warnings
-from itertools import pairwise
 
 import pytest
 from matplotlib import rcParams
@@ -21,7 +20,8 @@ def make_examples(tmp_path):
     def make(number: int, size=(64, 64)) -> list[Example]:
         path = tmp_path / f"{size}.png"
         Image.new("RGB", size, (200, 30, 60)).save(path)
-        return [Example(str(path), f"what color is number {n}?", "red", "red" if n % 3 else "blue") for n in range(number)]  # fmt: skip
+        answers = ["red" if n % 3 else "blue" for n in range(number)]
+        return [Example(str(path), f"what color is number {n}?", "red", a) for n, a in enumerate(answers)]
 
     return make
 
@@ -127,4 +127,3 @@ def test_small_images_keep_sharp_pixels_and_large_ones_their_shape():
 def test_the_verdict_needs_a_truth():
     verdicts = [Example(None, "q", truth, "red").right for truth in ("red", "Red", None)]
     assert verdicts == [True, False, None]
-    assert all(a is not b for a, b in pairwise(verdicts))
