@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read once, when gradio is imported
@@ -22,27 +23,27 @@ from mmpeft.data.images import load_image
 
 BASE = "base"
 CAPTION, QUESTION = "Caption", "Question"
-LONGEST_QUESTION = 2000
-"""Characters. The run's own limit counts tokens; this one spares the tokenizer a megabyte of text."""
-MAX_UPLOAD = "20mb"
-MAX_WAITING = 32
-HOUR = 3600
-LOCAL = ("127.0.0.1", "localhost", "::1")
-SHARED = (
-    "warning: everyone who reaches this address can use the model and this machine's time; there is no login. "
-    "Leave out --share and --host to keep the page to yourself"
-)
+LONGEST_QUESTION = 2000  # characters: the run's own limit counts tokens, after tokenizing
+SHARED = "warning: whoever reaches this address can use the model; there is no login"
 CSS = """
-.gradio-container {max-width: 1080px !important; margin: auto}
+.gradio-container {width: 100%; max-width: 1080px !important; margin: auto}
 #title h1 {font-size: 1.7rem; font-weight: 700; margin: 0.4rem 0 0.2rem}
 #title p {color: var(--body-text-color-subdued); margin: 0}
-#answer textarea {font-size: 1.25rem; font-weight: 600}
-#facts table {width: 100%; border-collapse: collapse}
+#image img {width: 100%; height: 100%; object-fit: contain}
+#answer textarea {font-size: 1.2rem; font-weight: 600}
+#examples .grid-wrap {min-height: 0; padding-top: 2.3rem}
+#examples .thumbnail-item {height: auto; aspect-ratio: auto; display: flex; flex-direction: column}
+#examples .thumbnail-item img {width: 100%; aspect-ratio: 4/3; object-fit: contain}
+#examples .caption-label {position: static; max-width: 100%; white-space: normal; border: none; box-shadow: none}
+#facts :is(table, tr, td) {border: none}
+#facts table {width: 100%}
 #facts td {padding: 0.45rem 0.6rem; border-bottom: 1px solid var(--border-color-primary)}
-#facts td:first-child {color: var(--body-text-color-subdued); width: 11rem}
+#facts td:first-child {color: var(--body-text-color-subdued); width: 9rem}
+footer .divider {display: none}
+@media (max-width: 640px) {#examples .grid-container {grid-template-columns: repeat(3, 1fr)}}
 """
 LAUNCH = {
-    "max_file_size": MAX_UPLOAD,
+    "max_file_size": "20mb",
     "theme": gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
     "css": CSS,
     "footer_links": ["api"],
@@ -51,78 +52,86 @@ LAUNCH = {
 """How `build`'s page is launched, here and in tests."""
 
 
-def build(vlm: mmpeft.VisionLanguageModel, run: str | Path) -> gr.Blocks:
+def build(vlm: mmpeft.VisionLanguageModel, run: Path) -> gr.Blocks:
     """The page of a loaded run; API clients find it as ``/answer``."""
-    run = Path(run)
-    asked = next((task for task in vlm.manifest.instructions if task and task != "caption"), None)
     finetunes = [*vlm.adapters, BASE]
     examples = _read_examples(run)
 
-    def answer(image: str | None, task: str, question: str, finetune: str) -> tuple[str, str]:
-        """Answers a question about an image, or describes it. Returns the answer and the time it took."""
-        try:
-            loaded = load_image(Path(image).read_bytes(), source="the image") if image else None
-            start = time.perf_counter()
-            if task == CAPTION:
-                if loaded is None:
-                    raise ValueError("a caption needs an image: upload one or click an example")
-                text = vlm.caption(loaded, finetune)
-            else:
-                if not question.strip():
-                    raise ValueError("the question is empty: type one")
-                if len(question) > LONGEST_QUESTION:
-                    raise ValueError(f"the question has {len(question)} characters; at most {LONGEST_QUESTION}")
-                text = vlm.ask(loaded, question, finetune, task=asked)
-        except (ValueError, KeyError) as error:
-            message = str(error.args[0] if error.args else error)
-            raise gr.Error(html.escape(message, quote=False), print_exception=False) from None
-        return text, f"{time.perf_counter() - start:.2f} s"
-
     def chosen(event: gr.SelectData) -> tuple[Image.Image, str, str, dict]:
-        image, row = examples[event.index]
-        task = CAPTION if row["task"] == "caption" else QUESTION
-        return image, task, row["question"], gr.update(value=row["truth"], visible=True)
+        image, task, question, truth = examples[event.index]
+        return image, task, question, gr.update(value=truth, visible=truth is not None)
 
-    with gr.Blocks(title=f"mmpeft: {run.name}", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as page:
+    with gr.Blocks(title=f"mmpeft: {run.name}", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.HTML(_title(vlm, run), elem_id="title")
         with gr.Row():
-            image = gr.Image(label="Image", type="filepath", format="png", height=380, sources=["upload", "clipboard"], buttons=[])
+            image = gr.Image(
+                label="Image", type="filepath", format="png", height=400, sources=["upload", "clipboard"],
+                buttons=[], elem_id="image", placeholder="Drop an image here",
+            )  # fmt: skip
             # gradio would open the file with pillow first, with other limits and other messages
             image.preprocess = lambda payload: payload and payload.path  # pyright: ignore
             with gr.Column():
                 with gr.Row():
-                    task = gr.Radio([QUESTION, CAPTION], value=QUESTION, label="Task")
-                    finetune = gr.Dropdown(finetunes, value=finetunes[0], label="Finetune", min_width=140)
-                question = gr.Textbox(label=QUESTION, placeholder="what color is the shape?", lines=1, max_length=LONGEST_QUESTION)
+                    task = gr.Radio([QUESTION, CAPTION], value=QUESTION, label="Task", min_width=240)
+                    finetune = gr.Dropdown(finetunes, value=finetunes[0], label="Finetune", min_width=120)
+                question = gr.Textbox(label=QUESTION, placeholder="what color is the shape?")
                 button = gr.Button("Ask", variant="primary")
                 with gr.Row():
-                    shown = gr.Textbox(label="Answer", lines=1, max_lines=6, scale=4, elem_id="answer", buttons=["copy"])
+                    shown = gr.Textbox(label="Answer", max_lines=6, scale=4, elem_id="answer")
                     taken = gr.Textbox(label="Time", scale=1, min_width=90)
                 truth = gr.Textbox(label="Truth of this held-out example", visible=False)
-        outputs, inputs = [shown, taken], [image, task, question, finetune]
+        inputs = [image, task, question, finetune]
+        asking = {"fn": _answerer(vlm), "inputs": inputs, "outputs": [shown, taken]}
+        quiet = {"api_visibility": "private", "queue": False}
         if examples:
-            captions = [(picture, f"{row['question']} {row['truth']}") for picture, row in examples]
             gallery = gr.Gallery(
-                captions, label="Held-out examples: click one", columns=6, height="auto", object_fit="contain",
-                format="png", allow_preview=False, interactive=False, buttons=[],
+                [(image, task if task == CAPTION else question) for image, task, question, _ in examples],
+                label="Held-out examples: click one", columns=6, height="auto", format="png",
+                allow_preview=False, interactive=False, buttons=[], elem_id="examples",
             )  # fmt: skip
             filled = gallery.select(chosen, None, [image, task, question, truth], api_visibility="private")
-            filled.then(answer, inputs, outputs, api_visibility="private", concurrency_id="model")
-        if (run / "report.png").is_file() or vlm.manifest.facts:
-            with gr.Accordion("About this run", open=False):
-                gr.HTML(_facts(vlm), elem_id="facts")
-                if (run / "report.png").is_file():
-                    gr.Image(load_image(run / "report.png"), show_label=False, format="png", buttons=["fullscreen"])
-        asking = {"fn": answer, "inputs": inputs, "outputs": outputs, "concurrency_id": "model"}
+            filled.then(**asking, api_visibility="private")
+        with gr.Accordion("About this run", open=False):
+            gr.HTML(_facts(vlm), elem_id="facts")
+            if (run / "report.png").is_file():
+                report = load_image(run / "report.png")
+                gr.Image(report, show_label=False, format="png", buttons=["fullscreen"])
         button.click(**asking, api_name="answer")
         question.submit(**asking, api_visibility="private")
-        task.change(lambda task: gr.update(visible=task == QUESTION), task, question, api_visibility="private", queue=False)
-        changes = [image.input, question.input, task.input]
-        gr.on(changes, lambda: gr.update(visible=False), None, truth, api_visibility="private", queue=False)
-    return page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
+        task.change(lambda task: gr.update(visible=task == QUESTION), task, question, **quiet)
+        for edited in (image, question, task):  # the truth belonged to the example
+            edited.input(lambda: gr.update(visible=False), None, truth, **quiet)
+    # one question at a time: events with the same function share gradio's default limit of 1
+    return page.queue(max_size=32, api_open=False)
 
 
-def main(run: str = "runs/quickstart", host: str = "127.0.0.1", port: int = 7860, share: bool = False) -> None:
+def _answerer(vlm: mmpeft.VisionLanguageModel) -> Callable[..., tuple[str, str]]:
+    asked = next((task for task in vlm.manifest.instructions if task and task != "caption"), None)
+
+    def answer(image: str | None, task: str, question: str | None, finetune: str) -> tuple[str, str]:
+        """Answers a question about an image, or describes it. Returns the answer and the time it took."""
+        start = time.perf_counter()
+        try:
+            loaded = load_image(Path(image).read_bytes(), source="the image") if image else None
+            if task == QUESTION:
+                if not 0 < len((question or "").strip()) <= LONGEST_QUESTION:
+                    raise ValueError(f"type a question of 1 to {LONGEST_QUESTION} characters")
+                text = vlm.ask(loaded, question, finetune, task=asked)
+            elif loaded is None:
+                raise ValueError("a caption needs an image: upload one or click an example")
+            else:
+                text = vlm.caption(loaded, finetune)
+        except (ValueError, KeyError) as error:
+            message = str(error.args[0] if isinstance(error, KeyError) else error)
+            raise gr.Error(html.escape(message, quote=False), print_exception=False) from None
+        return str(text), f"{time.perf_counter() - start:.2f} s"
+
+    return answer
+
+
+def main(
+    run: str = "runs/quickstart", host: str = "127.0.0.1", port: int = 7860, share: bool = False
+) -> None:
     """Opens a web page to ask a finetuned model about images.
 
     Args:
@@ -135,27 +144,30 @@ def main(run: str = "runs/quickstart", host: str = "127.0.0.1", port: int = 7860
         vlm = mmpeft.load(run)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    if share or host not in LOCAL:
+    if share or host not in ("127.0.0.1", "localhost", "::1"):
         print(SHARED, file=sys.stderr)
-    build(vlm, run).launch(server_name=host, server_port=port, share=share, **LAUNCH)
+    build(vlm, Path(run)).launch(server_name=host, server_port=port, share=share, **LAUNCH)
 
 
-def _read_examples(run: Path) -> list[tuple[Image.Image, dict]]:
-    """The run's held-out examples that have an image."""
+def _read_examples(run: Path) -> list[tuple[Image.Image, str, str, str | None]]:
+    """(image, task, question, truth) of the run's held-out examples that have an image."""
     path = run / "examples" / "examples.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    return [(load_image(path.parent / row["image"]), row) for row in rows if row["image"]]
+    images = [load_image(path.parent / Path(row["image"]).name) if row["image"] else None for row in rows]
+    tasks = [CAPTION if row["task"] == "caption" else QUESTION for row in rows]
+    rows = zip(images, tasks, rows, strict=True)
+    return [(image, task, row["question"], row["truth"]) for image, task, row in rows if image]
 
 
 def _title(vlm: mmpeft.VisionLanguageModel, run: Path) -> str:
-    parts = (vlm.manifest.language["name"], vlm.manifest.vision["name"], f"on {vlm.model.device}")
-    return f"<h1>{html.escape(run.resolve().name)}</h1><p>{html.escape('  ·  '.join(map(str, parts)))}</p>"
+    base = f"{vlm.manifest.language['name']} · {vlm.manifest.vision['name']} · on {vlm.model.device}"
+    return f"<h1>{html.escape(run.resolve().name)}</h1><p>{html.escape(base)}</p>"
 
 
 def _facts(vlm: mmpeft.VisionLanguageModel) -> str:
     facts = {**vlm.manifest.facts, **vlm.manifest.metrics}
-    rows = (f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td></tr>" for name, value in facts.items())
-    return f"<table>{''.join(rows)}</table>"
+    cells = ((html.escape(name), html.escape(str(value))) for name, value in facts.items())
+    return f"<table>{''.join(f'<tr><td>{name}</td><td>{value}</td></tr>' for name, value in cells)}</table>"
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from mmpeft.adapters.peft_format import load_adapter, save_adapter
 from mmpeft.data.template import Template
-from mmpeft.fingerprint import hash_json, hash_tensors
+from mmpeft.fingerprint import differences, hash_json, hash_tensors
 from mmpeft.models.language import LanguageConfig, identify, load_language_model, load_tokenizer
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.models.projector import Projector
@@ -29,6 +29,8 @@ from mmpeft.models.vision import VisionConfig, VisionEncoder
 MANIFEST = "mmpeft.json"
 PROJECTOR = "projector.safetensors"
 FORMAT = 1
+RENAMEABLE = ("  language.name:", "  vision.name:")
+"""What a model is called may change, by moving a folder for example; what it is may not."""
 
 
 @dataclass
@@ -173,18 +175,9 @@ def check_identity(manifest: Manifest, found: dict[str, Any], directory: str | P
     """Raises:
     ValueError: field by field, what the run was trained with and what is here.
     """
-    trained, here = _flat(manifest.identity), _flat(found)
-    differ = [key for key in trained if key.split(".")[-1] != "name" and trained[key] != here.get(key)]
-    if differ:
-        lines = [f"  {key}: trained with {trained[key]!r}, found {here.get(key)!r}" for key in differ]
+    lines = [line for line in differences(manifest.identity, found) if not line.startswith(RENAMEABLE)]
+    if lines:
         raise ValueError(f"{directory} does not belong to this base:\n" + "\n".join(lines))
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, item in value.items():
-        out |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
-    return out
 
 
 def _projector_tensors(model: MultimodalModel) -> dict[str, torch.Tensor]:

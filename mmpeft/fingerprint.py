@@ -44,3 +44,19 @@ def hash_weight_files(paths: list[Path]) -> str:
                 file.seek(number * max(size - CHUNK, 0) // (CHUNKS_PER_FILE - 1))
                 digest.update(file.read(CHUNK))
     return digest.hexdigest()[:32]
+
+
+def differences(
+    recorded: Mapping[str, Any], found: Mapping[str, Any], label: str = "trained with"
+) -> list[str]:
+    """What differs between two nested dicts of plain values, one line per field: "  a.b: <label> 1, found 2"."""
+    was, here = _flat(recorded), _flat(found)
+    fields = [field for field in {**was, **here} if was.get(field) != here.get(field)]
+    return [f"  {field}: {label} {was.get(field)!r}, found {here.get(field)!r}" for field in fields]
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, item in value.items():
+        out |= _flat(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {f"{prefix}{key}": item}
+    return out

@@ -109,7 +109,7 @@ def make_config(path: Path, base: Path, data: Path, **changes: dict) -> Path:
             "val": str(data / "val.jsonl"),
             "test": str(data / "test.jsonl"),
             "task": "vqa",
-            "packing": {"batch_size": 2},
+            "packing": {"batch_size": 6},
             "cache": str(path.parent / "features"),
         },
         "trainer": {

@@ -165,7 +165,7 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int], max_pixels: in
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        turn = UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION))
+        turn = UPRIGHT.get(int(image.getexif().get(EXIF_ORIENTATION, 1)))
     except Exception:  # damaged EXIF beside good pixels is common; browsers show such an image as stored
         return image
     return image if turn is None else image.transpose(turn)

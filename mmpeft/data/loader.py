@@ -60,14 +60,17 @@ class PackedLoader:
         self.seed = seed
         self.epoch = 0
         self.position = 0
+        self._resumed = False
         self._plan = self._plan_epoch()
 
     def __len__(self) -> int:
         return len(self._plan)
 
     def __iter__(self) -> Iterator[Batch]:
-        if self.position >= len(self._plan):
+        started = 0 < self.position and not self._resumed  # even if broken off, as by Lightning's sanity check
+        if started or self.position >= len(self._plan):
             self.epoch, self.position = self.epoch + 1, 0
+        self._resumed = False
         self._plan = self._plan_epoch()
         while self.position < len(self._plan):
             rows = self._plan[self.position]
@@ -79,6 +82,7 @@ class PackedLoader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.epoch, self.position = state["epoch"], state["position"]
+        self._resumed = True
 
     def packed_rows(self, batch: int) -> list[PackedRow]:
         """The rows of one batch of this epoch, before padding."""

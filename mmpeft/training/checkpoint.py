@@ -8,41 +8,39 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from mmpeft.fingerprint import differences
 
-def stamp(identity: dict[str, Any], shapes: dict[str, list[int]]) -> dict[str, Any]:
+
+def stamp(belongs_to: dict[str, Any]) -> dict[str, Any]:
     """What the checkpoint belongs to, and the state of torch's random number generators."""
     rng = {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
-    return {"identity": identity, "shapes": shapes, "rng": rng}
+    return {"belongs_to": belongs_to, "rng": rng}
 
 
-def verify(checkpoint: dict[str, Any], identity: dict[str, Any], shapes: dict[str, list[int]]) -> None:
+def verify(checkpoint: dict[str, Any], belongs_to: dict[str, Any]) -> None:
     """Raises:
-    ValueError: the checkpoint is of another base or trains other tensors; field by field.
+    ValueError: the checkpoint is of another base, trains other tensors, or was made with other settings that
+        resuming would silently keep; field by field.
     """
     saved = checkpoint.get("mmpeft")
     if saved is None:
         raise ValueError(
             "this checkpoint was not written by mmpeft; give --ckpt_path a file from checkpoints/"
         )
-    lines = [
-        f"  {part}: the checkpoint has {saved['identity'].get(part)}, this run {identity[part]}"
-        for part in identity
-        if saved["identity"].get(part) != identity[part]
-    ]
-    for name in sorted(saved["shapes"].keys() | shapes.keys()):
-        if saved["shapes"].get(name) != shapes.get(name):
-            lines.append(
-                f"  {name}: the checkpoint has {saved['shapes'].get(name)}, this run {shapes.get(name)}"
-            )
+    lines = differences(saved["belongs_to"], belongs_to, label="the checkpoint has")
     if lines:
         shown = "\n".join(lines[:12]) + (f"\n  and {len(lines) - 12} more" if len(lines) > 12 else "")
-        raise ValueError(f"the checkpoint does not fit this run:\n{shown}")
+        raise ValueError(
+            f"the checkpoint does not fit this run:\n{shown}\nResume with the run's own settings, or begin a new "
+            "run from its results with --model.start_from"
+        )
 
 
 def restore_rng(rng: dict[str, Any]) -> None:
     """Puts the generators back where the checkpoint left them."""
     torch.set_rng_state(rng["torch"])
-    torch.cuda.set_rng_state_all(rng["cuda"])
+    if len(rng["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(rng["cuda"])
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,8 @@ from mmpeft.models.multimodal import MultimodalModel, TokenLosses
 from mmpeft.models.vision import VisionConfig
 from mmpeft.training import checkpoint
 from mmpeft.training.optim import Finetune, warmup_then
+
+RESUMED_SETTINGS = ("learning_rate", "projector_learning_rate", "weight_decay", "schedule", "warmup", "seed")
 
 
 class VisionLanguageModule(L.LightningModule):
@@ -210,18 +213,24 @@ class VisionLanguageModule(L.LightningModule):
         return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
 
     def on_save_checkpoint(self, checkpoint_dict: dict[str, Any]) -> None:
-        checkpoint_dict["mmpeft"] = checkpoint.stamp(self.identity, self._trained_shape())
+        checkpoint_dict["mmpeft"] = checkpoint.stamp(self._belongs_to())
 
     def on_load_checkpoint(self, checkpoint_dict: dict[str, Any]) -> None:
-        checkpoint.verify(checkpoint_dict, self.identity, self._trained_shape())
+        checkpoint.verify(checkpoint_dict, self._belongs_to())
         self._rng = checkpoint_dict["mmpeft"]["rng"]
 
     def on_train_start(self) -> None:
         if (rng := getattr(self, "_rng", None)) is not None:
             checkpoint.restore_rng(rng)
 
-    def _trained_shape(self) -> dict[str, list[int]]:
-        return {name: list(tensor.shape) for name, tensor in self.state_dict().items()}
+    def _belongs_to(self) -> dict[str, Any]:
+        """What a checkpoint must agree with to be resumed. The settings are those whose old value resuming would
+        bring back, whatever the command line says."""
+        data: VisionLanguageData = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        settings = {name: getattr(self, name) for name in RESUMED_SETTINGS}
+        order = {"seed": data.seed, "packing": asdict(data.packing), "train": data.paths["train"]}
+        shapes = {name: list(tensor.shape) for name, tensor in self.state_dict().items()}
+        return {"base": self.identity, "model": settings, "data": order, "tensors": shapes}
 
 
 def exactly_right(losses: TokenLosses) -> list[bool]:

@@ -1,0 +1,188 @@
+"""The feature cache: equal to encoding, encodes once, and never serves a wrong, stale or damaged entry."""
+
+import json
+import threading
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+from mmpeft.data import features
+from mmpeft.data.features import FEATURE_DTYPE, FeatureCache, encode_images
+from mmpeft.models.vision import VisionConfig, VisionEncoder
+
+NUM_IMAGES = 7
+
+
+class CountingEncoder:
+    """Features that are a function of the image alone, and the number of images encoded so far."""
+
+    def __init__(self, layer: int = 0, stop_after: int | None = None, seconds: float = 0):
+        self.fingerprint = {"name": "counting", "weights": "abc", "layer": layer}
+        self.encoded, self.stop_after, self.seconds = 0, stop_after, seconds
+
+    def transform(self, image):
+        if self.stop_after is not None and self.encoded >= self.stop_after:
+            raise KeyboardInterrupt
+        self.encoded += 1
+        time.sleep(self.seconds)
+        return torch.tensor(image.getpixel((0, 0)), dtype=torch.float32)
+
+    def __call__(self, pixels):
+        return (pixels / 7 + self.fingerprint["layer"])[:, None].expand(-1, 2, -1).sqrt()
+
+
+@pytest.fixture
+def images(tmp_path):
+    paths = [tmp_path / f"{number}.png" for number in range(NUM_IMAGES)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (4, 4), (number, 10 * number, 255 - number)).save(path)
+    return [str(path) for path in paths]
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(features, "SHARD_IMAGES", 2)
+
+
+def shards(cache):
+    return sorted(cache.directory.glob("*.safetensors"))
+
+
+def test_cached_features_equal_uncached_ones_bitwise(tmp_path, images):
+    cache = FeatureCache(tmp_path / "cache", CountingEncoder())
+    cache.build(images)
+    fresh = encode_images(CountingEncoder(), images)
+    for again in (cache, FeatureCache(tmp_path / "cache", CountingEncoder())):
+        assert again(images).dtype == FEATURE_DTYPE
+        assert torch.equal(again(images), fresh)
+        assert torch.equal(again([images[3], images[1], images[3]]), fresh[[3, 1, 3]])
+
+
+def test_cached_features_of_a_real_encoder_equal_uncached_ones_bitwise(tmp_path, tiny_base, tiny_data):
+    encoder = VisionEncoder(VisionConfig("test_vit", str(tiny_base / "vision.safetensors"), image_size=32))
+    squares = [str(path) for path in sorted((tiny_data / "images").glob("*.png"))]
+    cache = FeatureCache(tmp_path, encoder)
+    cache.build(squares)
+    assert torch.equal(FeatureCache(tmp_path, encoder)(squares), encode_images(encoder, squares))
+
+
+def test_a_second_build_encodes_nothing(tmp_path, images, small_shards):
+    assert FeatureCache(tmp_path / "cache", CountingEncoder()).build(images) == NUM_IMAGES
+    encoder = CountingEncoder()
+    cache = FeatureCache(tmp_path / "cache", encoder)
+    assert cache.build(images) == 0
+    cache(images)
+    assert encoder.encoded == 0
+
+
+def test_equal_bytes_under_several_names_are_encoded_once(tmp_path, images):
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(open(images[0], "rb").read())
+    encoder = CountingEncoder()
+    FeatureCache(tmp_path / "cache", encoder).build([*images, str(copy), images[0], copy.read_bytes()])
+    assert encoder.encoded == NUM_IMAGES
+
+
+def test_images_never_built_are_encoded_when_asked_for(tmp_path, images):
+    encoder = CountingEncoder()
+    cache = FeatureCache(tmp_path / "cache", encoder)
+    cache.build(images[:3])
+    assert torch.equal(cache(images), encode_images(CountingEncoder(), images))
+    assert encoder.encoded == NUM_IMAGES
+
+
+def test_a_changed_image_is_encoded_anew(tmp_path, images):
+    FeatureCache(tmp_path / "cache", CountingEncoder()).build(images)
+    Image.new("RGB", (4, 4), (99, 99, 99)).save(images[2])
+    encoder = CountingEncoder()
+    changed = FeatureCache(tmp_path / "cache", encoder)(images)
+    assert encoder.encoded == 1
+    assert torch.equal(changed, encode_images(CountingEncoder(), images))
+
+
+def test_a_changed_encoder_does_not_see_the_old_features(tmp_path, images):
+    FeatureCache(tmp_path / "cache", CountingEncoder(layer=0)).build(images)
+    encoder = CountingEncoder(layer=1)
+    changed = FeatureCache(tmp_path / "cache", encoder)(images)
+    assert encoder.encoded == NUM_IMAGES
+    assert torch.equal(changed, encode_images(CountingEncoder(layer=1), images))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "gone"])
+def test_a_damaged_shard_is_encoded_again_and_no_other(tmp_path, images, small_shards, capsys, damage):
+    cache = FeatureCache(tmp_path / "cache", CountingEncoder())
+    cache.build(images)
+    victim = shards(cache)[0]
+    content = victim.read_bytes()
+    if damage == "gone":
+        victim.unlink()
+    else:
+        middle = bytes([content[-3] ^ 1])
+        victim.write_bytes(content[:-5] if damage == "truncated" else content[:-3] + middle + content[-2:])
+    encoder = CountingEncoder()
+    repaired = FeatureCache(tmp_path / "cache", encoder)
+    assert torch.equal(repaired(images), encode_images(CountingEncoder(), images))
+    assert 1 <= encoder.encoded <= 2
+    assert victim.name in capsys.readouterr().out
+    assert FeatureCache(tmp_path / "cache", CountingEncoder(stop_after=0)).build(images) == 0
+
+
+def test_files_that_a_killed_build_left_are_ignored(tmp_path, images):
+    cache = FeatureCache(tmp_path / "cache", CountingEncoder())
+    cache.directory.mkdir(parents=True)
+    for name in ("0123456789abcdef.safetensors.part", "index.part", "0123456789abcdef.safetensors"):
+        (cache.directory / name).write_bytes(b"half")
+    cache.build(images)
+    assert torch.equal(cache(images), encode_images(CountingEncoder(), images))
+
+
+@pytest.mark.parametrize("content", ["", '{"encoder": {"name": "coun'])
+def test_a_damaged_index_is_rebuilt(tmp_path, images, content):
+    cache = FeatureCache(tmp_path / "cache", CountingEncoder())
+    cache.build(images)
+    (cache.directory / "index.json").write_text(content)
+    rebuilt = FeatureCache(tmp_path / "cache", CountingEncoder())
+    assert torch.equal(rebuilt(images), encode_images(CountingEncoder(), images))
+
+
+def test_features_of_another_encoder_in_the_folder_are_refused_by_field(tmp_path, images):
+    cache = FeatureCache(tmp_path / "cache", CountingEncoder(layer=1))
+    cache.build(images)
+    index = cache.directory / "index.json"
+    content = json.loads(index.read_text())
+    content["encoder"]["weights"] = "other"
+    index.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="weights is 'other', wanted 'abc'") as error:
+        FeatureCache(tmp_path / "cache", CountingEncoder(layer=1))
+    assert str(cache.directory) in str(error.value)
+    assert "layer" not in str(error.value)
+
+
+def test_an_interrupted_build_goes_on_after_its_last_whole_shard(tmp_path, images, small_shards):
+    with pytest.raises(KeyboardInterrupt):
+        FeatureCache(tmp_path / "cache", CountingEncoder(stop_after=5)).build(images)
+    encoder = CountingEncoder()
+    cache = FeatureCache(tmp_path / "cache", encoder)
+    assert cache.build(images) == encoder.encoded == NUM_IMAGES - 4
+    assert torch.equal(cache(images), encode_images(CountingEncoder(), images))
+
+
+def test_two_builds_at_once_share_the_work(tmp_path, images, small_shards):
+    encoders = [CountingEncoder(seconds=0.01) for _ in range(2)]
+    caches = [FeatureCache(tmp_path / "cache", encoder) for encoder in encoders]
+    threads = [threading.Thread(target=cache.build, args=(images,)) for cache in caches]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(encoder.encoded for encoder in encoders) == NUM_IMAGES
+    for cache in caches:
+        assert torch.equal(cache(images), encode_images(CountingEncoder(), images))
+
+
+def test_features_beyond_float16_are_refused(images):
+    encoder = CountingEncoder(layer=10**10)
+    with pytest.raises(ValueError, match="65504"):
+        encode_images(encoder, images)
