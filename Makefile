@@ -18,7 +18,7 @@ demo: $(VENV)/.dev ## ask the quickstart's model in the browser
 
 test: $(VENV)/.dev ## the whole suite but the slow tests
 	$(BIN)/mmpeft prepare
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest
 
 test-slow: $(VENV)/.dev ## the slow tests
 	$(BIN)/mmpeft prepare

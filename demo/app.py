@@ -21,22 +21,19 @@ from PIL import Image
 import mmpeft
 from mmpeft.data.images import load_image
 
-BASE = "base"
 CAPTION, QUESTION = "Caption", "Question"
 LONGEST_QUESTION = 2000  # characters: the run's own limit counts tokens, after tokenizing
-SHARED = "warning: whoever reaches this address can use the model; there is no login"
 CSS = """
 .gradio-container {width: 100%; max-width: 1080px !important; margin: auto}
 #title h1 {font-size: 1.7rem; font-weight: 700; margin: 0.4rem 0 0.2rem}
 #title p {color: var(--body-text-color-subdued); margin: 0}
 #image img {width: 100%; height: 100%; object-fit: contain}
 #answer textarea {font-size: 1.2rem; font-weight: 600}
-#examples .grid-wrap {min-height: 0; padding-top: 2.3rem}
-#examples .thumbnail-item {height: auto; aspect-ratio: auto; display: flex; flex-direction: column}
+#examples .grid-wrap {min-height: 0; max-height: none; padding-top: 2.3rem}
+#examples .thumbnail-item {height: 100%; aspect-ratio: auto; display: flex; flex-direction: column}
 #examples .thumbnail-item img {width: 100%; aspect-ratio: 4/3; object-fit: contain}
 #examples .caption-label {position: static; max-width: 100%; white-space: normal; border: none; box-shadow: none}
-#facts :is(table, tr, td) {border: none}
-#facts table {width: 100%}
+#facts table {width: 100%} #facts :is(table, tr, td) {border: none}
 #facts td {padding: 0.45rem 0.6rem; border-bottom: 1px solid var(--border-color-primary)}
 #facts td:first-child {color: var(--body-text-color-subdued); width: 9rem}
 footer .divider {display: none}
@@ -47,14 +44,13 @@ LAUNCH = {
     "theme": gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
     "css": CSS,
     "footer_links": ["api"],
-    "ssr_mode": False,
 }
 """How `build`'s page is launched, here and in tests."""
 
 
 def build(vlm: mmpeft.VisionLanguageModel, run: Path) -> gr.Blocks:
     """The page of a loaded run; API clients find it as ``/answer``."""
-    finetunes = [*vlm.adapters, BASE]
+    finetunes = [*vlm.adapters, "base"]
     examples = _read_examples(run)
 
     def chosen(event: gr.SelectData) -> tuple[Image.Image, str, str, dict]:
@@ -80,8 +76,9 @@ def build(vlm: mmpeft.VisionLanguageModel, run: Path) -> gr.Blocks:
                     shown = gr.Textbox(label="Answer", max_lines=6, scale=4, elem_id="answer")
                     taken = gr.Textbox(label="Time", scale=1, min_width=90)
                 truth = gr.Textbox(label="Truth of this held-out example", visible=False)
-        inputs = [image, task, question, finetune]
-        asking = {"fn": _answerer(vlm), "inputs": inputs, "outputs": [shown, taken]}
+        asking = (_answerer(vlm), [image, task, question, finetune], [shown, taken])
+        button.click(*asking, api_name="answer", show_progress_on=shown)
+        question.submit(*asking, api_visibility="private", show_progress_on=shown)
         quiet = {"api_visibility": "private", "queue": False}
         if examples:
             gallery = gr.Gallery(
@@ -90,14 +87,12 @@ def build(vlm: mmpeft.VisionLanguageModel, run: Path) -> gr.Blocks:
                 allow_preview=False, interactive=False, buttons=[], elem_id="examples",
             )  # fmt: skip
             filled = gallery.select(chosen, None, [image, task, question, truth], api_visibility="private")
-            filled.then(**asking, api_visibility="private")
+            filled.then(*asking, api_visibility="private", show_progress_on=shown)
         with gr.Accordion("About this run", open=False):
             gr.HTML(_facts(vlm), elem_id="facts")
             if (run / "report.png").is_file():
                 report = load_image(run / "report.png")
                 gr.Image(report, show_label=False, format="png", buttons=["fullscreen"])
-        button.click(**asking, api_name="answer")
-        question.submit(**asking, api_visibility="private")
         task.change(lambda task: gr.update(visible=task == QUESTION), task, question, **quiet)
         for edited in (image, question, task):  # the truth belonged to the example
             edited.input(lambda: gr.update(visible=False), None, truth, **quiet)
@@ -145,7 +140,7 @@ def main(
     except ValueError as error:
         sys.exit(f"error: {error}")
     if share or host not in ("127.0.0.1", "localhost", "::1"):
-        print(SHARED, file=sys.stderr)
+        print("warning: whoever reaches this address can use the model; there is no login", file=sys.stderr)
     build(vlm, Path(run)).launch(server_name=host, server_port=port, share=share, **LAUNCH)
 
 
@@ -166,7 +161,7 @@ def _title(vlm: mmpeft.VisionLanguageModel, run: Path) -> str:
 
 def _facts(vlm: mmpeft.VisionLanguageModel) -> str:
     facts = {**vlm.manifest.facts, **vlm.manifest.metrics}
-    cells = ((html.escape(name), html.escape(str(value))) for name, value in facts.items())
+    cells = ((html.escape(name.replace("_", " ")), html.escape(str(value))) for name, value in facts.items())
     return f"<table>{''.join(f'<tr><td>{name}</td><td>{value}</td></tr>' for name, value in cells)}</table>"
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mmpeft.adapters.peft_format import load_adapter, save_adapter
@@ -157,7 +158,10 @@ def load_trained(directory: str | Path, model: MultimodalModel, adapters: list[s
         ValueError: a damaged or misfitting file.
     """
     directory, manifest = Path(directory), read_manifest(directory)
-    tensors = load_file(directory / PROJECTOR)
+    try:
+        tensors = load_file(directory / PROJECTOR)
+    except (SafetensorError, FileNotFoundError) as error:
+        raise ValueError(f"{directory / PROJECTOR} is missing or damaged ({error})") from None
     if hash_tensors(tensors) != manifest.projector:
         raise ValueError(f"{directory / PROJECTOR} is not the projector that {MANIFEST} was written for")
     for name, slot in {"base": 0, **model.projector_slots}.items():

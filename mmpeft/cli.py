@@ -60,7 +60,7 @@ def _own(function: Callable[..., Any], arguments: list[str], program: str) -> No
 def _told(action: Callable[[], None]) -> None:
     try:
         action()
-    except (ValueError, FileNotFoundError, KeyError, RuntimeError) as error:
+    except (ValueError, OSError, KeyError, RuntimeError) as error:
         if os.environ.get("MMPEFT_TRACEBACK"):
             raise
         message = error.args[0] if isinstance(error, KeyError) and error.args else error

@@ -16,7 +16,7 @@ INSTRUCT = "configs/easy_vqa/instruct_lora.yaml"
 RUN = "runs/quickstart"
 
 
-def quickstart(started: float | None = None, steps: int = 300, questions: int = 1000) -> None:
+def quickstart(started: float | None = None, steps: int = 180, questions: int = 1000) -> None:
     """Makes runs/quickstart.
 
     Args:
@@ -28,13 +28,12 @@ def quickstart(started: float | None = None, steps: int = 300, questions: int = 
     main(["prepare"])
     main(["fit", "--config", CAPTION])
     run = ["--config", INSTRUCT, f"--trainer.default_root_dir={RUN}"]
-    main(["fit", *run, f"--trainer.max_steps={steps}", "--trainer.val_check_interval=100"])
+    main(["fit", *run, f"--trainer.max_steps={steps}", "--trainer.val_check_interval=60"])
     main(["test", *run, f"--data.limit={questions}"])
     metrics = json.loads((Path(RUN) / "metrics.json").read_text())
     minutes = (time.time() - started) / 60
-    print(
-        f"the report is {RUN}/report.png; now try: .venv/bin/mmpeft ask --image {RUN}/examples/00.png 'what color is the shape?'"
-    )
+    print(f"the report is {RUN}/report.png; now ask:")
+    print(f"  .venv/bin/mmpeft ask --run {RUN} --image {RUN}/examples/00.png 'what color is the shape?'")
     print(
         f"quickstart: accuracy={metrics['exact_match']:.3f} questions={metrics['questions']} minutes={minutes:.1f}"
     )

@@ -81,11 +81,13 @@ def make_data(folder: Path) -> Path:
     ]
     write_jsonl(folder / "captions.jsonl", captions)
     facts = [("is red a color?", "yes"), ("is two a color?", "no"), ("name a color", "blue")]
-    write_jsonl(folder / "text.jsonl", [{"question": question, "answer": answer} for question, answer in facts])
+    write_jsonl(
+        folder / "text.jsonl", [{"question": question, "answer": answer} for question, answer in facts]
+    )
     return folder
 
 
-def make_config(path: Path, base: Path, data: Path, **changes: dict) -> Path:
+def make_config(path: Path, base: Path, data: Path, /, **changes: dict) -> Path:
     """Writes the YAML of a LoRA run of 10 steps on these, beside which its run directory ``run/`` appears;
     ``changes`` go into the sections of the same name (``model={"seed": 1}``)."""
     settings = {

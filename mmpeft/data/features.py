@@ -85,11 +85,10 @@ class FeatureCache:
         return self._keys[image]
 
     def _open(self) -> None:
-        index = self.directory / "index.json"
         self._places, self._shards = {}, []
-        if not index.exists():
+        content = self._index()
+        if content is None:
             return
-        content = json.loads(index.read_text())
         differ = [k for k, v in self.encoder.fingerprint.items() if content["encoder"].get(k) != v]
         if differ:
             raise ValueError(
@@ -103,6 +102,15 @@ class FeatureCache:
         for shard in content["shards"]:
             self._open_shard(shard)
 
+    def _index(self) -> dict[str, Any] | None:
+        """The content of index.json; None where there is none that can be read."""
+        index = self.directory / "index.json"
+        try:
+            return json.loads(index.read_text()) if index.exists() else None
+        except ValueError:
+            print(f"feature cache: {index} is damaged; its images are encoded again")
+            return None
+
     def _open_shard(self, shard: dict[str, Any]) -> None:
         path = self.directory / shard["file"]
         if not path.exists() or _checksum(path) != shard["sha256"]:
@@ -114,8 +122,7 @@ class FeatureCache:
         self._shards.append(load_file(path)["features"])
 
     def _write(self, keys: list[str], features: Tensor) -> None:
-        index = self.directory / "index.json"
-        content = json.loads(index.read_text()) if index.exists() else {"shards": []}
+        content = self._index() or {"shards": []}
         intact = [s for s in content["shards"] if set(s["keys"]) <= self._places.keys()]
         name = f"{hashlib.sha256(''.join(keys).encode()).hexdigest()[:16]}.safetensors"
         save_file({"features": features}, self.directory / f"{name}.part")
@@ -123,7 +130,7 @@ class FeatureCache:
         shard = {"file": name, "sha256": _checksum(self.directory / name), "keys": keys}
         content = {"encoder": self.encoder.fingerprint, "shards": [*intact, shard]}
         (self.directory / "index.part").write_text(json.dumps(content))
-        os.replace(self.directory / "index.part", index)
+        os.replace(self.directory / "index.part", self.directory / "index.json")
         self._open_shard(shard)
 
 

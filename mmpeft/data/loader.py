@@ -11,7 +11,7 @@ from mmpeft.data.collate import Batch, collate
 from mmpeft.data.packing import PackedRow, pack, plan_rows
 from mmpeft.data.template import Encoded
 
-BATCHES_SORTED_TOGETHER = 16
+BATCHES_SORTED_TOGETHER = 32
 """Rows of similar length share a batch within windows of about this many batches, to pad less."""
 
 
@@ -67,8 +67,8 @@ class PackedLoader:
         return len(self._plan)
 
     def __iter__(self) -> Iterator[Batch]:
-        started = 0 < self.position and not self._resumed  # even if broken off, as by Lightning's sanity check
-        if started or self.position >= len(self._plan):
+        broken_off = self.position > 0 and not self._resumed  # as by Lightning's sanity check
+        if broken_off or self.position >= len(self._plan):
             self.epoch, self.position = self.epoch + 1, 0
         self._resumed = False
         self._plan = self._plan_epoch()
@@ -119,13 +119,16 @@ class PackedLoader:
 
 
 def _similar_together(rows: list[list[int]], lengths: Sequence[int], window: int) -> list[list[int]]:
-    """Sorts rows by length within windows of ``window`` conversations."""
-    tokens_first = []
+    """Sorts rows by length within windows of ``window`` conversations, up and down by turns, so that where two
+    windows meet rows are of similar length as well."""
+    places: list[tuple[int, int]] = []
     seen = 0
     for row in rows:
-        tokens_first.append((seen // window, sum(lengths[index] for index in row)))
+        number = seen // window
+        tokens = sum(lengths[index] for index in row)
+        places.append((number, -tokens if number % 2 else tokens))
         seen += len(row)
-    return [rows[number] for number in sorted(range(len(rows)), key=tokens_first.__getitem__)]
+    return [rows[number] for number in sorted(range(len(rows)), key=places.__getitem__)]
 
 
 def split_evenly(rows: list[list[int]], num_batches: int) -> list[list[list[int]]]:

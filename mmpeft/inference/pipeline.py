@@ -228,10 +228,10 @@ def _chunks(items: Sequence[Item], size: int) -> list[list[Item]]:
 
 def _filled(rows: list[list[int]], size: int) -> list[list[list[int]]]:
     """Rows gathered into batches of at most ``size`` conversations."""
-    batches: list[list[list[int]]] = [[]]
+    batches: list[list[list[int]]] = []
     filled = 0
     for row in rows:
-        if batches[-1] and filled + len(row) > size:
+        if not batches or filled + len(row) > size:
             batches.append([])
             filled = 0
         batches[-1].append(row)

@@ -87,7 +87,8 @@ def pick_attention(name: str, device: torch.device | str = "cpu") -> str:
 
 
 def identify(config: LanguageConfig) -> dict[str, Any]:
-    """What a finetune must agree with: the base's configuration and weights."""
+    """What a finetune must agree with: the base's configuration and weights. How they are held (dtype, 4-bit) is a
+    setting, not an identity: a projector of the dense base serves a QLoRA run."""
     path = _existing(config.name)
     settings = AutoConfig.from_pretrained(path).to_dict()
     for volatile in ("_name_or_path", "transformers_version", "dtype"):
@@ -96,7 +97,6 @@ def identify(config: LanguageConfig) -> dict[str, Any]:
         "name": config.name,
         "config": hash_json(settings),
         "weights": hash_weight_files(_weight_files(path)),
-        "quantization": config.quantization,
     }
 
 

@@ -37,10 +37,11 @@ class Projector(nn.Module):
         """Copies such tensors into a slot.
 
         Raises:
-            ValueError: other names or shapes.
+            ValueError: other names or shapes; nothing is copied then.
         """
         for name, view in self.tensors(slot).items():
             if name not in tensors or tensors[name].shape != view.shape:
                 found = list(tensors[name].shape) if name in tensors else "nothing"
                 raise ValueError(f"projector {name}: found {found}, wanted {list(view.shape)}")
+        for name, view in self.tensors(slot).items():
             view.copy_(tensors[name])

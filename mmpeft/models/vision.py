@@ -1,5 +1,6 @@
 """The frozen vision encoder: any timm model, with its own transform. Pixels -> patch features."""
 
+import difflib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,7 @@ def pool_tokens(features: Tensor, pooling: Pooling, pool: int) -> Tensor:
 
 def _create(config: VisionConfig, load_weights: bool) -> Any:
     if not timm.is_model(config.name.split(":")[-1].split("/")[-1].split(".")[0]) and ":" not in config.name:
-        close = timm.list_models(f"*{config.name.split('_')[0]}*")[:5]
+        close = difflib.get_close_matches(config.name, timm.list_models(), n=3)
         raise ValueError(
             f"timm has no model {config.name!r}; similar: {', '.join(close) or 'see timm.list_models()'}"
         )

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmpeft import bundle
 from mmpeft.adapters import AdapterConfig
+from mmpeft.adapters.sites import find_sites
 from mmpeft.data.collate import Batch
 from mmpeft.data.datamodule import VisionLanguageData
 from mmpeft.data.features import FeatureCache
@@ -98,11 +99,26 @@ class VisionLanguageModule(L.LightningModule):
             manifest = bundle.read_manifest(source)
             bundle.check_identity(manifest, self.identity, source)
             bundle.load_trained(source, model, [n for n in manifest.adapters if n == self.adapter_name])
-        if self.adapter and self.adapter_name not in model.bank:
+        if self.adapter and self.adapter_name in model.bank:
+            self._check_loaded_adapter(model, self.adapter, str(source))
+        elif self.adapter:
             model.bank.add(self.adapter_name, self.adapter, self.seed)
         model.projector.requires_grad_(self.train_projector)
         self.finetunes = [self._finetune(model)]
         return model
+
+    def _check_loaded_adapter(self, model: MultimodalModel, wanted: AdapterConfig, source: str) -> None:
+        """A config that differs from the adapter it goes on from would be ignored without a word."""
+        loaded = model.bank.entry(self.adapter_name)
+        same_fields = {f.name for f in fields(wanted)} - {"target_modules", "feedforward_modules"}
+        differ = type(wanted) is not type(loaded.config) or any(
+            getattr(wanted, name) != getattr(loaded.config, name) for name in same_fields
+        )
+        if differ or set(find_sites(model.language_model, wanted)) != set(loaded.sites):
+            raise ValueError(
+                f"adapter {self.adapter_name!r} of {source} is {loaded.config}, but this run wants {wanted}; "
+                "use the same settings to go on with it, or another model.adapter_name to begin a new one"
+            )
 
     def _own_run(self) -> str | None:
         """Outside of fit, a run's own results are what is meant."""

@@ -90,15 +90,16 @@ class RunDirectory(L.Callback):
 
 def cost(module: VisionLanguageModule, seconds: float) -> dict[str, str]:
     """What people ask of a finetune: how much of the base was trained, how large it is, what it took."""
-    trained = {id(p): p.numel() for p in module.parameters() if p.requires_grad}
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     adapter = sum(p.numel() for p in module.model.bank.parameters())
     base = module.model.language_model
-    frozen = sum(p.numel() for p in base.parameters()) - adapter
+    frozen = base.num_parameters() - adapter  # counts a 4-bit weight's numbers, not its bytes
     base_bytes = sum(p.numel() * p.element_size() for p in base.parameters()) - 4 * adapter
+    share = f"{adapter:,} = {100 * adapter / frozen:.3f} % of the language model's {frozen / 1e6:.1f} M"
     return {
-        "trained": f"{sum(trained.values()):,} parameters",
-        "adapter": f"{adapter:,} = {100 * adapter / frozen:.3f} % of the language model's {frozen / 1e6:.1f} M",
-        "files": f"{4 * sum(trained.values()) / 1e6:.2f} MB beside the base's {base_bytes / 1e6:.0f} MB",
+        "trained": f"{trained:,} parameters",
+        **({"adapter": share} if adapter else {}),
+        "files": f"{4 * trained / 1e6:.2f} MB beside the base's {base_bytes / 1e6:.0f} MB",
         "peak memory": f"{peak_memory_bytes() / 1e9:.2f} GB",
         "time": f"{seconds / 60:.1f} min",
     }

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def test_a_second_build_encodes_nothing(tmp_path, images, small_shards):
 
 def test_equal_bytes_under_several_names_are_encoded_once(tmp_path, images):
     copy = tmp_path / "copy.png"
-    copy.write_bytes(open(images[0], "rb").read())
+    copy.write_bytes(Path(images[0]).read_bytes())
     encoder = CountingEncoder()
     FeatureCache(tmp_path / "cache", encoder).build([*images, str(copy), images[0], copy.read_bytes()])
     assert encoder.encoded == NUM_IMAGES

@@ -42,13 +42,20 @@ def test_a_single_conversation_is_one_segment_without_prefix():
     only = conversation([1, IMAGE_TOKEN, 2], [3], ["a.png"])
     row = pack([only])
     assert row.segments == [1] * 4
-    assert (row.ids, row.targets, row.positions, row.images) == (only.ids, only.targets, [0, 1, 2, 3], ["a.png"])
+    assert (row.ids, row.targets, row.positions, row.images) == (
+        only.ids,
+        only.targets,
+        [0, 1, 2, 3],
+        ["a.png"],
+    )
 
 
 @given(words, st.lists(st.tuples(words, words), min_size=1, max_size=5), st.booleans())
 def test_every_conversation_can_be_read_back_and_the_prefix_carries_no_target(start, tails, with_image):
     start = [*start, IMAGE_TOKEN, IMAGE_TOKEN] if with_image else start
-    conversations = [conversation([*start, *question], answer, ["a"] * with_image) for question, answer in tails]
+    conversations = [
+        conversation([*start, *question], answer, ["a"] * with_image) for question, answer in tails
+    ]
     row = pack(conversations)
     for segment, one in enumerate(conversations, start=PREFIX + 1):
         assert unpacked(row, segment) == list(zip(one.ids, one.targets, range(len(one.ids)), strict=True))
@@ -71,7 +78,9 @@ def test_prompts_pack_although_they_have_no_targets():
 
 
 @pytest.mark.parametrize("style", ["instruct", "plain"])
-@pytest.mark.parametrize("question", ["<image>what?", "<image><image>same?", "is <image> like <image>?", "<image>"])
+@pytest.mark.parametrize(
+    "question", ["<image>what?", "<image><image>same?", "is <image> like <image>?", "<image>"]
+)
 @pytest.mark.parametrize("as_prompts", [False, True])
 def test_images_of_a_row_match_its_image_tokens(tiny_tokenizer, style, question, as_prompts):
     template = Template(tiny_tokenizer, 3, style)

@@ -19,7 +19,11 @@ SHAPES = {
         "vqa",
         "<s>[INST] <Img>...</Img> [vqa] what color? [/INST] red</s>",
     ),
-    "no task": ([("<image>what color?", "red")], None, "<s>[INST] <Img>...</Img> what color? [/INST] red</s>"),
+    "no task": (
+        [("<image>what color?", "red")],
+        None,
+        "<s>[INST] <Img>...</Img> what color? [/INST] red</s>",
+    ),
     "text only": ([("is red a color?", "yes")], None, "<s>[INST] is red a color? [/INST] yes</s>"),
     "text only with task": ([("is it?", "yes")], "qa", "<s>[INST] [qa] is it? [/INST] yes</s>"),
     "image only": ([("<image>", "a cat")], None, "<s>[INST] <Img>...</Img> [/INST] a cat</s>"),
@@ -38,7 +42,11 @@ SHAPES = {
         "vqa",
         "<s>[INST] [vqa] is <Img>...</Img> red? [/INST] no</s>",
     ),
-    "image at the end": ([("look at <image>", "ok")], None, "<s>[INST] look at <Img>...</Img> [/INST] ok</s>"),
+    "image at the end": (
+        [("look at <image>", "ok")],
+        None,
+        "<s>[INST] look at <Img>...</Img> [/INST] ok</s>",
+    ),
     "two images": (
         [("<image><image>same?", "no")],
         "vqa",
@@ -59,7 +67,11 @@ SHAPES = {
         None,
         "<s>[INST] <Img>...</Img> what? [/INST] red</s><s>[INST] and <Img>...</Img> [/INST] blue</s>",
     ),
-    "spaces around": ([("<image>  what? \n", "  red ")], None, "<s>[INST] <Img>...</Img> what? [/INST] red</s>"),
+    "spaces around": (
+        [("<image>  what? \n", "  red ")],
+        None,
+        "<s>[INST] <Img>...</Img> what? [/INST] red</s>",
+    ),
 }
 """name -> (turns, task, the conversation with ``...`` for the features and <s>, </s> for begin and end)."""
 each_shape = pytest.mark.parametrize("name", SHAPES)
@@ -155,13 +167,19 @@ def test_the_prompt_does_not_look_at_the_last_answer(template):
 @settings(deadline=None, max_examples=150)
 def test_no_text_becomes_a_control_token_or_a_marker(tiny_tokenizer, data):
     template = Template(tiny_tokenizer, FEATURES, max_length=10_000)
-    pieces = st.one_of(st.text(max_size=8), st.sampled_from([*tiny_tokenizer.all_special_tokens, *MARKERS, "[", "<"]))
+    pieces = st.one_of(
+        st.text(max_size=8), st.sampled_from([*tiny_tokenizer.all_special_tokens, *MARKERS, "[", "<"])
+    )
     texts = st.lists(pieces, min_size=1, max_size=6).map("".join)
-    texts = texts.filter(lambda text: text.strip() and "<image>" not in text and text.isprintable())
+    texts = texts.filter(lambda text: text.strip() and "<image>" not in text)
     question, answer = data.draw(texts), data.draw(texts)
     spans = template.spans(record([("<image>" + question, answer)], "vqa"))
     controls = set(tiny_tokenizer.all_special_ids)
-    markers = [tiny_tokenizer(space + m, add_special_tokens=False)["input_ids"] for m in MARKERS for space in ("", " ")]
+    markers = [
+        tiny_tokenizer(space + m, add_special_tokens=False)["input_ids"]
+        for m in MARKERS
+        for space in ("", " ")
+    ]
     kinds = [span.kind for span in spans]
     assert kinds == ["begin", "marker", "image", "marker", "task", "instruction", "marker", "answer", "end"]
     for span, text in ((spans[5], question), (spans[7], answer)):
@@ -245,7 +263,9 @@ def test_a_tokenizer_that_prefixes_spaces_itself_reads_the_same_words(name):
     metaspace = Tokenizer(models.BPE(unk_token="<unk>"))
     metaspace.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     metaspace.decoder = decoders.Metaspace(prepend_scheme="never")
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False
+    )
     metaspace.train_from_iterator([*SENTENCES, "/&.,|qa at like cat ok sure and m"], trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=metaspace, bos_token="<s>", eos_token="</s>")
     encoded = Template(tokenizer, FEATURES).encode(shape(name))

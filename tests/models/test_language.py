@@ -53,7 +53,7 @@ def test_a_checkpoint_that_lacks_tensors_is_refused_by_name(checkpoint):
 
 @pytest.mark.parametrize("load", [load_tokenizer, lambda name: load_language_model(LanguageConfig(name))])
 def test_a_path_that_does_not_exist_is_not_mistaken_for_a_hub_id(checkpoint, load):
-    with pytest.raises(FileNotFoundError, match="no such folder; did you mean .*language"):
+    with pytest.raises(FileNotFoundError, match=r"no such folder; did you mean .*language"):
         load(str(checkpoint.parent / "langauge"))
     with pytest.raises(FileNotFoundError, match=r"'./none': no such folder"):
         load("./none")
@@ -140,5 +140,7 @@ def test_weights_of_a_hub_model_are_found_beside_its_index(checkpoint, monkeypat
     for shard in shards:
         shutil.copy(checkpoint / "model.safetensors", shard)
     (checkpoint / "model.safetensors").unlink()
-    monkeypatch.setattr(language, "cached_file", lambda *_, **__: str(checkpoint / "model.safetensors.index.json"))
+    monkeypatch.setattr(
+        language, "cached_file", lambda *_, **__: str(checkpoint / "model.safetensors.index.json")
+    )
     assert language._weight_files("someone/something") == shards

@@ -163,7 +163,7 @@ def test_fingerprint_tells_what_changes_features(weights, tmp_path):
 
 
 def test_unknown_model_is_refused_with_similar_names():
-    with pytest.raises(ValueError, match="timm has no model 'test_vitt'.*test_vit"):
+    with pytest.raises(ValueError, match=r"timm has no model 'test_vitt'.*test_vit"):
         VisionEncoder(VisionConfig("test_vitt"), load_weights=False)
 
 

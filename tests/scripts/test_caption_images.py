@@ -1,0 +1,183 @@
+"""scripts/caption_images.py: one row per image, once, whatever happens in between."""
+
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock, Timeout
+from PIL import Image
+
+import mmpeft
+from scripts.caption_images import caption_images, find_images
+
+SCRIPT = Path("scripts/caption_images.py").resolve()
+STRANGE = ["two words.png", "größe 图.png", "line\nbreak.png", os.fsdecode(b"not utf8 \xff.png")]
+
+
+@pytest.fixture
+def photos(tmp_path, tiny_data) -> Path:
+    """Nine images, one of them in deeper folders, a cut one, an empty one, and a file that is no image."""
+    folder = tmp_path / "photos"
+    (folder / "deep" / "er").mkdir(parents=True)
+    images = sorted((tiny_data / "images").iterdir())
+    for number, image in enumerate(images[:8]):
+        shutil.copy(image, folder / f"{number}.png")
+    shutil.copy(images[8], folder / "deep" / "er" / "Z.PNG")
+    (folder / "3cut.png").write_bytes(images[0].read_bytes()[:60])
+    (folder / "deep" / "empty.jpg").touch()
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.fixture
+def whole(photos, tiny_run, tmp_path) -> bytes:
+    """What one uninterrupted run writes."""
+    output = tmp_path / "whole.jsonl"
+    caption_images(str(photos), str(tiny_run), str(output), batch_size=4)
+    return output.read_bytes()
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def test_a_row_per_image_in_sorted_order(photos, tiny_run, tmp_path, capsys):
+    output = tmp_path / "new" / "captions.jsonl"
+    caption_images(str(photos), str(tiny_run), str(output), batch_size=4)
+    found = rows(output)
+    names = ["0.png", "1.png", "2.png", "3.png", "3cut.png", *(f"{n}.png" for n in range(4, 8))]
+    assert [row["image"] for row in found] == [*names, "deep/empty.jpg", "deep/er/Z.PNG"]
+    assert {row["image"] for row in found if "error" in row} == {"3cut.png", "deep/empty.jpg"}
+    assert "11 done, 0 skipped, 2 errors" in capsys.readouterr().out
+    vlm = mmpeft.load(str(tiny_run), "cpu")
+    for row in found:
+        if "error" not in row:
+            assert row == {
+                "image": row["image"],
+                "caption": vlm.caption(photos / row["image"]),
+                "adapter": "default",
+            }
+
+
+def test_base_and_adapter_are_told_apart(photos, tiny_run, tmp_path):
+    output = tmp_path / "base.jsonl"
+    caption_images(str(photos), str(tiny_run), str(output), "base")
+    assert {row["adapter"] for row in rows(output) if "adapter" in row} == {"base"}
+
+
+def test_a_cut_output_is_completed_to_the_same_bytes(photos, tiny_run, tmp_path, whole):
+    output = tmp_path / "whole.jsonl"
+    ends = [end + 1 for end in range(len(whole)) if whole[end : end + 1] == b"\n"]
+    for length in (0, 1, ends[0] - 1, ends[0], ends[1] + 5, ends[3], ends[5] + 9, len(whole) - 1, len(whole)):
+        output.write_bytes(whole[:length])
+        caption_images(str(photos), str(tiny_run), str(output), batch_size=4)
+        assert output.read_bytes() == whole, f"cut at byte {length}"
+
+
+def test_killed_and_started_again(photos, tiny_run, tmp_path, whole):
+    output = tmp_path / "killed.jsonl"
+    words = [str(photos), "--run", str(tiny_run), "--output", str(output), "--batch_size", "4"]
+    process = subprocess.Popen([sys.executable, str(SCRIPT), *words], stderr=subprocess.DEVNULL)
+    while process.poll() is None and (not output.exists() or not output.stat().st_size):
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert output.stat().st_size
+    assert whole.startswith(output.read_bytes())
+    caption_images(str(photos), str(tiny_run), str(output), batch_size=4)
+    assert output.read_bytes() == whole
+
+
+def test_nothing_is_loaded_when_all_is_done(photos, tiny_run, tmp_path, whole, monkeypatch, capsys):
+    monkeypatch.setattr(mmpeft, "load", None, raising=False)
+    caption_images(str(photos), str(tiny_run), str(tmp_path / "whole.jsonl"))
+    assert "0 done, 11 skipped, 2 errors" in capsys.readouterr().out
+
+
+def test_strange_names_round_trip(tiny_data, tiny_run, tmp_path):
+    folder = tmp_path / "strange"
+    folder.mkdir()
+    for name in STRANGE:
+        shutil.copy(tiny_data / "images" / "red0.png", folder / name)
+    caption_images(str(folder), str(tiny_run), str(tmp_path / "out.jsonl"))
+    found = rows(tmp_path / "out.jsonl")
+    assert sorted(STRANGE) == [row["image"] for row in found]
+    assert all("caption" in row and (folder / row["image"]).exists() for row in found)
+
+
+def test_an_output_of_another_adapter_run_or_folder_is_refused(photos, tiny_run, tmp_path, whole):
+    output = tmp_path / "whole.jsonl"
+    with pytest.raises(ValueError, match="other run, adapter"):
+        caption_images(str(photos), str(tiny_run), str(output), "base")
+    retrained = tmp_path / "retrained"
+    shutil.copytree(tiny_run, retrained)
+    weights = retrained / "adapters" / "default" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(ValueError, match="other run;"):
+        caption_images(str(photos), str(retrained), str(output))
+    Image.new("RGB", (8, 8)).save(photos / "0new.png")
+    with pytest.raises(ValueError, match="other images;"):
+        caption_images(str(photos), str(tiny_run), str(output))
+    assert output.read_bytes() == whole
+    caption_images(str(photos), str(tiny_run), str(output), overwrite=True)
+    assert len(rows(output)) == 12
+
+
+def test_foreign_and_edited_outputs_are_left_alone(photos, tiny_run, tmp_path, whole):
+    foreign = tmp_path / "foreign.jsonl"
+    foreign.write_text("precious\n")
+    with pytest.raises(ValueError, match="--overwrite"):
+        caption_images(str(photos), str(tiny_run), str(foreign))
+    assert foreign.read_text() == "precious\n"
+    edited = tmp_path / "whole.jsonl"
+    edited.write_bytes(b"\n".join(reversed(whole.splitlines())) + b"\n")
+    with pytest.raises(ValueError, match="was edited"):
+        caption_images(str(photos), str(tiny_run), str(edited))
+
+
+def test_two_runs_on_one_output(photos, tiny_run, tmp_path):
+    output = tmp_path / "captions.jsonl"
+    with FileLock(f"{output}.lock"), pytest.raises(Timeout):
+        caption_images(str(photos), str(tiny_run), str(output))
+    assert not output.exists()
+
+
+def test_wrong_arguments(tiny_run, tiny_data, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for folder, run, changes, message in [
+        (tmp_path / "empty", tiny_run, {}, "no images"),
+        (tiny_data, tiny_run, {"adapter": "nobody"}, r"'nobody' is none of \['default', 'base'\]"),
+        (tiny_data, tiny_run, {"batch_size": 0}, "batch_size 0"),
+        (tiny_data, tmp_path, {}, "no run of mmpeft"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            caption_images(str(folder), str(run), str(tmp_path / "out.jsonl"), **changes)
+    with pytest.raises(FileNotFoundError):
+        find_images(str(tmp_path / "nowhere"))
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_the_command_line(photos, tiny_run, tmp_path, monkeypatch, capsys):
+    def run(*words: str) -> None:
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(photos), "--output", str(output), *words])
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+
+    output = tmp_path / "out.jsonl"
+    run("--run", str(tiny_run))
+    assert "11 done, 0 skipped, 2 errors" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="1"):
+        run("--run", str(tiny_run), "--strict")
+    assert "0 done, 11 skipped, 2 errors" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"error: .* no run of mmpeft"):
+        run("--run", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"error: .*--overwrite"):
+        run("--run", str(tiny_run), "--adapter", "base")
+    run("--run", str(tiny_run), "--adapter", "base", "--overwrite")
+    with FileLock(f"{output}.lock"), pytest.raises(SystemExit, match="error: another run"):
+        run("--run", str(tiny_run))

@@ -1,0 +1,130 @@
+"""The shape of the package: imports run one way, each third-party library has one door, no path of a machine."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import mmpeft
+
+ROOT = Path(mmpeft.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+MAY_USE = {
+    "fingerprint": set(),
+    "embedded": set(),
+    "adapters": {"adapters"},
+    "data": {"data", "embedded", "fingerprint"},
+    "evaluation": {"evaluation", "data"},
+    "models": {"models", "adapters", "data", "embedded", "fingerprint"},
+    "bundle": {"models", "adapters", "data", "fingerprint"},
+    "inference": {"inference", "bundle", "models", "adapters", "data"},
+    "training": {"training", "bundle", "models", "adapters", "data", "evaluation", "fingerprint"},
+}
+"""Part of the package -> parts that it may import. `cli`, `commands` and `__init__` are on top and may use all."""
+TOP = {"cli", "commands", "__init__"}
+DOORS = {
+    "datasets": {"data/sources.py"},
+    "bitsandbytes": set(),
+    "peft": set(),
+    "timm": {"models/vision.py", "embedded.py"},
+    "matplotlib": {"evaluation/report.py"},
+    "jsonargparse": {"cli.py"},
+    "gradio": set(),
+}
+"""Library -> the only files that import it. bitsandbytes comes in through transformers, in models/language.py."""
+
+
+def name_of(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def part_of(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports_of(path):
+    """Every module that a file imports, wherever in it, as dotted names."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}: relative imports hide the direction"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_parts(path):
+    names = [module.split(".") for module in imports_of(path)]
+    parts = {name[1] for name in names if name[0] == "mmpeft" and len(name) > 1}
+    return {part for part in parts if (ROOT / part).is_dir() or (ROOT / f"{part}.py").is_file()}
+
+
+each_file = pytest.mark.parametrize("path", FILES, ids=name_of)
+
+
+@each_file
+def test_imports_run_one_way(path):
+    if part_of(path) not in TOP:
+        assert own_parts(path) <= MAY_USE[part_of(path)]
+
+
+@each_file
+def test_the_adapters_know_torch_and_safetensors_only(path):
+    if part_of(path) == "adapters":
+        known = {*sys.stdlib_module_names, "torch", "safetensors", "mmpeft"}
+        assert {module.split(".")[0] for module in imports_of(path)} <= known
+
+
+@each_file
+def test_every_library_has_one_door(path):
+    used = {module.split(".")[0] for module in imports_of(path)}
+    for library, doors in DOORS.items():
+        assert library not in used or name_of(path) in doors, library
+
+
+@each_file
+def test_images_are_opened_and_quantisation_is_configured_in_one_place(path):
+    calls = [
+        ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+    ]
+    if name_of(path) != "data/images.py":
+        assert not {"Image.open", "PIL.Image.open", "ImageFile.Parser"} & set(calls)
+    if name_of(path) != "models/language.py":
+        assert not {call for call in calls if "BitsAndBytes" in call}
+
+
+def test_inside_the_adapters_imports_run_one_way():
+    order = ["functional", "stack", "lora", "ia3", "linear", "sites", "inject", "bank", "peft_format"]
+    later = {name: set(order[number:]) for number, name in enumerate(order)}
+    for path in (ROOT / "adapters").glob("*.py"):
+        if path.stem in order:
+            used = {
+                module.split(".")[2] for module in imports_of(path) if module.startswith("mmpeft.adapters.")
+            }
+            assert not used & later[path.stem], path.stem
+
+
+@each_file
+def test_no_file_names_a_path_of_a_machine(path):
+    assert not re.findall(r"[\"'\s(](/(?:home|root|work|mnt|Users|tmp|data|opt)/[\w.]+)", path.read_text())
+
+
+@each_file
+def test_markers_are_written_by_the_template_alone(path):
+    """Code elsewhere that spells [INST] would be a second template."""
+    if name_of(path) in ("data/template.py", "bundle.py"):  # bundle probes tokenizers with it
+        return
+    tree = ast.parse(path.read_text())
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node)
+    }
+    texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and id(n) not in docstrings]
+    assert not [text for text in texts if isinstance(text, str) and "INST]" in text]
+
+
+def test_every_part_has_its_rule():
+    assert {part_of(path) for path in FILES} <= MAY_USE.keys() | TOP

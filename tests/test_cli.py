@@ -1,0 +1,198 @@
+"""The command line: what a user gets wrong is told in one message, and before any model is loaded."""
+
+import json
+import shutil
+
+import pytest
+
+from mmpeft import bundle
+from mmpeft.cli import HELP, main
+from tests.tiny import make_config, make_data, run_directory, write_jsonl
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Loading a model fails the test."""
+
+    def refuse(*_, **__):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(bundle, "build_model", refuse)
+
+
+@pytest.fixture
+def fit(tiny_base, tiny_data, tmp_path):
+    """Runs `mmpeft fit` with changed settings; the message with which it ends."""
+
+    def run(**changes) -> str:
+        config = make_config(tmp_path / "config.yaml", tiny_base, tiny_data, **changes)
+        with pytest.raises(SystemExit) as ended:
+            main(["fit", "--config", str(config)])
+        assert ended.value.code not in (0, None)
+        assert not run_directory(config).exists() or not (run_directory(config) / bundle.MANIFEST).exists()
+        return str(ended.value)
+
+    return run
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
+def test_help_lists_every_command(capsys, arguments):
+    main(arguments)
+    assert capsys.readouterr().out.strip() == HELP.strip()
+    for command in ("prepare", "inspect", "fit", "validate", "test", "predict", "ask", "check"):
+        assert f"\n  {command} " in HELP
+
+
+@pytest.mark.parametrize("command", ["prepare", "inspect", "ask", "check", "fit"])
+def test_every_command_explains_itself(capsys, command):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    usage = capsys.readouterr().out
+    assert usage.startswith("usage: mmpeft ")
+    assert f" {command} " in usage
+
+
+def test_an_unknown_command_is_named():
+    with pytest.raises(SystemExit, match=r"no command 'fti'; `mmpeft --help` lists them"):
+        main(["fti"])
+
+
+@pytest.mark.parametrize(
+    ("section", "key"), [("model", "learning_rat"), ("data", "trian"), ("trainer", "max_step")]
+)
+def test_a_wrong_key_of_the_config_is_named(no_model, fit, capsys, section, key):
+    message = fit(**{section: {key: 1}})
+    assert key in message + capsys.readouterr().err
+
+
+def test_a_value_of_the_wrong_type_is_named(no_model, fit, capsys):
+    message = fit(model={"learning_rate": "fast"})
+    assert "learning_rate" in message + capsys.readouterr().err
+
+
+def test_a_data_file_that_is_not_there_is_named_with_the_closest(no_model, fit, tiny_data):
+    message = fit(data={"train": str(tiny_data / "trian.jsonl")})
+    assert "trian.jsonl" in message
+    assert "'train.jsonl'" in message
+
+
+def test_missing_images_are_all_listed(no_model, fit, tmp_path):
+    data = make_data(tmp_path / "squares")
+    gone = ["red0.png", "blue0.png", "green1.png"]
+    for name in gone:
+        (data / "images" / name).unlink()
+    message = fit(data={"train": str(data / "train.jsonl")})
+    assert all(name in message for name in gone)
+    assert "red1.png" not in message
+    assert "train.jsonl:1" in message
+
+
+def test_no_data_is_told(no_model, fit, tmp_path):
+    assert "set --data.train" in fit(data={"train": None})
+    empty = write_jsonl(tmp_path / "empty.jsonl", [])
+    assert "empty.jsonl holds no rows" in fit(data={"train": str(empty)})
+
+
+def test_all_problems_of_a_file_are_listed_with_their_lines(no_model, fit, tmp_path):
+    rows = [
+        {"id": "a", "question": "what?"},
+        {"id": "b", "question": "what?", "answer": "fine"},
+        {"id": "c", "question": "what?", "answer": "  "},
+        {"id": "d", "image": "../../secret.png", "question": "what?", "answer": "no"},
+    ]
+    message = fit(data={"train": str(write_jsonl(tmp_path / "rows.jsonl", rows))})
+    for line, cause in ((1, "no answer"), (3, "empty or only whitespace"), (4, "outside the image root")):
+        assert f"rows.jsonl:{line} (id '{rows[line - 1]['id']}')" in message
+        assert cause in message
+    assert "rows.jsonl:2" not in message
+
+
+def test_impossible_settings_are_told(no_model, fit, capsys):
+    assert (
+        "nothing would train"
+        in fit(model={"adapter": None, "train_projector": False}) + capsys.readouterr().err
+    )
+    message = fit(data={"packing": {"batch_size": 0}})
+    assert "batch_size" in message + capsys.readouterr().err
+
+
+def test_an_unknown_target_module_is_told_with_the_closest(fit):
+    lora = {"class_path": "mmpeft.adapters.LoraConfig", "init_args": {"target_modules": ["q_prj"]}}
+    message = fit(model={"adapter": lora})
+    assert "q_prj" in message
+    assert "q_proj" in message
+
+
+def test_a_base_that_is_not_there_is_told_with_the_closest(fit, tiny_base):
+    message = fit(model={"language": {"name": str(tiny_base / "langauge"), "dtype": "float32"}})
+    assert "no such folder; did you mean" in message
+
+
+def test_a_hub_that_cannot_be_reached_is_told(fit, monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError("We couldn't connect to the hub")
+
+    monkeypatch.setattr(bundle, "build_model", unreachable)
+    assert fit(model={"language": {"name": "someone/model"}}) == "error: We couldn't connect to the hub"
+
+
+def test_weights_that_are_not_there_are_told(fit, tiny_base):
+    vision = {"name": "test_vit", "weights": str(tiny_base / "none.safetensors"), "image_size": 32}
+    assert "none.safetensors: no such file" in fit(model={"vision": vision})
+
+
+def test_a_conversation_without_any_loss_is_told(fit):
+    assert "max_length = 8" in fit(data={"packing": {"max_length": 8}})
+
+
+def test_ask_prints_the_answer(tiny_run, tiny_data, capsys):
+    image = str(tiny_data / "images" / "red0.png")
+    main(["ask", "what color is it?", "--run", str(tiny_run), "--image", image, "--max_new_tokens", "2"])
+    assert capsys.readouterr().out.endswith("\n")
+
+
+def test_asking_a_folder_that_is_no_run_is_told(tmp_path):
+    with pytest.raises(SystemExit, match=r"error: .* is no run of mmpeft"):
+        main(["ask", "what?", "--run", str(tmp_path)])
+
+
+def test_asking_an_unknown_adapter_is_told(tiny_run):
+    with pytest.raises(SystemExit, match="no adapter 'nobody'; the bank has default"):
+        main(["ask", "what?", "--run", str(tiny_run), "--adapter", "nobody"])
+
+
+def test_check_counts_or_lists(tiny_data, tmp_path, capsys):
+    main(["check", str(tiny_data / "train.jsonl")])
+    assert "24 conversations about 8 images" in capsys.readouterr().out
+    data = make_data(tmp_path / "squares")
+    (data / "images" / "red0.png").write_bytes(b"no image")
+    with pytest.raises(SystemExit, match=r"red0.png"):
+        main(["check", str(data / "train.jsonl")])
+
+
+def test_fit_writes_the_run_directory(tiny_run):
+    names = {path.name for path in tiny_run.iterdir()}
+    assert names >= {
+        *(bundle.MANIFEST, bundle.PROJECTOR, "adapters", "checkpoints", "config.yaml", "metrics.csv"),
+        *("examples", "report.png", "README.md"),
+    }
+    assert (tiny_run / "adapters" / "default" / "adapter_model.safetensors").is_file()
+
+
+def test_test_scores_and_predict_answers_in_the_order_of_the_data(tiny_run, tiny_config, tiny_data, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    where = ["--trainer.default_root_dir", str(run)]
+    main(["test", "--config", str(tiny_config), *where])
+    metrics = json.loads((run / "metrics.json").read_text())
+    predictions = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    right = [row["answer"].strip() == row["truth"].strip() for row in predictions]
+    assert metrics == {"exact_match": sum(right) / len(right), "questions": 6}
+    wanted = [json.loads(line)["id"] for line in (tiny_data / "test.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in predictions] == wanted
+
+    questions = [{"id": f"q{n}", "question": "is it?"} for n in range(5)]
+    unanswered = write_jsonl(tmp_path / "questions.jsonl", questions)
+    main(["predict", "--config", str(tiny_config), *where, "--data.predict", str(unanswered)])
+    answers = [json.loads(line) for line in (run / "answers.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in answers] == [row["id"] for row in questions]
