@@ -30,7 +30,7 @@ CSS = """
 #image img {width: 100%; height: 100%; object-fit: contain}
 #answer textarea {font-size: 1.2rem; font-weight: 600}
 #examples .grid-wrap {min-height: 0; max-height: none; padding-top: 2.3rem}
-#examples .thumbnail-item {height: 100%; aspect-ratio: auto; display: flex; flex-direction: column}
+#examples .thumbnail-item {height: auto; aspect-ratio: auto; display: flex; flex-direction: column}
 #examples .thumbnail-item img {width: 100%; aspect-ratio: 4/3; object-fit: contain}
 #examples .caption-label {position: static; max-width: 100%; white-space: normal; border: none; box-shadow: none}
 #facts table {width: 100%} #facts :is(table, tr, td) {border: none}
@@ -57,7 +57,7 @@ def build(vlm: mmpeft.VisionLanguageModel, run: Path) -> gr.Blocks:
         image, task, question, truth = examples[event.index]
         return image, task, question, gr.update(value=truth, visible=truth is not None)
 
-    with gr.Blocks(title=f"mmpeft: {run.name}", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+    with gr.Blocks(title=f"mmpeft: {run.name}", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         gr.HTML(_title(vlm, run), elem_id="title")
         with gr.Row():
             image = gr.Image(

@@ -94,7 +94,7 @@ class VisionLanguageModule(L.LightningModule):
             model = bundle.build_model(self.language, self.vision, self.trainer.strategy.root_device)
         self.tokenizer = load_tokenizer(self.language.name)
         self.identity = bundle.describe(self.language, model, self.tokenizer)
-        source = self.start_from or self._own_run()
+        source = self._own_run() or self.start_from
         if source:
             manifest = bundle.read_manifest(source)
             bundle.check_identity(manifest, self.identity, source)
