@@ -99,12 +99,21 @@ class MultimodalModel(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., dim) hidden states -> (..., vocabulary)."""
         logits = self.language_model.get_output_embeddings()(hidden)
-        softcap = getattr(self.language_model.config, "final_logit_softcapping", None)  # Gemma 2 and 3
+        config = self.language_model.config
+        logits = logits * getattr(config, "logit_scale", 1.0)  # Cohere
+        logits = logits / getattr(config, "logits_scaling", 1.0)  # Granite
+        softcap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and 3
         return softcap * torch.tanh(logits / softcap) if softcap else logits
 
     def _decode(self, batch: Batch, cache: DynamicCache | None, new: int | None = None) -> Tensor:
         """Hidden states (rows, tokens, dim) of the last ``new`` columns, or of all."""
         columns = slice(None) if new is None else slice(batch.input_ids.shape[1] - new, None)
+        window = getattr(self.language_model.config, "sliding_window", None)
+        if window and batch.input_ids.shape[1] > window:
+            raise ValueError(
+                f"rows of {batch.input_ids.shape[1]} tokens exceed the language model's sliding window of {window}, "
+                "which packed rows do not support; lower packing.max_length"
+            )
         self.bank.route(batch.adapters)
         decoder = self.language_model.get_decoder()
         return decoder(

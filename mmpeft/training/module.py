@@ -103,6 +103,10 @@ class VisionLanguageModule(L.LightningModule):
             self._check_loaded_adapter(model, self.adapter, str(source))
         elif self.adapter:
             model.bank.add(self.adapter_name, self.adapter, self.seed)
+        for (
+            parameter
+        ) in model.bank.parameters():  # with adapter: null, a loaded one serves but stays as it is
+            parameter.requires_grad_(self.adapter is not None)
         model.projector.requires_grad_(self.train_projector)
         self.finetunes = [self._finetune(model)]
         return model
@@ -128,7 +132,7 @@ class VisionLanguageModule(L.LightningModule):
 
     def _finetune(self, model: MultimodalModel) -> Finetune:
         slices: list[tuple[nn.Parameter, int]] = []
-        if self.adapter_name in model.bank:
+        if self.adapter is not None:
             slot = model.bank.entry(self.adapter_name).slot
             slices += [(parameter, slot) for parameter in model.bank.parameters()]
         if self.train_projector:

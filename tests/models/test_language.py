@@ -92,8 +92,8 @@ def test_identity_tells_other_weights_and_another_config(checkpoint):
         return identify(LanguageConfig(str(checkpoint), **changes))
 
     before = who()
-    assert who(dtype="float32") == before, "the type it is held in is a choice of the run, not of the base"
-    assert who(quantization="nf4") != before
+    assert who(dtype="float32") == before, "how it is held is a choice of the run, not of the base"
+    assert who(quantization="nf4") == before
     state = load_file(checkpoint / "model.safetensors")
     state["model.norm.weight"] = state["model.norm.weight"] + 0.5
     save_file(state, checkpoint / "model.safetensors", metadata={"format": "pt"})

@@ -128,6 +128,15 @@ def test_a_checkpoint_of_other_targets_is_refused(config, uninterrupted, tmp_pat
         )
 
 
+def test_another_learning_rate_than_the_checkpoints_is_refused(config, uninterrupted, tmp_path):
+    """The optimiser's state would bring the old one back whatever the command line says."""
+    arguments = ["--trainer.default_root_dir", str(tmp_path), "--model.learning_rate", "0.5"]
+    with pytest.raises(SystemExit, match=r"learning_rate: the checkpoint has 0.01, found 0.5"):
+        main(
+            ["fit", "--config", str(config), *arguments, "--ckpt_path", str(checkpoint_of(uninterrupted, 3))]
+        )
+
+
 def test_a_strangers_checkpoint_is_refused(config, uninterrupted, tmp_path):
     path = tmp_path / "foreign.ckpt"
     checkpoint = torch.load(checkpoint_of(uninterrupted, 1), weights_only=True)
