@@ -147,7 +147,7 @@ class VisionLanguageData(L.LightningDataModule):
         truncated = sum(example.truncated for example in encoded)
         if truncated:
             print(
-                f"{split}: {truncated} of {len(encoded)} conversations were cut at max_length (end of the last answer, or later turns)"
+                f"{split}: {truncated} of {len(encoded)} conversations were cut at max_length"
             )
         return encoded
 
