@@ -146,9 +146,7 @@ class VisionLanguageData(L.LightningDataModule):
         encoded = [self.template.encode(record) for record in self.records[split]]
         truncated = sum(example.truncated for example in encoded)
         if truncated:
-            print(
-                f"{split}: {truncated} of {len(encoded)} conversations were cut at max_length"
-            )
+            print(f"{split}: {truncated} of {len(encoded)} conversations were cut at max_length")
         return encoded
 
     def _loader(self, split: Split, encoded: list[Encoded], seed: int | None) -> PackedLoader:
