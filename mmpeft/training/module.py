@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,9 +114,9 @@ class VisionLanguageModule(L.LightningModule):
     def _check_loaded_adapter(self, model: MultimodalModel, wanted: AdapterConfig, source: str) -> None:
         """A config that differs from the adapter it goes on from would be ignored without a word."""
         loaded = model.bank.entry(self.adapter_name)
-        same_fields = {f.name for f in fields(wanted)} - {"target_modules", "feedforward_modules"}
+        settings = vars(wanted).keys() - {"target_modules", "feedforward_modules"}  # compared by what they match
         differ = type(wanted) is not type(loaded.config) or any(
-            getattr(wanted, name) != getattr(loaded.config, name) for name in same_fields
+            getattr(wanted, name) != getattr(loaded.config, name) for name in settings
         )
         if differ or set(find_sites(model.language_model, wanted)) != set(loaded.sites):
             raise ValueError(
