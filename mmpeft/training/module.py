@@ -114,7 +114,10 @@ class VisionLanguageModule(L.LightningModule):
     def _check_loaded_adapter(self, model: MultimodalModel, wanted: AdapterConfig, source: str) -> None:
         """A config that differs from the adapter it goes on from would be ignored without a word."""
         loaded = model.bank.entry(self.adapter_name)
-        settings = vars(wanted).keys() - {"target_modules", "feedforward_modules"}  # compared by what they match
+        settings = vars(wanted).keys() - {
+            "target_modules",
+            "feedforward_modules",
+        }  # compared by what they match
         differ = type(wanted) is not type(loaded.config) or any(
             getattr(wanted, name) != getattr(loaded.config, name) for name in settings
         )
