@@ -41,13 +41,16 @@ class VisionLanguageCLI(LightningCLI):
         logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(
             logging.WARNING
         )  # hardware and tips
+        exact = {
+            "allow_abbrev": False
+        }  # argparse would take the misspelt --model.learning_rat for its neighbour
         return cls(
             VisionLanguageModule,
             VisionLanguageData,
             save_config_kwargs={"overwrite": True},  # a rerun is not an error
             seed_everything_default=0,
             trainer_defaults={"logger": None, "log_every_n_steps": 5, "gradient_clip_val": 1.0},
-            parser_kwargs={"prog": "mmpeft"},
+            parser_kwargs={"prog": "mmpeft", **exact, **dict.fromkeys(cls.subcommands(), exact)},
             args=arguments,
             run=run,
         )
