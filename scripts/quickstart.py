@@ -16,7 +16,7 @@ INSTRUCT = "configs/easy_vqa/instruct_lora.yaml"
 RUN = "runs/quickstart"
 
 
-def quickstart(started: float | None = None, steps: int = 180, questions: int = 1000) -> None:
+def quickstart(started: float | None = None, steps: int = 270, questions: int = 1000) -> None:
     """Makes runs/quickstart.
 
     Args:
@@ -28,7 +28,15 @@ def quickstart(started: float | None = None, steps: int = 180, questions: int = 
     main(["prepare"])
     main(["fit", "--config", CAPTION])
     run = ["--config", INSTRUCT, f"--trainer.default_root_dir={RUN}"]
-    main(["fit", *run, f"--trainer.max_steps={steps}", "--trainer.val_check_interval=60"])
+    main(
+        [
+            "fit",
+            *run,
+            f"--trainer.max_steps={steps}",
+            "--trainer.val_check_interval=90",
+            "--trainer.limit_val_batches=10",
+        ]
+    )
     main(["test", *run, f"--data.limit={questions}"])
     metrics = json.loads((Path(RUN) / "metrics.json").read_text())
     minutes = (time.time() - started) / 60

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from mmpeft.data.datamodule import VisionLanguageData
 from mmpeft.training.checkpoint import AtomicCheckpointIO
+from mmpeft.training.memory import keep_freed_memory
 from mmpeft.training.module import VisionLanguageModule
 from mmpeft.training.run_directory import RunDirectory
 
@@ -27,6 +28,7 @@ class VisionLanguageCLI(LightningCLI):
     @classmethod
     def run(cls, arguments: list[str]) -> "VisionLanguageCLI":
         """Parses ``arguments`` (the subcommand first) and runs."""
+        keep_freed_memory()
         return cls._make(arguments, run=True)
 
     @classmethod

@@ -72,6 +72,7 @@ class VisionLanguageModule(L.LightningModule):
         self.finetunes: list[Finetune] = []
         self._tokens: Counter[int] = Counter()
         self._correct: list[bool] = []
+        self.earlier_instructions: dict[str, str | None] = {}
 
     # -- building -------------------------------------------------------------------------------------------
 
@@ -98,6 +99,7 @@ class VisionLanguageModule(L.LightningModule):
         if source:
             manifest = bundle.read_manifest(source)
             bundle.check_identity(manifest, self.identity, source)
+            self.earlier_instructions = manifest.instructions
             bundle.load_trained(source, model, [n for n in manifest.adapters if n == self.adapter_name])
         if self.adapter and self.adapter_name in model.bank:
             self._check_loaded_adapter(model, self.adapter, str(source))

@@ -48,7 +48,12 @@ class RunDirectory(L.Callback):
             vision=asdict(module.vision),
             template={"style": data.style, "max_length": data.packing.max_length},
             identity=module.identity,
-            instructions=data.instructions(),
+            instructions=data.instructions()
+            | {
+                task: text
+                for task, text in module.earlier_instructions.items()
+                if task not in data.instructions()
+            },
             facts=cost(module, time.monotonic() - self._started),
         )
         bundle.save(directory, manifest, module.model)
