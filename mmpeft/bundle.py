@@ -43,7 +43,7 @@ class Manifest:
     vision: dict[str, Any]
     """`VisionConfig` as it was trained with."""
     template: dict[str, Any]
-    """Style, longest conversation and features per image."""
+    """Style and longest conversation."""
     identity: dict[str, Any]
     """Hashes of the base's config and weights, the encoder's weights and transform, and the tokenizer."""
     adapters: list[str] = field(default_factory=list)

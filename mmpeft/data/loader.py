@@ -101,9 +101,8 @@ class PackedLoader:
     def _plan_epoch(self) -> list[list[list[int]]]:
         """Batches of rows of example numbers; every epoch has the same number of batches."""
         packing = self.packing
-        keys = [
-            (tuple(example.images), example.task) for example in self.encoded
-        ]  # a task's prompts start alike
+        # By task as well: prompts of one task share its identifier.
+        keys = [(tuple(example.images), example.task) for example in self.encoded]
         lengths = [len(example.ids) for example in self.encoded]
         rng = random.Random(f"{self.seed} {self.epoch}")
         order = rng.sample(range(len(keys)), len(keys)) if self.seed is not None else list(range(len(keys)))

@@ -80,7 +80,7 @@ def pick_dtype(name: str, device: torch.device | str = "cpu") -> torch.dtype:
 
 
 def pick_attention(name: str, device: torch.device | str = "cpu") -> str:
-    """Masked SDPA is the slow part of a packed step on CPU (benchmarks/attention.py)."""
+    """Masked SDPA is the slow part of a packed step on CPU."""
     if name != "auto":
         return name
     return "eager" if torch.device(device).type == "cpu" else "sdpa"

@@ -40,12 +40,10 @@ class VisionLanguageCLI(LightningCLI):
     def _make(cls, arguments: list[str], run: bool) -> "VisionLanguageCLI":
         for expected in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=expected)
-        logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(
-            logging.WARNING
-        )  # hardware and tips
-        exact = {
-            "allow_abbrev": False
-        }  # argparse would take the misspelt --model.learning_rat for its neighbour
+        # Without Lightning's lines about hardware and its tips.
+        logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+        # By itself argparse takes the misspelt --model.learning_rat for its neighbour.
+        exact = {"allow_abbrev": False}
         return cls(
             VisionLanguageModule,
             VisionLanguageData,

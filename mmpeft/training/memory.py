@@ -9,8 +9,8 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
 def keep_freed_memory() -> None:
     """Lets the process reuse the pages that it has. Rows of changing length make glibc map and unmap large blocks
-    at every step, and the kernel clear them: 9 % of a packed training step on CPU (benchmarks/training_step.py).
-    Does nothing where there is no glibc."""
+    at every step, and the kernel clear them: a step of 40 packed questions took 1.22 s without this and 1.11 s
+    with it (2 cores). Does nothing where there is no glibc."""
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -43,17 +43,13 @@ class RunDirectory(L.Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return
         directory = Path(trainer.default_root_dir)
+        own, earlier = data.instructions(), module.earlier_instructions
         manifest = bundle.Manifest(
             language=asdict(module.language),
             vision=asdict(module.vision),
             template={"style": data.style, "max_length": data.packing.max_length},
             identity=module.identity,
-            instructions=data.instructions()
-            | {
-                task: text
-                for task, text in module.earlier_instructions.items()
-                if task not in data.instructions()
-            },
+            instructions=own | {task: text for task, text in earlier.items() if task not in own},
             facts=cost(module, time.monotonic() - self._started),
         )
         bundle.save(directory, manifest, module.model)
