@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from mmpeft.adapters.functional import gather_slots, ia3_scale
-from mmpeft.adapters.stack import AdapterConfig, Occupancy, fits, grown
+from mmpeft.adapters.stack import AdapterConfig, Stack, names_module
+
+FEEDFORWARD_OUT = ["down_proj", "fc2", "c_proj", "dense_4h_to_h"]
+"""Names of the feed-forward's last linear, where IA3 scales the input."""
 
 
 @dataclass
@@ -27,8 +30,24 @@ class IA3Config(AdapterConfig):
     feedforward_modules: str | list[str] = "auto"
     """Those of the targets whose *input* is scaled; the others are scaled at their output."""
 
+    def scales_input(self, path: str) -> bool:
+        """Whether the vector of this site scales the linear's input rather than its output."""
+        modules = FEEDFORWARD_OUT if self.feedforward_modules == "auto" else self.feedforward_modules
+        return names_module(path, modules)
 
-class IA3Stack(nn.Module):
+    def place(self, path: str) -> str:
+        return "ia3_input" if self.scales_input(path) else "ia3_output"
+
+    def make_stack(self, path: str, in_features: int, out_features: int, num_slots: int, size: int) -> Stack:
+        if self.scales_input(path):
+            return IA3Stack(in_features, "input", num_slots)
+        return IA3Stack(out_features, "output", num_slots)
+
+    def shapes(self, path: str, in_features: int, out_features: int) -> dict[str, list[int]]:
+        return {"ia3_l": [1, in_features] if self.scales_input(path) else [out_features, 1]}
+
+
+class IA3Stack(Stack):
     """The vectors of every slot on one side of one linear.
 
     Shape: ``ia3_delta`` (S, features).
@@ -37,41 +56,26 @@ class IA3Stack(nn.Module):
     method = IA3Config.method
 
     def __init__(self, features: int, side: Literal["input", "output"], num_slots: int):
-        super().__init__()
+        super().__init__(num_slots)
         self.side = side
         self.ia3_delta = nn.Parameter(torch.zeros(num_slots, features))
-        self.occupancy = Occupancy(num_slots)
 
-    def scale(self, x: Tensor, slots: Tensor, uniform: bool) -> Tensor:
-        """(B, T, features) -> (B, T, features); ``uniform`` promises one slot that serves every row."""
-        if uniform and not self.occupancy.partial:
+    def on_input(self, x: Tensor, slots: Tensor, uniform: bool) -> Tensor:
+        return self._scale(x, slots, uniform) if self.side == "input" else x
+
+    def on_output(self, x: Tensor, y: Tensor, slots: Tensor, uniform: bool) -> Tensor:
+        return self._scale(y, slots, uniform) if self.side == "output" else y
+
+    def _scale(self, x: Tensor, slots: Tensor, uniform: bool) -> Tensor:
+        if self.one(uniform):
             return ia3_scale(x, self.ia3_delta[0])
-        return ia3_scale(x, gather_slots(self.ia3_delta, self.occupancy.effective(slots)).unsqueeze(1))
-
-    @torch.no_grad()
-    def open(self, slot: int, config: IA3Config, generator: torch.Generator) -> None:
-        """Starts the slot afresh at ``l = 1``: exactly the base."""
-        self.reset(slot)
-        self.occupancy.set(slot, True)
-
-    @torch.no_grad()
-    def reset(self, slot: int) -> None:
-        """Empties the slot: its rows are base rows."""
-        self.ia3_delta[slot] = 0
-        self.occupancy.set(slot, False)
+        return ia3_scale(x, gather_slots(self.ia3_delta, self.effective(slots)).unsqueeze(1))
 
     def tensors(self, slot: int) -> dict[str, Tensor]:
-        """The slot by PEFT's name: ``ia3_l``, (1, I) for an input side and (O, 1) for an output side."""
+        """``ia3_l`` (1, I) for an input side, (O, 1) for an output side; a copy, not a view."""
         vector = self.ia3_delta.detach()[slot] + 1
         return {"ia3_l": vector[None, :] if self.side == "input" else vector[:, None]}
 
     @torch.no_grad()
     def fill(self, slot: int, tensors: dict[str, Tensor]) -> None:
-        """Copies a tensor named and shaped as `tensors` returns it into the slot."""
         self.ia3_delta[slot] = tensors["ia3_l"].flatten().to(self.ia3_delta) - 1
-
-    def resize(self, num_slots: int, rank: int) -> None:
-        if fits(self.ia3_delta, num_slots):
-            return
-        self.ia3_delta = nn.Parameter(grown(self.ia3_delta, num_slots))
-        self.occupancy.resize(num_slots)

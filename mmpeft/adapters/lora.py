@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpeft.adapters.functional import gather_slots, lora_delta, lora_delta_of_one
-from mmpeft.adapters.stack import AdapterConfig, Occupancy, fits, grown
+from mmpeft.adapters.stack import AdapterConfig, Stack
 
 
 @dataclass
@@ -43,8 +43,18 @@ class LoraConfig(AdapterConfig):
     def scaling(self) -> float:
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
+    @property
+    def size(self) -> int:
+        return self.rank
 
-class LoraStack(nn.Module):
+    def make_stack(self, path: str, in_features: int, out_features: int, num_slots: int, size: int) -> Stack:
+        return LoraStack(in_features, out_features, num_slots, size)
+
+    def shapes(self, path: str, in_features: int, out_features: int) -> dict[str, list[int]]:
+        return {"lora_A.weight": [self.rank, in_features], "lora_B.weight": [out_features, self.rank]}
+
+
+class LoraStack(Stack):
     """The A and B of every slot on one linear. Slots of smaller rank are padded with zeros, a fixed point
     of training: the gradient of a zero row of A times a zero column of B is zero.
 
@@ -52,26 +62,26 @@ class LoraStack(nn.Module):
     """
 
     method = LoraConfig.method
+    size_dims: ClassVar[dict[str, int]] = {"lora_A": 1, "lora_B": 2}
     scaling: Tensor
     dropout: Tensor
 
     def __init__(self, in_features: int, out_features: int, num_slots: int, rank: int):
-        super().__init__()
+        super().__init__(num_slots)
         self.lora_A = nn.Parameter(torch.zeros(num_slots, rank, in_features))
         self.lora_B = nn.Parameter(torch.zeros(num_slots, out_features, rank))
         self.register_buffer("scaling", torch.zeros(num_slots), persistent=False)
         self.register_buffer("dropout", torch.zeros(num_slots), persistent=False)
         self.has_dropout = False
-        self.ranks = [0] * num_slots
-        self.occupancy = Occupancy(num_slots)
 
-    def delta(self, x: Tensor, slots: Tensor, uniform: bool) -> Tensor:
-        """(B, T, I) -> (B, T, O); ``uniform`` promises one slot that serves every row."""
+    def on_output(self, x: Tensor, y: Tensor, slots: Tensor, uniform: bool) -> Tensor:
         if self.training and self.has_dropout:
             x = self._drop(x, slots)
-        if uniform and not self.occupancy.partial:
-            return lora_delta_of_one(x, self.lora_A[0], self.lora_B[0], self.scaling[0])
-        return lora_delta(x, self.lora_A, self.lora_B, self.scaling, self.occupancy.effective(slots))
+        if self.one(uniform):
+            delta = lora_delta_of_one(x, self.lora_A[0], self.lora_B[0], self.scaling[0])
+        else:
+            delta = lora_delta(x, self.lora_A, self.lora_B, self.scaling, self.effective(slots))
+        return y + delta.to(y.dtype)
 
     def _drop(self, x: Tensor, slots: Tensor) -> Tensor:
         probability = gather_slots(self.dropout, slots).view(-1, 1, 1)
@@ -80,45 +90,22 @@ class LoraStack(nn.Module):
 
     @torch.no_grad()
     def open(self, slot: int, config: LoraConfig, generator: torch.Generator) -> None:
-        """Starts the slot afresh: A Kaiming-uniform, B zero, so that it begins as the base but can learn."""
-        self.reset(slot)
+        """A Kaiming-uniform and B zero, so that the slot begins as the base but can learn."""
+        super().open(slot, config, generator)
         bound = self.lora_A.shape[-1] ** -0.5  # kaiming_uniform(a=sqrt(5)), as nn.Linear and PEFT
         A = torch.empty(config.rank, self.lora_A.shape[-1]).uniform_(-bound, bound, generator=generator)
         self.lora_A[slot, : config.rank] = A
-        self.ranks[slot] = config.rank
         self.scaling[slot] = config.scaling
         self.dropout[slot] = config.dropout
         self.has_dropout = self.has_dropout or config.dropout > 0
-        self.occupancy.set(slot, True)
 
-    @torch.no_grad()
     def reset(self, slot: int) -> None:
-        """Empties the slot: its rows are base rows."""
-        for tensor in (self.lora_A, self.lora_B, self.scaling, self.dropout):
-            tensor[slot] = 0
-        self.ranks[slot] = 0
+        super().reset(slot)
         self.has_dropout = bool(self.dropout.any())
-        self.occupancy.set(slot, False)
 
     def tensors(self, slot: int) -> dict[str, Tensor]:
-        """Views of the slot by PEFT's names: ``lora_A.weight`` (r, I) and ``lora_B.weight`` (O, r)."""
-        rank = self.ranks[slot]
+        rank = self.sizes[slot]
         return {
             "lora_A.weight": self.lora_A.detach()[slot, :rank],
             "lora_B.weight": self.lora_B.detach()[slot, :, :rank],
         }
-
-    @torch.no_grad()
-    def fill(self, slot: int, tensors: dict[str, Tensor]) -> None:
-        """Copies tensors named and shaped as `tensors` returns them into the slot."""
-        for key, view in self.tensors(slot).items():
-            view.copy_(tensors[key])
-
-    def resize(self, num_slots: int, rank: int) -> None:
-        if fits(self.lora_A, num_slots, rank):
-            return
-        self.lora_A = nn.Parameter(grown(self.lora_A, num_slots, rank))
-        self.lora_B = nn.Parameter(grown(self.lora_B, num_slots, 0, rank))
-        self.scaling, self.dropout = grown(self.scaling, num_slots), grown(self.dropout, num_slots)
-        self.ranks += [0] * (num_slots - len(self.ranks))
-        self.occupancy.resize(num_slots)

@@ -3,10 +3,15 @@
 ``adapter_config.json`` and ``adapter_model.safetensors`` whose keys are relative to the language model, so
 that plain ``PeftModel.from_pretrained`` and other servers read them. Reading is strict where PEFT only warns.
 
-Source: PEFT docs, "PEFT checkpoint format"; ``peft/tuners/{lora,ia3}/config.py``.
+Methods that PEFT has no format for use the same two files: ``peft_type`` is ``MMPEFT_`` and the method's name, the
+other fields are the config's, and a tensor's key is ``base_model.model.<path of the layer>.<name>`` as in PEFT. A
+finetune of several methods is a directory with a part in each subfolder, listed in its ``adapter_config.json``.
+
+Source: PEFT docs, "PEFT checkpoint format"; ``peft/tuners/{lora,ia3,prompt_tuning,prefix_tuning}/config.py``.
 """
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +19,36 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mmpeft.adapters.bank import AdapterBank
+from mmpeft.adapters.bank import INPUTS, AdapterBank, Part
+from mmpeft.adapters.bitfit import BitFitConfig
+from mmpeft.adapters.bottleneck import BottleneckConfig
+from mmpeft.adapters.dora import DoraConfig
+from mmpeft.adapters.full import FullConfig
+from mmpeft.adapters.hybrid import HybridConfig
 from mmpeft.adapters.ia3 import IA3Config
+from mmpeft.adapters.image_prompt import ImagePromptConfig
 from mmpeft.adapters.lora import LoraConfig
-from mmpeft.adapters.sites import find_sites, is_feedforward, linear_features
+from mmpeft.adapters.prefix import PrefixConfig
+from mmpeft.adapters.prompt import PromptConfig, PTuningConfig
+from mmpeft.adapters.sites import attention_shape, find_sites, named_layers
 from mmpeft.adapters.stack import AdapterConfig
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 KEY_PREFIX = "base_model.model."
+OWN_PREFIX = "MMPEFT_"
+PROMPT_TYPES: dict[str, type[PromptConfig]] = {
+    "PROMPT_TUNING": PromptConfig,
+    "P_TUNING": PTuningConfig,
+    "PREFIX_TUNING": PrefixConfig,
+}
+OWN_CONFIGS: dict[str, type[AdapterConfig]] = {
+    OWN_PREFIX + config.method.upper(): config
+    for config in (BitFitConfig, BottleneckConfig, FullConfig, ImagePromptConfig)
+}
+HYBRID = OWN_PREFIX + HybridConfig.method.upper()
 UNSUPPORTED = (
-    *("use_dora", "use_qalora", "use_bdlora", "kasa_config", "arrow_config", "monteclora_config"),
+    *("use_qalora", "use_bdlora", "kasa_config", "arrow_config", "monteclora_config"),
     *("bias", "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters"),
     *("rank_pattern", "alpha_pattern", "layers_to_transform", "layer_replication", "exclude_modules"),
     "alora_invocation_tokens",
@@ -38,11 +62,19 @@ CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 def save_adapter(bank: AdapterBank, name: str, directory: str | Path, base_name: str) -> None:
     """Writes adapter ``name`` to ``directory``; ``base_name`` is recorded as its base model."""
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    tensors = {KEY_PREFIX + key: t.cpu().contiguous() for key, t in bank.tensors(name).items()}
-    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
-    config = _config_to_peft(bank, name) | {"base_model_name_or_path": base_name}
-    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    parts = bank.entry(name).parts
+    if isinstance(bank.entry(name).config, HybridConfig):
+        folders = [f"{number}_{part.config.method}" for number, part in enumerate(parts)]
+        _write_config(
+            directory, {"peft_type": HYBRID, "parts": folders, "base_model_name_or_path": base_name}
+        )
+    else:
+        folders = ["."]
+    for folder, part in zip(folders, parts, strict=True):
+        config = _config_to_peft(bank, part) | {"base_model_name_or_path": base_name}
+        _write_config(directory / folder, config)
+        tensors = {_key(path, key): t.cpu().contiguous() for path, key, t in _tensors_of(bank, part)}
+        save_file(tensors, directory / folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def load_adapter(bank: AdapterBank, name: str, directory: str | Path) -> None:
@@ -54,22 +86,74 @@ def load_adapter(bank: AdapterBank, name: str, directory: str | Path) -> None:
     """
     directory = Path(directory)
     config = read_config(directory)
-    try:
-        wanted = _shapes(bank, config)
-    except ValueError as error:
-        raise ValueError(f"{directory / CONFIG_FILE}: {error}") from None
-    tensors = _read_tensors(directory)
-    _check_tensors(tensors, wanted, directory / WEIGHTS_FILE)
-    entry = bank.add(name, config)
-    for path in entry.sites:
-        stack = bank.stack(name, path)
-        own = {key: tensors[f"{KEY_PREFIX}{path}.{key}"] for key in stack.tensors(entry.slot)}
-        stack.fill(entry.slot, own)
+    tensors: list[dict[str, Tensor]] = []
+    for folder, part in zip(_folders(directory, config), config.parts(), strict=True):
+        try:
+            wanted = _shapes(bank, part)
+        except ValueError as error:
+            raise ValueError(f"{folder / CONFIG_FILE}: {error}") from None
+        tensors.append(_read_tensors(folder))
+        _check_tensors(tensors[-1], wanted, folder / WEIGHTS_FILE)
+    bank.add(name, config)
+    for part, own in zip(bank.entry(name).parts, tensors, strict=True):
+        for path, stack, slot in bank.places_of(part):
+            stack.fill(slot, {key: own[_key(path, key)] for key in stack.tensors(slot)})
+
+
+def _folders(directory: Path, config: AdapterConfig) -> list[Path]:
+    """Where the parts of an adapter lie."""
+    if not isinstance(config, HybridConfig):
+        return [directory]
+    return [directory / folder for folder in _read_json(directory)["parts"]]
 
 
 def read_config(directory: str | Path) -> AdapterConfig:
-    """The config of a PEFT directory in our terms; what changes the maths and is lacking here is refused."""
+    """The config of a PEFT directory in our terms; what changes the maths and is lacking here is refused.
+
+    P-tuning is read as prompt tuning: its file holds the prompt that the network made, not the network.
+    """
     path = Path(directory) / CONFIG_FILE
+    raw = _read_json(Path(directory))
+    changed = [key for key in UNSUPPORTED if raw.get(key) not in (None, False, "none", [], {})]
+    changed += ["init_lora_weights"] if str(raw.get("init_lora_weights")).startswith(CHANGES_BASE) else []
+    if changed:
+        values = ", ".join(f"{key} is {raw[key]!r}" for key in changed)
+        raise ValueError(f"{path}: {values}, which is not supported and changes what the tensors mean")
+    if raw.get("peft_type") == HYBRID:
+        names = raw.get("parts")
+        if not isinstance(names, list) or not all(isinstance(n, str) and Path(n).name == n for n in names):
+            raise ValueError(f"{path}: parts is {names!r}, wanted the names of its subfolders")
+        return HybridConfig([read_config(path.parent / name) for name in names])
+    try:
+        return _config_from_peft(raw)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _config_from_peft(raw: dict[str, Any]) -> AdapterConfig:
+    kind = raw.get("peft_type")
+    if kind == "LORA":
+        return (DoraConfig if raw.get("use_dora") else LoraConfig)(
+            rank=_required(raw, "r"),
+            alpha=raw.get("lora_alpha", 8),
+            dropout=raw.get("lora_dropout", 0.0),
+            target_modules=_required(raw, "target_modules"),
+            rslora=raw.get("use_rslora", False),
+        )
+    if kind == "IA3":
+        return IA3Config(_required(raw, "target_modules"), raw.get("feedforward_modules") or [])
+    if kind in PROMPT_TYPES:
+        config = PrefixConfig if kind == "PREFIX_TUNING" else PromptConfig
+        return config(_required(raw, "num_virtual_tokens"))
+    if kind in OWN_CONFIGS:
+        config = OWN_CONFIGS[kind]
+        return config(**{f.name: _required(raw, f.name) for f in fields(config)})  # pyright: ignore
+    known = ", ".join(map(repr, ["LORA", "IA3", *PROMPT_TYPES, *OWN_CONFIGS, HYBRID]))
+    raise ValueError(f"peft_type is {kind!r}; known are {known}")
+
+
+def _read_json(directory: Path) -> dict[str, Any]:
+    path = directory / CONFIG_FILE
     if not path.is_file():
         raise ValueError(f"{directory} is no PEFT adapter: it has no {CONFIG_FILE}")
     try:
@@ -78,29 +162,12 @@ def read_config(directory: str | Path) -> AdapterConfig:
         raise ValueError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: wanted a JSON object, got {type(raw).__name__}")
-    changed = [key for key in UNSUPPORTED if raw.get(key) not in (None, False, "none", [], {})]
-    changed += ["init_lora_weights"] if str(raw.get("init_lora_weights")).startswith(CHANGES_BASE) else []
-    if changed:
-        values = ", ".join(f"{key} is {raw[key]!r}" for key in changed)
-        raise ValueError(f"{path}: {values}, which is not supported and changes what the tensors mean")
-    try:
-        return _config_from_peft(raw)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    return raw
 
 
-def _config_from_peft(raw: dict[str, Any]) -> AdapterConfig:
-    if raw.get("peft_type") == "LORA":
-        return LoraConfig(
-            rank=_required(raw, "r"),
-            alpha=raw.get("lora_alpha", 8),
-            dropout=raw.get("lora_dropout", 0.0),
-            target_modules=_required(raw, "target_modules"),
-            rslora=raw.get("use_rslora", False),
-        )
-    if raw.get("peft_type") == "IA3":
-        return IA3Config(_required(raw, "target_modules"), raw.get("feedforward_modules") or [])
-    raise ValueError(f"peft_type is {raw.get('peft_type')!r}; known are 'LORA' and 'IA3'")
+def _write_config(directory: Path, config: dict[str, Any]) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _required(raw: dict[str, Any], key: str) -> Any:
@@ -109,38 +176,74 @@ def _required(raw: dict[str, Any], key: str) -> Any:
     return raw[key]
 
 
-def _config_to_peft(bank: AdapterBank, name: str) -> dict[str, Any]:
+def _config_to_peft(bank: AdapterBank, part: Part) -> dict[str, Any]:
     """Only the keys that matter: older PEFT refuses unknown ones. Targets are always written out, because
     PEFT's own defaults differ from the paper's for several architectures."""
-    entry = bank.entry(name)
-    config = entry.config
-    common = {"task_type": "CAUSAL_LM", "inference_mode": True, "fan_in_fan_out": False}
+    config = part.config
+    common = {"task_type": "CAUSAL_LM", "inference_mode": True}
+    if isinstance(config, PromptConfig):
+        kind = next(kind for kind, known in PROMPT_TYPES.items() if type(config) is known)
+        return {"peft_type": kind, **common, **_prompt_to_peft(bank, config)}
+    targets = {} if config.home == "inputs" else {"target_modules": _target_names(bank, part.sites)}
     if isinstance(config, IA3Config):
-        feedforward = _target_names(bank, [path for path in entry.sites if is_feedforward(path, config)])
-        others = _target_names(bank, [path for path in entry.sites if not is_feedforward(path, config)])
+        feedforward = _target_names(bank, [path for path in part.sites if config.scales_input(path)])
+        others = _target_names(bank, [path for path in part.sites if not config.scales_input(path)])
         return {
             "peft_type": "IA3",
             **common,
+            "fan_in_fan_out": False,
             "target_modules": sorted(others + feedforward),
             "feedforward_modules": feedforward,
         }
-    assert isinstance(config, LoraConfig), f"no PEFT format for {type(config).__name__}"
+    if isinstance(config, LoraConfig):
+        return {
+            "peft_type": "LORA",
+            **common,
+            **targets,
+            "fan_in_fan_out": False,
+            "r": config.rank,
+            "lora_alpha": config.alpha,
+            "lora_dropout": config.dropout,
+            "use_rslora": config.rslora,
+            "bias": "none",
+            **({"use_dora": True} if isinstance(config, DoraConfig) else {}),
+        }
+    return {"peft_type": OWN_PREFIX + config.method.upper(), **vars(config), **targets}
+
+
+def _prompt_to_peft(bank: AdapterBank, config: PromptConfig) -> dict[str, Any]:
+    """PEFT builds its module from these numbers before it reads the tensors."""
+    model: Any = bank.model
+    layers, heads, head_dim = attention_shape(model)
+    dim = heads * head_dim if isinstance(config, PrefixConfig) else bank.features(INPUTS, config)[1]
     return {
-        "peft_type": "LORA",
-        **common,
-        "target_modules": _target_names(bank, entry.sites),
-        "r": config.rank,
-        "lora_alpha": config.alpha,
-        "lora_dropout": config.dropout,
-        "use_rslora": config.rslora,
-        "bias": "none",
+        "num_virtual_tokens": config.num_virtual_tokens,
+        "token_dim": dim,
+        "num_transformer_submodules": 1,
+        "num_attention_heads": heads
+        if isinstance(config, PrefixConfig)
+        else model.config.num_attention_heads,
+        "num_layers": layers,
     }
+
+
+def _tensors_of(bank: AdapterBank, part: Part) -> list[tuple[str, str, Tensor]]:
+    return [
+        (path, key, tensor)
+        for path, stack, slot in bank.places_of(part)
+        for key, tensor in stack.tensors(slot).items()
+    ]
+
+
+def _key(path: str, key: str) -> str:
+    """The key of a tensor in the file."""
+    return key if path == INPUTS else f"{KEY_PREFIX}{path}.{key}"
 
 
 def _target_names(bank: AdapterBank, sites: list[str]) -> list[str]:
     """The last names of the sites where those mean exactly these sites in this model, else their paths."""
     last_names = {path.rsplit(".", 1)[-1] for path in sites}
-    named = {path for path, _ in bank.model.named_modules() if path.rsplit(".", 1)[-1] in last_names}
+    named = {path for path, _ in named_layers(bank.model) if path.rsplit(".", 1)[-1] in last_names}
     return sorted(last_names if named == set(sites) else sites)
 
 
@@ -157,17 +260,12 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
 
 def _shapes(bank: AdapterBank, config: AdapterConfig) -> dict[str, list[int]]:
     """Key -> shape of every tensor that the file of such an adapter holds."""
-    shapes = {}
-    for path, module in find_sites(bank.model, config).items():
-        features = linear_features(module)
-        assert features is not None, f"find_sites returned {path}, which is no linear"
-        if isinstance(config, LoraConfig):
-            shapes[f"{KEY_PREFIX}{path}.lora_A.weight"] = [config.rank, features[0]]
-            shapes[f"{KEY_PREFIX}{path}.lora_B.weight"] = [features[1], config.rank]
-        elif isinstance(config, IA3Config):
-            feedforward = is_feedforward(path, config)
-            shapes[f"{KEY_PREFIX}{path}.ia3_l"] = [1, features[0]] if feedforward else [features[1], 1]
-    return shapes
+    sites = [INPUTS] if config.home == "inputs" else find_sites(bank.model, config)
+    return {
+        _key(path, key): shape
+        for path in sites
+        for key, shape in config.shapes(path, *bank.features(path, config)).items()
+    }
 
 
 def _check_tensors(tensors: dict[str, Tensor], wanted: dict[str, list[int]], where: Path) -> None:

@@ -13,6 +13,7 @@ from mmpeft.data.collate import PADDING, Batch
 from mmpeft.data.packing import PREFIX
 from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN
 from mmpeft.models.projector import Projector
+from mmpeft.models.virtual import VirtualTokens, virtual_tokens
 from mmpeft.models.vision import VisionEncoder
 
 
@@ -41,7 +42,7 @@ class MultimodalModel(nn.Module):
         self.vision_encoder = vision_encoder
         self.projector = projector
         self.language_model: Any = language_model
-        self.bank = AdapterBank(language_model)
+        self.bank = AdapterBank(language_model, (vision_encoder.num_tokens, vision_encoder.dim))
         self.projector_slots: dict[str, int] = {}
         """Adapters that own a projector; any other row uses slot 0."""
 
@@ -108,21 +109,53 @@ class MultimodalModel(nn.Module):
     def _decode(self, batch: Batch, cache: DynamicCache | None, new: int | None = None) -> Tensor:
         """Hidden states (rows, tokens, dim) of the last ``new`` columns, or of all."""
         columns = slice(None) if new is None else slice(batch.input_ids.shape[1] - new, None)
-        window = getattr(self.language_model.config, "sliding_window", None)
-        if window and batch.input_ids.shape[1] > window:
-            raise ValueError(
-                f"rows of {batch.input_ids.shape[1]} tokens exceed the language model's sliding window of {window}, "
-                "which packed rows do not support; lower packing.max_length"
-            )
         self.bank.route(batch.adapters)
+        embeds, positions = self._embed(batch, columns), batch.positions[:, columns]
+        queries, keys = batch.segments[:, columns], batch.segments
+        virtual = virtual_tokens(self.bank, len(keys), keys.device)
+        skip = 0
+        if virtual is not None:
+            positions = positions + virtual.lengths[:, None]
+            keys = torch.cat([virtual.segments, keys], 1)
+            if new is None:
+                cache = self._with_prefix(cache, virtual)
+                if virtual.embeds is not None:
+                    skip = virtual.num_prompts
+                    embeds = torch.cat([virtual.embeds.to(embeds.dtype), embeds], 1)
+                    positions = torch.cat([virtual.positions, positions], 1)
+                    queries = torch.cat([virtual.segments[:, -skip:], queries], 1)
+        self._check_window(keys.shape[1])
         decoder = self.language_model.get_decoder()
-        return decoder(
-            inputs_embeds=self._embed(batch, columns),
-            attention_mask=self._additive(attention_mask(batch.segments[:, columns], batch.segments)),
-            position_ids=batch.positions[:, columns],
+        hidden = decoder(
+            inputs_embeds=embeds,
+            attention_mask=self._additive(attention_mask(queries, keys)),
+            position_ids=positions,
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
+        return hidden[:, skip:]
+
+    def _with_prefix(self, cache: DynamicCache | None, virtual: VirtualTokens) -> DynamicCache | None:
+        """The cache with every row's trained keys and values in it; a new one where there was none."""
+        if virtual.keys_values is None:
+            return cache
+        if self.language_model.is_gradient_checkpointing and self.language_model.training:
+            raise ValueError(
+                "prefix tuning keeps its keys and values in the cache, which transformers drops under gradient "
+                "checkpointing; set model.language.gradient_checkpointing to false"
+            )
+        cache = DynamicCache(config=self.language_model.config) if cache is None else cache
+        for layer, (keys, values) in enumerate(virtual.keys_values.to(self.dtype)):
+            cache.update(keys, values, layer)
+        return cache
+
+    def _check_window(self, width: int) -> None:
+        window = getattr(self.language_model.config, "sliding_window", None)
+        if window and width > window:
+            raise ValueError(
+                f"rows of {width} tokens exceed the language model's sliding window of {window}, "
+                "which packed rows do not support; lower packing.max_length"
+            )
 
     def _embed(self, batch: Batch, columns: slice) -> Tensor:
         ids = batch.input_ids[:, columns]
@@ -130,8 +163,12 @@ class MultimodalModel(nn.Module):
         slots = ids == IMAGE_TOKEN
         if batch.features is None or not bool(slots.any()):
             return embeds
+        features = batch.features
+        if (image_prompts := self.bank.inputs.get("image_prompt")) is not None:
+            owned = self.bank.routing.slots["image_prompt"][batch.image_rows]
+            features = image_prompts.change(features.float(), owned)
         owners = [self.projector_slots.get(batch.adapters[row] or "", 0) for row in batch.image_rows.tolist()]
-        projected = self.projector(batch.features, torch.tensor(owners, device=ids.device), embeds.dtype)
+        projected = self.projector(features, torch.tensor(owners, device=ids.device), embeds.dtype)
         if int(slots.sum()) != projected.shape[0] * projected.shape[1]:
             raise ValueError(
                 f"the rows have {int(slots.sum())} image tokens, but {projected.shape[0]} images of "

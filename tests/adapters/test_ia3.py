@@ -35,9 +35,9 @@ def test_each_site_is_scaled_on_its_own_side(make_bank):
     bank = make_bank({"tfew": IA3Config()})
     sides = {
         path.removeprefix("model.layers.0."): (
-            bool(layer.ia3_input),
-            bool(layer.ia3_output),
-            bool(layer.lora),
+            "ia3_input" in layer.stacks,
+            "ia3_output" in layer.stacks,
+            "lora" in layer.stacks,
         )
         for path, layer in bank.layers.items()
         if ".0." in path

@@ -34,7 +34,9 @@ def test_a_fresh_slot_starts_as_the_base_and_can_learn():
     assert A.shape == (4, 64)
     assert 0.9 / 8 < A.abs().max() <= 1 / 8, "uniform on +-1/sqrt(in)"
     assert not stack.lora_B.any()
-    stack.delta(torch.ones(1, 1, 64), torch.tensor([1]), uniform=False).sum().backward()
+    stack.on_output(
+        torch.ones(1, 1, 64), torch.zeros(1, 1, 32), torch.tensor([1]), uniform=False
+    ).sum().backward()
     assert stack.lora_B.grad[1, :, :4].abs().min() > 0
 
 
@@ -59,7 +61,7 @@ def test_opening_a_filled_slot_leaves_nothing_of_it_behind():
     stack.open(0, LoraConfig(rank=2), generator)
     assert not stack.lora_A[0, 2:].any()
     assert not stack.lora_B.any()
-    assert (stack.ranks, stack.has_dropout) == ([2], False)
+    assert (stack.sizes, stack.has_dropout) == ([2], False)
 
 
 def test_padding_to_the_largest_rank_is_a_fixed_point_of_training(make_bank, train, tokens):
@@ -123,8 +125,9 @@ def test_dropout_is_the_slot_own_and_keeps_the_mean():
         stack.open(slot, LoraConfig(rank=4, dropout=dropout), generator)
         stack.fill(slot, {key: torch.ones_like(t) for key, t in stack.tensors(slot).items()})
     x, slots = torch.ones(2, 4000, 64), torch.tensor([0, 1])
-    trained = stack.delta(x, slots, uniform=False)
-    evaluated = stack.eval().delta(x, slots, uniform=False)
+    nothing = torch.zeros(2, 4000, 8)
+    trained = stack.on_output(x, nothing, slots, uniform=False)
+    evaluated = stack.eval().on_output(x, nothing, slots, uniform=False)
     assert torch.equal(trained[0], evaluated[0])
     assert trained[1].std() > 0
     torch.testing.assert_close(trained[1].mean(), evaluated[1].mean(), rtol=0.01, atol=0)

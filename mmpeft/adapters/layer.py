@@ -1,13 +1,19 @@
-"""The adapted linear, and the routing that tells it which finetune each row belongs to."""
+"""The adapted layer, and the routing that tells it which finetune each row belongs to."""
 
 from torch import Tensor, nn
 
-from mmpeft.adapters.ia3 import IA3Stack
-from mmpeft.adapters.lora import LoraStack
+from mmpeft.adapters.stack import Stack
+
+ORDER = (
+    *("ia3_input", "ia3_output", "dora", "lora", "full", "bitfit"),
+    *("bottleneck_sequential", "bottleneck_parallel"),
+)
+"""Places of a layer in the order in which they act: a finetune of several methods is the same however it was put
+together."""
 
 
 class Routing:
-    """Which slot serves each row, per method: one plain object per model, shared by all its adapted linears.
+    """Which slot serves each row, per method: one plain object per model, shared by all its adapted layers.
 
     Written once before a forward and never cleared, because gradient checkpointing runs the forward again
     during the backward. Not a global and not a hook: two models never see each other's rows.
@@ -23,11 +29,12 @@ class Routing:
         self.slots, self.uniform = slots, uniform
 
 
-class AdapterLinear(nn.Module):
-    """A frozen linear whose rows are changed by their own finetunes.
+class AdapterLayer(nn.Module):
+    """A frozen layer whose rows are changed by their own finetunes.
 
-    ``y_b = W(x_b * (1 + u_s)) * (1 + v_s) + c_s B_s A_s x_b`` with ``s`` the slot of row ``b``. ``base`` may
-    be any module that maps (B, T, I) to (B, T, O): dense, 4-bit, 8-bit; it is called, never read.
+    ``y_b = W(x_b * (1 + u_s)) * (1 + v_s) + c_s B_s A_s x_b + ...`` with ``s`` the slot of row ``b``. ``base``
+    may be any module that maps (B, T, I) to (B, T, O): dense, 4-bit or 8-bit linear, or a whole feed-forward; it is
+    called, never read.
     """
 
     def __init__(self, base: nn.Module, in_features: int, out_features: int, routing: Routing):
@@ -35,17 +42,18 @@ class AdapterLinear(nn.Module):
         self.base = base
         self.in_features, self.out_features = in_features, out_features
         self.routing = routing
-        self.lora: LoraStack | None = None
-        self.ia3_input: IA3Stack | None = None
-        self.ia3_output: IA3Stack | None = None
+        self.stacks = nn.ModuleDict()
 
     @property
     def weight(self) -> Tensor:
         """The base's weight, which some models look at for its dtype."""
         return self.base.weight  # pyright: ignore[reportReturnType]
 
-    def stacks(self) -> list[LoraStack | IA3Stack]:
-        return [stack for stack in (self.lora, self.ia3_input, self.ia3_output) if stack is not None]
+    def put(self, place: str, stack: Stack) -> None:
+        """Adds the stack of a method, in its turn."""
+        stack.attach(self.base)
+        have = {**dict(self.stacks.items()), place: stack}
+        self.stacks = nn.ModuleDict({key: have[key] for key in ORDER if key in have})
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, I) -> (B, T, O).
@@ -53,14 +61,15 @@ class AdapterLinear(nn.Module):
         Raises:
             ValueError: no routing yet, or it was written for another number of rows.
         """
+        routed: list[tuple[Stack, Tensor, bool]] = []
+        for stack in self.stacks.values():
+            routed.append((stack, *self._route(stack.method, x)))  # pyright: ignore[reportArgumentType]
         scaled = x
-        if self.ia3_input is not None:
-            scaled = self.ia3_input.scale(x, *self._route("ia3", x))
+        for stack, slots, uniform in routed:
+            scaled = stack.on_input(scaled, slots, uniform)
         y = self.base(scaled)
-        if self.ia3_output is not None:
-            y = self.ia3_output.scale(y, *self._route("ia3", x))
-        if self.lora is not None:
-            y = y + self.lora.delta(x, *self._route("lora", x)).to(y.dtype)
+        for stack, slots, uniform in routed:
+            y = stack.on_output(x, y, slots, uniform)
         return y
 
     def _route(self, method: str, x: Tensor) -> tuple[Tensor, bool]:
@@ -72,7 +81,7 @@ class AdapterLinear(nn.Module):
             )
         if x.dim() != 3 or x.shape[0] != slots.shape[0]:
             raise ValueError(
-                f"adapted linear got an input of shape {tuple(x.shape)}, but the routing was written for "
+                f"adapted layer got an input of shape {tuple(x.shape)}, but the routing was written for "
                 f"{slots.shape[0]} rows of shape (rows, tokens, {self.in_features}); call bank.route(names) "
                 "with one name per row before the forward, and keep the batch dimension first"
             )

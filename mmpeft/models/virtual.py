@@ -1,0 +1,81 @@
+"""Virtual tokens: what rows with prompts or prefixes read before their own tokens.
+
+They stand in columns to the left of the batch, each row's own; columns that a row does not use are padding, so rows
+of every method, and base rows, share one batch::
+
+    row with a prefix of 2      k k . | [INST] <Img> ...      k  trained keys and values, in the cache
+    row with a prompt of 1      . . p | [INST] <Img> ...      p  a trained embedding
+    base row                    . . . | [INST] <Img> ...      .  seen by nobody
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmpeft.adapters import AdapterBank
+from mmpeft.adapters.sites import attention_shape
+from mmpeft.data.collate import PADDING
+from mmpeft.data.packing import PREFIX
+
+EMBEDDED = ("p_tuning", "prompt")
+"""Methods whose virtual tokens are embeddings, in the order in which a row reads them, after its prefix."""
+
+
+@dataclass
+class VirtualTokens:
+    """The virtual columns of a batch: first those of prefixes, then those of prompts."""
+
+    segments: Tensor
+    """(rows, columns) int64: `PREFIX` where the row has a virtual token, else `PADDING`."""
+    lengths: Tensor
+    """(rows,) int64: how far the row's own positions move."""
+    keys_values: Tensor | None
+    """(layers, 2, rows, heads, prefix columns, head dim)"""
+    embeds: Tensor | None
+    """(rows, prompt columns, dim)"""
+    positions: Tensor
+    """(rows, prompt columns) int64"""
+
+    @property
+    def num_prompts(self) -> int:
+        return 0 if self.embeds is None else self.embeds.shape[1]
+
+
+def virtual_tokens(bank: AdapterBank, num_rows: int, device: torch.device) -> VirtualTokens | None:
+    """The virtual tokens of the rows that the bank was last routed for; None where no row has any."""
+    slots = bank.routing.slots
+    lengths = torch.zeros(num_rows, dtype=torch.int64, device=device)
+    segments: list[Tensor] = []
+    positions: list[Tensor] = [lengths.new_zeros(num_rows, 0)]
+    embeds: list[Tensor] = []
+    keys_values = None
+    if "prefix" in bank.inputs:
+        layers, heads, _ = attention_shape(bank.model)
+        keys_values, own = bank.inputs["prefix"].keys_values(slots["prefix"], layers, heads)
+        columns = torch.arange(int(own.max()), device=device)
+        keys_values = keys_values[..., : len(columns), :]
+        segments.append(_segments(columns, own))
+        lengths = lengths + own
+    for method in EMBEDDED:
+        if method in bank.inputs:
+            prompts, own = bank.inputs[method].embeddings(slots[method])
+            columns = torch.arange(int(own.max()), device=device)
+            embeds.append(prompts[:, : len(columns)])
+            segments.append(_segments(columns, own))
+            positions.append(lengths[:, None] + columns)
+            lengths = lengths + own
+    if not segments or not bool(lengths.any()):
+        return None
+    return VirtualTokens(
+        segments=torch.cat(segments, 1),
+        lengths=lengths,
+        keys_values=keys_values,
+        embeds=torch.cat(embeds, 1) if embeds else None,
+        positions=torch.cat(positions, 1),
+    )
+
+
+def _segments(columns: Tensor, lengths: Tensor) -> Tensor:
+    """(rows, columns): which of its virtual columns each row uses."""
+    return torch.where(columns < lengths[:, None], PREFIX, PADDING)
