@@ -29,8 +29,8 @@ SHOWN = 40
 def rank_sites(name: str, data: str, batches: int) -> tuple[dict[str, float], nn.Module]:
     """The sensitivity of every linear of the decoder layers on a data file, and the language model.
 
-    Images go through the embedded encoder and an untrained projector: they stand for noise in their places, so
-    such a ranking is about the questions and answers.
+    Images go through the embedded encoder and an untrained projector, so such a ranking is about the questions and
+    answers rather than about seeing.
 
     Raises:
         ValueError: fewer than one batch, or see `sensitivity`.
@@ -40,6 +40,8 @@ def rank_sites(name: str, data: str, batches: int) -> tuple[dict[str, float], nn
     split = VisionLanguageData(train=data, packing=PackingConfig(batch_size=CONVERSATIONS))
     split.setup("fit")
     has_images = bool(split.images())
+    if has_images:
+        print("images: by the embedded encoder and an untrained projector, so the ranking is about the text")
     language_model: Any = load_language_model(LanguageConfig(name))
     vision = VisionConfig(weights=VISION_WEIGHTS if has_images else None, image_size=96, crop=False)
     encoder = VisionEncoder(vision, load_weights=has_images)
@@ -61,11 +63,14 @@ def print_ranking(name: str, data: str, batches: int, budget: int | None) -> Non
     """Prints the linears from the most to the least sensitive, and those that a budget pays for."""
     scores, model = rank_sites(name, data, batches)
     total = sum(scores.values()) or 1.0
-    table = make_table(
-        f"sensitivity: mean of sum |w dL/dw| over {batches} batches of {data}", **{"#": "right"}
-    )
-    for column in ("linear", "sensitivity", "share", f"LoRA {RANK}"):
-        table.add_column(column, justify="left" if column == "linear" else "right")
+    columns = {
+        "#": "right",
+        "linear": "left",
+        "sensitivity": "right",
+        "share": "right",
+        f"LoRA r={RANK}": "right",
+    }
+    table = make_table(f"mean of sum |w dL/dw| over up to {batches} batches of {data}", **columns)
     everywhere = LoraConfig(rank=RANK, target_modules="all-linear")
     costs = {path: num_parameters(model, path, everywhere) for path in scores}
     ranked = sorted(scores, key=scores.__getitem__, reverse=True)
@@ -83,4 +88,4 @@ def print_ranking(name: str, data: str, batches: int, budget: int | None) -> Non
         best = top_sites(scores, costs, budget)
         spent = sum(costs[path] for path in best)
         console.print(f"{len(best)} linears for {spent:,} of {budget:,} parameters, LoRA of rank {RANK}:")
-        console.print(f"target_modules: [{', '.join(best)}]", markup=False)
+        console.print(f"target_modules: [{', '.join(best)}]", markup=False, highlight=False, soft_wrap=True)

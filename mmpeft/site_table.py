@@ -147,6 +147,14 @@ def print_sites(name: str) -> None:
     console.print(methods)
 
 
+def make_table(title: str, **columns: str) -> Table:
+    """An empty table; ``columns`` are names and how they are justified."""
+    table = Table(title=title, title_justify="left")
+    for column, justify in columns.items():
+        table.add_column(column, justify=justify)  # pyright: ignore[reportArgumentType]
+    return table
+
+
 def _features(linear: nn.Module, part: Part) -> str:
     inputs, outputs = _sizes(linear)
     return f"{inputs} -> {outputs if part.features is None else f'{len(part.features)} of {outputs}'}"
@@ -175,10 +183,3 @@ def _is_trained(features: Tensor | None, trained: Tensor | None) -> bool:
 
 def _unique(words: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(words))
-
-
-def make_table(title: str, **columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column, justify in columns.items():
-        table.add_column(column, justify=justify)  # pyright: ignore[reportArgumentType]
-    return table
