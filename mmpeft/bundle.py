@@ -11,6 +11,7 @@
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,13 +64,20 @@ class Manifest:
 
 
 def build_model(
-    language: LanguageConfig, vision: VisionConfig, device: torch.device | str = "cpu"
+    language: LanguageConfig,
+    vision: VisionConfig,
+    device: torch.device | str = "cpu",
+    own_projector: Sequence[str] = (),
 ) -> MultimodalModel:
-    """Encoder, a fresh projector and the language model, from their configs."""
+    """Encoder, a fresh projector and the language model, from their configs; the adapters named in
+    ``own_projector`` get one of their own, and all others share the first."""
     encoder = VisionEncoder(vision).to(device)
     language_model: Any = load_language_model(language, device)
     dim = language_model.get_input_embeddings().weight.shape[1]
-    return MultimodalModel(encoder, Projector(encoder.dim, dim).to(device), language_model)
+    projector = Projector(encoder.dim, dim, 1 + len(own_projector)).to(device)
+    model = MultimodalModel(encoder, projector, language_model)
+    model.projector_slots = {name: slot for slot, name in enumerate(own_projector, start=1)}
+    return model
 
 
 def describe(language: LanguageConfig, model: MultimodalModel, tokenizer: Any) -> dict[str, Any]:
@@ -138,7 +146,8 @@ def load(
     """
     manifest = read_manifest(directory)
     language = LanguageConfig(**manifest.language)
-    model = build_model(language, VisionConfig(**manifest.vision), device)
+    owners = {key.rpartition(".")[0] for key in _read_projector(Path(directory), manifest)} - {"base"}
+    model = build_model(language, VisionConfig(**manifest.vision), device, sorted(owners))
     tokenizer = load_tokenizer(language.name)
     check_identity(manifest, describe(language, model, tokenizer), directory)
     load_trained(directory, model)
@@ -158,21 +167,24 @@ def load_trained(directory: str | Path, model: MultimodalModel, adapters: list[s
         ValueError: a damaged or misfitting file.
     """
     directory, manifest = Path(directory), read_manifest(directory)
+    tensors = _read_projector(directory, manifest)
+    for name, slot in {"base": 0, **model.projector_slots}.items():
+        owner = name if f"{name}.weight" in tensors else "base"  # a new finetune starts from the shared one
+        prefix = f"{owner}."
+        own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        model.projector.fill(own, slot)
+    for name in manifest.adapters if adapters is None else adapters:
+        load_adapter(model.bank, name, directory / "adapters" / name)
+
+
+def _read_projector(directory: Path, manifest: Manifest) -> dict[str, torch.Tensor]:
     try:
         tensors = load_file(directory / PROJECTOR)
     except (SafetensorError, FileNotFoundError) as error:
         raise ValueError(f"{directory / PROJECTOR} is missing or damaged ({error})") from None
     if hash_tensors(tensors) != manifest.projector:
         raise ValueError(f"{directory / PROJECTOR} is not the projector that {MANIFEST} was written for")
-    for name, slot in {"base": 0, **model.projector_slots}.items():
-        own = {
-            key.removeprefix(f"{name}."): value
-            for key, value in tensors.items()
-            if key.startswith(f"{name}.")
-        }
-        model.projector.fill(own, slot)
-    for name in manifest.adapters if adapters is None else adapters:
-        load_adapter(model.bank, name, directory / "adapters" / name)
+    return tensors
 
 
 def check_identity(manifest: Manifest, found: dict[str, Any], directory: str | Path) -> None:

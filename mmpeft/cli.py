@@ -21,6 +21,7 @@ Commands
   predict    answer data.predict, whose rows need no answers
   ask        ask a finetuned model about an image
   check      read a data file and decode its images, and list what is wrong
+  sites      what adapters would touch in a language model; with --data, which linears matter most
 
 `mmpeft COMMAND --help` explains each.
 """

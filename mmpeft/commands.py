@@ -4,7 +4,7 @@ from argparse import ArgumentParser, RawTextHelpFormatter
 
 from mmpeft.embedded import prepare, resolve
 
-__all__ = ["ask", "check", "prepare"]
+__all__ = ["ask", "check", "prepare", "sites"]
 
 
 def ask(
@@ -65,3 +65,26 @@ def check(data: str, image_root: str | None = None, task: str | None = None) -> 
         raise DataError(f"{len(problems)} images cannot be used:\n" + "\n".join(problems))
     images = {image for record in records for image in record["images"]}
     print(f"{data}: {len(records):,} conversations about {len(images):,} images; nothing to object to")
+
+
+def sites(model: str, data: str | None = None, batches: int = 8, budget: int | None = None) -> None:
+    """Prints which linears of a language model adapters would touch, and how many parameters each method trains.
+
+    Reads the model's config alone. With data it loads the weights too and ranks the linears by how sensitive the
+    loss is to them.
+
+    Args:
+        model: hub id, local folder, or embedded/smollm2-135m-instruct.
+        data: data file or folder to rank the linears on, as in the configs' data.train.
+        batches: how many batches of 8 conversations the ranking averages.
+        budget: with data, also name the linears that so many LoRA parameters are best spent on.
+    """
+    if data is None:
+        if budget is not None:
+            raise ValueError("--budget chooses among ranked linears; give --data to rank them on")
+        from mmpeft.site_table import print_sites
+
+        return print_sites(model)
+    from mmpeft.site_ranking import print_ranking
+
+    print_ranking(model, data, batches, budget)

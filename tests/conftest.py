@@ -8,8 +8,17 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mmpeft.adapters import AdapterBank, AdapterConfig, IA3Config, LoraConfig
-from mmpeft.adapters.stack import Stack
+from mmpeft.adapters import (
+    AdapterBank,
+    AdapterConfig,
+    BitFitConfig,
+    BottleneckConfig,
+    DoraConfig,
+    FullConfig,
+    HybridConfig,
+    IA3Config,
+    LoraConfig,
+)
 
 pytest_plugins = ["tests.tiny"]
 
@@ -20,8 +29,15 @@ MIXED: dict[str, AdapterConfig] = {
     "large": LoraConfig(rank=8, alpha=16, target_modules="all-linear"),
     "tfew": IA3Config(),
     "outputs": IA3Config(target_modules=["o_proj", "down_proj"]),
+    "dora": DoraConfig(rank=4, alpha=4, target_modules=["q_proj", "up_proj"]),
+    "bias": BitFitConfig(),
+    "whole": FullConfig(target_modules=["v_proj", "down_proj"]),
+    "after": BottleneckConfig(width=6),
+    "beside": BottleneckConfig(width=3, reads="input", scaling=2.0),
+    "last": HybridConfig([IA3Config(layers=[0]), LoraConfig(rank=3, layers=[1]), BitFitConfig(["o_proj"])]),
 }
-"""Both methods, two ranks, overlapping but unequal targets: every way in which slots of a bank differ."""
+"""Every method of layers, several sizes, overlapping but unequal targets, one finetune of several methods: every way
+in which slots of a bank differ."""
 
 
 @pytest.fixture(scope="session")
@@ -58,12 +74,10 @@ def randomise() -> Callable[[AdapterBank, str], None]:
 
     def fill(bank: AdapterBank, name: str) -> None:
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        entry = bank.entry(name)
-        for path in entry.sites:
-            stack: Stack = bank.stack(name, path)
-            start = stack.tensors(entry.slot)
+        for _, stack, slot in bank.places(name):
+            start = stack.tensors(slot)
             noise = {key: torch.randn(old.shape, generator=generator) for key, old in start.items()}
-            stack.fill(entry.slot, {key: start[key] + 0.2 * noise[key].to(start[key]) for key in start})
+            stack.fill(slot, {key: start[key] + 0.2 * noise[key].to(start[key]) for key in start})
 
     return fill
 
@@ -71,17 +85,17 @@ def randomise() -> Callable[[AdapterBank, str], None]:
 @pytest.fixture(scope="session")
 def make_bank(make_llama, randomise) -> Callable[..., AdapterBank]:
     """Builds a bank with the given adapters, `MIXED` by default, randomised unless ``fill`` is off, on a
-    fresh tiny Llama or ``model``; ``reserve`` is (slots per method, rank) to make room for beforehand."""
+    fresh tiny Llama or ``model``; ``reserve`` is method -> (slots, size) to make room for beforehand."""
 
     def make(
         configs: dict[str, AdapterConfig] | None = None,
         model: nn.Module | None = None,
         fill: bool = True,
-        reserve: tuple[int, int] = (0, 0),
+        reserve: dict[str, tuple[int, int]] | None = None,
     ) -> AdapterBank:
         bank = AdapterBank(make_llama() if model is None else model)
-        bank.reserve("lora", *reserve)
-        bank.reserve("ia3", reserve[0])
+        for method, room in (reserve or {}).items():
+            bank.reserve(method, *room)
         for name, config in (MIXED if configs is None else configs).items():
             bank.add(name, config)
             if fill:
@@ -91,14 +105,17 @@ def make_bank(make_llama, randomise) -> Callable[..., AdapterBank]:
     return make
 
 
+def one_slot_each(bank: AdapterBank) -> dict[str, tuple[int, int]]:
+    """Room for one finetune of each method, padded to the sizes of ``bank``: for equal shapes."""
+    return {method: (1, size) for method, size in bank._sizes.items()}
+
+
 @pytest.fixture(scope="session")
 def poison() -> Callable[[AdapterBank, str], None]:
     """Turns every tensor of an adapter into NaN: a finetune that diverged."""
 
     def fill(bank: AdapterBank, name: str) -> None:
-        slot = bank.entry(name).slot
-        for path in bank.entry(name).sites:
-            stack: Stack = bank.stack(name, path)
+        for _, stack, slot in bank.places(name):
             stack.fill(slot, {key: torch.full_like(t, torch.nan) for key, t in stack.tensors(slot).items()})
 
     return fill
@@ -142,11 +159,10 @@ def gradients_of() -> Callable[[AdapterBank, str], dict[str, Tensor]]:
     """The gradient of every stack at one adapter's slot, padding included, by path and tensor name."""
 
     def collect(bank: AdapterBank, name: str) -> dict[str, Tensor]:
-        entry = bank.entry(name)
         return {
-            f"{path}.{key}": parameter.grad[entry.slot]
-            for path in entry.sites
-            for key, parameter in bank.stack(name, path).named_parameters()
+            f"{path}.{stack.method}.{key}": parameter.grad[slot]
+            for path, stack, slot in bank.places(name)
+            for key, parameter in stack.named_parameters()
         }
 
     return collect

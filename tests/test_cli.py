@@ -39,11 +39,11 @@ def fit(tiny_base, tiny_data, tmp_path):
 def test_help_lists_every_command(capsys, arguments):
     main(arguments)
     assert capsys.readouterr().out.strip() == HELP.strip()
-    for command in ("prepare", "inspect", "fit", "validate", "test", "predict", "ask", "check"):
+    for command in ("prepare", "inspect", "fit", "validate", "test", "predict", "ask", "check", "sites"):
         assert f"\n  {command} " in HELP
 
 
-@pytest.mark.parametrize("command", ["prepare", "inspect", "ask", "check", "fit"])
+@pytest.mark.parametrize("command", ["prepare", "inspect", "ask", "check", "sites", "fit"])
 def test_every_command_explains_itself(capsys, command):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from mmpeft.adapters.functional import BASE
+from mmpeft.adapters.ia3 import IA3Stack
 from mmpeft.adapters.inject import wrap_layer
 from mmpeft.adapters.layer import AdapterLayer, Routing
-from mmpeft.adapters.sites import find_sites, input_features, layer_features
+from mmpeft.adapters.sites import find_sites, input_features, layer_features, trained_features
 from mmpeft.adapters.stack import AdapterConfig, Stack
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
@@ -118,7 +119,11 @@ class AdapterBank:
             method = part.config.method
             self.reserve(method, max(part.slot + 1, self._num_slots.get(method, 0)), part.config.size)
             for path in part.sites:
-                self._stack(path, part.config).open(part.slot, part.config, generator)
+                stack = self._stack(path, part.config)
+                stack.open(part.slot, part.config, generator)
+                if (features := trained_features(self.model, path, part.config)) is not None:
+                    assert isinstance(stack, IA3Stack)
+                    stack.train_only(part.slot, features)
         self.entries[name] = Entry(config, parts)
         return self.entries[name]
 
@@ -188,11 +193,15 @@ class AdapterBank:
             return (layer.in_features, layer.out_features) if layer else layer_features(self.model, path)
         return input_features(self.model, config, self.image_shape)
 
+    def sites(self, config: AdapterConfig) -> list[str]:
+        """Paths of what a method with this config changes."""
+        return [INPUTS] if config.home == "inputs" else list(find_sites(self.model, config))
+
     def _plan(self, config: AdapterConfig) -> list[Part]:
         """Slots and sites of a new adapter, before anything is changed."""
         parts: list[Part] = []
         for each in config.parts():
-            sites = [INPUTS] if each.home == "inputs" else list(find_sites(self.model, each))
+            sites = self.sites(each)
             for earlier in parts:
                 if earlier.config.method == each.method and (both := set(sites) & set(earlier.sites)):
                     raise ValueError(

@@ -21,6 +21,8 @@ class BitFitConfig(AdapterConfig):
 
     target_modules: str | list[str] = "auto"
     """Names of linears; "auto" and "all-linear" are every linear of the blocks."""
+    layers: list[int] | str | None = None
+    """Only these decoder layers: numbers, "8-15", "8:", "last 50%", "middle 1/3"; None is all."""
 
     def make_stack(self, path: str, in_features: int, out_features: int, num_slots: int, size: int) -> Stack:
         return BitFitStack(out_features, num_slots)

@@ -29,6 +29,8 @@ class BottleneckConfig(AdapterConfig):
     """Factor of the adapter's contribution; He et al. use 4 in parallel."""
     target_modules: str | list[str] = "auto"
     """Names of linears or of the blocks' feed-forward; "auto" is the whole feed-forward of each block."""
+    layers: list[int] | str | None = None
+    """Only these decoder layers: numbers, "8-15", "8:", "last 50%", "middle 1/3"; None is all."""
 
     def __post_init__(self):
         if not isinstance(self.width, int) or self.width < 1:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from mmpeft.adapters.functional import gather_slots, ia3_scale
 from mmpeft.adapters.stack import AdapterConfig, Stack, names_module
 
-FEEDFORWARD_OUT = ["down_proj", "fc2", "c_proj", "dense_4h_to_h"]
-"""Names of the feed-forward's last linear, where IA3 scales the input."""
+FEEDFORWARD_OUT = ["down_proj", "fc2", "mlp.c_proj", "dense_4h_to_h"]
+"""Names of the feed-forward's last linear, where IA3 scales the input. GPT-2 calls the attention's c_proj too."""
 
 
 @dataclass
@@ -29,6 +29,8 @@ class IA3Config(AdapterConfig):
     """Names of linears, or "auto": keys, values and the feed-forward's last linear of this architecture."""
     feedforward_modules: str | list[str] = "auto"
     """Those of the targets whose *input* is scaled; the others are scaled at their output."""
+    layers: list[int] | str | None = None
+    """Only these decoder layers: numbers, "8-15", "8:", "last 50%", "middle 1/3"; None is all."""
 
     def scales_input(self, path: str) -> bool:
         """Whether the vector of this site scales the linear's input rather than its output."""
@@ -54,11 +56,14 @@ class IA3Stack(Stack):
     """
 
     method = IA3Config.method
+    fixed: Tensor
 
     def __init__(self, features: int, side: Literal["input", "output"], num_slots: int):
         super().__init__(num_slots)
         self.side = side
         self.ia3_delta = nn.Parameter(torch.zeros(num_slots, features))
+        self.register_buffer("fixed", torch.zeros(num_slots, features, dtype=torch.bool), persistent=False)
+        self.has_fixed = False
 
     def on_input(self, x: Tensor, slots: Tensor, uniform: bool) -> Tensor:
         return self._scale(x, slots, uniform) if self.side == "input" else x
@@ -67,9 +72,27 @@ class IA3Stack(Stack):
         return self._scale(y, slots, uniform) if self.side == "output" else y
 
     def _scale(self, x: Tensor, slots: Tensor, uniform: bool) -> Tensor:
+        delta = self.ia3_delta
+        if self.has_fixed:
+            delta = torch.where(self.fixed, delta.detach(), delta)
         if self.one(uniform):
-            return ia3_scale(x, self.ia3_delta[0])
-        return ia3_scale(x, gather_slots(self.ia3_delta, self.effective(slots)).unsqueeze(1))
+            return ia3_scale(x, delta[0])
+        return ia3_scale(x, gather_slots(delta, self.effective(slots)).unsqueeze(1))
+
+    def train_only(self, slot: int, features: Tensor) -> None:
+        """Keeps the slot's other features from training: the queries of a fused projection.
+
+        Args:
+            slot: of the finetune.
+            features: (n,) int64, those that may change.
+        """
+        self.fixed[slot] = True
+        self.fixed[slot, features] = False
+        self.has_fixed = True
+
+    def reset(self, slot: int) -> None:
+        super().reset(slot)
+        self.has_fixed = bool(self.fixed.any())
 
     def tensors(self, slot: int) -> dict[str, Tensor]:
         """``ia3_l`` (1, I) for an input side, (O, 1) for an output side; a copy, not a view."""

@@ -14,6 +14,8 @@ def wrap_layer(model: nn.Module, path: str, routing: Routing) -> AdapterLayer:
     """
     parent_path, _, child = path.rpartition(".")
     parent = submodule(model, parent_path)
+    if isinstance(parent, AdapterLayer):
+        parent = parent.base
     base = getattr(parent, child)
     layer = AdapterLayer(base, *layer_features(model, path), routing)
     layer.train(base.training)

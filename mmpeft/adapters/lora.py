@@ -28,6 +28,8 @@ class LoraConfig(AdapterConfig):
     """Probability of dropping an input feature of A while training."""
     target_modules: str | list[str] = "auto"
     """Names of linears, "all-linear", or "auto": attention's q and v of this architecture."""
+    layers: list[int] | str | None = None
+    """Only these decoder layers: numbers, "8-15", "8:", "last 50%", "middle 1/3"; None is all."""
     rslora: bool = False
     """Scale by alpha / sqrt(r) instead, which keeps large ranks learning."""
 

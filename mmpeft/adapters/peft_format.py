@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mmpeft.adapters.architecture import named_layers
 from mmpeft.adapters.bank import INPUTS, AdapterBank, Part
 from mmpeft.adapters.bitfit import BitFitConfig
 from mmpeft.adapters.bottleneck import BottleneckConfig
@@ -30,7 +31,7 @@ from mmpeft.adapters.image_prompt import ImagePromptConfig
 from mmpeft.adapters.lora import LoraConfig
 from mmpeft.adapters.prefix import PrefixConfig
 from mmpeft.adapters.prompt import PromptConfig, PTuningConfig
-from mmpeft.adapters.sites import attention_shape, find_sites, named_layers
+from mmpeft.adapters.sites import attention_shape
 from mmpeft.adapters.stack import AdapterConfig
 
 CONFIG_FILE = "adapter_config.json"
@@ -147,7 +148,7 @@ def _config_from_peft(raw: dict[str, Any]) -> AdapterConfig:
         return config(_required(raw, "num_virtual_tokens"))
     if kind in OWN_CONFIGS:
         config = OWN_CONFIGS[kind]
-        return config(**{f.name: _required(raw, f.name) for f in fields(config)})  # pyright: ignore
+        return config(**{f.name: raw[f.name] for f in fields(config) if f.name in raw})  # pyright: ignore
     known = ", ".join(map(repr, ["LORA", "IA3", *PROMPT_TYPES, *OWN_CONFIGS, HYBRID]))
     raise ValueError(f"peft_type is {kind!r}; known are {known}")
 
@@ -208,7 +209,7 @@ def _config_to_peft(bank: AdapterBank, part: Part) -> dict[str, Any]:
             "bias": "none",
             **({"use_dora": True} if isinstance(config, DoraConfig) else {}),
         }
-    return {"peft_type": OWN_PREFIX + config.method.upper(), **vars(config), **targets}
+    return {"peft_type": OWN_PREFIX + config.method.upper(), **vars(config), **targets, "layers": None}
 
 
 def _prompt_to_peft(bank: AdapterBank, config: PromptConfig) -> dict[str, Any]:
@@ -260,10 +261,9 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
 
 def _shapes(bank: AdapterBank, config: AdapterConfig) -> dict[str, list[int]]:
     """Key -> shape of every tensor that the file of such an adapter holds."""
-    sites = [INPUTS] if config.home == "inputs" else find_sites(bank.model, config)
     return {
         _key(path, key): shape
-        for path in sites
+        for path in bank.sites(config)
         for key, shape in config.shapes(path, *bank.features(path, config)).items()
     }
 

@@ -19,6 +19,8 @@ class AdapterConfig:
 
     target_modules: str | list[str] = "auto"
     """Which layers it changes."""
+    layers: list[int] | str | None = None
+    """Only those of these decoder layers, see `choose_layers`; None is all."""
 
     @property
     def size(self) -> int:

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmpeft.data.packing import PackedRow
 from mmpeft.data.template import IGNORE_INDEX
@@ -62,4 +63,30 @@ def collate(rows: Sequence[PackedRow], features: Tensor | None, adapters: Sequen
         features=features,
         image_rows=torch.tensor(image_rows, dtype=torch.int64),
         adapters=list(adapters),
+    )
+
+
+def concatenate(batches: Sequence[Batch]) -> Batch:
+    """The rows of several batches in one, padded to the widest."""
+    if len(batches) == 1:
+        return batches[0]
+    width = max(batch.input_ids.shape[1] for batch in batches)
+
+    def padded(name: str, value: int) -> Tensor:
+        tensors = [getattr(batch, name) for batch in batches]
+        return torch.cat([nn.functional.pad(t, (0, width - t.shape[1]), value=value) for t in tensors])
+
+    features = [batch.features for batch in batches if batch.features is not None]
+    firsts = accumulate((len(batch.input_ids) for batch in batches), initial=0)
+    return Batch(
+        input_ids=padded("input_ids", 0),
+        targets=padded("targets", IGNORE_INDEX),
+        positions=padded("positions", 0),
+        segments=padded("segments", PADDING),
+        features=torch.cat(features) if features else None,
+        image_rows=torch.cat(
+            [batch.image_rows + first for batch, first in zip(batches, firsts, strict=False)]
+        ),
+        adapters=[adapter for batch in batches for adapter in batch.adapters],
+        examples=[examples for batch in batches for examples in batch.examples],
     )

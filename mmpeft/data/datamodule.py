@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,12 +11,24 @@ import torch
 from torch import Tensor
 
 from mmpeft.data.collate import Batch
-from mmpeft.data.loader import PackedLoader, PackingConfig
+from mmpeft.data.loader import JointLoader, PackedLoader, PackingConfig
 from mmpeft.data.sources import DataError, check_images, load_records
 from mmpeft.data.template import IMAGE_MARKER, Encoded, Template
 from mmpeft.embedded import home, resolve
 
 Split = Literal["train", "val", "test", "predict"]
+Loader = PackedLoader | JointLoader
+
+
+@dataclass
+class FinetuneData:
+    """What one finetune of a joint run learns from; None is the run's own data."""
+
+    train: list[str] | None = None
+    val: list[str] | None = None
+    test: list[str] | None = None
+    max_steps: int | None = None
+    """Batches after which it leaves."""
 
 
 class VisionLanguageData(L.LightningDataModule):
@@ -32,7 +45,8 @@ class VisionLanguageData(L.LightningDataModule):
         image_root: folder that image paths start from; by default the data file's.
         task: identifier put before every instruction, such as vqa or caption; a row's own "task" goes first.
         style: "instruct" or LLaVA's "plain" (features, then the answer).
-        packing: how conversations fill rows and batches.
+        finetunes: of a joint run, name -> its own data by split; None for what it shares. Taken from model.adapters.
+        packing: how conversations fill rows and batches, of each finetune.
         limit: use only so many of the conversations of each split, for a quick look.
         cache: folder of vision features; None keeps them under the mmpeft home.
         seed: order of the training data.
@@ -47,6 +61,7 @@ class VisionLanguageData(L.LightningDataModule):
         image_root: str | None = None,
         task: str | None = None,
         style: Literal["instruct", "plain"] = "instruct",
+        finetunes: dict[str, FinetuneData] | None = None,
         packing: PackingConfig = PackingConfig(),  # noqa: B008 jsonargparse shows the defaults, nobody writes to them
         limit: int | None = None,
         cache: str | None = None,
@@ -54,14 +69,14 @@ class VisionLanguageData(L.LightningDataModule):
     ):
         super().__init__()
         paths = {"train": train, "val": val, "test": test, "predict": predict}
-        self.paths: dict[str, list[str]] = {
-            s: [p] if isinstance(p, str) else p or [] for s, p in paths.items()
-        }
+        self.paths = {split: _listed(path) for split, path in paths.items()}
+        self.finetunes = finetunes
         self.image_root, self.task = image_root, task
         self.style: Literal["instruct", "plain"] = style
         self.packing, self.limit, self.seed = packing, limit, seed
         self.cache = Path(cache) if cache else home() / "features"
         self.records: dict[Split, list[Any]] = {}
+        self._ranges: dict[Split, dict[str, range]] = {}
         self.template: Template | None = None
         self._features: Callable[[Sequence[Any]], Tensor] | None = None
         self._adapter: str | None = None
@@ -74,8 +89,9 @@ class VisionLanguageData(L.LightningDataModule):
         """
         splits: tuple[Split, ...] = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, (stage,))  # pyright: ignore
         for split in splits:
-            if self.paths[split]:
-                self.records[split] = self._read(split)
+            paths = self._paths_by_finetune(split)
+            if any(paths.values()):
+                self._read(split, paths)
             elif split not in ("val",) or stage == "validate":
                 raise DataError(f"`mmpeft {stage}` needs data: set --data.{split} to a data file or folder")
 
@@ -90,22 +106,31 @@ class VisionLanguageData(L.LightningDataModule):
         self.template = Template(tokenizer, image_tokens, self.style, self.packing.max_length)
         self._features, self._adapter = features, adapter
 
-    def train_dataloader(self) -> PackedLoader:
+    def train_dataloader(self) -> Loader:
         return self._loader("train", self._encode("train"), self.seed)
 
-    def val_dataloader(self) -> PackedLoader | list:
+    def val_dataloader(self) -> Loader | list:
         return self._loader("val", self._encode("val"), None) if "val" in self.records else []
 
-    def test_dataloader(self) -> PackedLoader:
+    def test_dataloader(self) -> Loader:
         return self.prompt_loader("test")
 
-    def predict_dataloader(self) -> PackedLoader:
+    def predict_dataloader(self) -> Loader:
         return self.prompt_loader("predict")
+
+    def total_steps(self, name: str, run_steps: int, accumulate: int) -> int:
+        """Optimiser steps that a finetune of a joint run of ``run_steps`` will take."""
+        loader = self.trainer.train_dataloader  # pyright: ignore[reportOptionalMemberAccess]
+        most = loader.max_steps.get(name, run_steps * accumulate) // accumulate
+        if loader.cycle:
+            return min(most, run_steps)
+        share = len(loader.loaders[name]) / len(loader)
+        return min(most, max(1, round(run_steps * share)))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device)
 
-    def prompt_loader(self, split: Split) -> PackedLoader:
+    def prompt_loader(self, split: Split) -> Loader:
         """Prompts to be answered, in the order of the records."""
         assert self.template is not None, "connect() comes before the loaders"
         return self._loader(split, [self.template.encode_prompt(r) for r in self.records[split]], None)
@@ -128,10 +153,36 @@ class VisionLanguageData(L.LightningDataModule):
             image for records in self.records.values() for record in records for image in record["images"]
         ]
 
-    def _read(self, split: Split) -> list[Any]:
+    def _paths_by_finetune(self, split: Split) -> dict[str, list[str]]:
+        """Each finetune's files, its own or the run's; under one name, "", where the run has just one finetune."""
+        if self.finetunes is None:
+            return {"": self.paths[split]}
+        own = {name: getattr(data, split, None) for name, data in self.finetunes.items()}
+        return {name: self.paths[split] if paths is None else paths for name, paths in own.items()}
+
+    def _read(self, split: Split, paths: dict[str, list[str]]) -> None:
+        """The records of all finetunes in one list; files that several share are read once."""
+        by_files: dict[tuple[str, ...], list[Any]] = {}
+        records: list[Any] = []
+        self._ranges[split] = {}
+        for name, files in paths.items():
+            if not files:
+                if split != "val":
+                    raise DataError(
+                        f"finetune {name!r} has no {split} data, neither its own nor data.{split}"
+                    )
+                continue
+            key = tuple(files)
+            if key not in by_files:
+                by_files[key] = self._checked(split, files)
+            self._ranges[split][name] = range(len(records), len(records) + len(by_files[key]))
+            records += by_files[key]
+        self.records[split] = records
+
+    def _checked(self, split: Split, files: list[str]) -> list[Any]:
         records = [
             record
-            for path in self.paths[split]
+            for path in files
             for record in load_records(
                 resolve(path), image_root=self.image_root, task=self.task, require_answers=split != "predict"
             )
@@ -143,12 +194,38 @@ class VisionLanguageData(L.LightningDataModule):
 
     def _encode(self, split: Split) -> list[Encoded]:
         assert self.template is not None, "connect() comes before the loaders"
-        encoded = [self.template.encode(record) for record in self.records[split]]
-        truncated = sum(example.truncated for example in encoded)
+        once = {id(record): record for record in self.records[split]}
+        encoded = {key: self.template.encode(record) for key, record in once.items()}
+        truncated = sum(example.truncated for example in encoded.values())
         if truncated:
             print(f"{split}: {truncated} of {len(encoded)} conversations were cut at max_length")
-        return encoded
+        return [encoded[id(record)] for record in self.records[split]]
 
-    def _loader(self, split: Split, encoded: list[Encoded], seed: int | None) -> PackedLoader:
+    def _loader(self, split: Split, encoded: list[Encoded], seed: int | None) -> Loader:
         assert self._features is not None, "connect() comes before the loaders"
-        return PackedLoader(encoded, self._features, self.packing, self._adapter, seed)
+        loaders = {
+            name: PackedLoader(
+                encoded[own.start : own.stop],
+                self._features,
+                self.packing,
+                name or self._adapter,
+                seed,
+                own.start,
+            )
+            for name, own in self._ranges[split].items()
+        }
+        if self.finetunes is None:
+            return loaders[""]
+        if split != "train":
+            return JointLoader(loaders, {}, cycle=False)
+        limits = {name: data.max_steps for name, data in self.finetunes.items() if data.max_steps}
+        batches = {
+            name: most * self.trainer.accumulate_grad_batches  # pyright: ignore[reportOptionalMemberAccess]
+            for name, most in limits.items()
+        }
+        by_steps = self.trainer.max_epochs in (None, -1)  # pyright: ignore[reportOptionalMemberAccess]
+        return JointLoader(loaders, batches, cycle=by_steps)
+
+
+def _listed(paths: str | list[str] | None) -> list[str]:
+    return [paths] if isinstance(paths, str) else paths or []

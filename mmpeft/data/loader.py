@@ -1,13 +1,14 @@
 """Records -> batches of packed rows, in an order that can be resumed in the middle of an epoch."""
 
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from mmpeft.data.collate import Batch, collate
+from mmpeft.data.collate import Batch, collate, concatenate
 from mmpeft.data.packing import PackedRow, pack, plan_rows
 from mmpeft.data.template import Encoded
 
@@ -43,6 +44,7 @@ class PackedLoader:
         features: images -> (images, image tokens, vision dim).
         adapter: the adapter that these examples belong to; None is the base.
         seed: with the epoch's number decides the order; None keeps the order of the examples.
+        first: number of the first example in its data set, where these are a part of it.
     """
 
     def __init__(
@@ -52,8 +54,10 @@ class PackedLoader:
         packing: PackingConfig,
         adapter: str | None,
         seed: int | None,
+        first: int = 0,
     ):
         self.encoded = encoded
+        self.first = first
         self.features = features
         self.packing = packing
         self.adapter = adapter
@@ -95,7 +99,7 @@ class PackedLoader:
         packed = self._pack(rows)
         images = [image for row in packed for image in row.images]
         batch = collate(packed, self.features(images) if images else None, [self.adapter] * len(rows))
-        batch.examples = rows
+        batch.examples = [[self.first + index for index in row] for row in rows]
         return batch
 
     def _plan_epoch(self) -> list[list[list[int]]]:
@@ -115,6 +119,65 @@ class PackedLoader:
         if self.seed is not None:
             rng.shuffle(batches)
         return batches
+
+
+class JointLoader:
+    """The batches of several finetunes side by side: every batch has the next rows of each.
+
+    Args:
+        loaders: finetune -> its own batches, in the order that it would see alone.
+        max_steps: finetune -> batches after which it leaves; one that is not here goes on.
+        cycle: whether a finetune begins its next epoch while others are still in theirs, as it would where
+            training ends by steps; otherwise it waits for the others to finish.
+    """
+
+    def __init__(self, loaders: dict[str, PackedLoader], max_steps: dict[str, int], cycle: bool):
+        self.loaders = loaders
+        self.max_steps = max_steps
+        self.cycle = cycle
+        self.taken = dict.fromkeys(loaders, 0)
+        self.position = 0
+        self._resumed = False
+        self._own: dict[str, Iterator[Batch]] = {}
+
+    def __len__(self) -> int:
+        return max(map(len, self.loaders.values()))
+
+    def __iter__(self) -> Iterator[Batch]:
+        within = self._resumed and self.position < len(self)
+        self._resumed = False
+        if not within:
+            self.position = 0
+        if not (self.cycle and self._own):  # those that cycle go on where the last of these epochs left them
+            self._own = {name: self._batches(loader, within) for name, loader in self.loaders.items()}
+        while self.position < len(self):
+            self.position += 1
+            names = [
+                name for name in self.loaders if self.taken[name] < self.max_steps.get(name, sys.maxsize)
+            ]
+            batches = {name: batch for name in names if (batch := next(self._own[name], None))}
+            if not batches:
+                return
+            for name in batches:
+                self.taken[name] += 1
+            yield concatenate(list(batches.values()))
+
+    def state_dict(self) -> dict[str, Any]:
+        own = {name: loader.state_dict() for name, loader in self.loaders.items()}
+        return {"position": self.position, "taken": dict(self.taken), "loaders": own}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.position, self.taken = state["position"], dict(state["taken"])
+        for name, own in state["loaders"].items():
+            self.loaders[name].load_state_dict(own)
+        self._resumed, self._own = True, {}
+
+    def _batches(self, loader: PackedLoader, within: bool) -> Iterator[Batch]:
+        """``within`` an epoch that is resumed, a finetune that has finished its own waits."""
+        if not (within and loader.position >= len(loader)) or self.cycle:
+            yield from loader
+        while self.cycle:
+            yield from loader
 
 
 def _similar_together(rows: list[list[int]], lengths: Sequence[int], window: int) -> list[list[int]]:

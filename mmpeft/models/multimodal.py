@@ -119,8 +119,7 @@ class MultimodalModel(nn.Module):
             keys = torch.cat([virtual.segments, keys], 1)
             if new is None:
                 cache = self._with_prefix(cache, virtual)
-                if virtual.embeds is not None:
-                    skip = virtual.num_prompts
+                if skip := virtual.num_prompts:
                     embeds = torch.cat([virtual.embeds.to(embeds.dtype), embeds], 1)
                     positions = torch.cat([virtual.positions, positions], 1)
                     queries = torch.cat([virtual.segments[:, -skip:], queries], 1)

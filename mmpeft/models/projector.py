@@ -17,8 +17,9 @@ class Projector(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_slots, out_dim, in_dim))
         self.bias = nn.Parameter(torch.zeros(num_slots, out_dim))
-        for slot in range(num_slots):
-            nn.init.xavier_uniform_(self.weight[slot])
+        nn.init.xavier_uniform_(self.weight[0])
+        with torch.no_grad():
+            self.weight[1:] = self.weight[0]  # all start as one would alone
 
     def forward(self, features: Tensor, slots: Tensor, dtype: torch.dtype) -> Tensor:
         """(images, tokens, in) and (images,) slots -> (images, tokens, out)."""

@@ -32,14 +32,14 @@ class VirtualTokens:
     """(rows,) int64: how far the row's own positions move."""
     keys_values: Tensor | None
     """(layers, 2, rows, heads, prefix columns, head dim)"""
-    embeds: Tensor | None
+    embeds: Tensor
     """(rows, prompt columns, dim)"""
     positions: Tensor
     """(rows, prompt columns) int64"""
 
     @property
     def num_prompts(self) -> int:
-        return 0 if self.embeds is None else self.embeds.shape[1]
+        return self.positions.shape[1]
 
 
 def virtual_tokens(bank: AdapterBank, num_rows: int, device: torch.device) -> VirtualTokens | None:
@@ -71,7 +71,7 @@ def virtual_tokens(bank: AdapterBank, num_rows: int, device: torch.device) -> Vi
         segments=torch.cat(segments, 1),
         lengths=lengths,
         keys_values=keys_values,
-        embeds=torch.cat(embeds, 1) if embeds else None,
+        embeds=torch.cat(embeds, 1) if embeds else lengths.new_zeros(num_rows, 0, 0),
         positions=torch.cat(positions, 1),
     )
 

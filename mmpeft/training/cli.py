@@ -25,6 +25,10 @@ EXPECTED_WARNINGS = [
 class VisionLanguageCLI(LightningCLI):
     """`mmpeft fit|validate|test|predict`; everything goes to ``trainer.default_root_dir``."""
 
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        # A finetune of a joint run is one entry of the config, its data included.
+        parser.link_arguments("model.adapters", "data.finetunes", compute_fn=data_of)
+
     @classmethod
     def run(cls, arguments: list[str]) -> "VisionLanguageCLI":
         """Parses ``arguments`` (the subcommand first) and runs."""
@@ -73,3 +77,17 @@ class VisionLanguageCLI(LightningCLI):
             )
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
+
+
+def data_of(adapters: dict[str, Any] | None) -> dict[str, dict[str, Any]] | None:
+    """The part of ``model.adapters`` that the data needs."""
+    if adapters is None:
+        return None
+
+    def own_data(finetune: Any) -> dict[str, Any]:
+        settings = finetune.get("init_args", finetune)
+        paths = {split: settings.get(split) for split in ("train", "val", "test")}
+        listed = {split: [path] if isinstance(path, str) else path for split, path in paths.items()}
+        return {**listed, "max_steps": settings.get("max_steps")}
+
+    return {name: own_data(finetune) for name, finetune in adapters.items()}

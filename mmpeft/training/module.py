@@ -1,8 +1,7 @@
 """The LightningModule: what trains, by which loss, with which optimiser, and what a checkpoint holds."""
 
-import math
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 
 from mmpeft import bundle
 from mmpeft.adapters import AdapterConfig
-from mmpeft.adapters.sites import find_sites
 from mmpeft.data.collate import Batch
 from mmpeft.data.datamodule import VisionLanguageData
 from mmpeft.data.features import FeatureCache
@@ -23,6 +21,33 @@ from mmpeft.training import checkpoint
 from mmpeft.training.optim import Finetune, warmup_then
 
 RESUMED_SETTINGS = ("learning_rate", "projector_learning_rate", "weight_decay", "schedule", "warmup", "seed")
+Schedule = Literal["cosine", "linear", "constant"]
+
+
+@dataclass
+class FinetuneConfig:
+    """One of several finetunes that train together; what is not given is as for the whole run."""
+
+    adapter: AdapterConfig
+    """Its method."""
+    train: str | list[str] | None = None
+    """Its own training data."""
+    val: str | list[str] | None = None
+    """Its own validation data."""
+    test: str | list[str] | None = None
+    """Its own held-out data."""
+    learning_rate: float | None = None
+    """Of its adapter."""
+    projector_learning_rate: float | None = None
+    """Of its projector."""
+    weight_decay: float | None = None
+    """Of both."""
+    schedule: Schedule | None = None
+    """Decay of both learning rates after warm-up."""
+    warmup: float | None = None
+    """Share of its steps over which they rise from zero."""
+    max_steps: int | None = None
+    """It leaves after so many steps while the others go on."""
 
 
 class VisionLanguageModule(L.LightningModule):
@@ -33,6 +58,8 @@ class VisionLanguageModule(L.LightningModule):
         vision: the vision encoder and what becomes of its features.
         adapter: LoraConfig or IA3Config; None trains the projector alone.
         adapter_name: the finetune's name, also its folder's.
+        adapters: name -> a finetune of its own method, data and settings: all train in one pass on one base, each
+            with its own projector, exactly as each would alone. Takes the place of ``adapter``.
         train_projector: whether the projector trains.
         start_from: run directory to go on from: its projector, and its adapter of this name where it has one.
         learning_rate: of the adapter.
@@ -49,20 +76,25 @@ class VisionLanguageModule(L.LightningModule):
         vision: VisionConfig = VisionConfig(),  # noqa: B008
         adapter: AdapterConfig | None = None,
         adapter_name: str = "default",
+        adapters: dict[str, FinetuneConfig] | None = None,
         train_projector: bool = True,
         start_from: str | None = None,
         learning_rate: float = 1e-3,
         projector_learning_rate: float = 1e-3,
         weight_decay: float = 0.0,
-        schedule: Literal["cosine", "linear", "constant"] = "cosine",
+        schedule: Schedule = "cosine",
         warmup: float = 0.03,
         seed: int = 0,
     ):
         super().__init__()
-        if adapter is None and not train_projector:
+        if adapters is not None and (adapter is not None or not adapters):
+            raise ValueError(
+                "model.adapters holds the finetunes of a joint run: give at least one, and no model.adapter beside them"
+            )
+        if adapter is None and not adapters and not train_projector:
             raise ValueError("nothing would train: give an adapter, or set train_projector to true")
         self.language, self.vision = language, vision
-        self.adapter, self.adapter_name = adapter, adapter_name
+        self.adapter, self.adapter_name, self.adapters = adapter, adapter_name, adapters
         self.train_projector, self.start_from = train_projector, start_from
         self.learning_rate, self.projector_learning_rate = learning_rate, projector_learning_rate
         self.weight_decay, self.schedule, self.warmup, self.seed = weight_decay, schedule, warmup, seed
@@ -70,8 +102,8 @@ class VisionLanguageModule(L.LightningModule):
         self.model: MultimodalModel
         self.tokenizer: Any
         self.finetunes: list[Finetune] = []
-        self._tokens: Counter[int] = Counter()
-        self._correct: list[bool] = []
+        self._tokens: Counter[str] = Counter()
+        self._correct: dict[str, list[bool]] = {}
         self.earlier_instructions: dict[str, str | None] = {}
 
     # -- building -------------------------------------------------------------------------------------------
@@ -86,13 +118,23 @@ class VisionLanguageModule(L.LightningModule):
         data.connect(self.tokenizer, self.model.vision_encoder.num_tokens, cache, self._served_adapter)
 
     @property
+    def wanted(self) -> dict[str, AdapterConfig | None]:
+        """Finetune -> its method; None trains the projector alone."""
+        if self.adapters is None:
+            return {self.adapter_name: self.adapter}
+        return {name: finetune.adapter for name, finetune in self.adapters.items()}
+
+    @property
     def _served_adapter(self) -> str | None:
+        """Whose rows those are that no finetune of a joint run claims."""
         return self.adapter_name if self.adapter_name in self.model.bank else None
 
     def _build(self) -> MultimodalModel:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            model = bundle.build_model(self.language, self.vision, self.trainer.strategy.root_device)
+            model = bundle.build_model(
+                self.language, self.vision, self.trainer.strategy.root_device, list(self.adapters or ())
+            )
         self.tokenizer = load_tokenizer(self.language.name)
         self.identity = bundle.describe(self.language, model, self.tokenizer)
         source = self._own_run() or self.start_from
@@ -100,33 +142,33 @@ class VisionLanguageModule(L.LightningModule):
             manifest = bundle.read_manifest(source)
             bundle.check_identity(manifest, self.identity, source)
             self.earlier_instructions = manifest.instructions
-            bundle.load_trained(source, model, [n for n in manifest.adapters if n == self.adapter_name])
-        if self.adapter and self.adapter_name in model.bank:
-            self._check_loaded_adapter(model, self.adapter, str(source))
-        elif self.adapter:
-            model.bank.add(self.adapter_name, self.adapter, self.seed)
-        for (
-            parameter
-        ) in model.bank.parameters():  # with adapter: null, a loaded one serves but stays as it is
-            parameter.requires_grad_(self.adapter is not None)
+            bundle.load_trained(source, model, [n for n in manifest.adapters if n in self.wanted])
+        for name, config in self.wanted.items():
+            if config and name in model.bank:
+                self._check_loaded_adapter(model, name, config, str(source))
+            elif config:
+                model.bank.add(name, config, self.seed)
+        for parameter in model.bank.parameters():
+            # with adapter: null, a loaded one serves but stays as it is
+            parameter.requires_grad_(any(config is not None for config in self.wanted.values()))
         model.projector.requires_grad_(self.train_projector)
-        self.finetunes = [self._finetune(model)]
         return model
 
-    def _check_loaded_adapter(self, model: MultimodalModel, wanted: AdapterConfig, source: str) -> None:
+    def _check_loaded_adapter(
+        self, model: MultimodalModel, name: str, wanted: AdapterConfig, source: str
+    ) -> None:
         """A config that differs from the adapter it goes on from would be ignored without a word."""
-        loaded = model.bank.entry(self.adapter_name)
-        settings = vars(wanted).keys() - {
-            "target_modules",
-            "feedforward_modules",
-        }  # compared by what they match
+        loaded = model.bank.entry(name)
+        compared_by_sites = {"target_modules", "feedforward_modules", "layers"}
+        settings = vars(wanted).keys() - compared_by_sites - {"methods"}
         differ = type(wanted) is not type(loaded.config) or any(
-            getattr(wanted, name) != getattr(loaded.config, name) for name in settings
+            getattr(wanted, field) != getattr(loaded.config, field) for field in settings
         )
-        if differ or set(find_sites(model.language_model, wanted)) != set(loaded.sites):
+        sites = {path for part in wanted.parts() for path in model.bank.sites(part)}
+        if differ or sites != set(loaded.sites):
             raise ValueError(
-                f"adapter {self.adapter_name!r} of {source} is {loaded.config}, but this run wants {wanted}; "
-                "use the same settings to go on with it, or another model.adapter_name to begin a new one"
+                f"adapter {name!r} of {source} is {loaded.config}, but this run wants {wanted}; use the same "
+                "settings to go on with it, or another name to begin a new one"
             )
 
     def _own_run(self) -> str | None:
@@ -135,14 +177,14 @@ class VisionLanguageModule(L.LightningModule):
         fitting = self.trainer.state.fn == "fit"
         return str(directory) if not fitting and (directory / bundle.MANIFEST).exists() else None
 
-    def _finetune(self, model: MultimodalModel) -> Finetune:
-        slices: list[tuple[nn.Parameter, int]] = []
-        if self.adapter is not None:
-            slot = model.bank.entry(self.adapter_name).slot
-            slices += [(parameter, slot) for parameter in model.bank.parameters()]
-        if self.train_projector:
-            slices += [(parameter, 0) for parameter in model.projector.parameters()]
-        return Finetune(self.adapter_name, slices)
+    def _finetune(self, name: str, config: AdapterConfig | None) -> Finetune:
+        adapter: list[tuple[nn.Parameter, int]] = []
+        if config is not None:
+            for _, stack, slot in self.model.bank.places(name):
+                adapter += [(parameter, slot) for parameter in stack.parameters()]
+        slot = self.model.projector_slots.get(name, 0)
+        projector = list(self.model.projector.parameters()) if self.train_projector else []
+        return Finetune(name, adapter, [(parameter, slot) for parameter in projector])
 
     # -- training -------------------------------------------------------------------------------------------
 
@@ -151,18 +193,32 @@ class VisionLanguageModule(L.LightningModule):
         self.model.train()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The sum over tokens; `on_before_optimizer_step` makes it the mean over all tokens of the step, which
-        stays exact when micro-batches of different length are accumulated."""
+        """The sum over tokens; the finetunes make it the mean over all their tokens of the step, which stays exact
+        when micro-batches of different length are accumulated."""
         losses = self.model.token_losses(batch)
-        self._tokens[0] += len(losses.nll)
-        if len(losses.nll):
-            self.log("train_loss", losses.nll.detach().mean(), prog_bar=True, batch_size=len(losses.nll))
+        for name, own in self._by_finetune(batch, losses).items():
+            self._tokens[name] += len(own)
+            if len(own):
+                label = "train_loss" if self.adapters is None else f"train_loss/{name}"
+                self.log(label, own.detach().mean(), prog_bar=True, batch_size=len(own))
         self.log("conversations", float(sum(map(len, batch.examples))), reduce_fx="sum", on_step=True)
         return losses.nll.sum()
 
+    def _by_finetune(self, batch: Batch, losses: TokenLosses) -> dict[str, Tensor]:
+        """The token losses of each finetune's rows."""
+        if self.adapters is None:
+            return {self.adapter_name: losses.nll}
+        owners = [batch.adapters[row] for row in losses.rows.tolist()]
+        return {
+            name: losses.nll[torch.tensor([owner == name for owner in owners], device=losses.nll.device)]
+            for name in self.adapters
+        }
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        for number, finetune in enumerate(self.finetunes):
-            finetune.scale(self.trainer.accumulate_grad_batches / max(1, self._tokens[number]))
+        for finetune in self.finetunes:
+            # Lightning divided the loss by the number of accumulated batches
+            tokens = self._tokens[finetune.name] / self.trainer.accumulate_grad_batches
+            finetune.take_gradients(tokens)
         self._tokens.clear()
 
     def configure_gradient_clipping(
@@ -172,51 +228,80 @@ class VisionLanguageModule(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clips each finetune by its own norm; one whose norm is not finite sits the step out."""
-        self._held = []
         for finetune in self.finetunes:
+            skipped = finetune.skipped
             norm = finetune.clip(gradient_clip_val)
-            self.log("gradient_norm", norm)
-            if not math.isfinite(norm):
-                finetune.skipped += 1
-                print(
-                    f"step {self.global_step}: {finetune.name!r} has a gradient that is not finite; its step is skipped"
-                )
-                self._held.append(finetune.hold(optimizer))
+            if norm is not None:
+                label = "gradient_norm" if self.adapters is None else f"gradient_norm/{finetune.name}"
+                self.log(label, norm)
+            if finetune.skipped > skipped:
+                told = f"step {self.global_step}: {finetune.name!r} has a gradient that is not finite; its step is skipped"
+                print(told + (" and it is given up, as it was left" if finetune.given_up else ""))
 
-    def optimizer_step(
-        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
-    ) -> None:
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        for restore in self._held:
-            restore()
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        for parameter in self.parameters():  # the stacks, whose slots the optimiser's Parameters are
+            parameter.grad = None
 
     def configure_optimizers(self) -> Any:
-        groups = []
-        if self.adapter is not None:
-            groups.append(
-                {"params": self.model.bank.parameters(), "lr": self.learning_rate, "name": "adapter"}
-            )
-        if self.train_projector:
-            projector = list(self.model.projector.parameters())
-            groups.append({"params": projector, "lr": self.projector_learning_rate, "name": "projector"})
-        optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay)
-        total = int(self.trainer.estimated_stepping_batches)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, warmup_then(self.schedule, self.warmup, total)
-        )
+        self.finetunes = [self._finetune(name, config) for name, config in self.wanted.items()]
+        groups, factors = [], []
+        for finetune in self.finetunes:
+            setting = self._settings(finetune.name)
+            factor = warmup_then(setting["schedule"], setting["warmup"], self._total_steps(finetune.name))
+            for part, learning_rate in (
+                ("adapter", setting["learning_rate"]),
+                ("projector", setting["projector_learning_rate"]),
+            ):
+                if views := getattr(finetune, part):
+                    groups.append(
+                        {
+                            "params": views,
+                            "lr": learning_rate,
+                            "weight_decay": setting["weight_decay"],
+                            "name": f"{finetune.name} {part}",
+                        }
+                    )
+                    # by the finetune's own steps: one that sat a step out goes on where it was
+                    factors.append(lambda _, finetune=finetune, factor=factor: factor(finetune.steps))
+        optimizer = torch.optim.AdamW(groups)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _settings(self, name: str) -> dict[str, Any]:
+        """A finetune's own settings, and the run's where it has none."""
+        own = self.adapters[name] if self.adapters else None
+        return {
+            key: value if (value := getattr(own, key, None)) is not None else getattr(self, key)
+            for key in ("learning_rate", "projector_learning_rate", "weight_decay", "schedule", "warmup")
+        }
+
+    def _total_steps(self, name: str) -> int:
+        """Steps that a finetune will take."""
+        total = int(self.trainer.estimated_stepping_batches)
+        if self.adapters is None:
+            return total
+        data: VisionLanguageData = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        return data.total_steps(name, total, self.trainer.accumulate_grad_batches)
 
     # -- evaluation -----------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         losses = self.model.token_losses(batch)
-        self.log("val_loss", losses.nll.mean(), batch_size=len(losses.nll), prog_bar=True)
-        self._correct += exactly_right(losses)
+        right = exactly_right(losses)
+        for name, own in self._by_finetune(batch, losses).items():
+            if len(own):
+                label = "val_loss" if self.adapters is None else f"val_loss/{name}"
+                self.log(label, own.mean(), batch_size=len(own), prog_bar=True)
+        for (row, _), is_right in right.items():
+            owner = self.adapter_name if self.adapters is None else str(batch.adapters[row])
+            self._correct.setdefault(owner, []).append(is_right)
 
     def on_validation_epoch_end(self) -> None:
-        if self._correct:
-            self.log("val_exact_match", sum(self._correct) / len(self._correct), prog_bar=True)
-        self._correct = []
+        for name, correct in self._correct.items():
+            label = "val_exact_match" if self.adapters is None else f"val_exact_match/{name}"
+            self.log(label, sum(correct) / len(correct), prog_bar=True)
+        self._correct = {}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[tuple[int, str]]:
         """(number of the record, answer) for every prompt of the batch."""
@@ -239,27 +324,34 @@ class VisionLanguageModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint_dict: dict[str, Any]) -> None:
         checkpoint_dict["mmpeft"] = checkpoint.stamp(self._belongs_to())
+        checkpoint_dict["mmpeft"]["finetunes"] = [finetune.state_dict() for finetune in self.finetunes]
 
     def on_load_checkpoint(self, checkpoint_dict: dict[str, Any]) -> None:
         checkpoint.verify(checkpoint_dict, self._belongs_to())
-        self._rng = checkpoint_dict["mmpeft"]["rng"]
+        self._resumed = checkpoint_dict["mmpeft"]
 
     def on_train_start(self) -> None:
-        if (rng := getattr(self, "_rng", None)) is not None:
-            checkpoint.restore_rng(rng)
+        if (resumed := getattr(self, "_resumed", None)) is not None:
+            checkpoint.restore_rng(resumed["rng"])
+            for finetune, state in zip(self.finetunes, resumed["finetunes"], strict=True):
+                finetune.load_state_dict(state)
 
     def _belongs_to(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be resumed. The settings are those whose old value resuming would
         bring back, whatever the command line says."""
         data: VisionLanguageData = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         settings = {name: getattr(self, name) for name in RESUMED_SETTINGS}
+        settings["adapters"] = {
+            name: {field.name: getattr(own, field.name) for field in fields(own) if field.name != "adapter"}
+            for name, own in (self.adapters or {}).items()
+        }
         order = {"seed": data.seed, "packing": asdict(data.packing), "train": data.paths["train"]}
         shapes = {name: list(tensor.shape) for name, tensor in self.state_dict().items()}
         return {"base": self.identity, "model": settings, "data": order, "tensors": shapes}
 
 
-def exactly_right(losses: TokenLosses) -> list[bool]:
-    """Per conversation, whether every labelled token was the most likely one.
+def exactly_right(losses: TokenLosses) -> dict[tuple[int, int], bool]:
+    """Per conversation (row, segment), whether every labelled token was the most likely one.
 
     Greedy decoding would then have written exactly this answer, and any other otherwise: as long as it has
     written the answer's beginning, it stands where the labels stand.
@@ -269,4 +361,4 @@ def exactly_right(losses: TokenLosses) -> list[bool]:
         losses.rows.tolist(), losses.segments.tolist(), losses.correct.tolist(), strict=True
     ):
         conversations[row, segment] = conversations.get((row, segment), True) and right
-    return list(conversations.values())
+    return conversations

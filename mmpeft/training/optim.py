@@ -1,77 +1,99 @@
-"""Finetunes as slices of stacked Parameters: gradients scaled, clipped and guarded per finetune.
+"""Finetunes as views of stacked Parameters: each is scaled, clipped, stepped and guarded by itself.
 
-A stack's Parameter holds many finetunes. One stock optimiser over the stacks equals one per finetune as long as
-everything that mixes entries of a gradient (mean over tokens, norm) is done per slot, which is what this file does.
+A stack's Parameter holds many finetunes. The optimiser sees a view of each one's slot instead, which shares the
+stack's memory: a finetune then has its own learning rate, schedule and number of steps, and one without a gradient
+(finished, or not finite) is passed over by any stock optimiser. Stepping the views is training each finetune alone.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+PATIENCE = 10
+"""Steps in a row without a finite gradient after which a finetune is given up."""
 
 
-@dataclass
 class Finetune:
-    """One finetune's share of the trained Parameters."""
+    """One finetune's share of the trained Parameters.
 
-    name: str
-    slices: list[tuple[nn.Parameter, int]] = field(default_factory=list)
-    """(Parameter, slot): the finetune owns ``parameter[slot]``."""
-    skipped: int = 0
-    """Steps left out because the gradient was not finite."""
+    Args:
+        name: the finetune's.
+        adapter: (Parameter, slot) of its adapter.
+        projector: (Parameter, slot) of its projector.
+    """
 
-    def gradients(self) -> list[Tensor]:
-        return [parameter.grad[slot] for parameter, slot in self.slices if parameter.grad is not None]
+    def __init__(
+        self,
+        name: str,
+        adapter: Sequence[tuple[nn.Parameter, int]] = (),
+        projector: Sequence[tuple[nn.Parameter, int]] = (),
+    ):
+        self.name = name
+        self._slices = [*adapter, *projector]
+        self.adapter, self.projector = _views(adapter), _views(projector)
+        self.steps = 0
+        """Steps taken."""
+        self.skipped = 0
+        """Steps left out because the gradient was not finite."""
+        self._skipped_in_a_row = 0
 
-    @torch.no_grad()
-    def scale(self, factor: float) -> None:
-        """Multiplies the finetune's gradients."""
-        for gradient in self.gradients():
-            gradient.mul_(factor)
+    @property
+    def views(self) -> list[nn.Parameter]:
+        """Everything that trains, sharing memory with the stacks."""
+        return [*self.adapter, *self.projector]
 
-    @torch.no_grad()
-    def norm(self) -> float:
-        """Euclidean norm of the finetune's gradient."""
-        gradients = self.gradients()
-        return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+    @property
+    def given_up(self) -> bool:
+        """Whether it has diverged for good."""
+        return self._skipped_in_a_row >= PATIENCE
 
-    def clip(self, max_norm: float | None) -> float:
-        """Scales the gradient down to ``max_norm``. Returns the norm before."""
-        norm = self.norm()
-        if max_norm and math.isfinite(norm) and norm > max_norm:
-            self.scale(max_norm / norm)
+    def take_gradients(self, tokens: float) -> None:
+        """Gives the views their share of the stacks' gradients of a loss summed over ``tokens`` labelled tokens,
+        as that of the mean; without tokens, or once given up, they get none."""
+        for view, (parameter, slot) in zip(self.views, self._slices, strict=True):
+            if tokens == 0 or self.given_up or parameter.grad is None:
+                view.grad = None
+            else:
+                view.grad = parameter.grad[slot].mul_(1 / tokens)
+
+    def clip(self, max_norm: float | None) -> float | None:
+        """Scales the gradient down to ``max_norm`` and counts the step; one that is not finite is dropped.
+
+        Returns:
+            The norm before; None where the finetune takes no part in this step.
+        """
+        gradients = [view.grad for view in self.views if view.grad is not None]
+        if not gradients:
+            return None
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if not math.isfinite(norm):
+            self.skipped += 1
+            self._skipped_in_a_row += 1
+            self._drop_gradients()
+            return norm
+        self._skipped_in_a_row = 0
+        self.steps += 1
+        if max_norm and norm > max_norm:
+            for gradient in gradients:
+                gradient.mul_(max_norm / norm)
         return norm
 
-    @torch.no_grad()
-    def hold(self, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-        """Keeps the coming optimiser step from touching this finetune: its gradient becomes zero, and the
-        returned function puts its values and moments back after the step."""
-        for gradient in self.gradients():
-            gradient.zero_()
-        before = [
-            {key: tensor[slot].clone() for key, tensor in _entries(parameter, optimizer).items()}
-            for parameter, slot in self.slices
-        ]
+    def _drop_gradients(self) -> None:
+        for view in self.views:
+            view.grad = None
 
-        @torch.no_grad()
-        def restore() -> None:
-            for (parameter, slot), saved in zip(self.slices, before, strict=True):
-                for key, tensor in _entries(parameter, optimizer).items():
-                    tensor[slot] = saved.get(key, 0)  # moments that the step itself created start at zero
+    def state_dict(self) -> dict[str, int]:
+        return {"steps": self.steps, "skipped": self.skipped, "skipped_in_a_row": self._skipped_in_a_row}
 
-        return restore
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.steps, self.skipped = state["steps"], state["skipped"]
+        self._skipped_in_a_row = state["skipped_in_a_row"]
 
 
-def _entries(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The Parameter and the optimiser's moments of its shape."""
-    moments = {
-        k: v
-        for k, v in optimizer.state.get(parameter, {}).items()
-        if getattr(v, "shape", None) == parameter.shape
-    }
-    return {"": parameter.detach(), **moments}
+def _views(slices: Sequence[tuple[nn.Parameter, int]]) -> list[nn.Parameter]:
+    return [nn.Parameter(parameter.data[slot]) for parameter, slot in slices]
 
 
 def warmup_then(schedule: str, warmup: float, total_steps: int, floor: float = 0.0) -> Callable[[int], float]:

@@ -92,17 +92,20 @@ def test_a_removed_slot_is_the_base_and_the_next_to_be_taken(make_bank, logits_o
 
 def test_slots_count_per_method(make_bank):
     bank = make_bank()
-    assert {name: bank.entry(name).slot for name in bank.names} == {
-        "small": 0,
-        "large": 1,
-        "tfew": 0,
-        "outputs": 1,
-    }
-    bank.route(["large", None, "tfew"])
-    assert {method: slots.tolist() for method, slots in bank.routing.slots.items()} == {
-        "lora": [1, -1, -1],
-        "ia3": [-1, -1, 0],
-    }
+    slots = {n: {p.config.method: p.slot for p in bank.entry(n).parts} for n in bank.names}
+    assert [slots[name] for name in ("small", "large", "tfew", "outputs", "bias", "last")] == [
+        {"lora": 0},
+        {"lora": 1},
+        {"ia3": 0},
+        {"ia3": 1},
+        {"bitfit": 0},
+        {"ia3": 2, "lora": 2, "bitfit": 1},
+    ]
+    bank.route(["large", None, "tfew", "last"])
+    routed = {method: slots.tolist() for method, slots in bank.routing.slots.items()}
+    assert routed["lora"] == [1, -1, -1, 2]
+    assert routed["ia3"] == [-1, -1, 0, 2]
+    assert routed["full"] == [-1] * 4
 
 
 @pytest.mark.parametrize("config", [LoraConfig(rank=4), EVERYWHERE])
@@ -127,7 +130,7 @@ def test_adding_does_not_draw_from_the_global_generator(make_llama):
 
 def test_reserved_slots_are_filled_without_new_parameters(make_bank):
     """Optimisers and compiled graphs hold the Parameters: within a reserve, add and remove are copies."""
-    bank = make_bank({"a": EVERYWHERE, "b": IA3Config()}, reserve=(3, 16))
+    bank = make_bank({"a": EVERYWHERE, "b": IA3Config()}, reserve={"lora": (3, 16), "ia3": (3, 0)})
     before = bank.parameters()
     bank.add("c", LoraConfig(rank=16))
     bank.add("d", IA3Config(["k_proj"]))

@@ -5,13 +5,15 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from mmpeft.adapters import IA3Config, LoraConfig
+from tests.conftest import MIXED
 
+NAMES = [*MIXED, None]
 ROUTES = [
-    ["small", "large", "tfew", "outputs", None],
-    [None, "outputs", "small", "tfew", "large"],
-    ["tfew"] * 5,
-    ["small"] * 5,
-    [None] * 5,
+    NAMES,
+    NAMES[::-1],
+    ["tfew"] * len(NAMES),
+    ["small"] * len(NAMES),
+    [None] * len(NAMES),
 ]
 
 
@@ -25,7 +27,7 @@ def _fresh_compiler():
 def test_explain_reports_one_graph_and_no_break(make_bank, tokens):
     bank = make_bank()
     bank.route(ROUTES[0])
-    explanation = torch._dynamo.explain(bank.model)(input_ids=tokens(5), use_cache=False)
+    explanation = torch._dynamo.explain(bank.model)(input_ids=tokens(len(NAMES)), use_cache=False)
     assert explanation.graph_count == 1
     assert explanation.graph_break_count == 0, explanation.break_reasons
 
@@ -33,7 +35,7 @@ def test_explain_reports_one_graph_and_no_break(make_bank, tokens):
 @pytest.mark.parametrize("training", [False, True])
 def test_rerouting_compiles_nothing_anew(make_bank, logits_of, tokens, training):
     """And the compiled graph follows the route: equal to eager mode for each (same kernels, so bitwise)."""
-    bank, ids, counter = make_bank(), tokens(5), CompileCounter()
+    bank, ids, counter = make_bank(), tokens(len(NAMES)), CompileCounter()
     bank.model.train(training)
     compiled = torch.compile(bank.model, backend=counter, fullgraph=True)
     for names in ROUTES:
@@ -48,7 +50,7 @@ def test_loading_and_unloading_within_the_reserve_compiles_nothing_anew(
     make_bank, randomise, tokens, logits_of
 ):
     """A server does so while it runs. Here the last free slot is taken, emptied and taken again."""
-    bank, ids, counter = make_bank(reserve=(3, 8)), tokens(2), CompileCounter()
+    bank, ids, counter = make_bank(reserve={"lora": (4, 8)}), tokens(2), CompileCounter()
     compiled = torch.compile(bank.model, backend=counter, fullgraph=True)
     for unloaded, loaded in ((None, "large"), (None, "third"), ("small", "large"), (None, "fourth")):
         if unloaded:
@@ -66,7 +68,7 @@ def test_the_backward_of_the_compiled_graph_gives_the_same_gradients(
     make_bank, tokens, token_means, gradients_of
 ):
     """Traced by AOTAutograd; its decompositions may round differently from eager mode."""
-    ids, gradients = tokens(5), []
+    ids, gradients = tokens(len(NAMES)), []
     for compiling in (False, True):
         bank = make_bank()
         bank.route(ROUTES[0])

@@ -10,12 +10,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmpeft.adapters import IA3Config, LoraConfig
+from mmpeft.adapters import (
+    BitFitConfig,
+    BottleneckConfig,
+    DoraConfig,
+    FullConfig,
+    IA3Config,
+    LoraConfig,
+)
+from tests.conftest import MIXED, one_slot_each
 
 CLOSE = {"rtol": 1e-5, "atol": 2e-6}
-FINETUNES = ["small", "large", "tfew", "outputs"]
+FINETUNES = list(MIXED)
 """The names of the default bank."""
 NAMES = [*FINETUNES, None]
+METHODS = ("lora", "dora", "ia3", "bitfit", "full", "bottleneck")
 
 
 def run_with_gradients(bank, names, ids, token_means):
@@ -32,19 +41,19 @@ def run_with_gradients(bank, names, ids, token_means):
 @pytest.mark.parametrize("fill", [True, False], ids=["base rows", "fresh adapters"])
 def test_zero_slot_is_the_base_bitwise(make_llama, make_bank, logits_of, tokens, dtype, fill):
     """A base row among filled adapters, and every adapter before its first step, give its bits."""
-    ids = tokens(5)
+    ids = tokens(len(NAMES))
     with torch.no_grad():
         base = make_llama().to(dtype)(ids).logits
     bank = make_bank(model=make_llama().to(dtype), fill=fill)
-    assert torch.equal(logits_of(bank, [None] * 5 if fill else NAMES, ids), base)
+    assert torch.equal(logits_of(bank, [None] * len(NAMES) if fill else NAMES, ids), base)
 
 
 def test_every_adapter_changes_its_row(make_bank, logits_of, tokens):
     """The randomised adapters are far from the base; the tests of equality around here are not vacuous."""
-    bank, ids = make_bank(), tokens(5)
-    change = (logits_of(bank, NAMES, ids) - logits_of(bank, [None] * 5, ids)).abs().amax((1, 2))
-    assert change[:4].min() > 1e-2
-    assert change[4] == 0
+    bank, ids = make_bank(), tokens(len(NAMES))
+    change = (logits_of(bank, NAMES, ids) - logits_of(bank, [None] * len(NAMES), ids)).abs().amax((1, 2))
+    assert change[:-1].min() > 1e-2
+    assert change[-1] == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -52,7 +61,7 @@ def test_a_diverged_finetune_stays_in_its_row(
     make_llama, make_bank, poison, tokens, token_means, gradients_of, dtype
 ):
     """Forward and backward: rows without it are bitwise what they were, and finite."""
-    ids = tokens(5)
+    ids = tokens(len(NAMES))
     for sick in FINETUNES:
         others = [row for row, name in enumerate(NAMES) if name != sick]
         healthy = make_bank(model=make_llama().to(dtype))
@@ -81,7 +90,14 @@ def routings(draw):
         rslora=st.booleans(),
     )
     targets = st.sampled_from(["auto", ["k_proj"], ["o_proj", "up_proj"], ["q_proj", "down_proj"]])
-    configs = draw(st.lists(lora | st.builds(IA3Config, target_modules=targets), min_size=3, max_size=5))
+    others = (
+        st.builds(IA3Config, target_modules=targets)
+        | st.builds(DoraConfig, rank=st.integers(1, 5), target_modules=targets)
+        | st.builds(BitFitConfig, target_modules=targets)
+        | st.builds(FullConfig, target_modules=targets)
+        | st.builds(BottleneckConfig, width=st.integers(1, 7), reads=st.sampled_from(["input", "output"]))
+    )
+    configs = draw(st.lists(lora | others, min_size=3, max_size=5))
     adapters = {f"finetune-{i}": config for i, config in enumerate(configs)}
     rows = draw(st.integers(2, 5))
     row = draw(st.integers(0, rows - 1))
@@ -98,7 +114,7 @@ def routings(draw):
 def test_a_row_is_unchanged_bitwise_by_the_slots_of_other_rows(make_bank, poison, logits_of, tokens, case):
     """Whatever the methods, ranks, targets and neighbours, one of which may be all NaN."""
     adapters, row, one, other = case
-    bank = make_bank(adapters, reserve=(2, 0))
+    bank = make_bank(adapters, reserve=dict.fromkeys(METHODS, (2, 0)))
     poison(bank, "finetune-0")
     ids = tokens(len(one))
     assert torch.equal(logits_of(bank, one, ids)[row], logits_of(bank, other, ids)[row])
@@ -106,21 +122,21 @@ def test_a_row_is_unchanged_bitwise_by_the_slots_of_other_rows(make_bank, poison
 
 def test_the_only_slot_of_a_bank_serves_a_full_batch_as_it_serves_a_mixed_one(make_bank, logits_of, tokens):
     """The short cut of a bank of one slot: other kernels, so equal to ``CLOSE`` and not bitwise."""
-    for config in (LoraConfig(rank=1), LoraConfig(rank=4), IA3Config()):
+    for config in (LoraConfig(rank=1), *MIXED.values()):
         bank, ids = make_bank({"only": config}), tokens(3)
         full, part = (logits_of(bank, names, ids) for names in (["only"] * 3, ["only", None, "only"]))
         torch.testing.assert_close(full[[0, 2]], part[[0, 2]], **CLOSE)
 
 
 def test_content_of_other_rows_does_not_matter_either(make_bank, logits_of, tokens):
-    bank, ids = make_bank(), tokens(5)
-    changed = torch.cat([ids[:1], tokens(4, seed=1)])
+    bank, ids = make_bank(), tokens(len(NAMES))
+    changed = torch.cat([ids[:1], tokens(len(FINETUNES), seed=1)])
     assert torch.equal(logits_of(bank, NAMES, ids)[0], logits_of(bank, NAMES, changed)[0])
 
 
 def test_one_mixed_batch_equals_a_run_per_finetune(make_bank, logits_of, tokens):
     """LoRA, IA3 and base rows of one bank together, against each alone in a batch of one (other shapes)."""
-    bank, ids = make_bank(), tokens(5)
+    bank, ids = make_bank(), tokens(len(NAMES))
     mixed = logits_of(bank, NAMES, ids)
     for row, name in enumerate(NAMES):
         alone = logits_of(bank, [name], ids[row : row + 1])
@@ -139,7 +155,7 @@ def test_a_stack_of_many_equals_stacks_of_one(make_bank, tokens, token_means, gr
     together = make_bank()
     logits, grad = run_with_gradients(together, names, ids, token_means)
     for name in FINETUNES:
-        reserve = (0, 0) if separate_batches else (1, 8)
+        reserve = None if separate_batches else one_slot_each(together)
         alone = make_bank({name: together.entry(name).config}, reserve=reserve)
         own = [row for row, each in enumerate(names) if each == name]
         if separate_batches:

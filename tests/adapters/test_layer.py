@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from mmpeft.adapters import AdapterBank, IA3Config, LoraConfig
+from tests.conftest import MIXED
 
 
 @pytest.fixture
@@ -66,8 +67,8 @@ def test_gradient_checkpointing_changes_no_gradient_and_loses_none(
     make_bank, tokens, token_means, gradients_of, use_reentrant
 ):
     """The backward runs the forward again, so the routing must still stand: it is never cleared."""
-    names = ["small", "outputs", None, "large", "tfew"]
-    ids, gradients = tokens(5), []
+    names = [*MIXED, None]
+    ids, gradients = tokens(len(names)), []
     for checkpointing in (False, True):
         bank = make_bank()
         bank.model.train()

@@ -12,7 +12,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
-from mmpeft.adapters import AdapterBank, IA3Config, LoraConfig
+from mmpeft.adapters import (
+    AdapterBank,
+    BitFitConfig,
+    BottleneckConfig,
+    DoraConfig,
+    FullConfig,
+    HybridConfig,
+    IA3Config,
+    LoraConfig,
+)
 from mmpeft.adapters.peft_format import load_adapter, read_config, save_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -29,6 +38,8 @@ CASES = {
     "lora-rslora": (LoraConfig(rank=6, alpha=4, rslora=True), CLOSE),
     "lora-one-layer": (LoraConfig(rank=2, alpha=2, target_modules=[f"{BLOCK_1}self_attn.q_proj"]), EXACT),
     "lora-pattern": (LoraConfig(rank=2, alpha=2, target_modules=r".*\.1\..*(gate|down)_proj"), EXACT),
+    "dora": (DoraConfig(rank=4, alpha=4), CLOSE),
+    "dora-all-linear": (DoraConfig(rank=3, alpha=7, target_modules="all-linear"), CLOSE),
     "ia3": (IA3Config(), CLOSE),
     "ia3-outputs": (IA3Config(["k_proj", "v_proj", "up_proj"], []), CLOSE),
     "ia3-one-layer-in": (
@@ -56,7 +67,8 @@ def peft_config(config):
     common = {"target_modules": config.target_modules, "inference_mode": False}
     if isinstance(config, LoraConfig):
         common |= {"target_modules": ["q_proj", "v_proj"]} if config.target_modules == "auto" else {}
-        return peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, use_rslora=config.rslora, **common)
+        common |= {"use_dora": isinstance(config, DoraConfig), "use_rslora": config.rslora}
+        return peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, **common)
     if config.target_modules == "auto":
         common["target_modules"] = ["k_proj", "v_proj", "down_proj"]
         return peft.IA3Config(feedforward_modules=["down_proj"], **common)
@@ -79,6 +91,8 @@ def our_gradients(bank, name):
         if isinstance(bank.entry(name).config, LoraConfig):
             gradients[f"{path}.lora_A.weight"] = stack.lora_A.grad[0]
             gradients[f"{path}.lora_B.weight"] = stack.lora_B.grad[0]
+            if isinstance(bank.entry(name).config, DoraConfig):
+                gradients[f"{path}.lora_magnitude_vector.weight"] = stack.magnitude.grad[0]
         else:
             grad = stack.ia3_delta.grad[0]
             gradients[f"{path}.ia3_l"] = grad[None] if stack.side == "input" else grad[:, None]
@@ -313,7 +327,8 @@ LORA_CORRUPTIONS = {
     "rank of nothing": (reconfigure(r=-1), rf"{CONFIG}: LoraConfig\.rank is -1"),
     "rank in words": (reconfigure(r="8"), rf"{CONFIG}: LoraConfig\.rank is '8'"),
     "no alpha": (reconfigure(lora_alpha=None), rf"{CONFIG}: LoraConfig\.alpha is None"),
-    "DoRA": (reconfigure(use_dora=True), rf"{CONFIG}: use_dora is True"),
+    "DoRA": (reconfigure(use_dora=True), "tensors are missing"),
+    "QALoRA": (reconfigure(use_qalora=True), rf"{CONFIG}: use_qalora is True"),
     "activated LoRA": (reconfigure(alora_invocation_tokens=[1]), rf"{CONFIG}: alora_invocation_tokens is"),
     "per-layer ranks": (reconfigure(rank_pattern={"q_proj": 2}), rf"{CONFIG}: rank_pattern is"),
     "trained biases": (reconfigure(bias="all"), rf"{CONFIG}: bias is 'all'"),
@@ -364,3 +379,37 @@ def test_unknown_fields_and_fields_for_training_are_ignored(saved):
     fields = {"of_the_future": 1, "fan_in_fan_out": True, "init_lora_weights": "gaussian", "bias": "none"}
     reconfigure(**fields)(directory)
     assert read_config(directory) == plain
+
+
+OWN = {
+    "bitfit": BitFitConfig(layers=[1]),
+    "bottleneck": BottleneckConfig(width=3, reads="input", scaling=2.0),
+    "full": FullConfig(["o_proj"]),
+    "hybrid": HybridConfig([LoraConfig(rank=2, layers=[0]), LoraConfig(rank=5, layers=[1]), IA3Config()]),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_methods_without_a_format_of_peft_come_back_from_ours(name, make_bank, make_llama, logits_of, tokens, tmp_path):
+    bank = make_bank({"a": OWN[name]})
+    save_adapter(bank, "a", tmp_path, "tiny")
+    again = make_bank({"other": LoraConfig(rank=7), "taken": BitFitConfig()}, model=make_llama())
+    load_adapter(again, "b", tmp_path)
+    for key, tensor in bank.tensors("a").items():
+        torch.testing.assert_close(again.tensors("b")[key], tensor, **CLOSE)
+    ids = tokens(2)
+    torch.testing.assert_close(logits_of(again, ["b"] * 2, ids), logits_of(bank, ["a"] * 2, ids), **CLOSE)
+
+
+def test_a_hybrid_that_names_a_folder_outside_is_refused(make_bank, tmp_path):
+    save_adapter(make_bank({"a": OWN["hybrid"]}), "a", tmp_path, "tiny")
+    path = tmp_path / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"parts": ["../elsewhere"]}))
+    with pytest.raises(ValueError, match="names of its subfolders"):
+        read_config(tmp_path)
+
+
+def test_two_parts_of_one_method_must_not_share_a_layer(make_bank):
+    with pytest.raises(ValueError, match=r"two lora parts of one adapter both change model\.layers\.1\."):
+        make_bank({"a": HybridConfig([LoraConfig(rank=2), LoraConfig(rank=5, layers=[1])])})

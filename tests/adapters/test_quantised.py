@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from tests.conftest import MIXED
+
 bnb = pytest.importorskip("bitsandbytes")
 
-NAMES = ["small", "large", "tfew", "outputs", None]
+NAMES = [*MIXED, None]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def test_forward_and_gradients_equal_those_on_the_dequantised_base(
     """4-bit changes the weight, not the maths; bitsandbytes dequantises and calls the plain product.
 
     It does so through another layout of the weight, hence fp32 rounding instead of bitwise."""
-    ids, results = tokens(5), []
+    ids, results = tokens(len(NAMES)), []
     for dequantise in (False, True):
         model = make_quantised()
         bank = make_bank(model=model.dequantize() if dequantise else model)
@@ -84,7 +86,7 @@ def test_forward_and_gradients_equal_those_on_the_dequantised_base(
 def test_a_diverged_finetune_stays_in_its_row(
     make_quantised, make_bank, poison, tokens, token_means, sick, dtype
 ):
-    ids, results = tokens(5), []
+    ids, results = tokens(len(NAMES)), []
     others = [row for row, name in enumerate(NAMES) if name != sick]
     for diverged in (False, True):
         bank = make_bank(model=make_quantised(dtype))
@@ -106,9 +108,9 @@ def test_training_works_after_an_evaluation_and_leaves_the_base_untouched(
     for evaluate_first in (False, True):
         bank = make_bank(model=make_quantised(), fill=False)
         if evaluate_first:
-            logits_of(bank, NAMES, tokens(5))
+            logits_of(bank, NAMES, tokens(len(NAMES)))
         before = [linear.weight.detach().clone() for linear in quantised_linears(bank.model)]
-        train(bank, NAMES, [tokens(5, seed=step) for step in range(2)])
+        train(bank, NAMES, [tokens(len(NAMES), seed=step) for step in range(2)])
         after = [linear.weight for linear in quantised_linears(bank.model)]
         assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
         results.append({f"{n} {k}": t for n in bank.names for k, t in bank.tensors(n).items()})

@@ -237,7 +237,7 @@ def test_all_labels_most_likely_is_the_same_as_greedy_writing_that_answer(model,
             ids, targets = [*prompt.ids, *answer], [*prompt.targets[:-1], *tokens]
             losses = model.token_losses(make_batch([[Encoded(ids, targets, prompt.images)]]))
             written = model.generate(make_batch([[prompt]]), end, max_new_tokens=8)[0][0]
-            assert exactly_right(losses) == [written == answer]
+            assert list(exactly_right(losses).values()) == [written == answer]
             outcomes.append(written == answer)
     assert True in outcomes
     assert False in outcomes
@@ -258,7 +258,9 @@ def test_softcapped_logits_are_hugging_faces_own(make_batch, make_model, convers
     )
     torch.manual_seed(0)
     language_model = Gemma2ForCausalLM(config).eval()
-    model = MultimodalModel(nn.Identity(), Projector(64, 64), language_model)
+    encoder = nn.Identity()
+    encoder.num_tokens, encoder.dim = 4, 64
+    model = MultimodalModel(encoder, Projector(64, 64), language_model)
     row = conversations("", ("is red a color?", "yes"), task=None)
     theirs = language_model(torch.tensor([row[0].ids])).logits
     assert theirs.abs().max() > 1.5, "capped"

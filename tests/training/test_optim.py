@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmpeft.training.optim import Finetune, warmup_then
+from mmpeft.training.optim import PATIENCE, Finetune, warmup_then
 
 
 @pytest.fixture
@@ -20,18 +20,35 @@ def stacks():
 
 
 def finetune(stacks, slot):
-    return Finetune(f"number {slot}", [(parameter, slot) for parameter in stacks])
+    first, second = stacks
+    return Finetune(f"number {slot}", [(first, slot)], [(second, slot)])
+
+
+def step(finetunes, optimizer, tokens=1, max_norm=None):
+    norms = []
+    for each in finetunes:
+        each.take_gradients(tokens)
+        norms.append(each.clip(max_norm))
+    optimizer.step()
+    return norms
+
+
+def test_the_views_are_the_stacks_own_memory(stacks):
+    own = finetune(stacks, 1)
+    step([own], torch.optim.SGD(own.views, lr=0.1))
+    assert torch.equal(stacks[0], torch.tensor([[1.0, 1.0], [-2.0, 1.0]]))
+    assert torch.equal(stacks[1], torch.tensor([[[1.0, 1.0]], [[1.0, -3.0]]]))
+    assert ([p.shape for p in own.adapter], [p.shape for p in own.projector]) == ([(2,)], [(1, 2)])
 
 
 def test_each_finetune_is_clipped_by_its_own_norm(stacks):
-    before = [parameter.grad.clone() for parameter in stacks]
     small, large = finetune(stacks, 0), finetune(stacks, 1)
-    assert small.clip(10.0) == pytest.approx(5)
-    assert large.clip(10.0) == pytest.approx(50), "the norm before clipping"
-    for parameter, old in zip(stacks, before, strict=True):
-        assert torch.equal(parameter.grad[0], old[0])
-        torch.testing.assert_close(parameter.grad[1], old[1] / 5)
-    assert large.norm() == pytest.approx(10)
+    for each, norm in ((small, 5), (large, 50)):
+        each.take_gradients(1)
+        assert each.clip(10.0) == pytest.approx(norm), "the norm before clipping"
+    assert small.adapter[0].grad.tolist() == [3, 0]
+    torch.testing.assert_close(large.adapter[0].grad, torch.tensor([6.0, 0.0]))
+    torch.testing.assert_close(large.projector[0].grad, torch.tensor([[0.0, 8.0]]))
 
 
 def test_clipping_equals_torchs_own_on_a_single_finetune(stacks):
@@ -39,54 +56,78 @@ def test_clipping_equals_torchs_own_on_a_single_finetune(stacks):
     for copy, parameter in zip(copies, stacks, strict=True):
         copy.grad = parameter.grad[1].clone()
     norm = nn.utils.clip_grad_norm_(copies, 7.0)
-    assert finetune(stacks, 1).clip(7.0) == pytest.approx(float(norm))
-    for copy, parameter in zip(copies, stacks, strict=True):
-        torch.testing.assert_close(parameter.grad[1], copy.grad)
+    own = finetune(stacks, 1)
+    own.take_gradients(1)
+    assert own.clip(7.0) == pytest.approx(float(norm))
+    for copy, view in zip(copies, own.views, strict=True):
+        torch.testing.assert_close(view.grad, copy.grad)
 
 
 def test_without_a_limit_nothing_is_clipped(stacks):
-    before = stacks[0].grad.clone()
-    assert finetune(stacks, 1).clip(None) == pytest.approx(50)
-    assert torch.equal(stacks[0].grad, before)
+    own = finetune(stacks, 1)
+    own.take_gradients(1)
+    assert own.clip(None) == pytest.approx(50)
+    assert own.adapter[0].grad.tolist() == [30, 0]
+
+
+def test_the_gradient_of_a_sum_becomes_that_of_the_mean(stacks):
+    own = finetune(stacks, 1)
+    own.take_gradients(2.5)
+    torch.testing.assert_close(own.adapter[0].grad, torch.tensor([12.0, 0.0]))
+    assert stacks[0].grad[0].tolist() == [3, 0], "the other finetune's is its own affair"
+
+
+def test_a_finetune_without_tokens_or_gradients_sits_the_step_out(stacks):
+    own = finetune(stacks, 0)
+    before = own.adapter[0].clone()
+    assert step([own], torch.optim.AdamW(own.views, lr=0.1), tokens=0) == [None]
+    stacks[0].grad = stacks[1].grad = None
+    assert step([own], torch.optim.AdamW(own.views, lr=0.1)) == [None]
+    assert own.steps == 0
+    assert torch.equal(own.adapter[0], before)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_is_not_scaled_into_others(stacks, value):
-    stacks[0].grad[1, 0] = value
-    before = stacks[0].grad[0].clone()
-    assert not math.isfinite(finetune(stacks, 1).clip(1.0))
-    assert finetune(stacks, 0).clip(10.0) == pytest.approx(5)
-    assert torch.equal(stacks[0].grad[0], before)
-
-
-def test_a_finetune_without_gradients_has_norm_zero():
-    assert Finetune("idle", [(nn.Parameter(torch.ones(1, 2)), 0)]).clip(1.0) == 0.0
-
-
 @pytest.mark.parametrize("steps_before", [0, 3])
-def test_a_held_finetune_keeps_every_bit_while_the_other_steps(stacks, steps_before):
-    optimizer = torch.optim.AdamW(stacks, lr=0.1, weight_decay=0.1)
+def test_a_finetune_without_finite_gradient_keeps_every_bit_while_the_other_steps(
+    stacks, steps_before, value
+):
+    finetunes = [finetune(stacks, 0), finetune(stacks, 1)]
+    optimizer = torch.optim.AdamW([{"params": f.views} for f in finetunes], lr=0.1, weight_decay=0.1)
+    alone = [nn.Parameter(parameter.detach()[1].clone()) for parameter in stacks]
+    reference = torch.optim.AdamW(alone, lr=0.1, weight_decay=0.1)
+    for _ in range(steps_before + 1):
+        for copy, parameter in zip(alone, stacks, strict=True):
+            copy.grad = parameter.grad[1].clone()
+        reference.step()
     for _ in range(steps_before):
-        optimizer.step()
-    expected = [nn.Parameter(parameter.detach().clone()) for parameter in stacks]
-    alone = torch.optim.AdamW(expected, lr=0.1, weight_decay=0.1)
-    alone.load_state_dict(optimizer.state_dict())
-    for copy, parameter in zip(expected, stacks, strict=True):
-        copy.grad = parameter.grad.clone()
-    alone.step()
+        step(finetunes, optimizer)
+    before = [view.detach().clone() for view in finetunes[0].views]
+    moments = [{k: v.clone() for k, v in optimizer.state[p].items()} for p in finetunes[0].views]
+    stacks[0].grad[0, 0] = value
+    step(finetunes, optimizer)
+    assert [f.steps for f in finetunes] == [steps_before, steps_before + 1]
+    assert [f.skipped for f in finetunes] == [1, 0]
+    for view, old, moment in zip(finetunes[0].views, before, moments, strict=True):
+        assert torch.equal(view, old)
+        assert all(torch.equal(optimizer.state[view][key], moment[key]) for key in moment)
+    for copy, view in zip(alone, finetunes[1].views, strict=True):
+        assert torch.equal(view, copy)
 
-    before = [parameter.detach()[0].clone() for parameter in stacks]
-    moments = [{k: v[0].clone() for k, v in optimizer.state[p].items() if v.dim()} for p in stacks]
+
+def test_a_finetune_that_stays_without_finite_gradient_is_given_up(stacks):
+    own = finetune(stacks, 0)
+    optimizer = torch.optim.AdamW(own.views, lr=0.1)
     stacks[0].grad[0, 0] = math.nan
-    restore = finetune(stacks, 0).hold(optimizer)
-    optimizer.step()
-    restore()
-    for number, parameter in enumerate(stacks):
-        assert torch.equal(parameter[0], before[number])
-        assert torch.equal(parameter[1], expected[number][1])
-        for key, value in optimizer.state[parameter].items():
-            if value.dim():
-                assert torch.equal(value[0], moments[number].get(key, torch.zeros_like(value[0]))), key
+    for _ in range(PATIENCE - 1):
+        step([own], optimizer)
+    assert not own.given_up
+    again = finetune(stacks, 0)
+    again.load_state_dict(own.state_dict())
+    step([again], optimizer)
+    assert (again.given_up, again.skipped) == (True, PATIENCE)
+    stacks[0].grad[0, 0] = 1.0
+    assert step([again], optimizer) == [None], "for good"
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,9 @@ def test_a_checkpoint_of_other_targets_is_refused(config, uninterrupted, tmp_pat
         "--model.adapter.init_args.target_modules",
         "[q_proj]",
     ]
-    with pytest.raises(SystemExit, match=r"v_proj.stacks.lora.lora_A: the checkpoint has \[1, 4, 64\], found None"):
+    with pytest.raises(
+        SystemExit, match=r"v_proj.stacks.lora.lora_A: the checkpoint has \[1, 4, 64\], found None"
+    ):
         main(
             ["fit", "--config", str(config), *arguments, "--ckpt_path", str(checkpoint_of(uninterrupted, 3))]
         )

@@ -1,0 +1,142 @@
+"""Prompts, prefixes and image prompts: PEFT is the oracle, and rows of every method share a batch exactly."""
+
+import peft
+import pytest
+import torch
+
+from mmpeft.adapters import HybridConfig, ImagePromptConfig, LoraConfig, PrefixConfig, PromptConfig, PTuningConfig
+from mmpeft.adapters.peft_format import load_adapter, read_config, save_adapter
+from mmpeft.data.template import IGNORE_INDEX
+from mmpeft.models.language import LanguageConfig, load_language_model
+
+CLOSE = {"atol": 2e-5, "rtol": 1e-4}
+CONFIGS = {
+    "prompt": PromptConfig(5),
+    "p_tuning": PTuningConfig(3),
+    "prefix": PrefixConfig(4),
+    "both": HybridConfig([PrefixConfig(2), PromptConfig(6), LoraConfig(rank=2)]),
+    "patches": ImagePromptConfig(),
+}
+NAMES = ["prompt", "lora", "prefix", None, "both", "p_tuning", "ia3", "patches"]
+
+
+@pytest.fixture
+def model(make_model, randomise):
+    """A model with LoRA, IA3 and every method that changes what it reads."""
+    model = make_model()
+    for name, config in CONFIGS.items():
+        model.bank.add(name, config)
+        if name != "p_tuning":  # starts at random already
+            randomise(model.bank, name)
+    return model
+
+
+@pytest.fixture
+def rows(conversations):
+    questions = [("what color is it?", "red"), ("is it red?", "yes it is"), ("a?", "b")]
+    images = ["a", "b", "a", "", "bc", "", "c", "a"]
+    return [conversations(each, *questions) for each in images]
+
+
+def separate(rows, names):
+    return [[one] for row in rows for one in row], [n for row, n in zip(rows, names, strict=True) for _ in row]
+
+
+def test_packed_mixed_rows_have_the_losses_of_rows_of_their_own(model, make_batch, rows):
+    packed = model.token_losses(make_batch(rows, NAMES))
+    alone = model.token_losses(make_batch(*separate(rows, NAMES)))
+    torch.testing.assert_close(packed.nll, alone.nll, **CLOSE)
+    for number, name in enumerate(NAMES):
+        own = model.token_losses(make_batch([rows[number]], [name]))
+        torch.testing.assert_close(packed.nll[packed.rows == number], own.nll, **CLOSE)
+        base = model.token_losses(make_batch([rows[number]], [None]))
+        assert name is None or not torch.allclose(own.nll, base.nll, atol=1e-3), f"{name} changes nothing"
+
+
+def test_packed_mixed_answers_are_those_of_rows_of_their_own(model, make_batch, conversations):
+    questions = [("what color is it?", ""), ("is it red?", ""), ("why?", "")]
+    rows = [conversations(each, *questions, prompts=True) for each in ["a", "b", "", "", "bc", "", "c", "a"]]
+    packed = model.generate(make_batch(rows, NAMES), eos_token_id=-5, max_new_tokens=6)
+    alone = model.generate(make_batch(*separate(rows, NAMES)), eos_token_id=-5, max_new_tokens=6)
+    assert [answer for row in packed for answer in row] == [answer for (answer,) in alone]
+
+
+def test_every_method_learns_from_its_own_rows_alone(model, make_batch, rows):
+    losses = model.token_losses(make_batch(rows, NAMES))
+    losses.nll[losses.rows != NAMES.index("prompt")].sum().backward()
+    for name in CONFIGS:
+        for _, stack, slot in model.bank.places(name):
+            gradients = [p.grad[slot] for p in stack.parameters() if p.grad is not None]
+            assert bool(gradients and any(g.any() for g in gradients)) is (name != "prompt"), name
+
+
+def test_a_diverged_prompt_stays_in_its_row(model, make_batch, rows, poison):
+    want = model.token_losses(make_batch(rows, NAMES))
+    for sick in ("prompt", "prefix", "patches"):
+        poison(model.bank, sick)
+    sick_rows = torch.tensor([name in ("prompt", "prefix", "patches") for name in NAMES])
+    got = model.token_losses(make_batch(rows, NAMES))
+    assert not got.nll[sick_rows[got.rows]].isfinite().any()
+    assert torch.equal(got.nll[~sick_rows[got.rows]], want.nll[~sick_rows[got.rows]])
+
+
+@pytest.mark.parametrize("name", ["prompt", "p_tuning", "prefix"])
+def test_files_go_both_ways_with_peft_and_compute_the_same(
+    model, make_model, make_batch, conversations, tiny_base, tmp_path, name
+):
+    save_adapter(model.bank, name, tmp_path / "ours", "tiny")
+    base = load_language_model(LanguageConfig(str(tiny_base / "language"), dtype="float32"))
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "ours").eval()
+    (one,) = conversations("", ("what color is it?", "red and green"))
+    with torch.no_grad():
+        logits = theirs(torch.tensor([one.ids])).logits[0, -len(one.ids) :]
+    places = torch.tensor(one.targets) != IGNORE_INDEX
+    want = torch.nn.functional.cross_entropy(
+        logits[places], torch.tensor(one.targets)[places], reduction="none"
+    )
+    batch = make_batch([[one]], [name])
+    torch.testing.assert_close(model.token_losses(batch).nll, want, **CLOSE)
+
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = make_model()
+    load_adapter(again.bank, name, tmp_path / "theirs")
+    (got,), (ours,) = again.bank.tensors(name).values(), model.bank.tensors(name).values()
+    assert torch.equal(got, ours)
+    torch.testing.assert_close(again.token_losses(batch).nll, want, **CLOSE)
+
+
+def test_a_hybrid_comes_back_from_its_files(model, make_model, make_batch, rows, tmp_path):
+    save_adapter(model.bank, "both", tmp_path, "tiny")
+    assert [type(part) for part in read_config(tmp_path).parts()] == [PrefixConfig, PromptConfig, LoraConfig]
+    again = make_model()
+    load_adapter(again.bank, "both", tmp_path)
+    batch = make_batch([rows[4]], ["both"])
+    assert torch.equal(again.token_losses(batch).nll, model.token_losses(batch).nll)
+    assert len(list(tmp_path.rglob("adapter_model.safetensors"))) == 3
+
+
+def test_an_image_prompt_is_part_of_the_features(model, make_batch, rows):
+    batch = make_batch([rows[0]], ["patches"])
+    changed = make_batch([rows[0]], [None])
+    changed.features = changed.features + model.bank.tensors("patches")["patch_delta"]
+    torch.testing.assert_close(model.token_losses(batch).nll, model.token_losses(changed).nll, **CLOSE)
+
+
+def test_a_prefix_under_gradient_checkpointing_is_refused(make_model, make_batch, rows):
+    """Transformers would drop the cache that holds it, and train as if there were none."""
+    model = make_model(gradient_checkpointing=True)
+    model.bank.add("prefix", PrefixConfig(2))
+    model.train()
+    with pytest.raises(ValueError, match="gradient_checkpointing to false"):
+        model.token_losses(make_batch(rows[:1], ["prefix"]))
+
+
+@pytest.mark.parametrize("tokens", [0, -1, 2.5])
+def test_a_prompt_needs_a_length(tokens):
+    with pytest.raises(ValueError, match="num_virtual_tokens"):
+        PromptConfig(tokens)
+
+
+def test_an_image_prompt_needs_a_model_that_reads_images(make_bank):
+    with pytest.raises(ValueError, match="language model alone"):
+        make_bank({"a": ImagePromptConfig()})

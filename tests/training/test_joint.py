@@ -1,0 +1,170 @@
+"""Several finetunes in one run: each ends as it would have alone."""
+
+import csv
+import json
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import mmpeft
+from mmpeft.cli import main
+from tests.tiny import make_config, run_directory, write_jsonl
+
+CLOSE = {"rtol": 1e-4, "atol": 2e-5}
+"""Rows are padded to the widest of the joint batch: other shapes, other rounding, some steps of AdamW."""
+LORA = {"class_path": "mmpeft.adapters.LoraConfig", "init_args": {"rank": 4, "alpha": 8}}
+IA3 = {"class_path": "mmpeft.adapters.IA3Config"}
+PROMPT = {"class_path": "mmpeft.adapters.PromptConfig", "init_args": {"num_virtual_tokens": 3}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_data):
+    """A folder with data files of 24, 9 and 3 questions."""
+    folder = tmp_path_factory.mktemp("joint")
+    rows = [json.loads(line) for line in (tiny_data / "train.jsonl").read_text().splitlines()]
+    rows = [row | {"image": str(tiny_data / row["image"])} for row in rows]
+    for name, some in (("colours", rows), ("few", rows[:9]), ("three", rows[5:8])):
+        write_jsonl(folder / f"{name}.jsonl", some)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finetunes(folder):
+    return {
+        "colours": {"adapter": LORA, "train": str(folder / "colours.jsonl")},
+        "few": {"adapter": IA3, "train": [str(folder / "few.jsonl")], "learning_rate": 3e-2, "schedule": "linear"},
+        "three": {
+            "adapter": PROMPT,
+            "train": str(folder / "three.jsonl"),
+            "projector_learning_rate": 2e-3,
+            "max_steps": 5,
+        },
+    }
+
+
+def run_together(path, tiny_base, tiny_data, finetunes, **trainer):
+    config = make_config(
+        path / "config.yaml",
+        tiny_base,
+        tiny_data,
+        model={"adapter": None, "adapters": finetunes},
+        trainer={"log_every_n_steps": 1, "val_check_interval": None} | trainer,
+    )
+    settings = yaml.safe_load(config.read_text())
+    settings["data"]["image_root"] = "/"
+    config.write_text(yaml.safe_dump(settings))
+    return config
+
+
+def run_alone(path, tiny_base, tiny_data, name, own, **trainer):
+    own = dict(own)
+    data = {"train": own.pop("train"), "image_root": "/", "val": None, "test": None}
+    trainer = {"max_steps": own.pop("max_steps")} if "max_steps" in own and "max_steps" in trainer else trainer
+    config = make_config(
+        path / name / "config.yaml",
+        tiny_base,
+        tiny_data,
+        model=own | {"adapter_name": name},
+        data=data,
+        trainer={"log_every_n_steps": 1} | trainer,
+    )
+    main(["fit", "--config", str(config)])
+    return run_directory(config)
+
+
+def trained(run, name):
+    adapter = load_file(run / "adapters" / name / "adapter_model.safetensors")
+    projector = load_file(run / "projector.safetensors")
+    owner = name if f"{name}.weight" in projector else "base"
+    return adapter | {part: projector[f"{owner}.{part}"] for part in ("weight", "bias")}
+
+
+@pytest.fixture(scope="module", params=[{"max_steps": 12}, {"max_steps": -1, "max_epochs": 2}], ids=["steps", "epochs"])
+def trainer(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def together(trainer, tmp_path_factory, tiny_base, tiny_data, finetunes):
+    config = run_together(tmp_path_factory.mktemp("together"), tiny_base, tiny_data, finetunes, **trainer)
+    main(["fit", "--config", str(config)])
+    return config
+
+
+@pytest.mark.parametrize("name", ["colours", "few", "three"])
+def test_a_joint_run_is_each_finetune_alone(
+    together, trainer, name, tmp_path, tiny_base, tiny_data, finetunes
+):
+    """Other methods, data of other lengths, learning rates and schedules; one leaves after five steps."""
+    own = dict(finetunes[name])
+    if "max_epochs" in trainer:
+        own.pop("max_steps", None)  # two epochs of a single step each come first
+    alone = run_alone(tmp_path, tiny_base, tiny_data, name, own, **trainer)
+    want, got = trained(alone, name), trained(run_directory(together), name)
+    assert want.keys() == got.keys()
+    for key, tensor in want.items():
+        torch.testing.assert_close(got[key], tensor, **CLOSE, msg=lambda m, key=key: f"{key}: {m}")
+
+
+def test_every_finetune_has_curves_of_its_own(together, trainer):
+    with (run_directory(together) / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    steps = {name: sum(bool(row[f"train_loss/{name}"]) for row in rows) for name in ("colours", "few", "three")}
+    wanted = {"steps": [12, 12, 5], "epochs": [8, 4, 2]}["epochs" if "max_epochs" in trainer else "steps"]
+    assert list(steps.values()) == wanted
+    assert {f"val_exact_match/{name}" for name in steps} <= rows[0].keys()
+
+
+def test_a_joint_run_serves_all_its_finetunes(together, tiny_data):
+    vlm = mmpeft.load(run_directory(together))
+    assert set(vlm.adapters) == {"colours", "few", "three"}
+    image = str(tiny_data / "images" / "red0.png")
+    answers = vlm.ask([image] * 3, "what color is it?", adapter=["colours", "few", "three"])
+    alone = [vlm.ask(image, "what color is it?", adapter=name) for name in ("colours", "few", "three")]
+    assert answers == alone
+
+
+def test_one_finetune_that_diverges_leaves_the_others_bits(tmp_path, tiny_base, tiny_data, finetunes, capsys):
+    """Its gradient overflows at once; it is given up, told and left as it was, and nobody else notices."""
+    runs = {}
+    for name, rate in (("healthy", 1e-2), ("sick", 1e30)):
+        both = {"colours": finetunes["colours"], "other": finetunes["colours"] | {"learning_rate": rate}}
+        config = run_together(tmp_path / name, tiny_base, tiny_data, both, max_steps=16)
+        main(["fit", "--config", str(config)])
+        runs[name] = run_directory(config)
+    assert "'other' has a gradient that is not finite" in capsys.readouterr().out
+    want, got = (trained(runs[name], "colours") for name in ("healthy", "sick"))
+    assert all(torch.equal(got[key], tensor) for key, tensor in want.items())
+
+
+def test_a_resumed_joint_run_equals_the_uninterrupted_one(tmp_path, tiny_base, tiny_data, finetunes, trainer):
+    every_step = {
+        "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+        "init_args": {"every_n_train_steps": 1, "save_top_k": -1, "filename": "{step}"},
+    }
+    config = run_together(tmp_path, tiny_base, tiny_data, finetunes, **trainer, callbacks=[every_step])
+    main(["fit", "--config", str(config)])
+    run = run_directory(config)
+    for step in (3, 4, 7):
+        (path,) = run.rglob(f"step={step}.ckpt")
+        again = tmp_path / f"from-{step}"
+        resume = ["--trainer.default_root_dir", str(again), "--ckpt_path", str(path)]
+        main(["fit", "--config", str(config), *resume])
+        for name in finetunes:
+            want, got = trained(run, name), trained(again, name)
+            for key, tensor in want.items():
+                assert torch.equal(got[key], tensor), (step, name, key)
+
+
+def test_several_methods_of_giving_finetunes_at_once_are_refused(tmp_path, tiny_base, tiny_data, finetunes):
+    config = run_together(tmp_path, tiny_base, tiny_data, finetunes)
+    with pytest.raises(SystemExit, match=r"no model\.adapter beside them"):
+        main(["fit", "--config", str(config), "--model.adapter", "mmpeft.adapters.IA3Config"])
+
+
+def test_a_finetune_without_data_is_told_by_name(tmp_path, tiny_base, tiny_data, finetunes):
+    config = run_together(tmp_path, tiny_base, tiny_data, finetunes | {"empty": {"adapter": IA3}})
+    with pytest.raises(SystemExit, match="finetune 'empty' has no train data"):
+        main(["fit", "--config", str(config), "--data.train", "null"])
