@@ -118,12 +118,13 @@ class VisionLanguageData(L.LightningDataModule):
     def predict_dataloader(self) -> Loader:
         return self.prompt_loader("predict")
 
-    def total_steps(self, name: str, run_steps: int, accumulate: int) -> int:
+    def total_steps(self, name: str, run_steps: int) -> int:
         """Optimiser steps that a finetune of a joint run of ``run_steps`` will take."""
-        loader = self.trainer.train_dataloader  # pyright: ignore[reportOptionalMemberAccess]
-        most = loader.max_steps.get(name, run_steps * accumulate) // accumulate
-        if loader.cycle:
+        assert self.finetunes is not None, "a joint run"
+        most = self.finetunes[name].max_steps or run_steps
+        if self._ends_by_steps():
             return min(most, run_steps)
+        loader = self.trainer.train_dataloader  # pyright: ignore[reportOptionalMemberAccess]
         share = len(loader.loaders[name]) / len(loader)
         return min(most, max(1, round(run_steps * share)))
 
@@ -223,8 +224,10 @@ class VisionLanguageData(L.LightningDataModule):
             name: most * self.trainer.accumulate_grad_batches  # pyright: ignore[reportOptionalMemberAccess]
             for name, most in limits.items()
         }
-        by_steps = self.trainer.max_epochs in (None, -1)  # pyright: ignore[reportOptionalMemberAccess]
-        return JointLoader(loaders, batches, cycle=by_steps)
+        return JointLoader(loaders, batches, cycle=self._ends_by_steps())
+
+    def _ends_by_steps(self) -> bool:
+        return self.trainer.max_epochs in (None, -1)  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def _listed(paths: str | list[str] | None) -> list[str]:

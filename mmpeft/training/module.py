@@ -198,9 +198,9 @@ class VisionLanguageModule(L.LightningModule):
         losses = self.model.token_losses(batch)
         for name, own in self._by_finetune(batch, losses).items():
             self._tokens[name] += len(own)
-            if len(own):
-                label = "train_loss" if self.adapters is None else f"train_loss/{name}"
-                self.log(label, own.detach().mean(), prog_bar=True, batch_size=len(own))
+            label = "train_loss" if self.adapters is None else f"train_loss/{name}"
+            # NaN where it has no tokens: Lightning would repeat the last value of a finetune that has left
+            self.log(label, own.detach().mean(), prog_bar=True, batch_size=max(1, len(own)))
         self.log("conversations", float(sum(map(len, batch.examples))), reduce_fx="sum", on_step=True)
         return losses.nll.sum()
 
@@ -282,7 +282,7 @@ class VisionLanguageModule(L.LightningModule):
         if self.adapters is None:
             return total
         data: VisionLanguageData = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        return data.total_steps(name, total, self.trainer.accumulate_grad_batches)
+        return data.total_steps(name, total)
 
     # -- evaluation -----------------------------------------------------------------------------------------
 
