@@ -93,35 +93,37 @@ def combine_lora(
     """
     weights = _checked(states, method, LORA_METHODS, weights, density)
     if rank is not None and not method.endswith("svd"):
-        raise ValueError(f"rank is {rank}, but {method} has no choice of rank; use svd or {method}_svd")
-    generator = torch.Generator().manual_seed(seed)
-    ranks = [max(t.shape[0] for key, t in state.items() if key.endswith("lora_A.weight")) for state in states]
+        raise ValueError(
+            f"rank is {rank}, but {method} has no choice of rank; the methods ending in svd have"
+        )
+    ranks = [max(len(t) for key, t in state.items() if key.endswith("lora_A.weight")) for state in states]
     if method in SUMS and len(set(ranks)) > 1:
         raise ValueError(f"{method} sums tensors of equal ranks, got ranks {ranks}; use cat or svd")
     new_rank = sum(ranks) if method == "cat" else max(ranks) if rank is None else rank
+    generator = torch.Generator().manual_seed(seed)
     combined = {}
     for path in _paths(states, ".lora_"):
-        keys = f"{path}.lora_A.weight", f"{path}.lora_B.weight"
-        own = [i for i, state in enumerate(states) if keys[0] in state]
-        A, B = ([states[i][key].float().cpu() for i in own] for key in keys)
-        c, w = [scalings[i] for i in own], [weights[i] for i in own]
+        key_A, key_B = f"{path}.lora_A.weight", f"{path}.lora_B.weight"
+        own = [i for i, state in enumerate(states) if key_A in state]
+        As, Bs = ([states[i][key].float().cpu() for i in own] for key in (key_A, key_B))
+        w = [weights[i] for i in own]
+        scaled = [scalings[i] * A for i, A in zip(own, As, strict=True)]
         if method in SUMS:
-            # The square root of w c goes to either factor, its sign to A.
-            roots = [abs(wi * ci) ** 0.5 for wi, ci in zip(w, c, strict=True)]
-            signed = [math.copysign(r, wi * ci) for r, wi, ci in zip(roots, w, c, strict=True)]
-            new_A = combine_tensors(A, signed, method, density, generator)
-            new_B = combine_tensors(B, roots, method, density, generator)
+            # either factor gets the square root of w c, and A the sign
+            wc = [weights[i] * scalings[i] for i in own]
+            A = combine_tensors(As, [math.copysign(abs(x) ** 0.5, x) for x in wc], method, density, generator)
+            B = combine_tensors(Bs, [abs(x) ** 0.5 for x in wc], method, density, generator)
         elif method in ("cat", "svd"):
-            new_A = torch.cat([wi * ci * Ai for wi, ci, Ai in zip(w, c, A, strict=True)])
-            new_B = torch.cat(B, dim=1)
+            A = torch.cat([weight * A for weight, A in zip(w, scaled, strict=True)])
+            B = torch.cat(Bs, dim=1)
         else:
-            products = [ci * Bi @ Ai for ci, Ai, Bi in zip(c, A, B, strict=True)]
-            new_A = combine_tensors(products, w, method.removesuffix("_svd"), density, generator)
-            new_B = torch.eye(len(new_A))
+            products = [B @ A for A, B in zip(scaled, Bs, strict=True)]
+            A = combine_tensors(products, w, method.removesuffix("_svd"), density, generator)
+            B = torch.eye(len(A))
         if method.endswith("svd"):
-            new_A, new_B = closest_of_rank(new_A, new_B, new_rank)
-        combined[keys[0]] = F.pad(new_A, (0, 0, 0, new_rank - len(new_A)))
-        combined[keys[1]] = F.pad(new_B, (0, new_rank - new_B.shape[1]))
+            A, B = closest_of_rank(A, B, new_rank)
+        combined[key_A] = F.pad(A, (0, 0, 0, new_rank - len(A)))
+        combined[key_B] = F.pad(B, (0, new_rank - B.shape[1]))
     return combined
 
 
@@ -148,12 +150,12 @@ def combine_ia3(
         if len({vector.shape for vector in vectors}) > 1:
             raise ValueError(f"{path}: some of the finetunes scale its input and some its output")
         if method != "log":
-            deltas = [vector - 1 for vector in vectors]
-            combined[key] = 1 + combine_tensors(deltas, w, method, density, generator)
-            continue
-        if any(bool((vector <= 0).any()) for vector in vectors):
+            delta = combine_tensors([vector - 1 for vector in vectors], w, method, density, generator)
+            combined[key] = 1 + delta
+        elif min(vector.min() for vector in vectors) > 0:
+            combined[key] = combine_tensors([vector.log() for vector in vectors], w, "linear").exp()
+        else:
             raise ValueError(f"{key} has values <= 0, which have no logarithm; use linear")
-        combined[key] = combine_tensors([vector.log() for vector in vectors], w, "linear").exp()
     return combined
 
 
@@ -261,4 +263,9 @@ def _checked(
     weights = [1 / len(states)] * len(states) if weights is None else weights
     if len(weights) != len(states):
         raise ValueError(f"got {len(weights)} weights for {len(states)} finetunes")
+    sick = [key for state in states for key, tensor in state.items() if not tensor.isfinite().all()]
+    if sick:
+        raise ValueError(
+            f"a finetune that diverged: {len(sick)} tensors hold NaN or infinity, such as {sick[0]}"
+        )
     return weights
