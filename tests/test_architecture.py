@@ -19,6 +19,7 @@ MAY_USE = {
     "evaluation": {"evaluation", "data"},
     "models": {"models", "adapters", "data", "embedded", "fingerprint"},
     "bundle": {"models", "adapters", "data", "fingerprint"},
+    "merging": {"bundle", "models", "adapters"},
     "inference": {"inference", "bundle", "models", "adapters", "data"},
     "training": {"training", "bundle", "models", "adapters", "data", "evaluation", "fingerprint"},
 }
@@ -97,6 +98,7 @@ def test_images_are_opened_and_quantisation_is_configured_in_one_place(path):
 
 def test_inside_the_adapters_imports_run_one_way():
     order = ["functional", "stack", "lora", "ia3", "linear", "sites", "inject", "bank", "peft_format"]
+    order += ["merge", "combine"]
     later = {name: set(order[number:]) for number, name in enumerate(order)}
     for path in (ROOT / "adapters").glob("*.py"):
         if path.stem in order:

@@ -267,7 +267,9 @@ def test_impossible_combinations_are_refused(make_bank, names, options, message)
 def test_a_diverged_finetune_is_refused(make_bank, poison):
     bank = make_bank()
     poison(bank, "large")
-    with pytest.raises(ValueError, match="diverged: 28 tensors hold NaN or infinity, such as model.layers.0"):
+    with pytest.raises(
+        ValueError, match=r"diverged: 28 tensors hold NaN or infinity, such as model.layers.0"
+    ):
         combine(bank, ["small", "large"], "new", "cat")
 
 
