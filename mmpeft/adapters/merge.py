@@ -4,7 +4,7 @@
 base                 LoRA                        IA3
 ==================== =========================== ==========================================================
 dense                ``W + c B A``               ``diag(v) W``, ``diag(v) b`` and ``W diag(u)``
-4 bits, absmax a     refused: see `dequantize`   ``a_block * v_row``; the codes stay, so nothing is rounded
+4 bits, absmax a     refused: see `dequantize`   ``a_block * v_row`` in fp32; the codes stay as they are
 8 bits, row scales s refused: see `dequantize`   ``s |v|``, and the codes of rows with ``v < 0`` change sign
 ==================== =========================== ==========================================================
 
@@ -186,7 +186,8 @@ def _scale_blocks(state: Any, scale: Tensor) -> None:
     A negative scale makes a negative absmax. NF4's codes have no mirror images, so they cannot change sign;
     but every kernel computes ``code * absmax``, which is exact for either. The scales of double quantisation
     are 8-bit codes themselves and become plain fp32 (0.37 bit a parameter more). Files take that layer by
-    layer: bitsandbytes goes by the tensors it finds, not by the config's double_quant.
+    layer: bitsandbytes goes by the tensors it finds, not by the config's double_quant. Its packing for
+    AVX512-BF16 is not undone for plain scales (0.50.2), so save before a forward that may pack.
     """
     absmax = state.absmax
     if state.nested:
