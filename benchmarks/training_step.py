@@ -6,16 +6,13 @@ features are given to it for free. Cases alternate in one process; one JSON line
     python benchmarks/training_step.py --repeats 5
 """
 
-import json
-import platform
 import random
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from jsonargparse import auto_cli
+from timing import alternate, report
 
 from mmpeft.adapters import LoraConfig
 from mmpeft.bundle import build_model
@@ -52,28 +49,16 @@ def training_step(repeats: int = 5, images: int = 4, seed: int = 0) -> None:
         "mmpeft, a row per question": lambda: ours(model, unpacked),
         "peft, a row per question, full logits": lambda: theirs(peft_model, model, unpacked),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for step in range(repeats + 1):
-        for name, case in cases.items():
-            started = time.perf_counter()
-            case()
-            if step:  # the first round warms up
-                seconds[name].append(time.perf_counter() - started)
     questions = len(unpacked.input_ids)
-    slowest = statistics.median(seconds["peft, a row per question, full logits"])
-    for name, times in seconds.items():
-        median = statistics.median(times)
-        row = {
-            "case": name,
-            "seconds": round(median, 3),
-            "questions_per_second": round(questions / median, 1),
-        }
-        row |= {
-            "times_peft": round(slowest / median, 2),
-            "threads": torch.get_num_threads(),
-            "cpu": platform.processor(),
-        }
-        print(json.dumps(row), flush=True)
+    seconds = alternate(cases, repeats)
+    usual = seconds["peft, a row per question, full logits"]
+    for name, median in seconds.items():
+        report(
+            case=name,
+            seconds=round(median, 3),
+            questions_per_second=round(questions / median, 1),
+            times_peft=round(usual / median, 2),
+        )
 
 
 def batches(model: MultimodalModel, template: Template, images: int, seed: int) -> tuple[Batch, Batch]:

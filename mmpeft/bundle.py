@@ -146,8 +146,8 @@ def load(
     """
     manifest = read_manifest(directory)
     language = LanguageConfig(**manifest.language)
-    owners = {key.rpartition(".")[0] for key in _read_projector(Path(directory), manifest)} - {"base"}
-    model = build_model(language, VisionConfig(**manifest.vision), device, sorted(owners))
+    owners = projector_owners(directory, manifest)
+    model = build_model(language, VisionConfig(**manifest.vision), device, owners)
     tokenizer = load_tokenizer(language.name)
     check_identity(manifest, describe(language, model, tokenizer), directory)
     load_trained(directory, model)
@@ -175,6 +175,12 @@ def load_trained(directory: str | Path, model: MultimodalModel, adapters: list[s
         model.projector.fill(own, slot)
     for name in manifest.adapters if adapters is None else adapters:
         load_adapter(model.bank, name, directory / "adapters" / name)
+
+
+def projector_owners(directory: str | Path, manifest: Manifest) -> list[str]:
+    """The adapters of a run that have a projector of their own."""
+    tensors = _read_projector(Path(directory), manifest)
+    return sorted({key.rpartition(".")[0] for key in tensors} - {"base"})
 
 
 def _read_projector(directory: Path, manifest: Manifest) -> dict[str, torch.Tensor]:

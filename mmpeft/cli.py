@@ -20,6 +20,7 @@ Commands
   test       answer data.test; writes predictions.jsonl, metrics.json and a fresh report
   predict    answer data.predict, whose rows need no answers
   ask        ask a finetuned model about an image
+  merge      fold a finetune into the base: a plain transformers model
   check      read a data file and decode its images, and list what is wrong
   sites      what adapters would touch in a language model; with --data, which linears matter most
 

@@ -1,10 +1,11 @@
 """Our own commands. A function's signature is its command line, its docstring the help."""
 
 from argparse import ArgumentParser, RawTextHelpFormatter
+from typing import Literal
 
 from mmpeft.embedded import prepare, resolve
 
-__all__ = ["ask", "check", "prepare", "sites"]
+__all__ = ["ask", "check", "merge", "prepare", "sites"]
 
 
 def ask(
@@ -88,3 +89,26 @@ def sites(model: str, data: str | None = None, batches: int = 8, budget: int | N
     from mmpeft.site_ranking import print_ranking
 
     print_ranking(model, data, batches, budget)
+
+
+def merge(
+    run: str,
+    adapter: str | None = None,
+    output: str | None = None,
+    quantization: Literal["nf4", "int8"] | None = None,
+) -> None:
+    """Folds a finetune into its base and writes a plain transformers model, with the projector beside it.
+
+    Args:
+        run: directory that `mmpeft fit` wrote.
+        adapter: a finetune of the run; the run's first by default.
+        output: new or empty folder; RUN/merged/ADAPTER by default.
+        quantization: keep the base in 4 or 8 bits; exact for IA3, refused for LoRA. Dense by default.
+    """
+    from mmpeft.merging import merge_run
+
+    merged = merge_run(run, adapter, output, quantization)
+    print(
+        f"merged {merged.adapter!r} into {merged.directory}: on a fixed prompt no logit differs by more than "
+        f"{merged.difference:.2g} from the adapted model's, which differ from the base's by up to {merged.change:.2g}"
+    )

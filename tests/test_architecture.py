@@ -21,6 +21,7 @@ MAY_USE = {
     "site_table": {"adapters", "embedded"},
     "site_ranking": {"site_table", "models", "adapters", "data", "embedded"},
     "bundle": {"models", "adapters", "data", "fingerprint"},
+    "merging": {"bundle", "models", "adapters"},
     "inference": {"inference", "bundle", "models", "adapters", "data"},
     "training": {"training", "bundle", "models", "adapters", "data", "evaluation", "fingerprint"},
 }
@@ -98,28 +99,9 @@ def test_images_are_opened_and_quantisation_is_configured_in_one_place(path):
 
 
 def test_inside_the_adapters_imports_run_one_way():
-    order = [
-        "functional",
-        "stack",
-        *(
-            "lora",
-            "dora",
-            "ia3",
-            "bitfit",
-            "full",
-            "bottleneck",
-            "prompt",
-            "prefix",
-            "image_prompt",
-            "hybrid",
-        ),
-        "layer",
-        "architecture",
-        "sites",
-        "inject",
-        "bank",
-        "peft_format",
-    ]
+    order = ["functional", "stack", "lora", "dora", "ia3", "bitfit", "full", "bottleneck", "prompt", "prefix"]
+    order += ["image_prompt", "hybrid", "layer", "architecture", "sites", "inject", "bank", "peft_format"]
+    order += ["merge", "combine"]
     later = {name: set(order[number:]) for number, name in enumerate(order)}
     for path in (ROOT / "adapters").glob("*.py"):
         if path.stem in order:

@@ -59,7 +59,7 @@ class DoraStack(LoraStack):
             x = self._drop(x, slots)
         slots = self.effective(slots)
         delta = lora_delta(x, self.lora_A, self.lora_B, self.scaling, slots)
-        factor = gather_slots(self.magnitude / self._norms(), slots).unsqueeze(1)
+        factor = gather_slots(self.factors(), slots).unsqueeze(1)
         bias = getattr(self._base[0], "bias", None)
         product = y if bias is None else y - bias.to(y.dtype)
         # y + (f - 1) Wx + f cBAx, so that f = 1 leaves y as it is, to the bit
@@ -74,6 +74,10 @@ class DoraStack(LoraStack):
 
     def tensors(self, slot: int) -> dict[str, Tensor]:
         return super().tensors(slot) | {"lora_magnitude_vector": self.magnitude.detach()[slot]}
+
+    def factors(self) -> Tensor:
+        """(S, O): ``m / |W + c B A|`` of every slot."""
+        return self.magnitude / self._norms()
 
     @torch.no_grad()
     def _norms(self) -> Tensor:

@@ -3,7 +3,7 @@
 from torch import nn
 
 from mmpeft.adapters.layer import AdapterLayer, Routing
-from mmpeft.adapters.sites import layer_features, submodule
+from mmpeft.adapters.sites import base_of, layer_features, submodule
 
 
 def wrap_layer(model: nn.Module, path: str, routing: Routing) -> AdapterLayer:
@@ -13,9 +13,7 @@ def wrap_layer(model: nn.Module, path: str, routing: Routing) -> AdapterLayer:
     weight, which a 4-bit linear does not have) and subclassing (one class per quantiser).
     """
     parent_path, _, child = path.rpartition(".")
-    parent = submodule(model, parent_path)
-    if isinstance(parent, AdapterLayer):
-        parent = parent.base
+    parent = base_of(submodule(model, parent_path))
     base = getattr(parent, child)
     layer = AdapterLayer(base, *layer_features(model, path), routing)
     layer.train(base.training)

@@ -132,10 +132,13 @@ def submodule(model: nn.Module, path: str) -> Any:
     """The module at a path of the model as it was before layers were wrapped."""
     module: Any = model
     for name in path.split(".") if path else []:
-        if isinstance(module, AdapterLayer) and not hasattr(module, name):
-            module = module.base
-        module = getattr(module, name)
+        module = getattr(base_of(module), name)
     return module
+
+
+def base_of(module: Any) -> Any:
+    """The frozen layer inside a wrapped one; any other module itself."""
+    return module.base if isinstance(module, AdapterLayer) else module
 
 
 def layer_features(model: nn.Module, path: str) -> tuple[int, int]:

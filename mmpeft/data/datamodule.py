@@ -1,5 +1,6 @@
 """The data of a run, as Lightning asks for it."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -80,6 +81,7 @@ class VisionLanguageData(L.LightningDataModule):
         self.template: Template | None = None
         self._features: Callable[[Sequence[Any]], Tensor] | None = None
         self._adapter: str | None = None
+        self._train_loader: Loader | None = None
 
     def setup(self, stage: str) -> None:
         """Reads and checks the records of the splits that the stage needs.
@@ -107,7 +109,9 @@ class VisionLanguageData(L.LightningDataModule):
         self._features, self._adapter = features, adapter
 
     def train_dataloader(self) -> Loader:
-        return self._loader("train", self._encode("train"), self.seed)
+        if self._train_loader is None:
+            self._train_loader = self._loader("train", self._encode("train"), self.seed)
+        return self._train_loader
 
     def val_dataloader(self) -> Loader | list:
         return self._loader("val", self._encode("val"), None) if "val" in self.records else []
@@ -118,15 +122,23 @@ class VisionLanguageData(L.LightningDataModule):
     def predict_dataloader(self) -> Loader:
         return self.prompt_loader("predict")
 
-    def total_steps(self, name: str, run_steps: int) -> int:
-        """Optimiser steps that a finetune of a joint run of ``run_steps`` will take."""
-        assert self.finetunes is not None, "a joint run"
-        most = self.finetunes[name].max_steps or run_steps
-        if self._ends_by_steps():
-            return min(most, run_steps)
-        loader = self.trainer.train_dataloader  # pyright: ignore[reportOptionalMemberAccess]
-        share = len(loader.loaders[name]) / len(loader)
-        return min(most, max(1, round(run_steps * share)))
+    def total_steps(self, name: str) -> int:
+        """Optimiser steps that a finetune will take.
+
+        Not Lightning's ``estimated_stepping_batches``: where training ends by epochs that sets the loaders up before
+        a checkpoint's state is there for them, and a resumed run would begin its epoch again (2.6.6).
+        """
+        trainer: Any = self.trainer
+        most = [trainer.max_steps] if trainer.max_steps > 0 else []
+        if self.finetunes is not None and self.finetunes[name].max_steps:
+            most.append(self.finetunes[name].max_steps)
+        if not self._ends_by_steps():
+            loader = self.train_dataloader()
+            own = loader.loaders[name] if isinstance(loader, JointLoader) else loader
+            limit = trainer.limit_train_batches
+            batches = min(len(own), limit) if isinstance(limit, int) else int(len(own) * (limit or 1.0))
+            most.append(trainer.max_epochs * math.ceil(batches / trainer.accumulate_grad_batches))
+        return max(1, min(most))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device)

@@ -125,7 +125,9 @@ def _existing(name: str) -> str:
 
 def _quantization(config: LanguageConfig, device: torch.device | str) -> BitsAndBytesConfig | None:
     if config.quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        # Above a threshold LLM.int8 takes whole columns of the batch out of the 8-bit product, so that one row's
+        # outliers would change the others' bits; without it each token is rounded by itself.
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
     if config.quantization == "nf4":
         return BitsAndBytesConfig(
             load_in_4bit=True,

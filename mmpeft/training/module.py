@@ -245,10 +245,11 @@ class VisionLanguageModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         self.finetunes = [self._finetune(name, config) for name, config in self.wanted.items()]
+        data: VisionLanguageData = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         groups, factors = [], []
         for finetune in self.finetunes:
             setting = self._settings(finetune.name)
-            factor = warmup_then(setting["schedule"], setting["warmup"], self._total_steps(finetune.name))
+            factor = warmup_then(setting["schedule"], setting["warmup"], data.total_steps(finetune.name))
             for part, learning_rate in (
                 ("adapter", setting["learning_rate"]),
                 ("projector", setting["projector_learning_rate"]),
@@ -275,14 +276,6 @@ class VisionLanguageModule(L.LightningModule):
             key: value if (value := getattr(own, key, None)) is not None else getattr(self, key)
             for key in ("learning_rate", "projector_learning_rate", "weight_decay", "schedule", "warmup")
         }
-
-    def _total_steps(self, name: str) -> int:
-        """Steps that a finetune will take."""
-        total = int(self.trainer.estimated_stepping_batches)
-        if self.adapters is None:
-            return total
-        data: VisionLanguageData = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        return data.total_steps(name, total)
 
     # -- evaluation -----------------------------------------------------------------------------------------
 

@@ -390,7 +390,9 @@ OWN = {
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_methods_without_a_format_of_peft_come_back_from_ours(name, make_bank, make_llama, logits_of, tokens, tmp_path):
+def test_methods_without_a_format_of_peft_come_back_from_ours(
+    name, make_bank, make_llama, logits_of, tokens, tmp_path
+):
     bank = make_bank({"a": OWN[name]})
     save_adapter(bank, "a", tmp_path, "tiny")
     again = make_bank({"other": LoraConfig(rank=7), "taken": BitFitConfig()}, model=make_llama())

@@ -1,8 +1,9 @@
-"""The same guarantees on a 4-bit base: bitsandbytes' Linear4bit, NF4, double quantisation."""
+"""The same guarantees on bitsandbytes' linears: NF4 with double quantisation, and int8."""
 
 import pytest
 import torch
 
+from mmpeft.models.language import LanguageConfig, load_language_model
 from tests.conftest import MIXED
 
 bnb = pytest.importorskip("bitsandbytes")
@@ -10,33 +11,29 @@ bnb = pytest.importorskip("bitsandbytes")
 NAMES = [*MIXED, None]
 
 
-@pytest.fixture(scope="module")
-def make_quantised(make_llama, tmp_path_factory):
-    """Loads the tiny Llama with its linears in 4 bits; the head and the embedding stay dense."""
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+@pytest.fixture(scope="module", params=["nf4", "int8"])
+def kind(request):
+    return request.param
 
+
+@pytest.fixture(scope="module")
+def make_quantised(kind, make_llama, tmp_path_factory):
+    """Loads the tiny Llama with its linears in 4 or 8 bits; the head and the embedding stay dense."""
     path = tmp_path_factory.mktemp("base")
     make_llama().save_pretrained(path)
+    names = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
     def make(dtype=torch.float32):
-        config = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, quantization_config=config).eval()
-        for module in quantised_linears(model):
-            # bitsandbytes 0.50 repacks weights in the first inference forward on some CPUs, and the packed
-            # kernel has no backward: gradients would vanish afterwards.
-            module.support_avx512bf16_for_cpu = False
-        return model
+        return load_language_model(LanguageConfig(str(path), names[dtype], quantization=kind))
 
     return make
 
 
 def quantised_linears(model):
-    return [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
+    return [m for m in model.modules() if isinstance(m, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt)]
+
+
+only_nf4 = pytest.mark.parametrize("kind", ["nf4"], indirect=True)
 
 
 def run(bank, names, ids, token_means):
@@ -54,11 +51,12 @@ def test_zero_slot_is_the_quantised_base_bitwise(make_quantised, make_bank, logi
     with torch.no_grad():
         base = make_quantised(dtype)(ids).logits
     bank = make_bank(model=make_quantised(dtype))
-    assert len(quantised_linears(bank.model)) == 14, "wrapping must keep the 4-bit linears"
+    assert len(quantised_linears(bank.model)) == 14, "wrapping must keep the quantised linears"
     assert torch.equal(logits_of(bank, [None] * 3, ids), base)
     assert not torch.equal(logits_of(bank, ["small", "tfew", None], ids)[:2], base[:2])
 
 
+@only_nf4  # int8 also rounds the activations
 def test_forward_and_gradients_equal_those_on_the_dequantised_base(
     make_quantised, make_bank, tokens, token_means, gradients_of
 ):

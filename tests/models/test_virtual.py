@@ -4,7 +4,14 @@ import peft
 import pytest
 import torch
 
-from mmpeft.adapters import HybridConfig, ImagePromptConfig, LoraConfig, PrefixConfig, PromptConfig, PTuningConfig
+from mmpeft.adapters import (
+    HybridConfig,
+    ImagePromptConfig,
+    LoraConfig,
+    PrefixConfig,
+    PromptConfig,
+    PTuningConfig,
+)
 from mmpeft.adapters.peft_format import load_adapter, read_config, save_adapter
 from mmpeft.data.template import IGNORE_INDEX
 from mmpeft.models.language import LanguageConfig, load_language_model
@@ -39,7 +46,9 @@ def rows(conversations):
 
 
 def separate(rows, names):
-    return [[one] for row in rows for one in row], [n for row, n in zip(rows, names, strict=True) for _ in row]
+    return [[one] for row in rows for one in row], [
+        n for row, n in zip(rows, names, strict=True) for _ in row
+    ]
 
 
 def test_packed_mixed_rows_have_the_losses_of_rows_of_their_own(model, make_batch, rows):

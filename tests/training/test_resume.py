@@ -16,8 +16,8 @@ STEPS = 8
 LORA = {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"], "dropout": 0.2}
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory, tiny_base, tiny_data):
+@pytest.fixture(scope="module", params=[{"max_steps": STEPS}, {"max_epochs": 2}], ids=["steps", "epochs"])
+def config(request, tmp_path_factory, tiny_base, tiny_data):
     """A run that keeps the checkpoint of every step. Dropout needs the random numbers to go on as well."""
     folder = tmp_path_factory.mktemp("resume")
     every_step = {
@@ -29,7 +29,7 @@ def config(tmp_path_factory, tiny_base, tiny_data):
         tiny_base,
         tiny_data,
         model={"adapter": {"class_path": "mmpeft.adapters.LoraConfig", "init_args": LORA}},
-        trainer={"max_steps": STEPS, "log_every_n_steps": 1, "callbacks": [every_step]},
+        trainer={"max_steps": -1, "log_every_n_steps": 1, "callbacks": [every_step]} | request.param,
     )
 
 
