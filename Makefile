@@ -33,8 +33,9 @@ format: $(VENV)/.dev ## let ruff put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev ## our step beside peft's, as JSON lines
+bench: $(VENV)/.dev ## our steps and adapters beside peft's, as JSON lines
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/adapters.py
 
 clean: ## remove the environment and caches, not the runs
 	rm -rf $(VENV) .pytest_cache .ruff_cache

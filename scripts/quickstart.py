@@ -16,7 +16,7 @@ INSTRUCT = "configs/easy_vqa/instruct_lora.yaml"
 RUN = "runs/quickstart"
 
 
-def quickstart(started: float | None = None, steps: int = 270, questions: int = 1000) -> None:
+def quickstart(started: float | None = None, steps: int = 240, questions: int = 1000) -> None:
     """Makes runs/quickstart.
 
     Args:
@@ -33,7 +33,7 @@ def quickstart(started: float | None = None, steps: int = 270, questions: int = 
             "fit",
             *run,
             f"--trainer.max_steps={steps}",
-            "--trainer.val_check_interval=90",
+            "--trainer.val_check_interval=80",
             "--trainer.limit_val_batches=10",
         ]
     )

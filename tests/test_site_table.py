@@ -107,7 +107,8 @@ def test_linears_outside_of_the_blocks_keep_their_path():
         ffn_dim=48,
         word_embed_proj_dim=16,
     )
-    _, everywhere, _, biases, _ = method_rows(AutoModelForCausalLM.from_config(config))
+    rows = {row.method: row for row in method_rows(AutoModelForCausalLM.from_config(config))}
+    everywhere, biases = rows["LoRA r=16, all linears"], rows["BitFit"]
     assert everywhere.touches[-2:] == ["model.decoder.project_out", "model.decoder.project_in"]
     assert everywhere.sites == biases.sites + 2
 

@@ -20,7 +20,7 @@ class BitFitConfig(AdapterConfig):
     method: ClassVar[str] = "bitfit"
 
     target_modules: str | list[str] = "auto"
-    """Names of linears; "auto" and "all-linear" are every linear of the blocks."""
+    """Names of linears; "auto" is every linear of the blocks, "all-linear" also those outside of them."""
     layers: list[int] | str | None = None
     """Only these decoder layers: numbers, "8-15", "8:", "last 50%", "middle 1/3"; None is all."""
 

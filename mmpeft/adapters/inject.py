@@ -3,7 +3,7 @@
 from torch import nn
 
 from mmpeft.adapters.layer import AdapterLayer, Routing
-from mmpeft.adapters.sites import base_of, layer_features, submodule
+from mmpeft.adapters.sites import base_of, gets_flattened, layer_features, submodule
 
 
 def wrap_layer(model: nn.Module, path: str, routing: Routing) -> AdapterLayer:
@@ -15,7 +15,7 @@ def wrap_layer(model: nn.Module, path: str, routing: Routing) -> AdapterLayer:
     parent_path, _, child = path.rpartition(".")
     parent = base_of(submodule(model, parent_path))
     base = getattr(parent, child)
-    layer = AdapterLayer(base, *layer_features(model, path), routing)
+    layer = AdapterLayer(base, *layer_features(model, path), routing, gets_flattened(model, path))
     layer.train(base.training)
     setattr(parent, child, layer)
     return layer

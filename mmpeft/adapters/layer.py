@@ -23,6 +23,11 @@ class Routing:
         self.slots: dict[str, Tensor] = {}
         self.uniform: dict[str, bool] = {}
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of the batch that the routing was written for."""
+        return len(next(iter(self.slots.values()))) if self.slots else 1
+
     def write(self, slots: dict[str, Tensor], uniform: dict[str, bool]) -> None:
         """``slots``: method -> (rows,) int64, ``BASE`` for rows without that method; ``uniform``: method ->
         whether the method's stacks have a single slot and it serves every row."""
@@ -35,10 +40,17 @@ class AdapterLayer(nn.Module):
     ``y_b = W(x_b * (1 + u_s)) * (1 + v_s) + c_s B_s A_s x_b + ...`` with ``s`` the slot of row ``b``. ``base``
     may be any module that maps (B, T, I) to (B, T, O): dense, 4-bit or 8-bit linear, or a whole feed-forward; it is
     called, never read.
+
+    Args:
+        flattened: whether the model hands this layer (B * T, I), as OPT does with its feed-forward. It is not guessed
+            from the input: a mixture of experts passes some tokens of a batch, whose rows nobody could tell.
     """
 
-    def __init__(self, base: nn.Module, in_features: int, out_features: int, routing: Routing):
+    def __init__(
+        self, base: nn.Module, in_features: int, out_features: int, routing: Routing, flattened: bool = False
+    ):
         super().__init__()
+        self.flattened = flattened
         self.base = base
         self.in_features, self.out_features = in_features, out_features
         self.routing = routing
@@ -55,19 +67,24 @@ class AdapterLayer(nn.Module):
         have = {**dict(self.stacks.items()), place: stack}
         self.stacks = nn.ModuleDict({key: have[key] for key in ORDER if key in have})
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, I) -> (B, T, O).
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+        """(B, T, I) -> (B, T, O); ``others`` go to the base as they are.
 
         Raises:
             ValueError: no routing yet, or it was written for another number of rows.
         """
+        if self.flattened and x.dim() == 2:
+            return self._forward(x.unflatten(0, (self.routing.num_rows, -1)), *others).flatten(0, 1)
+        return self._forward(x, *others)
+
+    def _forward(self, x: Tensor, *others: Tensor) -> Tensor:
         routed: list[tuple[Stack, Tensor, bool]] = []
         for stack in self.stacks.values():
             routed.append((stack, *self._route(stack.method, x)))  # pyright: ignore[reportArgumentType]
         scaled = x
         for stack, slots, uniform in routed:
             scaled = stack.on_input(scaled, slots, uniform)
-        y = self.base(scaled)
+        y = self.base(scaled, *others)
         for stack, slots, uniform in routed:
             y = stack.on_output(x, y, slots, uniform)
         return y

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmpeft.adapters.architecture import (
     FUSED_QKV,
+    ROLES,
     Role,
     find_blocks,
     find_layers,
@@ -31,8 +32,10 @@ AUTO: dict[str, tuple[Role, ...]] = {
     "lora": ATTENTION_QV,
     "dora": ATTENTION_QV,
     "ia3": KEYS_VALUES_FEEDFORWARD,
+    "bitfit": ROLES,
+    "full": ROLES,
 }
-"""Method -> the roles of its places where the config says "auto"; every linear for methods that are not here."""
+"""Method -> the roles of its places where the config says "auto"."""
 
 
 def find_sites(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
@@ -47,11 +50,11 @@ def find_sites(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
     if config.method == "bottleneck":
         whole = _feedforwards(model, needed=targets == "auto")
         sites = whole if targets == "auto" else _targeted(model, linears | whole, linears, targets)
-    elif targets == "auto" and config.method in AUTO:
+    elif targets == "auto":
         chosen = {part.path for part in find_parts(model, AUTO[config.method])}
         sites = {path: module for path, module in linears.items() if path in chosen}
     else:
-        sites = _targeted(model, linears, linears, "all-linear" if targets == "auto" else targets)
+        sites = _targeted(model, linears, linears, targets)
     if isinstance(config, IA3Config) and config.feedforward_modules not in ("auto", []):
         _chosen(model, sites, "feedforward_modules", config.feedforward_modules)
     return sites if config.layers is None else _inside(model, sites, config.layers)
@@ -143,7 +146,15 @@ def base_of(module: Any) -> Any:
 
 def layer_features(model: nn.Module, path: str) -> tuple[int, int]:
     """(in, out) features of a layer: a linear's own, the hidden size on both sides for a whole feed-forward."""
-    return linear_features(submodule(model, path)) or (_hidden_size(model),) * 2
+    hidden = _hidden_size(model)
+    return linear_features(submodule(model, path)) or (hidden, hidden)
+
+
+def gets_flattened(model: Any, path: str) -> bool:
+    """Whether the layer at ``path`` gets (rows * tokens, features): OPT's feed-forward does."""
+    return getattr(getattr(model, "config", None), "model_type", None) == "opt" and path.endswith(
+        (".fc1", ".fc2")
+    )
 
 
 def input_features(model: Any, config: AdapterConfig, image_shape: tuple[int, int] | None) -> tuple[int, int]:

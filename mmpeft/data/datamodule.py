@@ -138,6 +138,8 @@ class VisionLanguageData(L.LightningDataModule):
             limit = trainer.limit_train_batches
             batches = min(len(own), limit) if isinstance(limit, int) else int(len(own) * (limit or 1.0))
             most.append(trainer.max_epochs * math.ceil(batches / trainer.accumulate_grad_batches))
+        if not most:
+            raise ValueError("the run has no end: set trainer.max_steps or trainer.max_epochs")
         return max(1, min(most))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
@@ -233,13 +235,12 @@ class VisionLanguageData(L.LightningDataModule):
             return JointLoader(loaders, {}, cycle=False)
         limits = {name: data.max_steps for name, data in self.finetunes.items() if data.max_steps}
         batches = {
-            name: most * self.trainer.accumulate_grad_batches  # pyright: ignore[reportOptionalMemberAccess]
-            for name, most in limits.items()
+            name: most * getattr(self.trainer, "accumulate_grad_batches", 1) for name, most in limits.items()
         }
         return JointLoader(loaders, batches, cycle=self._ends_by_steps())
 
     def _ends_by_steps(self) -> bool:
-        return self.trainer.max_epochs in (None, -1)  # pyright: ignore[reportOptionalMemberAccess]
+        return self.trainer is not None and self.trainer.max_epochs in (None, -1)
 
 
 def _listed(paths: str | list[str] | None) -> list[str]:

@@ -1,11 +1,13 @@
 """What a batch looks like to the model, token by token, for `mmpeft inspect`."""
 
 from itertools import groupby
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from mmpeft.data.datamodule import Split, VisionLanguageData
+from mmpeft.data.loader import JointLoader, PackedLoader
 from mmpeft.data.packing import PREFIX, PackedRow
 from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN
 from mmpeft.models.language import load_tokenizer
@@ -20,14 +22,20 @@ def print_rows(module: VisionLanguageModule, data: VisionLanguageData, split: Sp
     encoder = VisionEncoder(module.vision, load_weights=False)
     data.connect(tokenizer, encoder.num_tokens, lambda images: None, None)  # pyright: ignore[reportArgumentType]
     loader = data.train_dataloader() if split == "train" else data.val_dataloader()
-    console = Console()
     assert not isinstance(loader, list), f"the config has no data.{split}"
+    own = loader.loaders if isinstance(loader, JointLoader) else {"": loader}
+    for name, each in own.items():
+        _print_loader(f"{split} of {name}" if name else split, each, tokenizer, rows)
+
+
+def _print_loader(name: str, loader: PackedLoader, tokenizer: Any, rows: int) -> None:
+    console = Console()
     for number, row in enumerate(loader.packed_rows(0)[:rows]):
         console.print(_table(number, row, tokenizer))
     carrying = sum(target != IGNORE_INDEX for example in loader.encoded for target in example.targets)
     total = sum(len(example.ids) for example in loader.encoded)
     console.print(
-        f"{split}: {len(loader.encoded):,} conversations in {len(loader):,} batches; "
+        f"{name}: {len(loader.encoded):,} conversations in {len(loader):,} batches; "
         f"{carrying:,} of {total:,} tokens carry loss, at least one in every conversation"
     )
 

@@ -235,8 +235,9 @@ class VisionLanguageModule(L.LightningModule):
                 label = "gradient_norm" if self.adapters is None else f"gradient_norm/{finetune.name}"
                 self.log(label, norm)
             if finetune.skipped > skipped:
-                told = f"step {self.global_step}: {finetune.name!r} has a gradient that is not finite; its step is skipped"
-                print(told + (" and it is given up, as it was left" if finetune.given_up else ""))
+                end = "; it is given up, as it was left" if finetune.given_up else ""
+                told = f"{finetune.name!r} has a gradient that is not finite; its step is skipped"
+                print(f"step {self.global_step}: {told}{end}")
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad()
