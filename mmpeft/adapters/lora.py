@@ -5,13 +5,16 @@ Source: Hu et al. 2021, section 4.1; rank-stabilised scaling ``alpha / sqrt(rank
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mmpeft.adapters.functional import gather_slots, lora_delta, lora_delta_of_one
 from mmpeft.adapters.stack import AdapterConfig, Stack
+
+ORTHOGONAL_SCALE = 0.1
+"""Standard deviation of an orthogonal start's numbers, as in PEFT."""
 
 
 @dataclass
@@ -27,11 +30,15 @@ class LoraConfig(AdapterConfig):
     dropout: float = 0.0
     """Probability of dropping an input feature of A while training."""
     target_modules: str | list[str] = "auto"
-    """Names of linears, "all-linear", or "auto": attention's q and v of this architecture."""
+    """Names of linears, "all-linear", "auto": attention's q and v of this architecture, or "top-N": the linears that
+    the loss depends on most, for at most N parameters."""
     layers: list[int] | str | None = None
     """Only these decoder layers: numbers, "8-15", "8:", "last 50%", "middle 1/3"; None is all."""
     rslora: bool = False
     """Scale by alpha / sqrt(r) instead, which keeps large ranks learning."""
+    start: Literal["kaiming", "orthogonal"] = "kaiming"
+    """"kaiming" begins with B = 0; "orthogonal" with an A and a B that both learn at once and whose product is zero,
+    to rounding."""
 
     def __post_init__(self):
         if not isinstance(self.rank, int) or self.rank < 1:
@@ -40,6 +47,8 @@ class LoraConfig(AdapterConfig):
             raise ValueError(f"LoraConfig.alpha is {self.alpha!r}; it must be a finite number")
         if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise ValueError(f"LoraConfig.dropout is {self.dropout!r}; it must be in [0, 1)")
+        if self.start == "orthogonal" and self.rank % 2:
+            raise ValueError(f"LoraConfig.rank is {self.rank}; an orthogonal start needs an even one")
 
     @property
     def scaling(self) -> float:
@@ -92,11 +101,20 @@ class LoraStack(Stack):
 
     @torch.no_grad()
     def open(self, slot: int, config: LoraConfig, generator: torch.Generator) -> None:
-        """A Kaiming-uniform and B zero, so that the slot begins as the base but can learn."""
+        """The slot begins as the base but can learn."""
         super().open(slot, config, generator)
-        bound = self.lora_A.shape[-1] ** -0.5  # kaiming_uniform(a=sqrt(5)), as nn.Linear and PEFT
-        A = torch.empty(config.rank, self.lora_A.shape[-1]).uniform_(-bound, bound, generator=generator)
-        self.lora_A[slot, : config.rank] = A
+        rank, in_features, out_features = config.rank, self.lora_A.shape[-1], self.lora_B.shape[1]
+        if config.start == "orthogonal":
+            basis, _ = torch.linalg.qr(torch.randn(rank, rank, generator=generator))
+            half_A = torch.randn(in_features, rank // 2, generator=generator)
+            half_B = torch.randn(out_features, rank // 2, generator=generator)
+            self.lora_A[slot, :rank] = ORTHOGONAL_SCALE * (half_A @ basis[0::2]).T
+            self.lora_B[slot, :, :rank] = ORTHOGONAL_SCALE * half_B @ basis[1::2]
+        else:
+            bound = in_features**-0.5  # kaiming_uniform(a=sqrt(5)), as nn.Linear and PEFT
+            self.lora_A[slot, :rank] = torch.empty(rank, in_features).uniform_(
+                -bound, bound, generator=generator
+            )
         self.scaling[slot] = config.scaling
         self.dropout[slot] = config.dropout
         self.has_dropout = self.has_dropout or config.dropout > 0

@@ -146,8 +146,10 @@ def base_of(module: Any) -> Any:
 
 def layer_features(model: nn.Module, path: str) -> tuple[int, int]:
     """(in, out) features of a layer: a linear's own, the hidden size on both sides for a whole feed-forward."""
+    if features := linear_features(submodule(model, path)):
+        return features
     hidden = _hidden_size(model)
-    return linear_features(submodule(model, path)) or (hidden, hidden)
+    return hidden, hidden
 
 
 def gets_flattened(model: Any, path: str) -> bool:

@@ -122,6 +122,16 @@ class VisionLanguageData(L.LightningDataModule):
     def predict_dataloader(self) -> Loader:
         return self.prompt_loader("predict")
 
+    def some_batches(self, name: str, number: int) -> list[Batch]:
+        """The first ``number`` batches of a finetune's training data, without taking them from its epoch."""
+        loader = self.train_dataloader()
+        own = loader.loaders[name] if isinstance(loader, JointLoader) else loader
+        return [own.batch(index) for index in range(min(number, len(own)))]
+
+    def finetune_ranges(self, split: Split) -> dict[str, range]:
+        """Of a joint run, each finetune's part of a split's records."""
+        return self._ranges[split] if self.finetunes is not None else {}
+
     def total_steps(self, name: str) -> int:
         """Optimiser steps that a finetune will take.
 

@@ -92,6 +92,10 @@ class PackedLoader:
         """The rows of one batch of this epoch, before padding."""
         return self._pack(self._plan[batch])
 
+    def batch(self, number: int) -> Batch:
+        """One batch of this epoch."""
+        return self._batch(self._plan[number])
+
     def _pack(self, rows: list[list[int]]) -> list[PackedRow]:
         return [pack([self.encoded[index] for index in row]) for row in rows]
 

@@ -7,7 +7,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, cycle
 from pathlib import Path
 
 from matplotlib import rc_context
@@ -28,6 +28,8 @@ PANEL_HEIGHT, FACTS_WIDTH, FACTS_NAME, MAX_EXAMPLES = 216, 520, 156, 12
 INK, GREY, LINE, PALE = "#1b1f24", "#6b7280", "#dfe2e6", "#f4f5f7"
 BLUE, RIGHT, WRONG = "#0067a5", "#00795a", "#c24a00"
 """Colour-blind safe: Okabe and Ito's blue, green and vermilion, darkened to be read on white."""
+PALETTE = ("#0067a5", "#c24a00", "#00795a", "#a3467f", "#8a6d00", "#3b8fc4", "#4d4d4d", "#e08a00")
+"""Of several finetunes, in order; the same source."""
 FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "Microsoft YaHei")
 """The first comes with matplotlib; the others, where installed, draw what it lacks."""
 Curve = list[tuple[float, float]]
@@ -154,9 +156,14 @@ class _Page:
 def _draw_summary(page: _Page, y: float, curves: Mapping[str, Curve], facts: Mapping[str, str]) -> float:
     """Panels on the left, facts on the right; either alone takes the whole width."""
     train, val, match = (curves.get(name, []) for name in ("train_loss", "val_loss", "val_exact_match"))
-    panels = {"Loss by step": (_draw_loss, [train, val]), "Exact match by step": (_draw_match, [match])}
+    losses, matches = (_by_finetune(curves, name) for name in ("train_loss", "val_exact_match"))
+    panels = {
+        "Loss by step": (_draw_losses, [losses]) if losses else (_draw_loss, [train, val]),
+        "Exact match by step": (_draw_matches, [matches]) if matches else (_draw_match, [match]),
+    }
     panels = {title: panel for title, panel in panels.items() if any(panel[1])}
-    left, bottoms, last = MARGIN, [y], max([1, *(curve[-1][0] for curve in (train, val, match) if curve)])
+    drawn_curves = [train, val, match, *losses.values(), *matches.values()]
+    left, bottoms, last = MARGIN, [y], max([1, *(curve[-1][0] for curve in drawn_curves if curve)])
     for title, (draw, drawn) in panels.items():
         width = (WIDTH - 2 * MARGIN - (FACTS_WIDTH if facts else 0)) // len(panels)
         page.text(left, y, title, width, size=10, weight="bold")
@@ -174,6 +181,34 @@ def _draw_summary(page: _Page, y: float, curves: Mapping[str, Curve], facts: Map
         end = page.text(x + FACTS_NAME, top + 8, str(value), width - FACTS_NAME, lines=3, weight="bold")
         tops[number % columns] = max(named, end) + 8
     return max(bottoms + [top + GAP for top in tops if facts])
+
+
+def _by_finetune(curves: Mapping[str, Curve], name: str) -> dict[str, Curve]:
+    """Finetune -> its curve, where several trained together: their columns are called ``name/finetune``."""
+    own = {
+        column.partition("/")[2]: curve for column, curve in curves.items() if column.startswith(f"{name}/")
+    }
+    return {finetune: [p for p in curve if math.isfinite(p[1])] for finetune, curve in own.items()}
+
+
+def _draw_losses(axes: Axes, losses: Mapping[str, Curve]) -> None:
+    """The smoothed training loss of every finetune."""
+    for color, (name, curve) in zip(cycle(PALETTE), losses.items(), strict=False):
+        if curve:
+            axes.plot(*zip(*_smooth(curve), strict=True), color=color, linewidth=1.6, label=name)
+    axes.legend(frameon=False, fontsize=8, labelcolor=GREY, loc="upper right", borderpad=0, handlelength=1.4)
+
+
+def _draw_matches(axes: Axes, matches: Mapping[str, Curve]) -> None:
+    """The share of exactly right answers of every finetune, with the last one in the legend."""
+    for color, (name, curve) in zip(cycle(PALETTE), matches.items(), strict=False):
+        if curve:
+            label = f"{name} {curve[-1][1]:.3f}"
+            axes.plot(
+                *zip(*curve, strict=True), color=color, marker="o", markersize=4, linewidth=1.6, label=label
+            )
+    axes.set_ylim(0, 1)
+    axes.legend(frameon=False, fontsize=8, labelcolor=GREY, loc="lower right", borderpad=0, handlelength=1.4)
 
 
 def _draw_loss(axes: Axes, train: Curve, val: Curve) -> None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from mmpeft.models.multimodal import MultimodalModel, TokenLosses
 from mmpeft.models.vision import VisionConfig
 from mmpeft.training import checkpoint
 from mmpeft.training.optim import Finetune, warmup_then
+from mmpeft.training.site_choice import choose_sites, has_budget
 
 RESUMED_SETTINGS = ("learning_rate", "projector_learning_rate", "weight_decay", "schedule", "warmup", "seed")
 Schedule = Literal["cosine", "linear", "constant"]
@@ -110,12 +112,15 @@ class VisionLanguageModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Loads the frozen parts, once the data has been checked, and connects the data to them."""
-        if not hasattr(self, "model"):
+        fresh = not hasattr(self, "model")
+        if fresh:
             self.model = self._build()
         data: VisionLanguageData = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         cache = FeatureCache(data.cache, self.model.vision_encoder)
         cache.build(data.images())
         data.connect(self.tokenizer, self.model.vision_encoder.num_tokens, cache, self._served_adapter)
+        if fresh:
+            self._add_adapters(data)
 
     @property
     def wanted(self) -> dict[str, AdapterConfig | None]:
@@ -127,7 +132,8 @@ class VisionLanguageModule(L.LightningModule):
     @property
     def _served_adapter(self) -> str | None:
         """Whose rows those are that no finetune of a joint run claims."""
-        return self.adapter_name if self.adapter_name in self.model.bank else None
+        trains = self.adapter is not None
+        return self.adapter_name if trains or self.adapter_name in self.model.bank else None
 
     def _build(self) -> MultimodalModel:
         with torch.random.fork_rng(devices=[]):
@@ -143,29 +149,34 @@ class VisionLanguageModule(L.LightningModule):
             bundle.check_identity(manifest, self.identity, source)
             self.earlier_instructions = manifest.instructions
             bundle.load_trained(source, model, [n for n in manifest.adapters if n in self.wanted])
-        for name, config in self.wanted.items():
-            if config and name in model.bank:
-                self._check_loaded_adapter(model, name, config, str(source))
-            elif config:
-                model.bank.add(name, config, self.seed)
-        for parameter in model.bank.parameters():
-            # with adapter: null, a loaded one serves but stays as it is
-            parameter.requires_grad_(any(config is not None for config in self.wanted.values()))
-        model.projector.requires_grad_(self.train_projector)
         return model
 
-    def _check_loaded_adapter(
-        self, model: MultimodalModel, name: str, wanted: AdapterConfig, source: str
-    ) -> None:
+    def _add_adapters(self, data: VisionLanguageData) -> None:
+        bank = self.model.bank
+        for name, config in self.wanted.items():
+            if config and name in bank:
+                self._check_loaded_adapter(name, config)
+            elif config and has_budget(config):
+                bank.add(name, choose_sites(config, self.model, partial(data.some_batches, name)), self.seed)
+            elif config:
+                bank.add(name, config, self.seed)
+        for parameter in bank.parameters():
+            # with adapter: null, a loaded one serves but stays as it is
+            parameter.requires_grad_(any(config is not None for config in self.wanted.values()))
+        self.model.projector.requires_grad_(self.train_projector)
+
+    def _check_loaded_adapter(self, name: str, wanted: AdapterConfig) -> None:
         """A config that differs from the adapter it goes on from would be ignored without a word."""
-        loaded = model.bank.entry(name)
+        loaded = self.model.bank.entry(name)
         compared_by_sites = {"target_modules", "feedforward_modules", "layers"}
-        settings = vars(wanted).keys() - compared_by_sites - {"methods"}
+        settings = vars(wanted).keys() - compared_by_sites - {"methods", "start"}
         differ = type(wanted) is not type(loaded.config) or any(
             getattr(wanted, field) != getattr(loaded.config, field) for field in settings
         )
-        sites = {path for part in wanted.parts() for path in model.bank.sites(part)}
-        if differ or sites != set(loaded.sites):
+        chosen = has_budget(wanted)  # by the data it began with
+        sites = set() if chosen else {p for part in wanted.parts() for p in self.model.bank.sites(part)}
+        if differ or (not chosen and sites != set(loaded.sites)):
+            source = self._own_run() or self.start_from
             raise ValueError(
                 f"adapter {name!r} of {source} is {loaded.config}, but this run wants {wanted}; use the same "
                 "settings to go on with it, or another name to begin a new one"

@@ -78,6 +78,9 @@ class RunDirectory(L.Callback):
             number: exact_match(a, records[number]["turns"][-1][1]) for number, a in self._answers.items()
         }
         metrics = {"exact_match": sum(right.values()) / len(right), "questions": len(right)}
+        for name, own in data.finetune_ranges("test").items():
+            answered = [right[number] for number in own if number in right]
+            metrics[f"exact_match/{name}"] = sum(answered) / max(1, len(answered))
         _write_predictions(directory, "test", data, self._answers)
         (directory / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
         if (directory / bundle.MANIFEST).exists():
@@ -87,6 +90,8 @@ class RunDirectory(L.Callback):
             _write_examples(directory, data, "test", self._answers)
             _write_report(directory)
         print(f"test: exact match {metrics['exact_match']:.4f} on {len(right)} questions")
+        for name in data.finetune_ranges("test"):
+            print(f"  {name}: {metrics[f'exact_match/{name}']:.4f}")
 
 
 def cost(module: VisionLanguageModule, seconds: float) -> dict[str, str]:

@@ -140,3 +140,19 @@ def test_a_removed_adapter_takes_its_dropout_along(make_bank):
     assert stack.has_dropout
     bank.remove("a")
     assert not stack.has_dropout
+
+
+def test_an_orthogonal_start_is_the_base_and_lets_both_factors_learn_at_once(
+    make_bank, train, logits_of, tokens
+):
+    ids = tokens(2)
+    bank = make_bank({"a": LoraConfig(rank=4, start="orthogonal")}, fill=False)
+    torch.testing.assert_close(
+        logits_of(bank, ["a"] * 2, ids), logits_of(bank, [None] * 2, ids), rtol=1e-4, atol=1e-5
+    )
+    before = {key: t.clone() for key, t in bank.tensors("a").items()}
+    assert all(t.any() for t in before.values())
+    train(bank, ["a"] * 2, [ids])
+    assert all(not torch.equal(t, before[key]) for key, t in bank.tensors("a").items())
+    with pytest.raises(ValueError, match="an even one"):
+        LoraConfig(rank=3, start="orthogonal")

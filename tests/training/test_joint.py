@@ -139,6 +139,15 @@ def test_a_joint_run_serves_all_its_finetunes(together, tiny_data):
     assert answers == alone
 
 
+def test_a_joint_run_is_tested_finetune_by_finetune(together, capsys):
+    main(["test", "--config", str(together)])
+    metrics = json.loads((run_directory(together) / "metrics.json").read_text())
+    own = [metrics[f"exact_match/{name}"] for name in ("colours", "few", "three")]
+    assert metrics["questions"] == 3 * 6, "all three share data.test"
+    assert metrics["exact_match"] == pytest.approx(sum(own) / 3)
+    assert "few: " in capsys.readouterr().out
+
+
 def test_one_finetune_that_diverges_leaves_the_others_bits(tmp_path, tiny_base, tiny_data, finetunes, capsys):
     """Its weights are NaN after one step; its steps are skipped, told and then given up, and nobody else notices."""
     runs = {}

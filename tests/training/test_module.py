@@ -302,3 +302,16 @@ def test_starting_from_an_adapter_of_another_shape_is_refused(tiny_base, tiny_da
     config = make_config(tmp_path / "config.yaml", tiny_base, tiny_data, model=changes)
     with pytest.raises(SystemExit, match="rank"):
         main(["fit", "--config", str(config)])
+
+
+def test_a_budget_chooses_the_places_and_the_run_goes_on_with_them(tiny_base, tiny_data, tmp_path, capsys):
+    """A rank-4 LoRA on q costs 4 * (64 + 64) = 512 numbers, and no choice may cost more than 2,000."""
+    config = make_config(tmp_path / "config.yaml", tiny_base, tiny_data, trainer={"max_steps": 2})
+    budget = ["--model.adapter.init_args.target_modules", "top-2000"]
+    main(["fit", "--config", str(config), *budget])
+    assert "parameters" in capsys.readouterr().out
+    saved = load_file(run_directory(config) / "adapters" / "default" / "adapter_model.safetensors")
+    assert 1000 < sum(tensor.numel() for tensor in saved.values()) <= 2000
+    main(["test", "--config", str(config), *budget])
+    with pytest.raises(SystemExit, match="a budget of 20 parameters pays for no site"):
+        main(["fit", "--config", str(config), "--model.adapter.init_args.target_modules", "top-20"])
