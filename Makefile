@@ -36,6 +36,7 @@ format: $(VENV)/.dev ## let ruff put the code in order
 bench: $(VENV)/.dev ## our steps and adapters beside peft's, as JSON lines
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/adapters.py
+	$(BIN)/python benchmarks/hot_bank.py
 
 clean: ## remove the environment and caches, not the runs
 	rm -rf $(VENV) .pytest_cache .ruff_cache

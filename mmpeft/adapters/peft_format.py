@@ -78,8 +78,11 @@ def save_adapter(bank: AdapterBank, name: str, directory: str | Path, base_name:
         save_file(tensors, directory / folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
-def load_adapter(bank: AdapterBank, name: str, directory: str | Path) -> None:
+def load_adapter(bank: AdapterBank, name: str, directory: str | Path, replace: bool = False) -> None:
     """Adds the adapter in ``directory`` to the bank as ``name``.
+
+    Args:
+        replace: whether it may take the place of one that the bank has under this name.
 
     Raises:
         ValueError: anything but exactly the tensors that its config promises for this model. The bank is
@@ -95,6 +98,8 @@ def load_adapter(bank: AdapterBank, name: str, directory: str | Path) -> None:
             raise ValueError(f"{folder / CONFIG_FILE}: {error}") from None
         tensors.append(_read_tensors(folder))
         _check_tensors(tensors[-1], wanted, folder / WEIGHTS_FILE)
+    if replace and name in bank:
+        bank.remove(name)
     bank.add(name, config)
     for part, own in zip(bank.entry(name).parts, tensors, strict=True):
         for path, stack, slot in bank.places_of(part):

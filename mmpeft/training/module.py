@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import asdict, dataclass, fields
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mmpeft import bundle
-from mmpeft.adapters import AdapterConfig
+from mmpeft.adapters import AdapterConfig, PromptConfig, PTuningConfig
+from mmpeft.adapters.bank import Part
 from mmpeft.data.collate import Batch
 from mmpeft.data.datamodule import VisionLanguageData
 from mmpeft.data.features import FeatureCache
@@ -23,6 +25,8 @@ from mmpeft.training.optim import Finetune, warmup_then
 from mmpeft.training.site_choice import choose_sites, has_budget
 
 RESUMED_SETTINGS = ("learning_rate", "projector_learning_rate", "weight_decay", "schedule", "warmup", "seed")
+COMPARED_BY_SITES = {"target_modules", "feedforward_modules", "layers"}
+"""Fields of adapter configs that a file writes otherwise than the user did."""
 Schedule = Literal["cosine", "linear", "constant"]
 
 
@@ -168,19 +172,25 @@ class VisionLanguageModule(L.LightningModule):
     def _check_loaded_adapter(self, name: str, wanted: AdapterConfig) -> None:
         """A config that differs from the adapter it goes on from would be ignored without a word."""
         loaded = self.model.bank.entry(name)
-        compared_by_sites = {"target_modules", "feedforward_modules", "layers"}
-        settings = vars(wanted).keys() - compared_by_sites - {"methods", "start"}
-        differ = type(wanted) is not type(loaded.config) or any(
-            getattr(wanted, field) != getattr(loaded.config, field) for field in settings
-        )
-        chosen = has_budget(wanted)  # by the data it began with
-        sites = set() if chosen else {p for part in wanted.parts() for p in self.model.bank.sites(part)}
-        if differ or (not chosen and sites != set(loaded.sites)):
-            source = self._own_run() or self.start_from
+        pairs = list(zip_longest(wanted.parts(), loaded.parts))
+        if not all(part and config and self._fits(config, part) for config, part in pairs):
             raise ValueError(
-                f"adapter {name!r} of {source} is {loaded.config}, but this run wants {wanted}; use the same "
-                "settings to go on with it, or another name to begin a new one"
+                f"adapter {name!r} of {self._own_run() or self.start_from} is {loaded.config}, but this run wants "
+                f"{wanted}; use the same settings to go on with it, or another name to begin a new one"
             )
+
+    def _fits(self, wanted: AdapterConfig, loaded: Part) -> bool:
+        answering = self.trainer.state.fn != "fit"
+        if isinstance(wanted, PTuningConfig) and answering:
+            wanted = PromptConfig(
+                wanted.num_virtual_tokens
+            )  # files hold what the network made, not the network
+        settings = vars(wanted).keys() - COMPARED_BY_SITES - {"start"}
+        same = type(wanted) is type(loaded.config) and all(
+            getattr(wanted, field) == getattr(loaded.config, field) for field in settings
+        )
+        # chosen under a budget, the places depend on the data that it began with
+        return same and (has_budget(wanted) or set(self.model.bank.sites(wanted)) == set(loaded.sites))
 
     def _own_run(self) -> str | None:
         """Outside of fit, a run's own results are what is meant."""

@@ -415,3 +415,24 @@ def test_a_hybrid_that_names_a_folder_outside_is_refused(make_bank, tmp_path):
 def test_two_parts_of_one_method_must_not_share_a_layer(make_bank):
     with pytest.raises(ValueError, match=r"two lora parts of one adapter both change model\.layers\.1\."):
         make_bank({"a": HybridConfig([LoraConfig(rank=2), LoraConfig(rank=5, layers=[1])])})
+
+
+def test_a_finetune_is_replaced_in_a_live_bank_and_the_others_keep_their_bits(
+    make_bank, logits_of, tokens, tmp_path
+):
+    """Within the reserve not a Parameter is new; a faulty replacement leaves the old one in its place."""
+    save_adapter(make_bank({"new": LoraConfig(rank=3)}), "new", tmp_path, "tiny")
+    bank, ids = make_bank(reserve={"lora": (4, 8)}), tokens(3)
+    names, parameters = ["small", "large", "tfew"], [id(p) for p in bank.parameters()]
+    before = logits_of(bank, names, ids)
+    load_adapter(bank, "small", tmp_path, replace=True)
+    after = logits_of(bank, names, ids)
+    assert not torch.equal(after[0], before[0])
+    assert torch.equal(after[1:], before[1:])
+    assert [id(p) for p in bank.parameters()] == parameters
+    with pytest.raises(ValueError, match="already has an adapter"):
+        load_adapter(bank, "small", tmp_path)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"half")
+    with pytest.raises(ValueError, match="may be truncated"):
+        load_adapter(bank, "small", tmp_path, replace=True)
+    assert torch.equal(logits_of(bank, names, ids), after)

@@ -315,3 +315,43 @@ def test_a_budget_chooses_the_places_and_the_run_goes_on_with_them(tiny_base, ti
     main(["test", "--config", str(config), *budget])
     with pytest.raises(SystemExit, match="a budget of 20 parameters pays for no site"):
         main(["fit", "--config", str(config), "--model.adapter.init_args.target_modules", "top-20"])
+
+
+HYBRID = [
+    {"class_path": "mmpeft.adapters.LoraConfig", "init_args": {"rank": 2, "layers": [0]}},
+    {"class_path": "mmpeft.adapters.LoraConfig", "init_args": {"rank": 3, "layers": "1:"}},
+    {"class_path": "mmpeft.adapters.PromptConfig", "init_args": {"num_virtual_tokens": 2}},
+]
+ADAPTERS = {
+    "DoraConfig": {"rank": 2},
+    "IA3Config": {"layers": "last 50%"},
+    "BitFitConfig": {},
+    "BottleneckConfig": {"width": 3},
+    "FullConfig": {"target_modules": ["q_proj"]},
+    "PromptConfig": {"num_virtual_tokens": 2},
+    "PTuningConfig": {"num_virtual_tokens": 2},
+    "PrefixConfig": {"num_virtual_tokens": 2},
+    "ImagePromptConfig": {},
+    "HybridConfig": {"methods": HYBRID},
+}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_every_method_trains_is_tested_and_goes_on_by_the_command_line(name, tiny_base, tiny_data, tmp_path):
+    adapter = {"class_path": f"mmpeft.adapters.{name}", "init_args": ADAPTERS[name]}
+    config = make_config(
+        tmp_path / "config.yaml", tiny_base, tiny_data, model={"adapter": adapter}, trainer={"max_steps": 2}
+    )
+    main(["fit", "--config", str(config)])
+    main(["test", "--config", str(config)])
+    more = [
+        "--model.start_from",
+        str(run_directory(config)),
+        "--trainer.default_root_dir",
+        str(tmp_path / "more"),
+    ]
+    if name == "PTuningConfig":
+        with pytest.raises(SystemExit, match="use the same settings"):
+            main(["fit", "--config", str(config), *more])
+    else:
+        main(["fit", "--config", str(config), *more])
