@@ -138,7 +138,7 @@ class MultimodalModel(nn.Module):
         """The cache with every row's trained keys and values in it; a new one where there was none."""
         if virtual.keys_values is None:
             return cache
-        if self.language_model.is_gradient_checkpointing and self.language_model.training:
+        if self.language_model.training and self.language_model.is_activation_checkpointing:
             raise ValueError(
                 "prefix tuning keeps its keys and values in the cache, which transformers drops under gradient "
                 "checkpointing; set model.language.gradient_checkpointing to false"
