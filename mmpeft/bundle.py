@@ -160,8 +160,15 @@ def load(
     return model, template, manifest
 
 
-def load_trained(directory: str | Path, model: MultimodalModel, adapters: list[str] | None = None) -> None:
+def load_trained(
+    directory: str | Path,
+    model: MultimodalModel,
+    adapters: list[str] | None = None,
+    projector_of: str = "base",
+) -> None:
     """Loads a run's projector, and its adapters (all, or those named), into a model of the same base.
+
+    The projector that adapters share is that of ``projector_of``, where this adapter of the run has one of its own.
 
     Raises:
         ValueError: a damaged or misfitting file.
@@ -169,7 +176,10 @@ def load_trained(directory: str | Path, model: MultimodalModel, adapters: list[s
     directory, manifest = Path(directory), read_manifest(directory)
     tensors = _read_projector(directory, manifest)
     for name, slot in {"base": 0, **model.projector_slots}.items():
-        owner = name if f"{name}.weight" in tensors else "base"  # a new finetune starts from the shared one
+        wanted = projector_of if name == "base" else name
+        owner = (
+            wanted if f"{wanted}.weight" in tensors else "base"
+        )  # a new finetune starts from the shared one
         prefix = f"{owner}."
         own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         model.projector.fill(own, slot)

@@ -9,7 +9,9 @@ from rich.console import Console
 from torch import nn
 
 from mmpeft.adapters import LoraConfig
+from mmpeft.adapters.architecture import block_linears
 from mmpeft.adapters.sensitivity import sensitivity, top_sites
+from mmpeft.adapters.sites import num_parameters
 from mmpeft.data.datamodule import VisionLanguageData
 from mmpeft.data.features import encode_images
 from mmpeft.data.loader import PackingConfig
@@ -18,7 +20,7 @@ from mmpeft.models.language import LanguageConfig, load_language_model, load_tok
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.models.projector import Projector
 from mmpeft.models.vision import VisionConfig, VisionEncoder
-from mmpeft.site_table import block_linears, make_table, num_parameters
+from mmpeft.site_table import make_table
 
 CONVERSATIONS = 8
 """Conversations per batch."""

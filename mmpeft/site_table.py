@@ -24,6 +24,7 @@ from mmpeft.adapters import (
 from mmpeft.adapters.architecture import (
     ROLES,
     Part,
+    block_linears,
     find_blocks,
     find_layers,
     find_linears,
@@ -31,7 +32,7 @@ from mmpeft.adapters.architecture import (
     linear_features,
 )
 from mmpeft.adapters.bank import INPUTS
-from mmpeft.adapters.sites import find_sites, input_features, layer_features, trained_features
+from mmpeft.adapters.sites import find_sites, input_features, num_parameters, trained_features
 from mmpeft.embedded import resolve
 
 METHODS: dict[str, AdapterConfig] = {
@@ -115,24 +116,12 @@ def method_rows(model: nn.Module) -> list[MethodRow]:
     for method, config in METHODS.items():
         if config.home == "inputs":
             shapes = config.shapes(INPUTS, *input_features(model, config, None))
-            rows.append(MethodRow(method, ["inputs"], 1, _count(shapes)))
+            rows.append(MethodRow(method, ["inputs"], 1, sum(map(math.prod, shapes.values()))))
             continue
         sites = find_sites(model, config)
         parameters = sum(num_parameters(model, path, config) for path in sites)
         rows.append(MethodRow(method, _touched(model, sites, config), len(sites), parameters))
     return rows
-
-
-def block_linears(model: nn.Module) -> list[str]:
-    """Paths of the linears inside the decoder layers."""
-    layers = tuple(f"{layer}." for layer in find_layers(model))
-    return [path for path in find_linears(model) if path.startswith(layers)]
-
-
-def num_parameters(model: nn.Module, path: str, config: AdapterConfig) -> int:
-    """How many numbers an adapter trains on the layer at ``path``."""
-    features = trained_features(model, path, config)
-    return _count(config.shapes(path, *layer_features(model, path))) if features is None else len(features)
 
 
 def print_sites(name: str) -> None:
@@ -189,10 +178,6 @@ def _touched(model: nn.Module, sites: Iterable[str], config: AdapterConfig) -> l
 
 def _is_trained(features: Tensor | None, trained: Tensor | None) -> bool:
     return features is None or trained is None or bool(torch.isin(features, trained).any())
-
-
-def _count(shapes: dict[str, list[int]]) -> int:
-    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def _unique(words: Iterable[str]) -> list[str]:

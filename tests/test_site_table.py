@@ -5,9 +5,10 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, FalconConfig, OPTConfig
 
-from mmpeft import site_ranking, site_table
+from mmpeft import site_ranking
 from mmpeft.adapters import AdapterBank, LoraConfig
 from mmpeft.adapters.sensitivity import top_sites
+from mmpeft.adapters.sites import num_parameters
 from mmpeft.cli import main
 from mmpeft.models import language
 from mmpeft.site_ranking import RANK
@@ -154,7 +155,7 @@ def test_the_command_prints_a_ranking_and_what_a_budget_buys(tiny_base, tmp_path
     main(["sites", *where, "--budget", "5000"])
     out = capsys.readouterr().out
     scores, model = site_ranking.rank_sites(where[0], where[2], 1)
-    costs = {path: site_table.num_parameters(model, path, LoraConfig(rank=RANK)) for path in scores}
+    costs = {path: num_parameters(model, path, LoraConfig(rank=RANK)) for path in scores}
     ranked = sorted(scores, key=scores.__getitem__, reverse=True)
     places = [out.index(path) for path in ranked]
     assert places == sorted(places)

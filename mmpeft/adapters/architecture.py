@@ -133,6 +133,12 @@ def find_layers(model: nn.Module) -> list[str]:
     return [f"{path}.{number}" for number in range(len(layers))]
 
 
+def block_linears(model: nn.Module) -> list[str]:
+    """Paths of the linears inside the decoder layers."""
+    layers = tuple(f"{layer}." for layer in find_layers(model))
+    return [path for path in find_linears(model) if path.startswith(layers)]
+
+
 def find_blocks(model: nn.Module) -> list[Block]:
     """The decoder layers with every part that is recognised.
 

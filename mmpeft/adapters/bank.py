@@ -113,19 +113,25 @@ class AdapterBank:
             )
         if name in self.entries:
             raise ValueError(f"the bank already has an adapter {name!r}; remove it first or use another name")
-        parts = self._plan(config)
+        parts = self.plan(config)
         generator = torch.Generator().manual_seed(seed)
         for part in parts:
             method = part.config.method
             self.reserve(method, max(part.slot + 1, self._num_slots.get(method, 0)), part.config.size)
             for path in part.sites:
-                stack = self._stack(path, part.config)
-                stack.open(part.slot, part.config, generator)
-                if (features := trained_features(self.model, path, part.config)) is not None:
-                    assert isinstance(stack, IA3Stack)
-                    stack.train_only(part.slot, features)
+                self._stack(path, part.config).open(part.slot, part.config, generator)
         self.entries[name] = Entry(config, parts)
+        self.restrict(name, config)
         return self.entries[name]
+
+    def restrict(self, name: str, config: AdapterConfig) -> None:
+        """Keeps what ``config`` leaves alone from training: the queries of fused projections under IA3's "auto"."""
+        for part, own in zip(self.entry(name).parts, config.parts(), strict=True):
+            for path, stack, slot in self.places_of(part):
+                if isinstance(stack, IA3Stack):
+                    features = trained_features(self.model, path, own)
+                    if features is not None:
+                        stack.train_only(slot, features)
 
     def remove(self, name: str) -> None:
         """Empties the adapter's slots for the next one; the others keep theirs."""
@@ -197,8 +203,12 @@ class AdapterBank:
         """Paths of what a method with this config changes."""
         return [INPUTS] if config.home == "inputs" else list(find_sites(self.model, config))
 
-    def _plan(self, config: AdapterConfig) -> list[Part]:
-        """Slots and sites of a new adapter, before anything is changed."""
+    def plan(self, config: AdapterConfig) -> list[Part]:
+        """Slots and sites that a new adapter would get; nothing is changed.
+
+        Raises:
+            ValueError: targets that match nothing, or parts that overlap.
+        """
         parts: list[Part] = []
         for each in config.parts():
             sites = self.sites(each)

@@ -7,10 +7,11 @@ Source: Liu et al. 2024, equations 5 and 11 (the constant norm is section 4.3).
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmpeft.adapters.functional import BASE, gather_slots, lora_delta
 from mmpeft.adapters.lora import LoraConfig, LoraStack
@@ -36,12 +37,11 @@ class DoraConfig(LoraConfig):
 class DoraStack(LoraStack):
     """LoRA's stack and ``magnitude`` (S, O).
 
-    The base is never read, since a 4-bit one has no dense weight: a linear sent the rows of ``A`` answers with
+    A 4-bit base has no dense weight to take the norm of, and need not: sent the rows of ``A`` it answers with
     ``W A^T``, which is all that the norm of ``W + cBA`` needs beside that of ``W``.
     """
 
     method = DoraConfig.method
-    norms: Tensor
 
     def __init__(self, in_features: int, out_features: int, num_slots: int, rank: int):
         super().__init__(in_features, out_features, num_slots, rank)
@@ -51,8 +51,8 @@ class DoraStack(LoraStack):
     def attach(self, base: nn.Module) -> None:
         self._base = [base]  # in a list: the base stays the layer's module, not this one's
         identity = torch.eye(self.lora_A.shape[-1], device=self.lora_A.device)
-        rows = [self._weight_times(part) for part in identity.split(ROWS_AT_ONCE)]
-        self._squares = torch.stack([part.square().sum(0) for part in rows]).sum(0)
+        squares = [self._weight_times(rows).square().sum(0) for rows in identity.split(ROWS_AT_ONCE)]
+        self._squares = torch.stack(squares).sum(0)
 
     def on_output(self, x: Tensor, y: Tensor, slots: Tensor, uniform: bool) -> Tensor:
         if self.training and self.has_dropout:
@@ -77,7 +77,8 @@ class DoraStack(LoraStack):
 
     def factors(self) -> Tensor:
         """(S, O): ``m / |W + c B A|`` of every slot."""
-        return self.magnitude / self._norms()
+        norms = self._norms()
+        return torch.where(norms > 0, self.magnitude / norms.clamp(min=torch.finfo(norms.dtype).tiny), 1)
 
     @torch.no_grad()
     def _norms(self) -> Tensor:
@@ -89,13 +90,15 @@ class DoraStack(LoraStack):
         products = self._weight_times(A.flatten(0, 1)).unflatten(0, A.shape[:2])  # (S, R, O)
         cross = (products.transpose(1, 2) * B).sum(-1)
         own = (torch.bmm(B, torch.bmm(A, A.transpose(1, 2))) * B).sum(-1)
-        squares = self._squares + 2 * cross + own
+        squares = self._squares.to(own.device) + 2 * cross + own
         return torch.where(self.active[:, None], squares.clamp(min=0).sqrt(), 1)
 
     def _weight_times(self, rows: Tensor) -> Tensor:
-        """(n, I) -> (n, O): ``W`` times each row, by the base itself."""
-        base = self._base[0]
-        dtype = next((p.dtype for p in base.parameters() if p.is_floating_point()), torch.float32)
-        product = base(rows.to(dtype)).float()
-        bias = getattr(base, "bias", None)
-        return product if bias is None else product - bias.float()
+        """(n, I) -> (n, O): ``W`` times each row. Only a quantised base is asked for it: taking a bias off its
+        rounded answer costs precision, as much as the bias is larger than the product."""
+        base: Any = self._base[0]
+        if base.weight.is_floating_point() and base.weight.dim() == 2:
+            weight = base.weight.T if type(base).__name__ == "Conv1D" else base.weight
+            return F.linear(rows.to(weight.dtype), weight).float()
+        product = base(rows).float()
+        return product if base.bias is None else product - base.bias.float()

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmpeft.adapters.bank import AdapterBank, Part, Place
+from mmpeft.adapters.bank import INPUTS, AdapterBank, Part, Place
 from mmpeft.adapters.bitfit import BitFitConfig
 from mmpeft.adapters.dora import DoraStack
 from mmpeft.adapters.full import FullConfig
@@ -63,6 +63,9 @@ def merge(bank: AdapterBank, name: str) -> None:
     for fold in folds:
         fold()
     bank.remove(name)
+    for layer in bank.layers.values():
+        for stack in layer.stacks.values():
+            stack.attach(layer.base)  # pyright: ignore[reportCallIssue] DoRA keeps norms of the base
 
 
 def unwrap(bank: AdapterBank) -> nn.Module:
@@ -77,6 +80,9 @@ def unwrap(bank: AdapterBank) -> nn.Module:
         parent, _, child = path.rpartition(".")
         setattr(base_of(submodule(bank.model, parent)), child, layer.base)
     bank.layers.clear()
+    if bank.inputs:
+        delattr(bank.model, INPUTS)
+        bank.inputs.clear()
     return bank.model
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmpeft.adapters.architecture import named_layers
-from mmpeft.adapters.bank import INPUTS, AdapterBank, Part
+from mmpeft.adapters.bank import INPUTS, NAME_PATTERN, AdapterBank, Part
 from mmpeft.adapters.bitfit import BitFitConfig
 from mmpeft.adapters.bottleneck import BottleneckConfig
 from mmpeft.adapters.dora import DoraConfig
@@ -98,6 +98,7 @@ def load_adapter(bank: AdapterBank, name: str, directory: str | Path, replace: b
             raise ValueError(f"{folder / CONFIG_FILE}: {error}") from None
         tensors.append(_read_tensors(folder))
         _check_tensors(tensors[-1], wanted, folder / WEIGHTS_FILE)
+    bank.plan(config)  # what add would refuse is refused before the old one goes
     if replace and name in bank:
         bank.remove(name)
     bank.add(name, config)
@@ -127,7 +128,9 @@ def read_config(directory: str | Path) -> AdapterConfig:
         raise ValueError(f"{path}: {values}, which is not supported and changes what the tensors mean")
     if raw.get("peft_type") == HYBRID:
         names = raw.get("parts")
-        if not isinstance(names, list) or not all(isinstance(n, str) and Path(n).name == n for n in names):
+        if not isinstance(names, list) or not all(
+            isinstance(n, str) and NAME_PATTERN.fullmatch(n) for n in names
+        ):
             raise ValueError(f"{path}: parts is {names!r}, wanted the names of its subfolders")
         return HybridConfig([read_config(path.parent / name) for name in names])
     try:

@@ -152,6 +152,13 @@ def layer_features(model: nn.Module, path: str) -> tuple[int, int]:
     return hidden, hidden
 
 
+def num_parameters(model: nn.Module, path: str, config: AdapterConfig) -> int:
+    """How many numbers an adapter trains on the layer at ``path``."""
+    features = trained_features(model, path, config)
+    shapes = config.shapes(path, *layer_features(model, path)).values()
+    return sum(map(math.prod, shapes)) if features is None else len(features)
+
+
 def gets_flattened(model: Any, path: str) -> bool:
     """Whether the layer at ``path`` gets (rows * tokens, features): OPT's feed-forward does."""
     return getattr(getattr(model, "config", None), "model_type", None) == "opt" and path.endswith(

@@ -244,10 +244,7 @@ class VisionLanguageData(L.LightningDataModule):
         if split != "train":
             return JointLoader(loaders, {}, cycle=False)
         limits = {name: data.max_steps for name, data in self.finetunes.items() if data.max_steps}
-        batches = {
-            name: most * getattr(self.trainer, "accumulate_grad_batches", 1) for name, most in limits.items()
-        }
-        return JointLoader(loaders, batches, cycle=self._ends_by_steps())
+        return JointLoader(loaders, limits, cycle=self._ends_by_steps())
 
     def _ends_by_steps(self) -> bool:
         return self.trainer is not None and self.trainer.max_epochs in (None, -1)

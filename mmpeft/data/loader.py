@@ -166,6 +166,10 @@ class JointLoader:
                 self.taken[name] += 1
             yield concatenate(list(batches.values()))
 
+    def everybody_left(self) -> bool:
+        """Whether no finetune takes another batch."""
+        return all(taken >= self.max_steps.get(name, sys.maxsize) for name, taken in self.taken.items())
+
     def state_dict(self) -> dict[str, Any]:
         own = {name: loader.state_dict() for name, loader in self.loaders.items()}
         return {"position": self.position, "taken": dict(self.taken), "loaders": own}

@@ -104,7 +104,7 @@ class VisionLanguageModel:
     def caption(self, images: list, adapter: Any = None, max_new_tokens: int = 64) -> list[str]: ...
     def caption(self, images: Any, adapter: Any = None, max_new_tokens: int = 64) -> Any:
         """Describes images, with the instruction that the run's captions were trained with."""
-        instruction = self.manifest.instructions.get("caption", "Describe this image.")
+        instruction = self.manifest.instructions.get("caption") or "Describe this image."
         return self.ask(images, instruction, adapter, max_new_tokens, task="caption")
 
     def rank(self, image: Any, question: Any, choices: Sequence[str], adapter: Any = None) -> Any:

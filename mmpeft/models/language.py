@@ -62,7 +62,7 @@ def load_language_model(config: LanguageConfig, device: torch.device | str = "cp
         model = model.to(device)
     _keep_gradients(model)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     return model.requires_grad_(False).eval()
 
 

@@ -53,7 +53,7 @@ class VisionLanguageCLI(LightningCLI):
             VisionLanguageData,
             save_config_kwargs={"overwrite": True},  # a rerun is not an error
             seed_everything_default=0,
-            trainer_defaults={"logger": None, "log_every_n_steps": 5, "gradient_clip_val": 1.0},
+            trainer_defaults={"logger": None, "log_every_n_steps": 5, "devices": 1, "gradient_clip_val": 1.0},
             parser_kwargs={"prog": "mmpeft", **exact, **dict.fromkeys(cls.subcommands(), exact)},
             args=arguments,
             run=run,

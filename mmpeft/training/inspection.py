@@ -22,7 +22,8 @@ def print_rows(module: VisionLanguageModule, data: VisionLanguageData, split: Sp
     encoder = VisionEncoder(module.vision, load_weights=False)
     data.connect(tokenizer, encoder.num_tokens, lambda images: None, None)  # pyright: ignore[reportArgumentType]
     loader = data.train_dataloader() if split == "train" else data.val_dataloader()
-    assert not isinstance(loader, list), f"the config has no data.{split}"
+    if isinstance(loader, list):
+        raise ValueError(f"the config has no data.{split}: set it to a data file or folder")
     own = loader.loaders if isinstance(loader, JointLoader) else {"": loader}
     for name, each in own.items():
         _print_loader(f"{split} of {name}" if name else split, each, tokenizer, rows)

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from dataclasses import asdict, dataclass, fields
-from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
@@ -62,7 +61,7 @@ class VisionLanguageModule(L.LightningModule):
     Args:
         language: the language model and how it is held.
         vision: the vision encoder and what becomes of its features.
-        adapter: LoraConfig or IA3Config; None trains the projector alone.
+        adapter: the method, one of mmpeft.adapters' configs; None trains the projector alone.
         adapter_name: the finetune's name, also its folder's.
         adapters: name -> a finetune of its own method, data and settings: all train in one pass on one base, each
             with its own projector, exactly as each would alone. Takes the place of ``adapter``.
@@ -70,7 +69,7 @@ class VisionLanguageModule(L.LightningModule):
         start_from: run directory to go on from: its projector, and its adapter of this name where it has one.
         learning_rate: of the adapter.
         projector_learning_rate: of the projector.
-        weight_decay: of both; it pulls towards the base model.
+        weight_decay: of both, towards zero: the base model, but for prompts, prefixes and DoRA's magnitudes.
         schedule: decay of both learning rates after warm-up.
         warmup: share of the steps over which they rise from zero.
         seed: start of the adapter and of a fresh projector.
@@ -117,6 +116,15 @@ class VisionLanguageModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Loads the frozen parts, once the data has been checked, and connects the data to them."""
         fresh = not hasattr(self, "model")
+        if self.trainer.world_size > 1:
+            raise ValueError(
+                f"the trainer has {self.trainer.world_size} processes, among which batches are not divided yet; "
+                "set trainer.devices to 1"
+            )
+        if self.adapters is not None and self.trainer.accumulate_grad_batches > 1:
+            raise ValueError(
+                "a joint run takes one batch of each finetune a step; set accumulate_grad_batches to 1"
+            )
         if fresh:
             self.model = self._build()
         data: VisionLanguageData = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
@@ -135,7 +143,7 @@ class VisionLanguageModule(L.LightningModule):
 
     @property
     def _served_adapter(self) -> str | None:
-        """Whose rows those are that no finetune of a joint run claims."""
+        """Whose rows those of a run of one finetune are."""
         trains = self.adapter is not None
         return self.adapter_name if trains or self.adapter_name in self.model.bank else None
 
@@ -152,18 +160,29 @@ class VisionLanguageModule(L.LightningModule):
             manifest = bundle.read_manifest(source)
             bundle.check_identity(manifest, self.identity, source)
             self.earlier_instructions = manifest.instructions
-            bundle.load_trained(source, model, [n for n in manifest.adapters if n in self.wanted])
+            missing = [n for n, config in self.wanted.items() if config and n not in manifest.adapters]
+            if missing and self._own_run():
+                raise ValueError(
+                    f"{source} has no adapter {missing[0]!r}, which this config names; it has "
+                    f"{', '.join(manifest.adapters) or 'none'}: use the config that the run was made with"
+                )
+            own = self.adapter_name if self.adapters is None else "base"
+            bundle.load_trained(source, model, [n for n in manifest.adapters if n in self.wanted], own)
         return model
 
     def _add_adapters(self, data: VisionLanguageData) -> None:
         bank = self.model.bank
-        for name, config in self.wanted.items():
-            if config and name in bank:
-                self._check_loaded_adapter(name, config)
-            elif config and has_budget(config):
-                bank.add(name, choose_sites(config, self.model, partial(data.some_batches, name)), self.seed)
-            elif config:
-                bank.add(name, config, self.seed)
+        loaded = {name: config for name, config in self.wanted.items() if config and name in bank}
+        for name, config in loaded.items():
+            self._check_loaded_adapter(name, config)
+            bank.restrict(name, config)  # files do not tell which features "auto" left alone
+        new = {  # all places are chosen while the model is still the base
+            name: choose_sites(config, self.model, lambda number, name=name: data.some_batches(name, number))
+            for name, config in self.wanted.items()
+            if config and name not in loaded
+        }
+        for name, config in new.items():
+            bank.add(name, config, self.seed)
         for parameter in bank.parameters():
             # with adapter: null, a loaded one serves but stays as it is
             parameter.requires_grad_(any(config is not None for config in self.wanted.values()))
@@ -176,7 +195,8 @@ class VisionLanguageModule(L.LightningModule):
         if not all(part and config and self._fits(config, part) for config, part in pairs):
             raise ValueError(
                 f"adapter {name!r} of {self._own_run() or self.start_from} is {loaded.config}, but this run wants "
-                f"{wanted}; use the same settings to go on with it, or another name to begin a new one"
+                f"{wanted}; use the same settings to go on with it, or another name to begin a new one (P-tuning's "
+                "network is not stored: go on with a PromptConfig)"
             )
 
     def _fits(self, wanted: AdapterConfig, loaded: Part) -> bool:
@@ -190,7 +210,10 @@ class VisionLanguageModule(L.LightningModule):
             getattr(wanted, field) == getattr(loaded.config, field) for field in settings
         )
         # chosen under a budget, the places depend on the data that it began with
-        return same and (has_budget(wanted) or set(self.model.bank.sites(wanted)) == set(loaded.sites))
+        if has_budget(wanted):
+            return same
+        places = {(path, wanted.place(path)) for path in self.model.bank.sites(wanted)}
+        return same and places == {(path, loaded.config.place(path)) for path in loaded.sites}
 
     def _own_run(self) -> str | None:
         """Outside of fit, a run's own results are what is meant."""
@@ -208,6 +231,10 @@ class VisionLanguageModule(L.LightningModule):
         return Finetune(name, adapter, [(parameter, slot) for parameter in projector])
 
     # -- training -------------------------------------------------------------------------------------------
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.adapters is not None and self.trainer.train_dataloader.everybody_left():  # pyright: ignore
+            self.trainer.should_stop = True
 
     def on_fit_start(self) -> None:
         # from_pretrained leaves modules in eval mode and Lightning keeps each as it is, so dropout would stay off.
@@ -356,6 +383,7 @@ class VisionLanguageModule(L.LightningModule):
         bring back, whatever the command line says."""
         data: VisionLanguageData = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         settings = {name: getattr(self, name) for name in RESUMED_SETTINGS}
+        settings["methods"] = {name: _plain(config) for name, config in self.wanted.items()}
         settings["adapters"] = {
             name: {field.name: getattr(own, field.name) for field in fields(own) if field.name != "adapter"}
             for name, own in (self.adapters or {}).items()
@@ -363,6 +391,12 @@ class VisionLanguageModule(L.LightningModule):
         order = {"seed": data.seed, "packing": asdict(data.packing), "train": data.paths["train"]}
         shapes = {name: list(tensor.shape) for name, tensor in self.state_dict().items()}
         return {"base": self.identity, "model": settings, "data": order, "tensors": shapes}
+
+
+def _plain(config: AdapterConfig | None) -> list[dict[str, Any]]:
+    """A config in plain types, method by method."""
+    parts = config.parts() if config else []
+    return [{"method": part.method, **vars(part)} for part in parts]
 
 
 def exactly_right(losses: TokenLosses) -> dict[tuple[int, int], bool]:

@@ -96,18 +96,17 @@ def _views(slices: Sequence[tuple[nn.Parameter, int]]) -> list[nn.Parameter]:
     return [nn.Parameter(parameter.data[slot]) for parameter, slot in slices]
 
 
-def warmup_then(schedule: str, warmup: float, total_steps: int, floor: float = 0.0) -> Callable[[int], float]:
+def warmup_then(schedule: str, warmup: float, total_steps: int) -> Callable[[int], float]:
     """Factor of the learning rate at each step: linear warm-up over the first ``warmup`` share of the steps, then
-    "constant", "linear" or "cosine" decay to ``floor``."""
+    "constant", "linear" or "cosine" decay to zero."""
     warmup_steps = max(1, round(warmup * total_steps)) if warmup else 0
 
     def factor(step: int) -> float:
         if step < warmup_steps:
             return (step + 1) / warmup_steps
         progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-        decay = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}[
+        return {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}[
             schedule
         ]
-        return floor + (1 - floor) * decay
 
     return factor

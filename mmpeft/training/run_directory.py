@@ -38,6 +38,12 @@ class RunDirectory(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.monotonic()
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Answers some questions while the model is still on its device."""
+        module, data = _typed(pl_module, trainer)
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
+            self._some_answers = _some_answers(module, data, _example_split(data))
+
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module, data = _typed(pl_module, trainer)
         if not trainer.is_global_zero or trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
@@ -53,8 +59,7 @@ class RunDirectory(L.Callback):
             facts=cost(module, time.monotonic() - self._started),
         )
         bundle.save(directory, manifest, module.model)
-        split = "val" if data.records.get("val") else "train"
-        _write_examples(directory, data, split, _some_answers(module, data, split))
+        _write_examples(directory, data, _example_split(data), self._some_answers)
         _write_report(directory)
         _print_facts(manifest.facts, directory)
 
@@ -96,11 +101,12 @@ class RunDirectory(L.Callback):
 
 def cost(module: VisionLanguageModule, seconds: float) -> dict[str, str]:
     """What people ask of a finetune: how much of the base was trained, how large it is, what it took."""
-    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    adapter = sum(p.numel() for p in module.model.bank.parameters())
+    adapter = sum(view.numel() for finetune in module.finetunes for view in finetune.adapter)
+    trained = adapter + sum(view.numel() for finetune in module.finetunes for view in finetune.projector)
     base = module.model.language_model
-    frozen = base.num_parameters() - adapter  # counts a 4-bit weight's numbers, not its bytes
-    base_bytes = sum(p.numel() * p.element_size() for p in base.parameters()) - 4 * adapter
+    stacks = sum(p.numel() for p in module.model.bank.parameters())
+    frozen = base.num_parameters() - stacks  # counts a 4-bit weight's numbers, not its bytes
+    base_bytes = sum(p.numel() * p.element_size() for p in base.parameters()) - 4 * stacks
     share = f"{adapter:,} = {100 * adapter / frozen:.3f} % of the language model's {frozen / 1e6:.1f} M"
     return {
         "trained": f"{trained:,} parameters",
@@ -121,6 +127,10 @@ def peak_memory_bytes() -> int:
 
 def _typed(module: Any, trainer: Any) -> tuple[VisionLanguageModule, VisionLanguageData]:
     return module, trainer.datamodule
+
+
+def _example_split(data: VisionLanguageData) -> Split:
+    return "val" if data.records.get("val") else "train"
 
 
 def _some_answers(module: VisionLanguageModule, data: VisionLanguageData, split: Split) -> dict[int, str]:
@@ -196,6 +206,8 @@ def _write_predictions(
         for number in sorted(answers):
             record = data.records[split][number]
             row = {"id": record["id"], "question": record["turns"][-1][0], "answer": answers[number]}
+            if owner := [name for name, own in data.finetune_ranges(split).items() if number in own]:
+                row["adapter"] = owner[0]
             file.write(json.dumps(row | {"truth": record["turns"][-1][1]}, ensure_ascii=False) + "\n")
     return path
 

@@ -1,15 +1,14 @@
 """``target_modules: top-500000``: the linears that the loss depends on most, as many as a budget pays for."""
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from mmpeft.adapters import AdapterConfig, HybridConfig
-from mmpeft.adapters.architecture import find_layers, find_linears
+from mmpeft.adapters.architecture import block_linears
 from mmpeft.adapters.sensitivity import sensitivity, top_sites
-from mmpeft.adapters.sites import layer_features
+from mmpeft.adapters.sites import num_parameters
 from mmpeft.data.collate import Batch
 from mmpeft.models.multimodal import MultimodalModel
 
@@ -47,14 +46,12 @@ def choose_sites(
     if budget is None:
         return config
     language_model: Any = model.language_model
-    layers = tuple(f"{layer}." for layer in find_layers(language_model))
-    paths = [path for path in find_linears(language_model) if path.startswith(layers)]
-    base_batches = [replace(batch, adapters=[None] * len(batch.adapters)) for batch in batches(BATCHES)]
+    paths = block_linears(language_model)
+    base_batches = [
+        replace(batch, adapters=[None] * len(batch.adapters)).to(model.device) for batch in batches(BATCHES)
+    ]
     scores = sensitivity(language_model, base_batches, paths, lambda b: model.token_losses(b).nll.mean())
-    costs = {
-        path: sum(map(math.prod, config.shapes(path, *layer_features(language_model, path)).values()))
-        for path in paths
-    }
+    costs = {path: num_parameters(language_model, path, config) for path in paths}
     chosen = top_sites(scores, costs, budget)
     spent = sum(costs[path] for path in chosen)
     print(f"{len(chosen)} of {len(paths)} linears chosen for {spent:,} of {budget:,} parameters")

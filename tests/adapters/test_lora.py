@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmpeft.adapters import LoraConfig
+from mmpeft.adapters import DoraConfig, LoraConfig
 from mmpeft.adapters.lora import LoraStack
 
 
@@ -156,3 +156,20 @@ def test_an_orthogonal_start_is_the_base_and_lets_both_factors_learn_at_once(
     assert all(not torch.equal(t, before[key]) for key, t in bank.tensors("a").items())
     with pytest.raises(ValueError, match="an even one"):
         LoraConfig(rank=3, start="orthogonal")
+
+
+def test_dora_in_bf16_does_not_lose_the_weight_behind_a_large_bias(make_bank):
+    """Taking a bias of 100 off a rounded answer of 1 would leave nothing of it."""
+    model = torch.nn.Sequential(torch.nn.Linear(64, 8)).bfloat16()
+    torch.nn.init.constant_(model[0].bias, 100.0)
+    want = model[0].weight.float().norm(dim=1)
+    bank = make_bank({"a": DoraConfig(rank=2, target_modules=["0"])}, model=model, fill=False)
+    torch.testing.assert_close(bank.tensors("a")["0.lora_magnitude_vector"], want, rtol=1e-3, atol=1e-3)
+
+
+def test_dora_on_a_row_of_zeros_stays_finite(make_bank):
+    model = torch.nn.Sequential(torch.nn.Linear(8, 4))
+    torch.nn.init.zeros_(model[0].weight)
+    bank = make_bank({"a": DoraConfig(rank=2, target_modules=["0"])}, model=model, fill=False)
+    bank.route(["a"])
+    assert model(torch.ones(1, 3, 8)).isfinite().all()

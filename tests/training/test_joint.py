@@ -192,3 +192,46 @@ def test_a_finetune_without_data_is_told_by_name(tmp_path, tiny_base, tiny_data,
     config = run_together(tmp_path, tiny_base, tiny_data, finetunes | {"empty": {"adapter": IA3}})
     with pytest.raises(SystemExit, match="finetune 'empty' has no train data"):
         main(["fit", "--config", str(config), "--data.train", "null"])
+
+
+def test_a_run_ends_when_its_last_finetune_has_left(tmp_path, tiny_base, tiny_data, finetunes):
+    """Not only when trainer.max_steps is reached, which would never be."""
+    both = {name: finetunes[name] | {"max_steps": steps} for name, steps in (("colours", 3), ("three", 5))}
+    config = run_together(tmp_path, tiny_base, tiny_data, both, max_steps=1000)
+    main(["fit", "--config", str(config)])
+    with (run_directory(config) / "metrics.csv").open() as file:
+        assert max(int(row["step"]) for row in csv.DictReader(file)) == 4
+
+
+def test_going_on_alone_from_a_joint_run_takes_the_finetunes_own_projector(
+    together, tmp_path, tiny_base, tiny_data, finetunes
+):
+    run = run_directory(together)
+    own = finetunes["colours"] | {
+        "learning_rate": 0.0,
+        "projector_learning_rate": 0.0,
+        "start_from": str(run),
+    }
+    alone = run_alone(tmp_path, tiny_base, tiny_data, "colours", own, max_steps=1)
+    want, got = trained(run, "colours"), trained(alone, "colours")
+    assert all(torch.equal(got[key], tensor) for key, tensor in want.items())
+
+
+def test_testing_a_finetune_that_the_run_does_not_have_is_refused(together, capsys):
+    """A fresh adapter would be measured, and its figures written over the run's."""
+    with pytest.raises(SystemExit, match="has no adapter 'typo'"):
+        main(
+            [
+                "test",
+                "--config",
+                str(together),
+                "--model.adapters",
+                "{typo: {adapter: mmpeft.adapters.IA3Config}}",
+            ]
+        )
+
+
+def test_accumulation_is_refused(tmp_path, tiny_base, tiny_data, finetunes):
+    config = run_together(tmp_path, tiny_base, tiny_data, finetunes, accumulate_grad_batches=2)
+    with pytest.raises(SystemExit, match="accumulate_grad_batches to 1"):
+        main(["fit", "--config", str(config)])

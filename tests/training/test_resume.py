@@ -162,3 +162,12 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
         AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
     assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+def test_another_scaling_than_the_checkpoints_is_refused(config, uninterrupted, tmp_path):
+    """The tensors have the same shapes, but they mean something else."""
+    arguments = ["--trainer.default_root_dir", str(tmp_path), "--model.adapter.init_args.alpha", "32"]
+    with pytest.raises(SystemExit, match=r"alpha"):
+        main(
+            ["fit", "--config", str(config), *arguments, "--ckpt_path", str(checkpoint_of(uninterrupted, 3))]
+        )
