@@ -62,7 +62,7 @@ def lora_delta(x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: Tensor, slots
         (B, T, O), exactly zero in base rows.
     """
     A = gather_slots(lora_A, slots).to(x.dtype)
-    B = gather_slots(lora_B * scaling[:, None, None], slots).to(x.dtype)
+    B = (gather_slots(lora_B, slots) * gather_slots(scaling, slots)[:, None, None]).to(x.dtype)
     return torch.bmm(torch.bmm(x, A.transpose(1, 2)), B.transpose(1, 2))
 
 
