@@ -66,19 +66,22 @@ def lora_delta(x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: Tensor, slots
     return torch.bmm(torch.bmm(x, A.transpose(1, 2)), B.transpose(1, 2))
 
 
-def lora_delta_of_one(x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: Tensor) -> Tensor:
-    """``c B A x`` where one slot serves every row: two plain products.
+def add_lora_of_one(y: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: Tensor) -> Tensor:
+    """``y + c B A x`` where one slot serves every row: two plain products, the second onto ``y``.
 
     Args:
-        x: (..., I)
+        y: (B, T, O)
+        x: (B, T, I)
         lora_A: (R, I)
         lora_B: (O, R)
         scaling: ()
 
     Returns:
-        (..., O)
+        (B, T, O)
     """
-    return F.linear(F.linear(x, lora_A.to(x.dtype)), (lora_B * scaling).to(x.dtype))
+    hidden = F.linear(x, lora_A.to(x.dtype)).flatten(0, 1)
+    B = (lora_B * scaling).to(x.dtype)
+    return torch.addmm(y.flatten(0, 1), hidden, B.T).view_as(y)
 
 
 def ia3_scale(x: Tensor, delta: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from mmpeft.adapters.functional import gather_slots, lora_delta, lora_delta_of_one
+from mmpeft.adapters.functional import add_lora_of_one, gather_slots, lora_delta
 from mmpeft.adapters.stack import AdapterConfig, Stack
 
 ORTHOGONAL_SCALE = 0.1
@@ -88,10 +88,9 @@ class LoraStack(Stack):
     def on_output(self, x: Tensor, y: Tensor, slots: Tensor, uniform: bool) -> Tensor:
         if self.training and self.has_dropout:
             x = self._drop(x, slots)
-        if self.one(uniform):
-            delta = lora_delta_of_one(x, self.lora_A[0], self.lora_B[0], self.scaling[0])
-        else:
-            delta = lora_delta(x, self.lora_A, self.lora_B, self.scaling, self.effective(slots))
+        if self.one(uniform) and x.dtype == y.dtype:
+            return add_lora_of_one(y, x, self.lora_A[0], self.lora_B[0], self.scaling[0])
+        delta = lora_delta(x, self.lora_A, self.lora_B, self.scaling, self.effective(slots))
         return y + delta.to(y.dtype)
 
     def _drop(self, x: Tensor, slots: Tensor) -> Tensor:

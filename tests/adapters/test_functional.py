@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmpeft.adapters.functional import BASE, gather_slots, ia3_scale, lora_delta, lora_delta_of_one
+from mmpeft.adapters.functional import BASE, add_lora_of_one, gather_slots, ia3_scale, lora_delta
 
 SLOTS, ROWS, TOKENS, IN, OUT, RANK = 3, 5, 4, 16, 12, 6
 
@@ -46,7 +46,8 @@ def test_one_slot_for_all_rows_equals_the_gathered_path(lora_stack):
     """The short cut for a single finetune may round differently (another product kernel), no more."""
     x, A, B, scaling = lora_stack
     gathered = lora_delta(x, A, B, scaling, torch.full((ROWS,), 1))
-    torch.testing.assert_close(lora_delta_of_one(x, A[1], B[1], scaling[1]), gathered, rtol=1e-5, atol=1e-5)
+    y = torch.randn(gathered.shape)
+    torch.testing.assert_close(add_lora_of_one(y, x, A[1], B[1], scaling[1]), y + gathered, rtol=1e-5, atol=1e-5)
 
 
 def test_zero_delta_scales_to_the_same_bits():
