@@ -47,7 +47,9 @@ def test_one_slot_for_all_rows_equals_the_gathered_path(lora_stack):
     x, A, B, scaling = lora_stack
     gathered = lora_delta(x, A, B, scaling, torch.full((ROWS,), 1))
     y = torch.randn(gathered.shape)
-    torch.testing.assert_close(add_lora_of_one(y, x, A[1], B[1], scaling[1]), y + gathered, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        add_lora_of_one(y, x, A[1], B[1], scaling[1]), y + gathered, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_zero_delta_scales_to_the_same_bits():
