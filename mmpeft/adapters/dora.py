@@ -94,8 +94,8 @@ class DoraStack(LoraStack):
         return torch.where(self.active[:, None], squares.clamp(min=0).sqrt(), 1)
 
     def _weight_times(self, rows: Tensor) -> Tensor:
-        """(n, I) -> (n, O): ``W`` times each row. Only a quantised base is asked for it: taking a bias off its
-        rounded answer costs precision, as much as the bias is larger than the product."""
+        """(n, I) -> (n, O): ``W`` times each row. A dense weight is used as it is: taking the bias off the base's
+        rounded answer, as a quantised base needs it, costs the more precision the larger the bias."""
         base: Any = self._base[0]
         if base.weight.is_floating_point() and base.weight.dim() == 2:
             weight = base.weight.T if type(base).__name__ == "Conv1D" else base.weight

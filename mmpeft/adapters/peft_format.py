@@ -90,15 +90,14 @@ def load_adapter(bank: AdapterBank, name: str, directory: str | Path, replace: b
     """
     directory = Path(directory)
     config = read_config(directory)
+    try:
+        planned = bank.plan(config)
+    except ValueError as error:
+        raise ValueError(f"{directory / CONFIG_FILE}: {error}") from None
     tensors: list[dict[str, Tensor]] = []
-    for folder, part in zip(_folders(directory, config), config.parts(), strict=True):
-        try:
-            wanted = _shapes(bank, part)
-        except ValueError as error:
-            raise ValueError(f"{folder / CONFIG_FILE}: {error}") from None
+    for folder, part in zip(_folders(directory, config), planned, strict=True):
         tensors.append(_read_tensors(folder))
-        _check_tensors(tensors[-1], wanted, folder / WEIGHTS_FILE)
-    bank.plan(config)  # what add would refuse is refused before the old one goes
+        _check_tensors(tensors[-1], _shapes(bank, part), folder / WEIGHTS_FILE)
     if replace and name in bank:
         bank.remove(name)
     bank.add(name, config)
@@ -267,12 +266,12 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: not a readable safetensors file ({error}); it may be truncated") from None
 
 
-def _shapes(bank: AdapterBank, config: AdapterConfig) -> dict[str, list[int]]:
-    """Key -> shape of every tensor that the file of such an adapter holds."""
+def _shapes(bank: AdapterBank, part: Part) -> dict[str, list[int]]:
+    """Key -> shape of every tensor that the file of such a part holds."""
     return {
         _key(path, key): shape
-        for path in bank.sites(config)
-        for key, shape in config.shapes(path, *bank.features(path, config)).items()
+        for path in part.sites
+        for key, shape in part.config.shapes(path, *bank.features(path, part.config)).items()
     }
 
 

@@ -43,8 +43,7 @@ class PrefixStack(Stack):
         """Each row's keys and values (layers, 2, B, heads, R, head dim), and how many it has (B,)."""
         slots = self.effective(slots)
         rows = gather_slots(self.prefix, slots).unflatten(-1, (num_layers, 2, num_heads, -1))
-        lengths = torch.tensor(self.sizes, device=slots.device)
-        return rows.permute(2, 3, 0, 4, 1, 5), gather_slots(lengths, slots)
+        return rows.permute(2, 3, 0, 4, 1, 5), self.sizes_of(slots)
 
     @torch.no_grad()
     def open(self, slot: int, config: PrefixConfig, generator: torch.Generator) -> None:

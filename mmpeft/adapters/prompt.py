@@ -64,8 +64,7 @@ class PromptStack(Stack):
     def embeddings(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Each row's virtual tokens (B, R, dim) and how many of them it has (B,); none for base rows."""
         slots = self.effective(slots)
-        lengths = torch.tensor(self.sizes, device=slots.device)
-        return gather_slots(self._prompts(), slots), gather_slots(lengths, slots)
+        return gather_slots(self._prompts(), slots), self.sizes_of(slots)
 
     def _prompts(self) -> Tensor:
         return self.prompt

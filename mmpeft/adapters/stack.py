@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from mmpeft.adapters.functional import BASE
+from mmpeft.adapters.functional import BASE, gather_slots
 
 
 class AdapterConfig:
@@ -38,7 +38,7 @@ class AdapterConfig:
     def make_stack(
         self, path: str, in_features: int, out_features: int, num_slots: int, size: int
     ) -> "Stack":
-        """An empty stack for the layer at ``path``."""
+        """An empty stack for the layer at ``path``. Every method has one; a hybrid has those of its parts."""
         raise NotImplementedError(f"{type(self).__name__} has no make_stack")
 
     def shapes(self, path: str, in_features: int, out_features: int) -> dict[str, list[int]]:
@@ -95,7 +95,7 @@ class Stack(nn.Module):
 
     def tensors(self, slot: int) -> dict[str, Tensor]:
         """The slot's tensors as PEFT names and shapes them."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no tensors")
 
     @torch.no_grad()
     def fill(self, slot: int, tensors: dict[str, Tensor]) -> None:
@@ -125,6 +125,10 @@ class Stack(nn.Module):
         model anew whenever the last free slot is taken.
         """
         return torch.where(self.active[slots.clamp(min=0)], slots, BASE)
+
+    def sizes_of(self, slots: Tensor) -> Tensor:
+        """(B,) int64: the size of each row's slot; 0 for base rows."""
+        return gather_slots(torch.tensor(self.sizes, device=slots.device), slots)
 
     def one(self, uniform: bool) -> bool:
         """Whether slot 0 serves every row of the batch."""

@@ -124,8 +124,7 @@ class VisionLanguageData(L.LightningDataModule):
 
     def some_batches(self, name: str, number: int) -> list[Batch]:
         """The first ``number`` batches of a finetune's training data, without taking them from its epoch."""
-        loader = self.train_dataloader()
-        own = loader.loaders[name] if isinstance(loader, JointLoader) else loader
+        own = self._train_loader_of(name)
         return [own.batch(index) for index in range(min(number, len(own)))]
 
     def finetune_ranges(self, split: Split) -> dict[str, range]:
@@ -143,8 +142,7 @@ class VisionLanguageData(L.LightningDataModule):
         if self.finetunes is not None and self.finetunes[name].max_steps:
             most.append(self.finetunes[name].max_steps)
         if not self._ends_by_steps():
-            loader = self.train_dataloader()
-            own = loader.loaders[name] if isinstance(loader, JointLoader) else loader
+            own = self._train_loader_of(name)
             limit = trainer.limit_train_batches
             batches = min(len(own), limit) if isinstance(limit, int) else int(len(own) * (limit or 1.0))
             most.append(trainer.max_epochs * math.ceil(batches / trainer.accumulate_grad_batches))
@@ -177,6 +175,10 @@ class VisionLanguageData(L.LightningDataModule):
         return [
             image for records in self.records.values() for record in records for image in record["images"]
         ]
+
+    def _train_loader_of(self, name: str) -> PackedLoader:
+        loader = self.train_dataloader()
+        return loader.loaders[name] if isinstance(loader, JointLoader) else loader
 
     def _paths_by_finetune(self, split: Split) -> dict[str, list[str]]:
         """Each finetune's files, its own or the run's; under one name, "", where the run has just one finetune."""

@@ -202,9 +202,8 @@ class VisionLanguageModule(L.LightningModule):
     def _fits(self, wanted: AdapterConfig, loaded: Part) -> bool:
         answering = self.trainer.state.fn != "fit"
         if isinstance(wanted, PTuningConfig) and answering:
-            wanted = PromptConfig(
-                wanted.num_virtual_tokens
-            )  # files hold what the network made, not the network
+            # files hold what the network made, not the network
+            wanted = PromptConfig(wanted.num_virtual_tokens)
         settings = vars(wanted).keys() - COMPARED_BY_SITES - {"start"}
         same = type(wanted) is type(loaded.config) and all(
             getattr(wanted, field) == getattr(loaded.config, field) for field in settings
@@ -246,11 +245,19 @@ class VisionLanguageModule(L.LightningModule):
         losses = self.model.token_losses(batch)
         for name, own in self._by_finetune(batch, losses).items():
             self._tokens[name] += len(own)
-            label = "train_loss" if self.adapters is None else f"train_loss/{name}"
             # NaN where it has no tokens: Lightning would repeat the last value of a finetune that has left
-            self.log(label, own.detach().mean(), prog_bar=True, batch_size=max(1, len(own)))
+            self.log(
+                self._curve("train_loss", name),
+                own.detach().mean(),
+                prog_bar=True,
+                batch_size=max(1, len(own)),
+            )
         self.log("conversations", float(sum(map(len, batch.examples))), reduce_fx="sum", on_step=True)
         return losses.nll.sum()
+
+    def _curve(self, metric: str, name: str) -> str:
+        """What a metric of a finetune is logged as: the report tells the curves of a joint run by it."""
+        return metric if self.adapters is None else f"{metric}/{name}"
 
     def _by_finetune(self, batch: Batch, losses: TokenLosses) -> dict[str, Tensor]:
         """The token losses of each finetune's rows."""
@@ -280,8 +287,7 @@ class VisionLanguageModule(L.LightningModule):
             skipped = finetune.skipped
             norm = finetune.clip(gradient_clip_val)
             if norm is not None:
-                label = "gradient_norm" if self.adapters is None else f"gradient_norm/{finetune.name}"
-                self.log(label, norm)
+                self.log(self._curve("gradient_norm", finetune.name), norm)
             if finetune.skipped > skipped:
                 end = "; it is given up, as it was left" if finetune.given_up else ""
                 told = f"{finetune.name!r} has a gradient that is not finite; its step is skipped"
@@ -333,16 +339,14 @@ class VisionLanguageModule(L.LightningModule):
         right = exactly_right(losses)
         for name, own in self._by_finetune(batch, losses).items():
             if len(own):
-                label = "val_loss" if self.adapters is None else f"val_loss/{name}"
-                self.log(label, own.mean(), batch_size=len(own), prog_bar=True)
+                self.log(self._curve("val_loss", name), own.mean(), batch_size=len(own), prog_bar=True)
         for (row, _), is_right in right.items():
             owner = self.adapter_name if self.adapters is None else str(batch.adapters[row])
             self._correct.setdefault(owner, []).append(is_right)
 
     def on_validation_epoch_end(self) -> None:
         for name, correct in self._correct.items():
-            label = "val_exact_match" if self.adapters is None else f"val_exact_match/{name}"
-            self.log(label, sum(correct) / len(correct), prog_bar=True)
+            self.log(self._curve("val_exact_match", name), sum(correct) / len(correct), prog_bar=True)
         self._correct = {}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[tuple[int, str]]:
