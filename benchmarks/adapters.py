@@ -36,8 +36,9 @@ TRAINED: dict[str, tuple[AdapterConfig, Any]] = {
 SERVED = (1, 8, 32)
 """Finetunes in a batch of `ROWS` rows."""
 ROWS, LENGTH = 32, 32
-JOINT = 8
-"""Finetunes that train together."""
+JOINT, JOINT_ROWS = 8, 2
+"""Finetunes that train together, and rows of each in a step."""
+JOINT_LENGTHS = (16, 32, 64, 128)
 
 
 def adapters(repeats: int = 7, part: str = "all") -> None:
@@ -97,29 +98,36 @@ def mixed_batches(repeats: int) -> None:
 
 
 def joint_training(repeats: int) -> None:
-    """A step of 8 T-Few finetunes of 2 rows each, in one pass and one after the other."""
+    """A step of 8 T-Few finetunes of 2 rows each, in one pass and one after the other, for rows of several lengths.
+
+    The frozen base's ratio says how much of it is the processor, which multiplies few tokens less well than many.
+    """
     bank = AdapterBank(_base())
     for number in range(JOINT):
         bank.add(f"finetune{number}", IA3Config(), seed=number)
+    bank.route([f"finetune{number}" for number in range(JOINT) for _ in range(JOINT_ROWS)])
     alone = AdapterBank(_base())
     alone.add("finetune", IA3Config())
-    rows, embeds = 2, _embeds(2 * JOINT, 64)
-
-    def together() -> None:
-        bank.route([f"finetune{number}" for number in range(JOINT) for _ in range(rows)])
-        _step(bank.model, embeds)()
-
-    def in_turn() -> None:
-        for part in embeds.split(rows):
-            alone.route(["finetune"] * rows)
-            _step(alone.model, part)()
-
-    seconds = alternate({"one pass": together, "one after the other": in_turn}, repeats)
-    for name, median in seconds.items():
-        ratio = round(median / seconds["one after the other"], 3)
-        report(
-            benchmark=f"joint training of {JOINT}", case=name, seconds=round(median, 3), times_separate=ratio
-        )
+    alone.route(["finetune"] * JOINT_ROWS)
+    base = _base()
+    for length in JOINT_LENGTHS:
+        embeds = _embeds(JOINT * JOINT_ROWS, length)
+        cases = {
+            "one pass": _step(bank.model, embeds),
+            "one after the other": _steps(alone.model, embeds),
+            "frozen base, one pass": _step(base, embeds),
+            "frozen base, one after the other": _steps(base, embeds),
+        }
+        seconds = alternate(cases, repeats)
+        for name, median in seconds.items():
+            separate = seconds[name.replace("one pass", "one after the other")]
+            report(
+                benchmark=f"joint training of {JOINT} T-Few finetunes",
+                tokens_per_row=length,
+                case=name,
+                seconds=round(median, 3),
+                times_separate=round(median / separate, 3),
+            )
 
 
 def _base() -> Any:
@@ -144,6 +152,16 @@ def _step(model: Any, embeds: Tensor) -> Callable[[], None]:
             inputs_embeds=inputs, logits_to_keep=1, use_cache=False
         ).logits.float().square().mean().backward()
         model.zero_grad()
+
+    return run
+
+
+def _steps(model: Any, embeds: Tensor) -> Callable[[], None]:
+    steps = [_step(model, part) for part in embeds.split(JOINT_ROWS)]
+
+    def run() -> None:
+        for step in steps:
+            step()
 
     return run
 

@@ -19,9 +19,11 @@ R      rank of the stack (the largest of its slots)
 ``slots`` is (B,) int64; ``BASE`` (-1) marks a row that the base model serves unchanged.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.autograd.function import once_differentiable
 
 BASE = -1
 """The slot of a row without adapter."""
@@ -67,21 +69,50 @@ def lora_delta(x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: Tensor, slots
 
 
 def add_lora_of_one(y: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: Tensor) -> Tensor:
-    """``y + c B A x`` where one slot serves every row: two plain products, the second onto ``y``.
+    """``y + c B A x`` where the only slot serves every row: two plain products, the second into ``y`` itself.
 
     Args:
-        y: (B, T, O)
+        y: (B, T, O), what the frozen linear has just returned; its memory holds the result.
         x: (B, T, I)
-        lora_A: (R, I)
-        lora_B: (O, R)
-        scaling: ()
+        lora_A: (1, R, I)
+        lora_B: (1, O, R)
+        scaling: (1,)
 
     Returns:
         (B, T, O)
     """
-    hidden = F.linear(x, lora_A.to(x.dtype)).flatten(0, 1)
-    B = (lora_B * scaling).to(x.dtype)
-    return torch.addmm(y.flatten(0, 1), hidden, B.T).view_as(y)
+    if torch.compiler.is_compiling():  # it fuses by itself, and cannot trace what writes in place
+        A, B = lora_A[0].to(x.dtype), (lora_B[0] * scaling).to(x.dtype)
+        return torch.addmm(y.flatten(0, 1), x.flatten(0, 1) @ A.T, B.T).view_as(y)
+    if y._is_view() or not y.is_contiguous():  # autograd has no cheap way to write into a view
+        y = y.clone(memory_format=torch.contiguous_format)
+    return _AddLora.apply(y, x, lora_A, lora_B, scaling)  # pyright: ignore[reportReturnType]
+
+
+class _AddLora(torch.autograd.Function):
+    """`add_lora_of_one` with its six products and little more: autograd's own record of it selects, casts, scales and
+    copies for about as long as it multiplies matrices this thin."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: Tensor) -> Tensor:
+        A, B = lora_A[0].to(x.dtype), (lora_B[0] * scaling).to(x.dtype)
+        hidden = x.flatten(0, 1) @ A.T
+        ctx.save_for_backward(x, hidden, A, B, scaling)
+        ctx.dtypes = lora_A.dtype, lora_B.dtype
+        ctx.mark_dirty(y)
+        y.view(-1, y.shape[-1]).addmm_(hidden, B.T)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, hidden, A, B, scaling = ctx.saved_tensors
+        rows = grad.flatten(0, 1)
+        grad_hidden = rows @ B
+        grad_x = (grad_hidden @ A).view_as(x) if ctx.needs_input_grad[1] else None
+        grad_A = grad_hidden.T @ x.flatten(0, 1)
+        grad_B = rows.T @ hidden
+        return grad, grad_x, grad_A.to(ctx.dtypes[0])[None], (grad_B.to(ctx.dtypes[1]) * scaling)[None], None
 
 
 def ia3_scale(x: Tensor, delta: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ class LoraStack(Stack):
         if self.training and self.has_dropout:
             x = self._drop(x, slots)
         if self.one(uniform) and x.dtype == y.dtype:
-            return add_lora_of_one(y, x, self.lora_A[0], self.lora_B[0], self.scaling[0])
+            return add_lora_of_one(y, x, self.lora_A, self.lora_B, self.scaling)
         delta = lora_delta(x, self.lora_A, self.lora_B, self.scaling, self.effective(slots))
         return y + delta.to(y.dtype)
 

@@ -43,13 +43,26 @@ def test_lora_delta_is_the_formula_row_by_row(lora_stack):
 
 
 def test_one_slot_for_all_rows_equals_the_gathered_path(lora_stack):
-    """The short cut for a single finetune may round differently (another product kernel), no more."""
+    """The short cut for a single finetune may round differently (another product kernel), no more; forward and
+    backward, also where the frozen linear returned a view."""
     x, A, B, scaling = lora_stack
-    gathered = lora_delta(x, A, B, scaling, torch.full((ROWS,), 1))
-    y = torch.randn(gathered.shape)
-    torch.testing.assert_close(
-        add_lora_of_one(y, x, A[1], B[1], scaling[1]), y + gathered, rtol=1e-5, atol=1e-5
-    )
+    given = torch.randn(ROWS, TOKENS, 2 * OUT)
+    for y in (
+        given[..., :OUT].clone(),
+        given[..., :OUT],
+        given.clone()[..., :OUT].reshape(-1).view(ROWS, TOKENS, OUT),
+    ):
+        leaves = [t.clone().requires_grad_() for t in (y, x, A[1:2], B[1:2])]
+        gathered = leaves[0] + lora_delta(
+            leaves[1], *leaves[2:], scaling[1:2], torch.zeros(ROWS, dtype=torch.int64)
+        )
+        frozen = leaves[0] * 1 if not y._is_view() else (leaves[0] * 1).view(y.shape)
+        direct = add_lora_of_one(frozen, *leaves[1:], scaling[1:2])
+        torch.testing.assert_close(direct, gathered, rtol=1e-5, atol=1e-5)
+        weights = torch.randn(gathered.shape)
+        want = torch.autograd.grad((gathered * weights).sum(), leaves)
+        got = torch.autograd.grad((direct * weights).sum(), leaves)
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
 def test_zero_delta_scales_to_the_same_bits():
