@@ -26,7 +26,7 @@ from mmpeft.fingerprint import differences, hash_json, hash_tensors
 from mmpeft.models.language import LanguageConfig, identify, load_language_model, load_tokenizer
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.models.projector import Projector
-from mmpeft.models.vision import VisionConfig, VisionEncoder
+from mmpeft.models.vision import VisionConfig, make_encoder
 
 MANIFEST = "mmpeft.json"
 PROJECTOR = "projector.safetensors"
@@ -41,8 +41,8 @@ class Manifest:
 
     language: dict[str, Any]
     """`LanguageConfig` as it was trained with."""
-    vision: dict[str, Any]
-    """`VisionConfig` as it was trained with."""
+    vision: dict[str, Any] | None
+    """`VisionConfig` as it was trained with; None for text alone."""
     template: dict[str, Any]
     """Style and longest conversation."""
     identity: dict[str, Any]
@@ -58,6 +58,10 @@ class Manifest:
     format: int = FORMAT
 
     @property
+    def vision_config(self) -> VisionConfig | None:
+        return None if self.vision is None else VisionConfig(**self.vision)
+
+    @property
     def default_task(self) -> str | None:
         """The identifier of the task that the run saw most; None where its data had no identifiers."""
         return next(iter(self.instructions), None) or None
@@ -65,13 +69,13 @@ class Manifest:
 
 def build_model(
     language: LanguageConfig,
-    vision: VisionConfig,
+    vision: VisionConfig | None,
     device: torch.device | str = "cpu",
     own_projector: Sequence[str] = (),
 ) -> MultimodalModel:
     """Encoder, a fresh projector and the language model, from their configs; the adapters named in
     ``own_projector`` get one of their own, and all others share the first."""
-    encoder = VisionEncoder(vision).to(device)
+    encoder = make_encoder(vision).to(device)
     language_model: Any = load_language_model(language, device)
     dim = language_model.get_input_embeddings().weight.shape[1]
     projector = Projector(encoder.dim, dim, 1 + len(own_projector)).to(device)
@@ -147,7 +151,7 @@ def load(
     manifest = read_manifest(directory)
     language = LanguageConfig(**manifest.language)
     owners = projector_owners(directory, manifest)
-    model = build_model(language, VisionConfig(**manifest.vision), device, owners)
+    model = build_model(language, manifest.vision_config, device, owners)
     tokenizer = load_tokenizer(language.name)
     check_identity(manifest, describe(language, model, tokenizer), directory)
     load_trained(directory, model)

@@ -19,6 +19,7 @@ Commands
   validate   loss and exact match on data.val
   test       answer data.test; writes predictions.jsonl, metrics.json and a fresh report
   predict    answer data.predict, whose rows need no answers
+  few-shot   train on a few examples of every class, over several seeds, and print the spread
   ask        ask a finetuned model about an image
   merge      fold a finetune into the base: a plain transformers model
   check      read a data file and decode its images, and list what is wrong
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _commands() -> dict[str, Callable[..., Any]]:
     from mmpeft import commands
 
-    return {name: getattr(commands, name) for name in commands.__all__}
+    return {name.replace("_", "-"): getattr(commands, name) for name in commands.__all__}
 
 
 def _own(function: Callable[..., Any], arguments: list[str], program: str) -> None:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from mmpeft.embedded import prepare, resolve
 
-__all__ = ["ask", "check", "merge", "prepare", "sites"]
+__all__ = ["ask", "check", "few_shot", "merge", "prepare", "sites"]
 
 
 def ask(
@@ -89,6 +89,30 @@ def sites(model: str, data: str | None = None, batches: int = 8, budget: int | N
     from mmpeft.site_ranking import print_ranking
 
     print_ranking(model, data, batches, budget)
+
+
+def few_shot(
+    configs: list[str],
+    shots: int = 16,
+    seeds: int = 5,
+    max_steps: int | None = None,
+    output: str = "runs/few_shot",
+) -> None:
+    """Trains on a few examples of every class, once per seed, and prints median and interquartile range.
+
+    All seeds of a config train side by side on one base, each as it would alone. Rows with `choices` are answered
+    by ranking them; the classes are those choices.
+
+    Args:
+        configs: YAML files of `mmpeft fit`, such as [configs/tfew.yaml,configs/few_shot_lora.yaml].
+        shots: training examples of every class.
+        seeds: how often, each time with other examples.
+        max_steps: in place of the configs' own.
+        output: folder for the runs.
+    """
+    from mmpeft.few_shot import print_few_shot
+
+    print_few_shot(configs, shots, range(seeds), output, max_steps)
 
 
 def merge(

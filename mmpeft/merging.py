@@ -19,7 +19,6 @@ from torch import Tensor
 from mmpeft import bundle
 from mmpeft.adapters.merge import merge, unwrap
 from mmpeft.models.language import LanguageConfig, load_tokenizer
-from mmpeft.models.vision import VisionConfig
 
 PROMPT = "Question: what is in this image, and what color is it? Answer:"
 """The text on which the model is compared before and after."""
@@ -67,7 +66,7 @@ def merge_run(
         LanguageConfig(**manifest.language), quantization=quantization, gradient_checkpointing=False
     )
     owners = [name for name in bundle.projector_owners(run, manifest) if name == adapter]
-    model = bundle.build_model(language, VisionConfig(**manifest.vision), own_projector=owners)
+    model = bundle.build_model(language, manifest.vision_config, own_projector=owners)
     tokenizer = load_tokenizer(language.name)
     bundle.check_identity(manifest, bundle.describe(language, model, tokenizer), run)
     bundle.load_trained(run, model, [adapter])

@@ -19,7 +19,7 @@ from mmpeft.embedded import VISION_WEIGHTS
 from mmpeft.models.language import LanguageConfig, load_language_model, load_tokenizer
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.models.projector import Projector
-from mmpeft.models.vision import VisionConfig, VisionEncoder
+from mmpeft.models.vision import VisionConfig, make_encoder
 from mmpeft.site_table import make_table
 
 CONVERSATIONS = 8
@@ -48,8 +48,9 @@ def rank_sites(name: str, data: str, batches: int) -> tuple[dict[str, float], nn
     if has_images:
         print("images: by the embedded encoder and an untrained projector, so the ranking is about the text")
     language_model: Any = load_language_model(LanguageConfig(name))
-    vision = VisionConfig(weights=VISION_WEIGHTS if has_images else None, image_size=96, crop=False)
-    encoder = VisionEncoder(vision, load_weights=has_images)
+    encoder = make_encoder(
+        VisionConfig(weights=VISION_WEIGHTS, image_size=96, crop=False) if has_images else None
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         projector = Projector(encoder.dim, language_model.get_input_embeddings().weight.shape[1])

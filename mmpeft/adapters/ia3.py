@@ -56,6 +56,7 @@ class IA3Stack(Stack):
     """
 
     method = IA3Config.method
+    origin = 1.0
     fixed: Tensor
 
     def __init__(self, features: int, side: Literal["input", "output"], num_slots: int):

@@ -57,6 +57,8 @@ class Stack(nn.Module):
     method: ClassVar[str]
     size_dims: ClassVar[dict[str, int]] = {}
     """Parameter -> the dim that is padded to the largest size of the slots."""
+    origin: ClassVar[float] = 0.0
+    """What a slot of zeros stands for in the method's own terms: IA3's vectors are ones where their delta is zero."""
     active: Tensor
 
     def __init__(self, num_slots: int):

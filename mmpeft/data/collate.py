@@ -32,6 +32,8 @@ class Batch:
     """(images,) int64: the row each image stands in."""
     adapters: list[str | None]
     """The adapter of every row; None is the base model."""
+    right: list[int] = field(default_factory=list)
+    """Per row of choices the segment of the right one, or `UNKNOWN`; `NO_CHOICES` for plain conversations."""
     examples: list[list[int]] = field(default_factory=list)
     """Per row the numbers of its examples in their data set, where the batch comes from one."""
 
@@ -63,6 +65,7 @@ def collate(rows: Sequence[PackedRow], features: Tensor | None, adapters: Sequen
         features=features,
         image_rows=torch.tensor(image_rows, dtype=torch.int64),
         adapters=list(adapters),
+        right=[row.right for row in rows],
     )
 
 
@@ -88,5 +91,6 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
             [batch.image_rows + first for batch, first in zip(batches, firsts, strict=False)]
         ),
         adapters=[adapter for batch in batches for adapter in batch.adapters],
+        right=[right for batch in batches for right in batch.right],
         examples=[examples for batch in batches for examples in batch.examples],
     )

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +11,12 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from mmpeft.data.collate import Batch
+from mmpeft.data.collate import Batch, collate
+from mmpeft.data.few_shot import sample_shots
 from mmpeft.data.loader import JointLoader, PackedLoader, PackingConfig
+from mmpeft.data.packing import pack
 from mmpeft.data.sources import DataError, check_images, load_records
-from mmpeft.data.template import IMAGE_MARKER, Encoded, Template
+from mmpeft.data.template import IMAGE_MARKER, Example, Template
 from mmpeft.embedded import home, resolve
 
 Split = Literal["train", "val", "test", "predict"]
@@ -30,6 +32,8 @@ class FinetuneData:
     test: list[str] | None = None
     max_steps: int | None = None
     """Batches after which it leaves."""
+    shots_seed: int | None = None
+    """Which few-shot examples it gets."""
 
 
 class VisionLanguageData(L.LightningDataModule):
@@ -49,6 +53,13 @@ class VisionLanguageData(L.LightningDataModule):
         finetunes: of a joint run, name -> its own data by split; None for what it shares. Taken from model.adapters.
         packing: how conversations fill rows and batches, of each finetune.
         limit: use only so many of the conversations of each split, for a quick look.
+        shots: train on so many examples of every answer alone.
+        shots_seed: which ones.
+        weights: of the files of ``train``, in their order: the shares in which an epoch sees them; None sees every
+            example once.
+        answer_by: how `mmpeft test` and `predict` answer: "rank" picks the likeliest of a row's choices, "generate"
+            writes; "auto" ranks the rows that have choices.
+        metrics: of `mmpeft test`, by name; None takes those that fit the data.
         cache: folder of vision features; None keeps them under the mmpeft home.
         seed: order of the training data.
     """
@@ -65,6 +76,11 @@ class VisionLanguageData(L.LightningDataModule):
         finetunes: dict[str, FinetuneData] | None = None,
         packing: PackingConfig = PackingConfig(),  # noqa: B008 jsonargparse shows the defaults, nobody writes to them
         limit: int | None = None,
+        shots: int | None = None,
+        shots_seed: int = 0,
+        weights: list[float] | None = None,
+        answer_by: Literal["auto", "generate", "rank"] = "auto",
+        metrics: list[str] | None = None,
         cache: str | None = None,
         seed: int = 0,
     ):
@@ -75,12 +91,22 @@ class VisionLanguageData(L.LightningDataModule):
         self.image_root, self.task = image_root, task
         self.style: Literal["instruct", "plain"] = style
         self.packing, self.limit, self.seed = packing, limit, seed
+        self.shots, self.shots_seed, self.weights = shots, shots_seed, weights
+        self.answer_by, self.metrics = answer_by, metrics
+        if weights is not None and (shots is not None or not all(weight > 0 for weight in weights)):
+            raise ValueError(
+                f"data.weights is {weights}; each must be above 0, and data.shots cannot stand beside them"
+            )
         self.cache = Path(cache) if cache else home() / "features"
         self.records: dict[Split, list[Any]] = {}
+        self.answered: set[int] = set()
+        """Numbers of the records that `mmpeft test` or `predict` need not answer again."""
         self._ranges: dict[Split, dict[str, range]] = {}
         self.template: Template | None = None
         self._features: Callable[[Sequence[Any]], Tensor] | None = None
         self._adapter: str | None = None
+        self._mixes: dict[str, list[tuple[int, float]]] = {}
+        self._with_choices: dict[str, bool] = {}
         self._train_loader: Loader | None = None
 
     def setup(self, stage: str) -> None:
@@ -103,10 +129,12 @@ class VisionLanguageData(L.LightningDataModule):
         image_tokens: int,
         features: Callable[[Sequence[Any]], Tensor],
         adapter: str | None,
+        with_choices: dict[str, bool] | None = None,
     ) -> None:
-        """Takes from the model what turning records into batches needs."""
+        """Takes from the model what turning records into batches needs. ``with_choices``: finetune -> whether it
+        learns from wrong choices as well; its name is "" where the run has just one."""
         self.template = Template(tokenizer, image_tokens, self.style, self.packing.max_length)
-        self._features, self._adapter = features, adapter
+        self._features, self._adapter, self._with_choices = features, adapter, with_choices or {}
 
     def train_dataloader(self) -> Loader:
         if self._train_loader is None:
@@ -116,11 +144,11 @@ class VisionLanguageData(L.LightningDataModule):
     def val_dataloader(self) -> Loader | list:
         return self._loader("val", self._encode("val"), None) if "val" in self.records else []
 
-    def test_dataloader(self) -> Loader:
-        return self.prompt_loader("test")
+    def test_dataloader(self) -> list[Loader]:
+        return self.question_loaders("test")
 
-    def predict_dataloader(self) -> Loader:
-        return self.prompt_loader("predict")
+    def predict_dataloader(self) -> list[Loader]:
+        return self.question_loaders("predict")
 
     def some_batches(self, name: str, number: int) -> list[Batch]:
         """The first ``number`` batches of a finetune's training data, without taking them from its epoch."""
@@ -153,10 +181,44 @@ class VisionLanguageData(L.LightningDataModule):
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device)
 
-    def prompt_loader(self, split: Split) -> Loader:
-        """Prompts to be answered, in the order of the records."""
+    def question_loaders(self, split: Split) -> list[Loader]:
+        """What is to be answered, in the order of the records: prompts, then questions with choices."""
         assert self.template is not None, "connect() comes before the loaders"
-        return self._loader(split, [self.template.encode_prompt(r) for r in self.records[split]], None)
+        prompts: dict[int, Example] = {}
+        choices: dict[int, Example] = {}
+        for number, record in enumerate(self.records[split]):
+            if number in self.answered:
+                continue
+            if self._is_ranked(record):
+                choices[number] = self.template.encode_choices(record)
+            else:
+                prompts[number] = self.template.encode_prompt(record)
+        return [self._loader(split, examples, None) for examples in (prompts, choices) if examples]
+
+    def _is_ranked(self, record: Any) -> bool:
+        if self.answer_by == "rank" and "choices" not in record:
+            raise DataError(
+                f"{record['where']}: {record['id']!r} has no choices to rank; add them, or set data.answer_by to auto"
+            )
+        return self.answer_by != "generate" and "choices" in record
+
+    def wants_likelihoods(self, split: Split) -> bool:
+        """Whether the true answers are to be read as well: for perplexity, asked for or of text alone."""
+        if split != "test":
+            return False
+        if self.metrics is not None:
+            return "perplexity" in self.metrics
+        return not any(record["images"] or "choices" in record for record in self.records[split])
+
+    def with_truths(self, split: Split, batch: Batch) -> Batch:
+        """The conversations of a batch of prompts with their true answers, row by row."""
+        assert self.template is not None, "connect() comes before the loaders"
+        assert self._features is not None, "connect() comes before the loaders"
+        encode, records = self.template.encode, self.records[split]
+        rows = [pack([encode(records[number]) for number in numbers]) for numbers in batch.examples]
+        images = [image for row in rows for image in row.images]
+        truths = collate(rows, self._features(images) if images else None, batch.adapters)
+        return replace(truths.to(batch.input_ids.device), examples=batch.examples)
 
     def instructions(self) -> dict[str, str | None]:
         """The tasks of the training data, the most frequent first, each with its instruction where it has just
@@ -189,7 +251,7 @@ class VisionLanguageData(L.LightningDataModule):
 
     def _read(self, split: Split, paths: dict[str, list[str]]) -> None:
         """The records of all finetunes in one list; files that several share are read once."""
-        by_files: dict[tuple[str, ...], list[Any]] = {}
+        by_files: dict[tuple[str, ...], list[list[Any]]] = {}
         records: list[Any] = []
         self._ranges[split] = {}
         for name, files in paths.items():
@@ -202,45 +264,72 @@ class VisionLanguageData(L.LightningDataModule):
             key = tuple(files)
             if key not in by_files:
                 by_files[key] = self._checked(split, files)
-            self._ranges[split][name] = range(len(records), len(records) + len(by_files[key]))
-            records += by_files[key]
+            own = [record for part in by_files[key] for record in part]
+            if split == "train" and self.shots is not None:
+                own = sample_shots(own, self.shots, self._shots_seed(name))
+            if split == "train" and self.weights is not None:
+                self._mixes[name] = self._mix(files, [len(part) for part in by_files[key]])
+            self._ranges[split][name] = range(len(records), len(records) + len(own))
+            records += own
         self.records[split] = records
 
-    def _checked(self, split: Split, files: list[str]) -> list[Any]:
-        records = [
-            record
-            for path in files
-            for record in load_records(
+    def _checked(self, split: Split, files: list[str]) -> list[list[Any]]:
+        """The records of each file."""
+        left, parts = self.limit, []
+        for path in files:
+            part = load_records(
                 resolve(path), image_root=self.image_root, task=self.task, require_answers=split != "predict"
             )
-        ][: self.limit]
-        problems = check_images(records)
+            parts.append(part[:left])
+            left = None if left is None else left - len(parts[-1])
+        problems = check_images([record for part in parts for record in part])
         if problems:
             raise DataError(f"{split}: {len(problems)} images cannot be used\n" + "\n".join(problems[:20]))
-        return records
+        return parts
 
-    def _encode(self, split: Split) -> list[Encoded]:
-        assert self.template is not None, "connect() comes before the loaders"
-        once = {id(record): record for record in self.records[split]}
-        encoded = {key: self.template.encode(record) for key, record in once.items()}
-        truncated = sum(example.truncated for example in encoded.values())
-        if truncated:
-            print(f"{split}: {truncated} of {len(encoded)} conversations were cut at max_length")
-        return [encoded[id(record)] for record in self.records[split]]
-
-    def _loader(self, split: Split, encoded: list[Encoded], seed: int | None) -> Loader:
-        assert self._features is not None, "connect() comes before the loaders"
-        loaders = {
-            name: PackedLoader(
-                encoded[own.start : own.stop],
-                self._features,
-                self.packing,
-                name or self._adapter,
-                seed,
-                own.start,
+    def _mix(self, files: list[str], sizes: list[int]) -> list[tuple[int, float]]:
+        assert self.weights is not None
+        if len(self.weights) != len(files):
+            raise DataError(
+                f"data.weights has {len(self.weights)} numbers for {len(files)} training files ({', '.join(files)}); "
+                "give one for each"
             )
-            for name, own in self._ranges[split].items()
-        }
+        return list(zip(sizes, self.weights, strict=True))
+
+    def _shots_seed(self, name: str) -> int:
+        own = self.finetunes[name].shots_seed if self.finetunes else None
+        return self.shots_seed if own is None else own
+
+    def _encode(self, split: Split) -> dict[int, Example]:
+        """Number of the record -> what a finetune learns from or is validated on."""
+        assert self.template is not None, "connect() comes before the loaders"
+        encoded: dict[int, Example] = {}
+        once: dict[tuple[int, bool], Example] = {}
+        for name, own in self._ranges[split].items():
+            for number in own:
+                record = self.records[split][number]
+                ranked = self._with_choices.get(name, False) and "choices" in record
+                if (id(record), ranked) not in once:
+                    encode = self.template.encode_choices if ranked else self.template.encode
+                    once[id(record), ranked] = encode(record)
+                encoded[number] = once[id(record), ranked]
+        truncated = sum(example.truncated for example in once.values())
+        if truncated:
+            print(f"{split}: {truncated} of {len(once)} conversations were cut at max_length")
+        return encoded
+
+    def _loader(self, split: Split, examples: dict[int, Example], seed: int | None) -> Loader:
+        assert self._features is not None, "connect() comes before the loaders"
+        loaders: dict[str, PackedLoader] = {}
+        for name, own in self._ranges[split].items():
+            numbers = [number for number in own if number in examples]
+            if numbers:
+                encoded = [examples[number] for number in numbers]
+                adapter = name or self._adapter
+                mix = self._mixes.get(name) if split == "train" else None
+                loaders[name] = PackedLoader(
+                    encoded, self._features, self.packing, adapter, seed, numbers, mix
+                )
         if self.finetunes is None:
             return loaders[""]
         if split != "train":

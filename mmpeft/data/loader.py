@@ -2,15 +2,16 @@
 
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from mmpeft.data.collate import Batch, collate, concatenate
-from mmpeft.data.packing import PackedRow, pack, plan_rows
-from mmpeft.data.template import Encoded
+from mmpeft.data.mixing import mixed_order
+from mmpeft.data.packing import PackedRow, pack, pack_choices, plan_rows
+from mmpeft.data.template import ChoiceSet, Example
 
 BATCHES_SORTED_TOGETHER = 32
 """Rows of similar length share a batch within windows of about this many batches, to pad less."""
@@ -40,24 +41,27 @@ class PackedLoader:
     order instead of replaying the epoch.
 
     Args:
-        encoded: one conversation per example.
+        encoded: one conversation per example, or a question with its choices, which has a row of its own.
         features: images -> (images, image tokens, vision dim).
         adapter: the adapter that these examples belong to; None is the base.
         seed: with the epoch's number decides the order; None keeps the order of the examples.
-        first: number of the first example in its data set, where these are a part of it.
+        numbers: of the examples in their data set, where these are a part of it.
+        mix: (examples, weight) of every file that the examples come from, in order; None sees each example once.
     """
 
     def __init__(
         self,
-        encoded: Sequence[Encoded],
+        encoded: Sequence[Example],
         features: Callable[[Sequence[Any]], Tensor],
         packing: PackingConfig,
         adapter: str | None,
         seed: int | None,
-        first: int = 0,
+        numbers: Sequence[int] | None = None,
+        mix: Sequence[tuple[int, float]] | None = None,
     ):
         self.encoded = encoded
-        self.first = first
+        self.numbers = range(len(encoded)) if numbers is None else numbers
+        self.mix = mix
         self.features = features
         self.packing = packing
         self.adapter = adapter
@@ -97,23 +101,22 @@ class PackedLoader:
         return self._batch(self._plan[number])
 
     def _pack(self, rows: list[list[int]]) -> list[PackedRow]:
-        return [pack([self.encoded[index] for index in row]) for row in rows]
+        return [_pack([self.encoded[index] for index in row]) for row in rows]
 
     def _batch(self, rows: list[list[int]]) -> Batch:
         packed = self._pack(rows)
         images = [image for row in packed for image in row.images]
         batch = collate(packed, self.features(images) if images else None, [self.adapter] * len(rows))
-        batch.examples = [[self.first + index for index in row] for row in rows]
+        batch.examples = [[self.numbers[index] for index in row] for row in rows]
         return batch
 
     def _plan_epoch(self) -> list[list[list[int]]]:
         """Batches of rows of example numbers; every epoch has the same number of batches."""
         packing = self.packing
-        # By task as well: prompts of one task share its identifier.
-        keys = [(tuple(example.images), example.task) for example in self.encoded]
-        lengths = [len(example.ids) for example in self.encoded]
+        keys = [_key(number, example) for number, example in enumerate(self.encoded)]
+        lengths = [_length(example) for example in self.encoded]
         rng = random.Random(f"{self.seed} {self.epoch}")
-        order = rng.sample(range(len(keys)), len(keys)) if self.seed is not None else list(range(len(keys)))
+        order = self._order(rng)
         most = min(packing.max_conversations, packing.batch_size)
         rows = plan_rows(keys, lengths, order, packing.max_length, most)
         if self.seed is not None:
@@ -123,6 +126,30 @@ class PackedLoader:
         if self.seed is not None:
             rng.shuffle(batches)
         return batches
+
+    def _order(self, rng: random.Random) -> list[int]:
+        if self.seed is None:
+            return list(range(len(self.encoded)))
+        if self.mix is not None:
+            sizes, weights = zip(*self.mix, strict=True)
+            return mixed_order(sizes, weights, rng)
+        return rng.sample(range(len(self.encoded)), len(self.encoded))
+
+
+def _key(number: int, example: Example) -> Hashable:
+    """Examples of one key may share a row. By task as well: prompts of one task share its identifier."""
+    return number if isinstance(example, ChoiceSet) else (tuple(example.images), example.task)
+
+
+def _length(example: Example) -> int:
+    return sum(len(conversation.ids) for conversation in example.conversations)
+
+
+def _pack(examples: Sequence[Example]) -> PackedRow:
+    first = examples[0]
+    if isinstance(first, ChoiceSet):
+        return pack_choices(first)
+    return pack([conversation for example in examples for conversation in example.conversations])
 
 
 class JointLoader:

@@ -16,10 +16,12 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN, Encoded
+from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN, ChoiceSet, Encoded
 
 PREFIX = 0
 """The segment that every other segment of its row sees."""
+NO_CHOICES, UNKNOWN = 0, -1
+"""In place of a right segment: a row of plain conversations; a row of choices of which nobody says which is right."""
 
 
 @dataclass
@@ -32,6 +34,8 @@ class PackedRow:
     segments: list[int] = field(default_factory=list)
     images: list[Any] = field(default_factory=list)
     """The image of every run of image tokens, in the order of the ids."""
+    right: int = NO_CHOICES
+    """Of a row of choices the segment of the right one."""
 
     def append(self, part: Encoded, start: int, stop: int, segment: int) -> None:
         self.ids += part.ids[start:stop]
@@ -48,6 +52,13 @@ def pack(conversations: Sequence[Encoded]) -> PackedRow:
     for segment, conversation in enumerate(conversations, start=PREFIX + 1):
         row.append(conversation, prefix, len(conversation.ids), segment)
     row.images = _images_in_order(conversations, prefix)
+    return row
+
+
+def pack_choices(choices: ChoiceSet) -> PackedRow:
+    """One question's choices in one row: the prompt, its image included, is computed once for all of them."""
+    row = pack(choices.conversations)
+    row.right = UNKNOWN if choices.right is None else choices.right + PREFIX + 1
     return row
 
 

@@ -47,6 +47,34 @@ class Encoded:
     task: str | None = None
     truncated: bool = False
 
+    @property
+    def conversations(self) -> list["Encoded"]:
+        return [self]
+
+
+@dataclass
+class ChoiceSet:
+    """One question with the answers it may have, each as the model would read it."""
+
+    conversations: list[Encoded]
+    """The same prompt followed by every choice, in the record's order."""
+    right: int | None
+    """Which of them is right; None where nobody says."""
+
+    @property
+    def images(self) -> list[Any]:
+        return self.conversations[0].images
+
+    @property
+    def task(self) -> str | None:
+        return self.conversations[0].task
+
+    truncated = False
+
+
+Example = Encoded | ChoiceSet
+"""What a row is made of: conversations, or one question with its choices."""
+
 
 class Template:
     """Turns records into tokens for one tokenizer and one vision encoder.
@@ -114,6 +142,24 @@ class Template:
         tokens = [*self._text(answer), self.tokenizer.eos_token_id]
         ids = [*prompt.ids, *tokens[:-1]]
         return Encoded(ids, [*prompt.targets[:-1], *tokens], prompt.images, prompt.task)
+
+    def encode_choices(self, record: dict[str, Any]) -> ChoiceSet:
+        """The record's last question with each of its choices as the answer.
+
+        Raises:
+            DataError: a choice does not fit into max_length.
+        """
+        prompt = self.encode_prompt(record)
+        conversations = [self.encode_answer(prompt, choice) for choice in record["choices"]]
+        longest = max(conversations, key=lambda conversation: len(conversation.ids))
+        if len(longest.ids) > self.max_length:
+            raise DataError(
+                f"{record['where']}: {record['id']!r} with its longest choice has {len(longest.ids)} tokens, more than "
+                f"max_length = {self.max_length}; raise max_length"
+            )
+        answer = record["turns"][-1][1]
+        trimmed = [choice.strip() for choice in record["choices"]]
+        return ChoiceSet(conversations, None if answer is None else trimmed.index(answer.strip()))
 
     def decode(self, ids: list[int]) -> str:
         """An answer's text."""

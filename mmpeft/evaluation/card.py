@@ -33,8 +33,9 @@ def model_card(
         command: the command line that made the run.
     """
     base, adapters = str(manifest["language"]["name"]), list(manifest.get("adapters", []))
-    encoder, tasks = manifest["vision"]["name"], [task for task in manifest.get("instructions", {}) if task]
-    kind = f"Adapter {_list(adapters)} and a projector" if adapters else "A projector"
+    encoder, tasks = manifest["vision"], [task for task in manifest.get("instructions", {}) if task]
+    sight = f", which sees through {_text(encoder['name'])}" if encoder else ", on text alone"
+    kind = f"Adapter {_list(adapters)}{' and a projector' if encoder else ''}" if adapters else "A projector"
     limits = [
         "It is a finetune: the limits, biases and licences of base, encoder and data are its own too.",
         "mmpeft loads it with the base, encoder and tokenizer identified above and refuses any other.",
@@ -45,9 +46,9 @@ def model_card(
     parts = [
         _front_matter(base, metrics),
         f"# {_text(title)}",
-        f"{kind} for {_text(base)}, which sees through {_text(encoder)}; finetuned with mmpeft.",
+        f"{kind} for {_text(base)}{sight}; finetuned with mmpeft.",
         "![report](report.png)",
-        f"## Use\n\n{_usage(base, adapters, examples)}",
+        f"## Use\n\n{_usage(base, adapters, examples, sees=encoder is not None)}",
         f"## Facts\n\n{_table(('', ''), facts.items())}" if facts else "",
         f"## Examples\n\n{_table(('question', 'truth', 'answer'), rows)}" if rows else "",
         f"## Made by\n\n{_code('bash', *command.splitlines())}",
@@ -63,19 +64,22 @@ def _front_matter(base: str, metrics: Mapping[str, float]) -> str:
     base = EMBEDDED_ORIGINS.get(base, base)
     if HUB_ID.fullmatch(base):
         lines.append(f"base_model: {_quoted(base)}")
-    shares = [name for name, value in metrics.items() if 0 <= value <= 1]
+    shares = [name for name, value in metrics.items() if 0 <= value <= 1 and "/" not in name]
     lists = {"tags": ["mmpeft", "peft", "vision-language"], "metrics": shares}
     lines += [f"{key}: [{', '.join(map(_quoted, values))}]" for key, values in lists.items() if values]
     return "\n".join(["---", *lines, "---"])
 
 
-def _usage(base: str, adapters: Sequence[str], examples: Sequence[Example]) -> str:
+def _usage(base: str, adapters: Sequence[str], examples: Sequence[Example], sees: bool) -> str:
     """Code to paste, about the first example with an image where there is one."""
     shown = next((e for e in examples if e.image), Example("photo.png", "what is in the picture?", None, ""))
     path = Path(str(shown.image))
     image = f"examples/{path.name}" if path.parent.name == "examples" else "photo.png"
-    ask = f"vlm.ask({_quoted(image)}, {_quoted(shown.question)})"
-    shell = f"mmpeft ask --run . --image {shlex.quote(_line(image))} {shlex.quote(_line(shown.question))}"
+    if not sees:
+        shown = examples[0] if examples else Example(None, "what is it?", None, "")
+    ask = f"vlm.ask({_quoted(image) if sees else None}, {_quoted(shown.question)})"
+    option = f"--image {shlex.quote(_line(image))} " if sees else ""
+    shell = f"mmpeft ask --run . {option}{shlex.quote(_line(shown.question))}"
     parts = [
         "From inside this directory (from elsewhere write its path instead of `.`):",
         _code("python", "import mmpeft", "", 'vlm = mmpeft.load(".")', f"print({ask})"),
@@ -84,7 +88,8 @@ def _usage(base: str, adapters: Sequence[str], examples: Sequence[Example]) -> s
     if adapters:
         embedded, source = base.startswith("embedded/"), _quoted(base)
         parts += [
-            "The adapter alone is in PEFT's format. Without the projector it reads text but no images:",
+            "The adapter alone is in PEFT's format"
+            + (". Without the projector it reads text but no images:" if sees else ":"),
             _code(
                 "python",
                 *(["from mmpeft.embedded import resolve"] if embedded else []),

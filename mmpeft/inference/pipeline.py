@@ -14,6 +14,7 @@ from mmpeft.data.images import ImageLike, image_key
 from mmpeft.data.packing import pack
 from mmpeft.data.template import IMAGE_MARKER, Encoded, Template
 from mmpeft.models.multimodal import MultimodalModel
+from mmpeft.models.ranking import length_normalised
 
 Images = ImageLike | tuple[ImageLike, ...] | None
 """What one question is about: an image, several, or none."""
@@ -107,39 +108,39 @@ class VisionLanguageModel:
         instruction = self.manifest.instructions.get("caption") or "Describe this image."
         return self.ask(images, instruction, adapter, max_new_tokens, task="caption")
 
-    def rank(self, image: Any, question: Any, choices: Sequence[str], adapter: Any = None) -> Any:
-        """Scores given answers: the mean log-probability of a choice's tokens, its end included.
+    def rank(self, image: Any, question: Any, choices: Sequence[Any], adapter: Any = None) -> Any:
+        """Scores given answers: the mean log-probability of a choice's tokens, its end included. The prompt and its
+        image are computed once for all choices.
 
         Args:
-            choices: at least two different, non-empty answers, the same for every item.
+            choices: at least two different, non-empty answers for every item, or a list of such lists, one for each.
 
         Returns:
             Per item ``[(choice, score), ...]``, the best first.
         """
-        if (
-            len(choices) < 2
-            or len(set(choices)) < len(choices)
-            or not all(choice.strip() for choice in choices)
-        ):
-            raise ValueError(
-                f"choices must be at least two different, non-empty answers; got {list(choices)!r}"
-            )
         images, questions, adapters, single = _aligned(image, question, adapter)
+        if choices and all(isinstance(choice, str) for choice in choices):
+            choices = [choices] * len(questions)
+        if len(choices) != len(questions):
+            raise ValueError(
+                f"{len(choices)} lists of choices for {len(questions)} questions; give one for each"
+            )
+        for number, own in enumerate(choices):
+            _check_choices(own, number)
         task = self.manifest.default_task
-        prompts = [
-            self.template.encode_prompt(_record(i, q, task, n))
-            for n, (i, q) in enumerate(zip(images, questions, strict=True))
-        ]
-        rows = [[self.template.encode_answer(prompt, choice) for choice in choices] for prompt in prompts]
+        rows = []
+        for number, (i, q, own) in enumerate(zip(images, questions, choices, strict=True)):
+            prompt = self.template.encode_prompt(_record(i, q, task, number))
+            rows.append([self.template.encode_answer(prompt, choice) for choice in own])
         ranked: list[list[tuple[str, float]]] = []
-        per_batch = max(1, self.batch_size // len(choices))
-        for part, names in zip(
-            _chunks(rows, per_batch), _chunks(self._names(adapters), per_batch), strict=True
-        ):
-            ranked += [
-                sorted(zip(choices, scores, strict=True), key=lambda pair: -pair[1])
-                for scores in self._scores(self._batch(part, names), len(choices))
-            ]
+        names = self._names(adapters)
+        for part in _filled([[number] * len(row) for number, row in enumerate(rows)], self.batch_size):
+            numbers = [row[0] for row in part]
+            for number, scores in zip(
+                numbers, self._scores([rows[n] for n in numbers], [names[n] for n in numbers]), strict=True
+            ):
+                pairs = zip(choices[number], scores, strict=False)
+                ranked.append(sorted(pairs, key=lambda pair: -pair[1]))
         return ranked[0] if single else ranked
 
     def _generate(
@@ -164,13 +165,9 @@ class VisionLanguageModel:
         return answers
 
     @torch.inference_mode()
-    def _scores(self, batch: Batch, num_choices: int) -> list[list[float]]:
-        losses = self.model.token_losses(batch)
-        place = losses.rows * num_choices + losses.segments - 1
-        total = torch.zeros(len(batch.adapters) * num_choices, device=place.device).index_add_(
-            0, place, -losses.nll
-        )
-        return (total / torch.bincount(place, minlength=len(total))).view(-1, num_choices).tolist()
+    def _scores(self, rows: Sequence[Sequence[Encoded]], names: Sequence[str | None]) -> list[list[float]]:
+        losses = self.model.token_losses(self._batch(rows, names))
+        return length_normalised(losses, len(rows)).tolist()
 
     def _batch(self, rows: Sequence[Sequence[Encoded]], names: Sequence[str | None]) -> Batch:
         packed = [pack(row) for row in rows]
@@ -205,6 +202,14 @@ def _record(images: Images, question: str, task: str | None, number: int) -> dic
         "task": task,
         "where": f"question {number}",
     }
+
+
+def _check_choices(choices: Sequence[str], number: int) -> None:
+    trimmed = [choice.strip() for choice in choices]
+    if len(trimmed) < 2 or len(set(trimmed)) < len(trimmed) or not all(trimmed):
+        raise ValueError(
+            f"question {number}: choices must be at least two different, non-empty answers; got {list(choices)!r}"
+        )
 
 
 def _aligned(image: Any, question: Any, adapter: Any) -> tuple[list[Any], list[Any], list[Any], bool]:

@@ -14,7 +14,7 @@ from mmpeft.data.packing import PREFIX
 from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN
 from mmpeft.models.projector import Projector
 from mmpeft.models.virtual import VirtualTokens, virtual_tokens
-from mmpeft.models.vision import VisionEncoder
+from mmpeft.models.vision import NoVision, VisionEncoder
 
 
 @dataclass
@@ -30,6 +30,10 @@ class TokenLosses:
     segments: Tensor
     """(labelled,) int64"""
 
+    def where(self, mask: Tensor) -> "TokenLosses":
+        """Those of the tokens that ``mask`` (labelled,) bool picks."""
+        return TokenLosses(self.nll[mask], self.correct[mask], self.rows[mask], self.segments[mask])
+
 
 class MultimodalModel(nn.Module):
     """A frozen language model that reads projected image features in place of image tokens.
@@ -37,7 +41,9 @@ class MultimodalModel(nn.Module):
     Rows are never reordered, so that row b stays the row of adapter b.
     """
 
-    def __init__(self, vision_encoder: VisionEncoder, projector: Projector, language_model: nn.Module):
+    def __init__(
+        self, vision_encoder: VisionEncoder | NoVision, projector: Projector, language_model: nn.Module
+    ):
         super().__init__()
         self.vision_encoder = vision_encoder
         self.projector = projector

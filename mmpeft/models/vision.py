@@ -102,6 +102,30 @@ class VisionEncoder(nn.Module):
         return layer % self.num_layers
 
 
+class NoVision(nn.Module):
+    """In place of an encoder in models of text alone: it refuses every image."""
+
+    num_tokens, dim = 1, 1
+
+    def __init__(self):
+        super().__init__()
+        self.fingerprint: dict[str, Any] = {"name": None}
+
+    def transform(self, image: Image) -> Tensor:
+        raise ValueError(
+            "this model has no vision encoder (model.vision is null), but it was given an image; name an encoder in "
+            "the config to train on images"
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        raise NotImplementedError("a model without vision encoder encodes no images")
+
+
+def make_encoder(config: VisionConfig | None, load_weights: bool = True) -> VisionEncoder | NoVision:
+    """The encoder of a config; None is text alone."""
+    return NoVision() if config is None else VisionEncoder(config, load_weights)
+
+
 def pool_tokens(features: Tensor, pooling: Pooling, pool: int) -> Tensor:
     """(images, dim, height, width) -> (images, tokens, dim'), rows of the grid one after the other.
 

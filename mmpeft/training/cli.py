@@ -12,6 +12,7 @@ from mmpeft.data.datamodule import VisionLanguageData
 from mmpeft.training.checkpoint import AtomicCheckpointIO
 from mmpeft.training.memory import keep_freed_memory
 from mmpeft.training.module import VisionLanguageModule
+from mmpeft.training.results import EvaluationResults
 from mmpeft.training.run_directory import RunDirectory
 
 EXPECTED_WARNINGS = [
@@ -70,7 +71,7 @@ class VisionLanguageCLI(LightningCLI):
             board = TensorBoardLogger(directory, name="", version="tensorboard")
             kwargs["logger"] = [csv, board] if fitting else False
         trainer: Any = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.append(RunDirectory())
+        trainer.callbacks += [RunDirectory(), EvaluationResults()]
         if not any(isinstance(callback, ModelCheckpoint) for callback in trainer.callbacks):
             trainer.callbacks.append(
                 ModelCheckpoint(f"{directory}/checkpoints", save_last=True, save_top_k=0)
@@ -88,6 +89,6 @@ def data_of(adapters: dict[str, Any] | None) -> dict[str, dict[str, Any]] | None
         settings = finetune.get("init_args", finetune)
         paths = {split: settings.get(split) for split in ("train", "val", "test")}
         listed = {split: [path] if isinstance(path, str) else path for split, path in paths.items()}
-        return {**listed, "max_steps": settings.get("max_steps")}
+        return {**listed, **{key: settings.get(key) for key in ("max_steps", "shots_seed")}}
 
     return {name: own_data(finetune) for name, finetune in adapters.items()}

@@ -11,7 +11,7 @@ from mmpeft.data.loader import JointLoader, PackedLoader
 from mmpeft.data.packing import PREFIX, PackedRow
 from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN
 from mmpeft.models.language import load_tokenizer
-from mmpeft.models.vision import VisionEncoder
+from mmpeft.models.vision import make_encoder
 from mmpeft.training.module import VisionLanguageModule
 
 
@@ -19,8 +19,8 @@ def print_rows(module: VisionLanguageModule, data: VisionLanguageData, split: Sp
     """Prints packed rows of a split's first batch. Needs the tokenizer and the encoder's shape, no weights."""
     data.setup("fit")
     tokenizer = load_tokenizer(module.language.name)
-    encoder = VisionEncoder(module.vision, load_weights=False)
-    data.connect(tokenizer, encoder.num_tokens, lambda images: None, None)  # pyright: ignore[reportArgumentType]
+    encoder = make_encoder(module.vision, load_weights=False)
+    data.connect(tokenizer, encoder.num_tokens, lambda images: None, None, module.with_choices)  # pyright: ignore[reportArgumentType]
     loader = data.train_dataloader() if split == "train" else data.val_dataloader()
     if isinstance(loader, list):
         raise ValueError(f"the config has no data.{split}: set it to a data file or folder")
@@ -33,10 +33,11 @@ def _print_loader(name: str, loader: PackedLoader, tokenizer: Any, rows: int) ->
     console = Console()
     for number, row in enumerate(loader.packed_rows(0)[:rows]):
         console.print(_table(number, row, tokenizer))
-    carrying = sum(target != IGNORE_INDEX for example in loader.encoded for target in example.targets)
-    total = sum(len(example.ids) for example in loader.encoded)
+    conversations = [part for example in loader.encoded for part in example.conversations]
+    carrying = sum(target != IGNORE_INDEX for part in conversations for target in part.targets)
+    total = sum(len(part.ids) for part in conversations)
     console.print(
-        f"{name}: {len(loader.encoded):,} conversations in {len(loader):,} batches; "
+        f"{name}: {len(loader.encoded):,} examples, {len(conversations):,} conversations in {len(loader):,} batches; "
         f"{carrying:,} of {total:,} tokens carry loss, at least one in every conversation"
     )
 

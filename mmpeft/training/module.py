@@ -1,14 +1,14 @@
 """The LightningModule: what trains, by which loss, with which optimiser, and what a checkpoint holds."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmpeft import bundle
 from mmpeft.adapters import AdapterConfig, PromptConfig, PTuningConfig
@@ -16,14 +16,22 @@ from mmpeft.adapters.bank import Part
 from mmpeft.data.collate import Batch
 from mmpeft.data.datamodule import VisionLanguageData
 from mmpeft.data.features import FeatureCache
+from mmpeft.data.packing import NO_CHOICES
+from mmpeft.evaluation.answer_log import AnswerLog
+from mmpeft.fingerprint import hash_json, hash_tensors
 from mmpeft.models.language import LanguageConfig, load_tokenizer
 from mmpeft.models.multimodal import MultimodalModel, TokenLosses
+from mmpeft.models.ranking import length_normalised
 from mmpeft.models.vision import VisionConfig
 from mmpeft.training import checkpoint
-from mmpeft.training.optim import Finetune, warmup_then
+from mmpeft.training.answering import add_likelihoods, answer
+from mmpeft.training.losses import ChoiceLosses, answers_only, objective
+from mmpeft.training.optim import Finetune, Slice, TFewAdafactor, warmup_then
 from mmpeft.training.site_choice import choose_sites, has_budget
 
-RESUMED_SETTINGS = ("learning_rate", "projector_learning_rate", "weight_decay", "schedule", "warmup", "seed")
+SETTINGS = ("learning_rate", "projector_learning_rate", "weight_decay", "schedule", "warmup", "choice_losses")
+"""What a finetune of a joint run may have of its own."""
+RESUMED_SETTINGS = (*SETTINGS, "optimizer", "seed")
 COMPARED_BY_SITES = {"target_modules", "feedforward_modules", "layers"}
 """Fields of adapter configs that a file writes otherwise than the user did."""
 Schedule = Literal["cosine", "linear", "constant"]
@@ -53,6 +61,10 @@ class FinetuneConfig:
     """Share of its steps over which they rise from zero."""
     max_steps: int | None = None
     """It leaves after so many steps while the others go on."""
+    shots_seed: int | None = None
+    """Which few-shot examples it trains on, where data.shots is given."""
+    choice_losses: ChoiceLosses | None = None
+    """Weights of what it learns from wrong choices."""
 
 
 class VisionLanguageModule(L.LightningModule):
@@ -60,7 +72,7 @@ class VisionLanguageModule(L.LightningModule):
 
     Args:
         language: the language model and how it is held.
-        vision: the vision encoder and what becomes of its features.
+        vision: the vision encoder and what becomes of its features; null trains on text alone.
         adapter: the method, one of mmpeft.adapters' configs; None trains the projector alone.
         adapter_name: the finetune's name, also its folder's.
         adapters: name -> a finetune of its own method, data and settings: all train in one pass on one base, each
@@ -72,13 +84,15 @@ class VisionLanguageModule(L.LightningModule):
         weight_decay: of both, towards zero: the base model, but for prompts, prefixes and DoRA's magnitudes.
         schedule: decay of both learning rates after warm-up.
         warmup: share of the steps over which they rise from zero.
+        optimizer: "adamw", or T-Few's "adafactor", which scales steps by the size of what they change.
+        choice_losses: weights of T-Few's losses on examples that carry choices, beside the right answer's loss.
         seed: start of the adapter and of a fresh projector.
     """
 
     def __init__(
         self,
         language: LanguageConfig = LanguageConfig(),  # noqa: B008 shown by --print_config, never written to
-        vision: VisionConfig = VisionConfig(),  # noqa: B008
+        vision: VisionConfig | None = VisionConfig(),  # noqa: B008
         adapter: AdapterConfig | None = None,
         adapter_name: str = "default",
         adapters: dict[str, FinetuneConfig] | None = None,
@@ -89,6 +103,8 @@ class VisionLanguageModule(L.LightningModule):
         weight_decay: float = 0.0,
         schedule: Schedule = "cosine",
         warmup: float = 0.03,
+        optimizer: Literal["adamw", "adafactor"] = "adamw",
+        choice_losses: ChoiceLosses = ChoiceLosses(),  # noqa: B008
         seed: int = 0,
     ):
         super().__init__()
@@ -96,17 +112,19 @@ class VisionLanguageModule(L.LightningModule):
             raise ValueError(
                 "model.adapters holds the finetunes of a joint run: give at least one, and no model.adapter beside them"
             )
-        if adapter is None and not adapters and not train_projector:
+        if adapter is None and not adapters and not (train_projector and vision is not None):
             raise ValueError("nothing would train: give an adapter, or set train_projector to true")
         self.language, self.vision = language, vision
         self.adapter, self.adapter_name, self.adapters = adapter, adapter_name, adapters
-        self.train_projector, self.start_from = train_projector, start_from
+        self.train_projector, self.start_from = train_projector and vision is not None, start_from
         self.learning_rate, self.projector_learning_rate = learning_rate, projector_learning_rate
         self.weight_decay, self.schedule, self.warmup, self.seed = weight_decay, schedule, warmup, seed
+        self.optimizer, self.choice_losses = optimizer, choice_losses
         self.strict_loading = False  # a checkpoint holds what trains, not the frozen base
         self.model: MultimodalModel
         self.tokenizer: Any
         self.finetunes: list[Finetune] = []
+        self.answer_log: AnswerLog | None = None
         self._tokens: Counter[str] = Counter()
         self._correct: dict[str, list[bool]] = {}
         self.earlier_instructions: dict[str, str | None] = {}
@@ -130,9 +148,22 @@ class VisionLanguageModule(L.LightningModule):
         data: VisionLanguageData = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         cache = FeatureCache(data.cache, self.model.vision_encoder)
         cache.build(data.images())
-        data.connect(self.tokenizer, self.model.vision_encoder.num_tokens, cache, self._served_adapter)
+        data.connect(
+            self.tokenizer,
+            self.model.vision_encoder.num_tokens,
+            cache,
+            self._served_adapter,
+            self.with_choices,
+        )
         if fresh:
             self._add_adapters(data)
+        if stage in ("test", "predict"):
+            self.answer_log = self._open_answer_log(data)
+            data.answered = set(self.answer_log.answers)
+            if data.answered:
+                print(
+                    f"{len(data.answered)} of {len(data.records[self._split])} answers are there already; going on"
+                )
 
     @property
     def wanted(self) -> dict[str, AdapterConfig | None]:
@@ -140,6 +171,14 @@ class VisionLanguageModule(L.LightningModule):
         if self.adapters is None:
             return {self.adapter_name: self.adapter}
         return {name: finetune.adapter for name, finetune in self.adapters.items()}
+
+    @property
+    def with_choices(self) -> dict[str, bool]:
+        """Finetune -> whether it learns from wrong choices; under "" where there is just one."""
+        return {
+            name if self.adapters else "": self._settings(name)["choice_losses"].wanted
+            for name in self.wanted
+        }
 
     @property
     def _served_adapter(self) -> str | None:
@@ -221,13 +260,13 @@ class VisionLanguageModule(L.LightningModule):
         return str(directory) if not fitting and (directory / bundle.MANIFEST).exists() else None
 
     def _finetune(self, name: str, config: AdapterConfig | None) -> Finetune:
-        adapter: list[tuple[nn.Parameter, int]] = []
+        adapter: list[Slice] = []
         if config is not None:
             for _, stack, slot in self.model.bank.places(name):
-                adapter += [(parameter, slot) for parameter in stack.parameters()]
+                adapter += [Slice(parameter, slot, stack.origin) for parameter in stack.parameters()]
         slot = self.model.projector_slots.get(name, 0)
         projector = list(self.model.projector.parameters()) if self.train_projector else []
-        return Finetune(name, adapter, [(parameter, slot) for parameter in projector])
+        return Finetune(name, adapter, [Slice(parameter, slot) for parameter in projector])
 
     # -- training -------------------------------------------------------------------------------------------
 
@@ -240,34 +279,44 @@ class VisionLanguageModule(L.LightningModule):
         self.model.train()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The sum over tokens; the finetunes make it the mean over all their tokens of the step, which stays exact
-        when micro-batches of different length are accumulated."""
+        """The sum over answers' tokens; the finetunes make it the mean over all their tokens of the step, which stays
+        exact when micro-batches of different length are accumulated (the terms that come from wrong choices are then
+        averaged by the tokens of the right ones)."""
         losses = self.model.token_losses(batch)
-        for name, own in self._by_finetune(batch, losses).items():
-            self._tokens[name] += len(own)
+        total = losses.nll.new_zeros(())
+        for name, (own, right) in self._by_finetune(batch, losses).items():
+            tokens = len(answers_only(own, right).nll)
+            self._tokens[name] += tokens
+            terms = objective(own, right, self._settings(name)["choice_losses"]) if tokens else {}
+            plain = tokens == len(own.nll)  # summed as they are: a mean times its number would round
+            loss = own.nll.sum() if plain else tokens * torch.stack(list(terms.values())).sum()
+            total = total + loss
             # NaN where it has no tokens: Lightning would repeat the last value of a finetune that has left
-            self.log(
-                self._curve("train_loss", name),
-                own.detach().mean(),
-                prog_bar=True,
-                batch_size=max(1, len(own)),
-            )
+            mean = loss.detach() / tokens if tokens else torch.nan
+            self.log(self._curve("train_loss", name), mean, prog_bar=True, batch_size=max(1, tokens))
+            if len(terms) > 1:
+                for term, value in terms.items():
+                    self.log(self._curve(f"train_{term}", name), value.detach(), batch_size=tokens)
         self.log("conversations", float(sum(map(len, batch.examples))), reduce_fx="sum", on_step=True)
-        return losses.nll.sum()
+        return total
 
     def _curve(self, metric: str, name: str) -> str:
         """What a metric of a finetune is logged as: the report tells the curves of a joint run by it."""
         return metric if self.adapters is None else f"{metric}/{name}"
 
-    def _by_finetune(self, batch: Batch, losses: TokenLosses) -> dict[str, Tensor]:
-        """The token losses of each finetune's rows."""
+    def _by_finetune(self, batch: Batch, losses: TokenLosses) -> dict[str, tuple[TokenLosses, list[int]]]:
+        """The token losses of each finetune's rows, and `Batch.right` with the rows of others blank."""
         if self.adapters is None:
-            return {self.adapter_name: losses.nll}
-        owners = [batch.adapters[row] for row in losses.rows.tolist()]
-        return {
-            name: losses.nll[torch.tensor([owner == name for owner in owners], device=losses.nll.device)]
-            for name in self.adapters
-        }
+            return {self.adapter_name: (losses, batch.right)}
+        found: dict[str, tuple[TokenLosses, list[int]]] = {}
+        for name in self.adapters:
+            owned = torch.tensor([owner == name for owner in batch.adapters], device=losses.rows.device)
+            right = [
+                segment if own else NO_CHOICES
+                for segment, own in zip(batch.right, owned.tolist(), strict=True)
+            ]
+            found[name] = losses.where(owned[losses.rows]), right
+        return found
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         for finetune in self.finetunes:
@@ -305,22 +354,13 @@ class VisionLanguageModule(L.LightningModule):
         for finetune in self.finetunes:
             setting = self._settings(finetune.name)
             factor = warmup_then(setting["schedule"], setting["warmup"], data.total_steps(finetune.name))
-            for part, learning_rate in (
-                ("adapter", setting["learning_rate"]),
-                ("projector", setting["projector_learning_rate"]),
-            ):
-                if views := getattr(finetune, part):
-                    groups.append(
-                        {
-                            "params": views,
-                            "lr": learning_rate,
-                            "weight_decay": setting["weight_decay"],
-                            "name": f"{finetune.name} {part}",
-                        }
-                    )
-                    # by the finetune's own steps: one that sat a step out goes on where it was
-                    factors.append(lambda _, finetune=finetune, factor=factor: factor(finetune.steps))
-        optimizer = torch.optim.AdamW(groups)
+            own = finetune.groups(
+                setting["learning_rate"], setting["projector_learning_rate"], setting["weight_decay"]
+            )
+            groups += own
+            # by the finetune's own steps: one that sat a step out goes on where it was
+            factors += [lambda _, finetune=finetune, factor=factor: factor(finetune.steps)] * len(own)
+        optimizer = torch.optim.AdamW(groups) if self.optimizer == "adamw" else TFewAdafactor(groups)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -329,38 +369,63 @@ class VisionLanguageModule(L.LightningModule):
         own = self.adapters[name] if self.adapters else None
         return {
             key: value if (value := getattr(own, key, None)) is not None else getattr(self, key)
-            for key in ("learning_rate", "projector_learning_rate", "weight_decay", "schedule", "warmup")
+            for key in SETTINGS
         }
 
     # -- evaluation -----------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         losses = self.model.token_losses(batch)
-        right = exactly_right(losses)
-        for name, own in self._by_finetune(batch, losses).items():
-            if len(own):
-                self.log(self._curve("val_loss", name), own.mean(), batch_size=len(own), prog_bar=True)
-        for (row, _), is_right in right.items():
-            owner = self.adapter_name if self.adapters is None else str(batch.adapters[row])
-            self._correct.setdefault(owner, []).append(is_right)
+        for name, (own, right) in self._by_finetune(batch, losses).items():
+            answers = answers_only(own, right)
+            if len(answers.nll):
+                self.log(
+                    self._curve("val_loss", name),
+                    answers.nll.mean(),
+                    batch_size=len(answers.nll),
+                    prog_bar=True,
+                )
+            matches = self._correct.setdefault(self._curve("val_exact_match", name), [])
+            matches += exactly_right(answers).values()
+            if any(segment != NO_CHOICES for segment in right):
+                best = length_normalised(own, len(right)).argmax(1).tolist()
+                ranked = self._correct.setdefault(self._curve("val_rank_accuracy", name), [])
+                ranked += [
+                    b + 1 == segment for b, segment in zip(best, right, strict=True) if segment != NO_CHOICES
+                ]
 
     def on_validation_epoch_end(self) -> None:
         for name, correct in self._correct.items():
-            self.log(self._curve("val_exact_match", name), sum(correct) / len(correct), prog_bar=True)
+            if correct:
+                self.log(name, sum(correct) / len(correct), prog_bar=True)
         self._correct = {}
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[tuple[int, str]]:
-        """(number of the record, answer) for every prompt of the batch."""
-        answers = self.model.generate(batch, self.tokenizer.eos_token_id)
-        decode = self.trainer.datamodule.template.decode  # pyright: ignore[reportAttributeAccessIssue]
-        return [
-            (example, decode(ids))
-            for examples, row in zip(batch.examples, answers, strict=True)
-            for example, ids in zip(examples, row, strict=True)
-        ]
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Answers a batch and puts the answers on disk."""
+        data: VisionLanguageData = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        assert data.template is not None
+        assert self.answer_log is not None
+        answers = answer(self.model, data.template, batch, data.records[self._split])
+        if data.wants_likelihoods(self._split):
+            add_likelihoods(self.model, answers, batch, lambda own: data.with_truths(self._split, own))
+        self.answer_log.append(answers)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> Any:
-        return self.predict_step(batch, batch_idx)
+    test_step = predict_step
+
+    @property
+    def _split(self) -> Any:
+        """The split that is being answered."""
+        return str(self.trainer.state.fn)
+
+    def _open_answer_log(self, data: VisionLanguageData) -> AnswerLog:
+        """The answers so far, if the same model was stopped while it answered the same questions."""
+        trained = dict(self.model.projector.named_parameters(prefix="projector"))
+        trained |= {str(number): p for number, p in enumerate(self.model.bank.parameters())}
+        questions = [(r["id"], r["turns"], r.get("choices"), r["task"]) for r in data.records[self._split]]
+        asked = [questions, data.answer_by, data.metrics, asdict(data.packing)]
+        belongs_to = hash_json([self.identity, list(self.wanted), hash_tensors(trained), asked])
+        path = Path(self.trainer.default_root_dir) / f"{self._split}.partial.jsonl"
+        return AnswerLog(path, belongs_to)
 
     # -- checkpoints ----------------------------------------------------------------------------------------
 
@@ -386,18 +451,28 @@ class VisionLanguageModule(L.LightningModule):
         """What a checkpoint must agree with to be resumed. The settings are those whose old value resuming would
         bring back, whatever the command line says."""
         data: VisionLanguageData = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        settings = {name: getattr(self, name) for name in RESUMED_SETTINGS}
-        settings["methods"] = {name: _plain(config) for name, config in self.wanted.items()}
+        settings = {name: _plain(getattr(self, name)) for name in RESUMED_SETTINGS}
+        settings["methods"] = {name: _parts(config) for name, config in self.wanted.items()}
         settings["adapters"] = {
-            name: {field.name: getattr(own, field.name) for field in fields(own) if field.name != "adapter"}
+            name: {
+                field.name: _plain(getattr(own, field.name))
+                for field in fields(own)
+                if field.name != "adapter"
+            }
             for name, own in (self.adapters or {}).items()
         }
-        order = {"seed": data.seed, "packing": asdict(data.packing), "train": data.paths["train"]}
+        order = {name: getattr(data, name) for name in ("seed", "shots", "shots_seed", "weights")}
+        order |= {"packing": asdict(data.packing), "train": data.paths["train"]}
         shapes = {name: list(tensor.shape) for name, tensor in self.state_dict().items()}
         return {"base": self.identity, "model": settings, "data": order, "tensors": shapes}
 
 
-def _plain(config: AdapterConfig | None) -> list[dict[str, Any]]:
+def _plain(value: Any) -> Any:
+    """A checkpoint holds no classes of ours: torch would refuse to load them."""
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _parts(config: AdapterConfig | None) -> list[dict[str, Any]]:
     """A config in plain types, method by method."""
     parts = config.parts() if config else []
     return [{"method": part.method, **vars(part)} for part in parts]

@@ -7,12 +7,22 @@ stack's memory: a finetune then has its own learning rate, schedule and number o
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 PATIENCE = 10
 """Steps in a row without a finite gradient after which a finetune is given up."""
+
+
+class Slice(NamedTuple):
+    """One slot of a stacked Parameter."""
+
+    parameter: nn.Parameter
+    slot: int
+    origin: float = 0.0
+    """`Stack.origin` of its stack."""
 
 
 class Finetune:
@@ -20,15 +30,15 @@ class Finetune:
 
     Args:
         name: the finetune's.
-        adapter: (Parameter, slot) of its adapter.
-        projector: (Parameter, slot) of its projector.
+        adapter: slices of its adapter's stacks.
+        projector: slices of the projector.
     """
 
     def __init__(
         self,
         name: str,
-        adapter: Sequence[tuple[nn.Parameter, int]] = (),
-        projector: Sequence[tuple[nn.Parameter, int]] = (),
+        adapter: Sequence[Slice] = (),
+        projector: Sequence[Slice] = (),
     ):
         self.name = name
         self._slices = [*adapter, *projector]
@@ -52,11 +62,28 @@ class Finetune:
     def take_gradients(self, tokens: float) -> None:
         """Gives the views their share of the stacks' gradients of a loss summed over ``tokens`` labelled tokens,
         as that of the mean; without tokens, or once given up, they get none."""
-        for view, (parameter, slot) in zip(self.views, self._slices, strict=True):
+        for view, (parameter, slot, _) in zip(self.views, self._slices, strict=True):
             if tokens == 0 or self.given_up or parameter.grad is None:
                 view.grad = None
             else:
                 view.grad = parameter.grad[slot].mul_(1 / tokens)
+
+    def groups(
+        self, learning_rate: float, projector_learning_rate: float, weight_decay: float
+    ) -> list[dict[str, Any]]:
+        """Parameter groups for an optimiser, those of one origin together."""
+        found: dict[tuple[str, float], dict[str, Any]] = {}
+        parts = [(view, "adapter", learning_rate) for view in self.adapter]
+        parts += [(view, "projector", projector_learning_rate) for view in self.projector]
+        for (view, part, rate), (_, _, origin) in zip(parts, self._slices, strict=True):
+            settings = {
+                "lr": rate,
+                "weight_decay": weight_decay,
+                "name": f"{self.name} {part}",
+                "origin": origin,
+            }
+            found.setdefault((part, origin), {"params": [], **settings})["params"].append(view)
+        return list(found.values())
 
     def clip(self, max_norm: float | None) -> float | None:
         """Scales the gradient down to ``max_norm`` and counts the step; one that is not finite is dropped.
@@ -92,8 +119,43 @@ class Finetune:
         self._skipped_in_a_row = state["skipped_in_a_row"]
 
 
-def _views(slices: Sequence[tuple[nn.Parameter, int]]) -> list[nn.Parameter]:
-    return [nn.Parameter(parameter.data[slot]) for parameter, slot in slices]
+class TFewAdafactor(torch.optim.Adafactor):
+    """Adafactor as T-Few uses it, on Parameters that are held as distances from an origin.
+
+    A step is as large as the root mean square of what it changes (Shazeer and Stern 2018, section 8), so it must see
+    IA3's vectors, which begin at ones, and not their deltas, which begin at zeros. Each group's "origin" is added
+    for the step. The floor under squared gradients is the paper's 1e-30; torch's default would be 1e-14.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]]):
+        super().__init__(groups, eps=(1e-15, 1e-3))
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for tensor, origin in self._shifted():
+            tensor.add_(origin)
+        super().step()
+        for tensor, origin in self._shifted():
+            tensor.sub_(origin)
+        return loss
+
+    def _shifted(self) -> list[tuple[Tensor, float]]:
+        """A finetune that sits a step out keeps its bits."""
+        return [
+            (tensor, group["origin"])
+            for group in self.param_groups
+            if group["origin"]
+            for tensor in group["params"]
+            if tensor.grad is not None
+        ]
+
+
+def _views(slices: Sequence[Slice]) -> list[nn.Parameter]:
+    return [nn.Parameter(parameter.data[slot]) for parameter, slot, _ in slices]
 
 
 def warmup_then(schedule: str, warmup: float, total_steps: int) -> Callable[[int], float]:

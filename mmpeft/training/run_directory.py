@@ -19,19 +19,20 @@ from mmpeft.data.datamodule import Split, VisionLanguageData
 from mmpeft.data.images import load_image
 from mmpeft.data.template import IMAGE_MARKER
 from mmpeft.evaluation.card import model_card
-from mmpeft.evaluation.metrics import exact_match
 from mmpeft.evaluation.report import Example, draw_report
+from mmpeft.training.answering import answer
 from mmpeft.training.module import VisionLanguageModule
 
 NUM_EXAMPLES = 12
+SHOWN_METRICS, NUM_SCORES = ("exact_match", "vqa_accuracy", "perplexity", "cider"), 4
+"""Metrics that the report names, and at most how many of them."""
 
 
 class RunDirectory(L.Callback):
-    """Writes the run directory after fit; predictions, metrics and a fresh report after test and predict."""
+    """Writes the run directory after fit."""
 
     def __init__(self):
         self._started = time.monotonic()
-        self._answers: dict[int, str] = {}
 
     # -- fit ------------------------------------------------------------------------------------------------
 
@@ -52,51 +53,16 @@ class RunDirectory(L.Callback):
         own, earlier = data.instructions(), module.earlier_instructions
         manifest = bundle.Manifest(
             language=asdict(module.language),
-            vision=asdict(module.vision),
+            vision=asdict(module.vision) if module.vision else None,
             template={"style": data.style, "max_length": data.packing.max_length},
             identity=module.identity,
             instructions=own | {task: text for task, text in earlier.items() if task not in own},
             facts=cost(module, time.monotonic() - self._started),
         )
         bundle.save(directory, manifest, module.model)
-        _write_examples(directory, data, _example_split(data), self._some_answers)
-        _write_report(directory)
+        write_examples(directory, data, _example_split(data), self._some_answers)
+        write_report(directory)
         _print_facts(manifest.facts, directory)
-
-    # -- test and predict -----------------------------------------------------------------------------------
-
-    def on_test_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, *_: Any, **__: Any) -> None:
-        self._answers.update(outputs)
-
-    on_predict_batch_end = on_test_batch_end
-
-    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        _, data = _typed(pl_module, trainer)
-        path = _write_predictions(Path(trainer.default_root_dir), "predict", data, self._answers)
-        print(f"{len(self._answers)} answers written to {path}")
-
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        _, data = _typed(pl_module, trainer)
-        directory = Path(trainer.default_root_dir)
-        records = data.records["test"]
-        right = {
-            number: exact_match(a, records[number]["turns"][-1][1]) for number, a in self._answers.items()
-        }
-        metrics = {"exact_match": sum(right.values()) / len(right), "questions": len(right)}
-        for name, own in data.finetune_ranges("test").items():
-            answered = [right[number] for number in own if number in right]
-            metrics[f"exact_match/{name}"] = sum(answered) / max(1, len(answered))
-        _write_predictions(directory, "test", data, self._answers)
-        (directory / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-        if (directory / bundle.MANIFEST).exists():
-            manifest = bundle.read_manifest(directory)
-            manifest.metrics = metrics
-            bundle.write_manifest(directory, manifest)
-            _write_examples(directory, data, "test", self._answers)
-            _write_report(directory)
-        print(f"test: exact match {metrics['exact_match']:.4f} on {len(right)} questions")
-        for name in data.finetune_ranges("test"):
-            print(f"  {name}: {metrics[f'exact_match/{name}']:.4f}")
 
 
 def cost(module: VisionLanguageModule, seconds: float) -> dict[str, str]:
@@ -135,16 +101,19 @@ def _example_split(data: VisionLanguageData) -> Split:
 
 def _some_answers(module: VisionLanguageModule, data: VisionLanguageData, split: Split) -> dict[int, str]:
     """Answers to the first batches of a split, enough for the examples."""
+    assert data.template is not None
     answers: dict[int, str] = {}
     module.model.eval()
-    for batch in data.prompt_loader(split):
-        answers |= dict(module.predict_step(batch.to(module.model.device), 0))
-        if len(answers) >= 8 * NUM_EXAMPLES:
-            break
+    for loader in data.question_loaders(split):
+        for batch in loader:
+            answered = answer(module.model, data.template, batch.to(module.model.device), data.records[split])
+            answers |= {number: one.text for number, one in answered}
+            if len(answers) >= 8 * NUM_EXAMPLES:
+                return answers
     return answers
 
 
-def _write_examples(directory: Path, data: VisionLanguageData, split: Split, answers: dict[int, str]) -> None:
+def write_examples(directory: Path, data: VisionLanguageData, split: Split, answers: dict[int, str]) -> None:
     """Examples spread over the answered ones, with their images, so that the directory can be moved."""
     folder = directory / "examples"
     shutil.rmtree(folder, ignore_errors=True)
@@ -166,7 +135,8 @@ def _write_examples(directory: Path, data: VisionLanguageData, split: Split, ans
             file.write(json.dumps(row | {"truth": truth, "answer": answers[number]}) + "\n")
 
 
-def _write_report(directory: Path) -> None:
+def write_report(directory: Path) -> None:
+    """Draws the report anew from what the directory holds, and writes its model card."""
     manifest = bundle.read_manifest(directory)
     rows = [json.loads(line) for line in (directory / "examples" / "examples.jsonl").read_text().splitlines()]
     examples = [
@@ -180,8 +150,7 @@ def _write_report(directory: Path) -> None:
     ]
     facts = dict(manifest.facts)
     if manifest.metrics:
-        score = f"{manifest.metrics['exact_match']:.4f} on {manifest.metrics['questions']:,} questions"
-        facts = {"exact match": score, **facts}
+        facts = {**_scores(manifest.metrics), **facts}
     curves = directory / "metrics.csv"
     draw_report(
         directory / "report.png", curves if curves.exists() else None, examples, directory.name, facts
@@ -197,19 +166,13 @@ def _write_report(directory: Path) -> None:
     (directory / "README.md").write_text(card)
 
 
-def _write_predictions(
-    directory: Path, split: Split, data: VisionLanguageData, answers: dict[int, str]
-) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"{'predictions' if split == 'test' else 'answers'}.jsonl"
-    with path.open("w") as file:
-        for number in sorted(answers):
-            record = data.records[split][number]
-            row = {"id": record["id"], "question": record["turns"][-1][0], "answer": answers[number]}
-            if owner := [name for name, own in data.finetune_ranges(split).items() if number in own]:
-                row["adapter"] = owner[0]
-            file.write(json.dumps(row | {"truth": record["turns"][-1][1]}, ensure_ascii=False) + "\n")
-    return path
+def _scores(metrics: dict[str, float]) -> dict[str, str]:
+    """The first metrics of a test, in words: exact match, and accuracy where classes were told apart."""
+    shown = [name for name in metrics if name.split("/")[0] in SHOWN_METRICS][:NUM_SCORES]
+    counts = {name: metrics[name.replace(name.split("/")[0], "questions", 1)] for name in shown}
+    return {
+        name.replace("_", " "): f"{metrics[name]:.4f} on {int(counts[name]):,} questions" for name in shown
+    }
 
 
 def _print_facts(facts: dict[str, str], directory: Path) -> None:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from mmpeft.adapters import LoraConfig
 from mmpeft.cli import main
 from mmpeft.data.collate import Batch, collate
-from mmpeft.data.packing import pack
+from mmpeft.data.packing import NO_CHOICES, pack
 from mmpeft.data.template import Template
 from mmpeft.models.language import LanguageConfig, load_language_model
 from mmpeft.models.vision import VisionConfig
@@ -120,6 +120,7 @@ def merged(batches: list[Batch]) -> Batch:
         torch.cat([batch.features for batch in batches]),
         torch.arange(len(batches)),
         ["default"] * len(batches),
+        [NO_CHOICES] * len(batches),
     )
 
 

@@ -6,8 +6,9 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import nn
+from transformers.optimization import Adafactor
 
-from mmpeft.training.optim import PATIENCE, Finetune, warmup_then
+from mmpeft.training.optim import PATIENCE, Finetune, Slice, TFewAdafactor, warmup_then
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def stacks():
 
 def finetune(stacks, slot):
     first, second = stacks
-    return Finetune(f"number {slot}", [(first, slot)], [(second, slot)])
+    return Finetune(f"number {slot}", [Slice(first, slot)], [Slice(second, slot)])
 
 
 def step(finetunes, optimizer, tokens=1, max_norm=None):
@@ -146,3 +147,38 @@ def test_learning_rate_rises_then_decays(schedule, last):
 
 def test_without_warmup_the_first_step_is_a_whole_one():
     assert warmup_then("cosine", 0.0, 10)(0) == 1.0
+
+
+def test_adafactor_on_deltas_is_hugging_faces_on_the_vectors_themselves():
+    """T-Few's optimiser, on IA3's l = 1 + delta and on a projector's matrix, over steps with small and zero
+    gradients and with gradients large enough to be clipped."""
+    generator = torch.Generator().manual_seed(0)
+    delta, matrix = nn.Parameter(torch.zeros(2, 8)), nn.Parameter(torch.randn(1, 6, 4, generator=generator))
+    own = Finetune("t", [Slice(delta, 1, origin=1.0)], [Slice(matrix, 0)])
+    vector, theirs = nn.Parameter(torch.ones(8)), nn.Parameter(matrix.detach()[0].clone())
+    optimizer = TFewAdafactor(own.groups(3e-3, 3e-3, 0.0))
+    reference = Adafactor(
+        [vector, theirs], lr=3e-3, scale_parameter=True, relative_step=False, warmup_init=False
+    )
+    for number in range(30):
+        delta.grad = torch.randn(2, 8, generator=generator) * 10.0 ** (number % 5 - 8)
+        delta.grad[1, 3] = 0
+        matrix.grad = torch.randn(1, 6, 4, generator=generator)
+        vector.grad, theirs.grad = delta.grad[1].clone(), matrix.grad[0].clone()
+        own.take_gradients(1)
+        optimizer.step()
+        reference.step()
+        torch.testing.assert_close(delta.detach()[1] + 1, vector.detach(), rtol=0, atol=2e-6)
+        torch.testing.assert_close(matrix.detach()[0], theirs.detach(), rtol=1e-5, atol=1e-6)
+    assert (vector - 1).abs().max() > 0.01, "it moved by far more than what is allowed to differ"
+    assert torch.equal(delta.detach()[0], torch.zeros(8)), "the other finetune's slot stays"
+
+
+def test_adafactor_leaves_the_bits_of_a_finetune_that_sits_out():
+    deltas = nn.Parameter(torch.randn(1, 8, generator=torch.Generator().manual_seed(0)) * 1e-3)
+    before = deltas.detach().clone()
+    own = Finetune("t", [Slice(deltas, 0, origin=1.0)])
+    optimizer = TFewAdafactor(own.groups(3e-3, 3e-3, 0.0))
+    own.take_gradients(0)
+    optimizer.step()
+    assert torch.equal(deltas.detach(), before)

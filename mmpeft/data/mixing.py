@@ -1,0 +1,29 @@
+"""How often examples of several data files are seen."""
+
+import random
+from collections.abc import Sequence
+
+
+def mixed_order(sizes: Sequence[int], weights: Sequence[float], rng: random.Random) -> list[int]:
+    """One epoch over files of ``sizes`` examples, as many examples as they hold together, shared out by ``weights``.
+
+    A file with more than its size is gone through several times, and one with less is sampled; no example is seen
+    a second time before its whole file has been seen.
+
+    Returns:
+        Numbers of examples, counted through all files.
+    """
+    order: list[int] = []
+    first = 0
+    for size, count in zip(sizes, _shares(sum(sizes), weights), strict=True):
+        while count > 0:
+            order += [first + number for number in rng.sample(range(size), min(size, count))]
+            count -= size
+        first += size
+    return rng.sample(order, len(order))
+
+
+def _shares(total: int, weights: Sequence[float]) -> list[int]:
+    """``total`` in whole parts by weight."""
+    ends = [round(total * sum(weights[: n + 1]) / sum(weights)) for n in range(len(weights))]
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]

@@ -1,0 +1,60 @@
+"""Answers on disk as they come, so that a killed evaluation goes on where it stopped."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass
+class Answered:
+    """What a model said to one example."""
+
+    text: str
+    scores: list[float] | None = None
+    """The mean log-probability of each of the row's choices, where it was answered by ranking them."""
+    log_likelihood: float | None = None
+    """Natural log-probability of the true answer's tokens, where that was asked for."""
+    num_tokens: int | None = None
+    """Tokens of the true answer."""
+
+
+class AnswerLog:
+    """A JSONL file: what the answers belong to, then an answer a line.
+
+    Args:
+        path: of the file; one that belongs to something else is begun anew.
+        belongs_to: identity of the model and the questions.
+    """
+
+    def __init__(self, path: Path, belongs_to: str):
+        self.path = path
+        self.answers: dict[int, Answered] = {}
+        """Number of the example -> its answer."""
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.resumed = bool(lines) and lines[0] == json.dumps({"belongs_to": belongs_to})
+        if self.resumed:
+            # the last line may be half an answer, and an evaluation of nothing would never end
+            for line in lines[1:-1]:
+                row = json.loads(line)
+                number = row.pop("number")
+                self.answers[number] = Answered(**row)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
+            file.write(json.dumps({"belongs_to": belongs_to}) + "\n")
+        self._write(self.answers.items())
+
+    def append(self, answers: Iterable[tuple[int, Answered]]) -> None:
+        """Adds answers, and has them on disk before it returns."""
+        answers = list(answers)
+        self.answers.update(answers)
+        self._write(answers)
+
+    def discard(self) -> None:
+        """Removes the file: all is answered and written where it belongs."""
+        self.path.unlink(missing_ok=True)
+
+    def _write(self, answers: Iterable[tuple[int, Answered]]) -> None:
+        with self.path.open("a") as file:
+            for number, answer in answers:
+                file.write(json.dumps({"number": number, **asdict(answer)}) + "\n")

@@ -1,0 +1,124 @@
+"""The callback that turns the answers of `mmpeft test` and `predict` into files, a table and pictures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from rich.console import Console
+from rich.table import Table
+
+from mmpeft import bundle
+from mmpeft.data.datamodule import Split, VisionLanguageData
+from mmpeft.data.template import IMAGE_MARKER
+from mmpeft.evaluation.answer import Answer
+from mmpeft.evaluation.answer_log import Answered
+from mmpeft.evaluation.metrics import evaluate
+from mmpeft.evaluation.pictures import draw_evaluation
+from mmpeft.training.module import VisionLanguageModule
+from mmpeft.training.run_directory import write_examples, write_report
+
+
+class EvaluationResults(L.Callback):
+    """Writes predictions.jsonl, metrics.json and a picture after test, answers.jsonl after predict."""
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        module, data = _typed(pl_module, trainer)
+        path = Path(trainer.default_root_dir) / "answers.jsonl"
+        self._write(path, "predict", module, data)
+        print(f"{len(data.records['predict'])} answers written to {path}")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        module, data = _typed(pl_module, trainer)
+        directory = Path(trainer.default_root_dir)
+        answers = _answers(module, data)
+        metrics = {name: evaluate(own, data.metrics) for name, own in answers.items()}
+        (directory / "metrics.json").write_text(json.dumps(_flat(metrics, answers), indent=2) + "\n")
+        for name, own in answers.items():
+            draw_evaluation(directory / (f"test_{name}.png" if name else "test.png"), own, title=name)
+        self._write(directory / "predictions.jsonl", "test", module, data)
+        if (directory / bundle.MANIFEST).exists():
+            manifest = bundle.read_manifest(directory)
+            manifest.metrics = _flat(metrics, answers)
+            bundle.write_manifest(directory, manifest)
+            write_examples(directory, data, "test", _texts(module))
+            write_report(directory)
+        _print(metrics, answers)
+
+    def _write(
+        self, path: Path, split: Split, module: VisionLanguageModule, data: VisionLanguageData
+    ) -> None:
+        """A row per example in the order of the data, and the answers so far are not needed any more."""
+        assert module.answer_log is not None
+        owners = _owners(data, split)
+        with path.open("w") as file:
+            for number, answered in sorted(module.answer_log.answers.items()):
+                record = data.records[split][number]
+                question, truth = record["turns"][-1]
+                row = {
+                    "id": record["id"],
+                    "question": question.replace(IMAGE_MARKER, ""),
+                    "answer": answered.text,
+                }
+                if owner := owners.get(number):
+                    row["adapter"] = owner
+                if answered.scores is not None:
+                    row["scores"] = dict(zip(record["choices"], answered.scores, strict=True))
+                file.write(json.dumps(row | {"truth": truth}, ensure_ascii=False) + "\n")
+        module.answer_log.discard()
+
+
+def _typed(module: Any, trainer: Any) -> tuple[VisionLanguageModule, VisionLanguageData]:
+    return module, trainer.datamodule
+
+
+def _owners(data: VisionLanguageData, split: Split) -> dict[int, str]:
+    """Of a joint run, number of the record -> finetune."""
+    return {number: name for name, own in data.finetune_ranges(split).items() for number in own}
+
+
+def _texts(module: VisionLanguageModule) -> dict[int, str]:
+    assert module.answer_log is not None
+    return {number: answered.text for number, answered in module.answer_log.answers.items()}
+
+
+def _answers(module: VisionLanguageModule, data: VisionLanguageData) -> dict[str, list[Answer]]:
+    """Finetune -> its answers with the truth; under "" where the run has just one."""
+    assert module.answer_log is not None
+    owners, found = _owners(data, "test"), {}
+    for number, answered in sorted(module.answer_log.answers.items()):
+        found.setdefault(owners.get(number, ""), []).append(_answer(data.records["test"][number], answered))
+    return found
+
+
+def _answer(record: Any, answered: Answered) -> Answer:
+    return Answer(
+        id=record["id"],
+        where=record["where"],
+        prediction=answered.text,
+        references=record.get("references") or [record["turns"][-1][1]],
+        choices=record.get("choices"),
+        scores=answered.scores,
+        log_likelihood=answered.log_likelihood,
+        num_tokens=answered.num_tokens,
+    )
+
+
+def _flat(metrics: dict[str, dict[str, float]], answers: dict[str, list[Answer]]) -> dict[str, float]:
+    """``metric`` or, in a joint run, ``metric/finetune``, and the number of questions."""
+    flat: dict[str, float] = {}
+    for name, own in metrics.items():
+        for metric, value in {**own, "questions": len(answers[name])}.items():
+            flat[f"{metric}/{name}" if name else metric] = value
+    return flat
+
+
+def _print(metrics: dict[str, dict[str, float]], answers: dict[str, list[Answer]]) -> None:
+    """Metrics down, finetunes across."""
+    counts = {name: len(own) for name, own in answers.items()}
+    table = Table("metric", title=f"test: {max(counts.values()):,} questions")
+    for name in metrics:
+        table.add_column(name or "value", justify="right")
+    for metric in dict.fromkeys(metric for own in metrics.values() for metric in own):
+        table.add_row(metric, *(f"{own[metric]:.4f}" if metric in own else "" for own in metrics.values()))
+    Console().print(table)

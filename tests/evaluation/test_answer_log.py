@@ -1,0 +1,50 @@
+"""Answers survive a kill, and only those of the same model to the same questions."""
+
+import pytest
+
+from mmpeft.evaluation.answer_log import Answered, AnswerLog
+
+ANSWERS = [(0, Answered("red")), (3, Answered("blue", [-0.1, -2.0], -0.3, 2)), (1, Answered("two\nlines"))]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "deep" / "test.partial.jsonl"
+
+
+def test_an_evaluation_goes_on_but_for_the_last_line(path):
+    AnswerLog(path, "a model").append(ANSWERS)
+    again = AnswerLog(path, "a model")
+    assert again.resumed
+    assert again.answers == dict(ANSWERS[:2])
+    again.append(ANSWERS[2:])
+    again.append([(5, Answered("last"))])
+    assert AnswerLog(path, "a model").answers == dict(ANSWERS)
+
+
+def test_half_a_line_is_left_out(path):
+    AnswerLog(path, "a model").append(ANSWERS)
+    path.write_text(path.read_text()[:-20])
+    assert AnswerLog(path, "a model").answers == dict(ANSWERS[:2])
+
+
+def test_answers_of_another_model_are_not_taken(path):
+    AnswerLog(path, "a model").append(ANSWERS)
+    other = AnswerLog(path, "another model")
+    assert not other.resumed
+    assert other.answers == {}
+    assert AnswerLog(path, "a model").answers == {}
+
+
+@pytest.mark.parametrize("content", ["", "no json\n", '{"belongs_to": "a mod'])
+def test_a_damaged_beginning_begins_anew(path, content):
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    assert AnswerLog(path, "a model").answers == {}
+
+
+def test_nothing_is_left_when_all_is_answered(path):
+    log = AnswerLog(path, "a model")
+    log.append(ANSWERS)
+    log.discard()
+    assert not path.exists()
