@@ -22,6 +22,7 @@ MAY_USE = {
     "site_ranking": {"site_table", "models", "adapters", "data", "embedded"},
     "bundle": {"models", "adapters", "data", "fingerprint"},
     "merging": {"bundle", "models", "adapters"},
+    "few_shot": {"training"},
     "inference": {"inference", "bundle", "models", "adapters", "data"},
     "training": {"training", "bundle", "models", "adapters", "data", "evaluation", "fingerprint"},
 }
