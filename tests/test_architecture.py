@@ -23,6 +23,7 @@ MAY_USE = {
     "bundle": {"models", "adapters", "data", "fingerprint"},
     "merging": {"bundle", "models", "adapters"},
     "few_shot": {"training"},
+    "forgetting": {"models", "adapters", "data", "fingerprint"},
     "inference": {"inference", "bundle", "models", "adapters", "data"},
     "training": {"training", "bundle", "models", "adapters", "data", "evaluation", "fingerprint"},
 }
@@ -33,7 +34,7 @@ DOORS = {
     "bitsandbytes": set(),
     "peft": set(),
     "timm": {"models/vision.py", "embedded.py"},
-    "matplotlib": {"evaluation/report.py", "evaluation/figures.py"},
+    "matplotlib": {"evaluation/report.py", "evaluation/figures.py", "evaluation/heat_map.py"},
     "torchmetrics": {"evaluation/overlap.py"},
     "jsonargparse": {"cli.py"},
     "gradio": set(),
@@ -103,7 +104,7 @@ def test_images_are_opened_and_quantisation_is_configured_in_one_place(path):
 def test_inside_the_adapters_imports_run_one_way():
     order = ["functional", "stack", "lora", "dora", "ia3", "bitfit", "full", "bottleneck", "prompt", "prefix"]
     order += ["image_prompt", "hybrid", "layer", "architecture", "sites", "inject", "bank", "peft_format"]
-    order += ["merge", "combine"]
+    order += ["weights", "merge", "change", "combine"]
     later = {name: set(order[number:]) for number, name in enumerate(order)}
     for path in (ROOT / "adapters").glob("*.py"):
         if path.stem in order:
