@@ -13,7 +13,7 @@ ROOT = Path(mmpeft.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 MAY_USE = {
     "fingerprint": set(),
-    "embedded": set(),
+    "embedded": {"embedded"},
     "adapters": {"adapters"},
     "data": {"data", "embedded", "fingerprint"},
     "evaluation": {"evaluation", "data"},
@@ -31,7 +31,7 @@ DOORS = {
     "datasets": {"data/sources.py"},
     "bitsandbytes": set(),
     "peft": set(),
-    "timm": {"models/vision.py", "embedded.py"},
+    "timm": {"models/vision.py", "embedded/vision_encoder.py"},
     "matplotlib": {"evaluation/report.py"},
     "jsonargparse": {"cli.py"},
     "gradio": set(),
