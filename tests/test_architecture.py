@@ -13,7 +13,7 @@ ROOT = Path(mmpeft.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 MAY_USE = {
     "fingerprint": set(),
-    "embedded": set(),
+    "embedded": {"embedded"},
     "adapters": {"adapters"},
     "data": {"data", "embedded", "fingerprint"},
     "evaluation": {"evaluation", "data"},
@@ -33,9 +33,9 @@ DOORS = {
     "datasets": {"data/rows.py"},
     "bitsandbytes": set(),
     "peft": set(),
-    "timm": {"models/vision.py", "embedded.py"},
     "matplotlib": {"evaluation/report.py", "evaluation/figures.py", "evaluation/heat_map.py"},
     "torchmetrics": {"evaluation/overlap.py"},
+    "timm": {"models/vision.py", "embedded/vision_encoder.py"},
     "jsonargparse": {"cli.py"},
     "gradio": set(),
 }
