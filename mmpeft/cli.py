@@ -13,7 +13,7 @@ First steps
   mmpeft ask --run runs/instruct_lora --image photo.png "what color is the shape?"
 
 Commands
-  prepare    install the embedded language model, vision encoder and easy-VQA
+  prepare    install the embedded language model, vision encoder and data sets
   inspect    print a batch token by token: image spans, segments, which tokens carry loss
   fit        train; --print_config shows every setting, --model.learning_rate=... changes one
   validate   loss and exact match on data.val

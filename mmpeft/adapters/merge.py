@@ -32,6 +32,14 @@ from mmpeft.adapters.layer import ORDER
 from mmpeft.adapters.lora import LoraConfig
 from mmpeft.adapters.sites import base_of, submodule
 from mmpeft.adapters.stack import AdapterConfig
+from mmpeft.adapters.weights import (
+    block_scales,
+    check_not_packed,
+    dense_weight,
+    is_4bit,
+    is_quantised,
+    row_scales,
+)
 
 GATED_FEEDFORWARD = {"gate_proj", "up_proj", "down_proj"}
 """The children with weights of a feed-forward ``down(act(gate x) * up x)``. One more, such as BitNet's norm
@@ -99,7 +107,7 @@ def dequantize(model: nn.Module) -> nn.Module:
         raise ValueError(f"{type(model).__name__} is not quantised by transformers: nothing to dequantise")
     for path, module in model.named_modules():
         if getattr(module, "weight", None) is not None:
-            _check_not_packed(path, module)
+            check_not_packed(path, module)
     trainable = {path: parameter.requires_grad for path, parameter in model.named_parameters()}
     model.dequantize()  # pyright: ignore[reportCallIssue]
     for path, parameter in model.named_parameters():
@@ -122,7 +130,7 @@ def add_lora(linear: nn.Module, lora_A: Tensor, lora_B: Tensor, scaling: float) 
 @torch.no_grad()
 def add_weight(linear: nn.Module, change: Tensor) -> None:
     """``W + D`` into a dense linear's weight; ``change`` is D, (O, I)."""
-    weight = _dense_weight(linear)
+    weight = dense_weight(linear)
     weight.copy_(weight.float() + change)
 
 
@@ -135,19 +143,19 @@ def add_bias(linear: Any, change: Tensor) -> None:
 @torch.no_grad()
 def scale_columns(linear: nn.Module, scale: Tensor) -> None:
     """``W diag(u)`` into a dense linear's weight; ``scale`` is u, (I,)."""
-    weight = _dense_weight(linear)
+    weight = dense_weight(linear)
     weight.copy_(weight.float() * scale)
 
 
 @torch.no_grad()
 def scale_rows(linear: Any, scale: Tensor) -> None:
     """``diag(v) W`` and ``diag(v) b`` into a linear, dense or quantised; ``scale`` is v, (O,)."""
-    if _is_4bit(linear):
+    if is_4bit(linear):
         _scale_blocks(linear.weight.quant_state, scale)
-    elif _is_quantised(linear):
+    elif is_quantised(linear):
         _scale_codes(linear, scale)
     else:
-        weight = _dense_weight(linear)
+        weight = dense_weight(linear)
         weight.copy_(weight.float() * scale[:, None])
     if linear.bias is not None:
         linear.bias.copy_(linear.bias.float() * scale)
@@ -177,7 +185,7 @@ def _fold(bank: AdapterBank, part: Part, place: Place) -> Callable[[], None]:
                 f"{path} has no bias in this architecture, so a plain model has no place for one; serve the adapter"
             )
         return partial(add_bias, base, tensors["bias_delta"])
-    if _is_quantised(base):
+    if is_quantised(base):
         raise ValueError(
             f"{path} is quantised: adding {config.method}'s update would quantise its weight anew, an error as large "
             f"as the first; {DEQUANTIZE_FIRST}"
@@ -191,7 +199,7 @@ def _fold(bank: AdapterBank, part: Part, place: Place) -> Callable[[], None]:
 
     def fold_dora() -> None:
         fold()
-        weight = _dense_weight(base)
+        weight = dense_weight(base)
         weight.copy_(weight.float() * factor[:, None])
 
     return torch.no_grad()(fold_dora)
@@ -200,7 +208,7 @@ def _fold(bank: AdapterBank, part: Part, place: Place) -> Callable[[], None]:
 def _fold_ia3(bank: AdapterBank, config: IA3Config, path: str, scale: Tensor) -> Callable[[], None]:
     base = base_of(submodule(bank.model, path))
     if config.scales_input(path):
-        if not _is_quantised(base):
+        if not is_quantised(base):
             return partial(scale_columns, base, scale)
         path = _up_projection(bank, path)
         base = base_of(submodule(bank.model, path))
@@ -222,19 +230,11 @@ def _up_projection(bank: AdapterBank, path: str) -> str:
 
 
 def _check_rows(path: str, linear: Any) -> None:
-    _check_not_packed(path, linear)
-    if _is_4bit(linear) and linear.in_features % linear.weight.quant_state.blocksize:
+    check_not_packed(path, linear)
+    if is_4bit(linear) and linear.in_features % linear.weight.quant_state.blocksize:
         raise ValueError(
             f"{path} has {linear.in_features} input features, no multiple of its 4-bit blocks of "
             f"{linear.weight.quant_state.blocksize}: one block would lie in two rows; {DEQUANTIZE_FIRST}"
-        )
-
-
-def _check_not_packed(path: str, linear: Any) -> None:
-    if _is_4bit(linear) and getattr(linear.weight.quant_state, "packing_format_for_cpu", False):
-        raise ValueError(
-            f"bitsandbytes has repacked {path} for inference and rounded its scales: load the model afresh and set "
-            "support_avx512bf16_for_cpu = False on its Linear4bit modules before any forward"
         )
 
 
@@ -247,31 +247,11 @@ def _scale_blocks(state: Any, scale: Tensor) -> None:
     layer: bitsandbytes goes by the tensors it finds, not by the config's double_quant. Its packing for
     AVX512-BF16 is not undone for plain scales (0.50.2), so save before a forward that may pack.
     """
-    absmax = state.absmax
-    if state.nested:
-        outer = state.state2
-        absmax = outer.code[absmax.long()] * outer.absmax.repeat_interleave(outer.blocksize)[: len(absmax)]
-        absmax = absmax + state.offset
-        state.nested, state.state2, state.offset = False, None, None
-    state.absmax = (absmax.float().view(len(scale), -1) * scale[:, None]).flatten()
+    absmax = block_scales(state)
+    state.nested, state.state2, state.offset = False, None, None
+    state.absmax = (absmax.view(len(scale), -1) * scale[:, None]).flatten()
 
 
 def _scale_codes(linear: Any, scale: Tensor) -> None:
-    """The weight is ``codes * SCB / 127``; bitsandbytes moves SCB from the weight to the state at first use."""
-    row_scales = linear.state.SCB if linear.weight.SCB is None else linear.weight.SCB
-    row_scales.mul_(scale.abs())
+    row_scales(linear).mul_(scale.abs())
     linear.weight.data.mul_(torch.where(scale < 0, -1, 1).to(torch.int8)[:, None])
-
-
-def _is_4bit(linear: Any) -> bool:
-    return getattr(linear.weight, "quant_state", None) is not None
-
-
-def _is_quantised(linear: Any) -> bool:
-    """4-bit codes may be stored in the bytes of any dtype, 8-bit ones are int8."""
-    return _is_4bit(linear) or linear.weight.dtype == torch.int8
-
-
-def _dense_weight(linear: Any) -> Tensor:
-    """(O, I); a view where Conv1D keeps it as (I, O)."""
-    return linear.weight.T if type(linear).__name__ == "Conv1D" else linear.weight

@@ -123,9 +123,11 @@ class Stack(nn.Module):
     def effective(self, slots: Tensor) -> Tensor:
         """``slots`` (B,) with the rows of inactive slots turned into base rows.
 
-        Always by the tensor, though nothing is to do when all are active: a branch on that would compile the
-        model anew whenever the last free slot is taken.
+        A compiled model goes by the tensor even when all are active: a branch on that would compile it anew
+        whenever the last free slot is taken.
         """
+        if not torch.compiler.is_compiling() and not self.partial:
+            return slots
         return torch.where(self.active[slots.clamp(min=0)], slots, BASE)
 
     def sizes_of(self, slots: Tensor) -> Tensor:

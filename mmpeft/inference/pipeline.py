@@ -119,7 +119,7 @@ class VisionLanguageModel:
             Per item ``[(choice, score), ...]``, the best first.
         """
         images, questions, adapters, single = _aligned(image, question, adapter)
-        if choices and all(isinstance(choice, str) for choice in choices):
+        if all(isinstance(choice, str) for choice in choices):
             choices = [choices] * len(questions)
         if len(choices) != len(questions):
             raise ValueError(

@@ -415,14 +415,14 @@ class VisionLanguageModule(L.LightningModule):
     @property
     def _split(self) -> Any:
         """The split that is being answered."""
-        return str(self.trainer.state.fn)
+        return self.trainer.state.fn.value  # pyright: ignore[reportOptionalMemberAccess]
 
     def _open_answer_log(self, data: VisionLanguageData) -> AnswerLog:
         """The answers so far, if the same model was stopped while it answered the same questions."""
         trained = dict(self.model.projector.named_parameters(prefix="projector"))
         trained |= {str(number): p for number, p in enumerate(self.model.bank.parameters())}
         questions = [(r["id"], r["turns"], r.get("choices"), r["task"]) for r in data.records[self._split]]
-        asked = [questions, data.answer_by, data.metrics, asdict(data.packing)]
+        asked = [questions, data.answer_by, data.wants_likelihoods(self._split), asdict(data.packing)]
         belongs_to = hash_json([self.identity, list(self.wanted), hash_tensors(trained), asked])
         path = Path(self.trainer.default_root_dir) / f"{self._split}.partial.jsonl"
         return AnswerLog(path, belongs_to)

@@ -13,8 +13,10 @@ from mmpeft.data.datamodule import Split, VisionLanguageData
 from mmpeft.data.template import IMAGE_MARKER
 from mmpeft.evaluation.answer import Answer
 from mmpeft.evaluation.answer_log import Answered
-from mmpeft.evaluation.metrics import evaluate
-from mmpeft.evaluation.pictures import draw_evaluation
+from mmpeft.evaluation.calibration import reliability
+from mmpeft.evaluation.classification import confusion
+from mmpeft.evaluation.figures import MAX_CLASSES, draw_confusion, draw_reliability
+from mmpeft.evaluation.metrics import evaluate, fitting_metrics
 from mmpeft.training.module import VisionLanguageModule
 from mmpeft.training.run_directory import write_examples, write_report
 
@@ -26,17 +28,18 @@ class EvaluationResults(L.Callback):
         module, data = _typed(pl_module, trainer)
         path = Path(trainer.default_root_dir) / "answers.jsonl"
         self._write(path, "predict", module, data)
+        _done(module)
         print(f"{len(data.records['predict'])} answers written to {path}")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module, data = _typed(pl_module, trainer)
         directory = Path(trainer.default_root_dir)
+        self._write(directory / "predictions.jsonl", "test", module, data)
         answers = _answers(module, data)
         metrics = {name: evaluate(own, data.metrics) for name, own in answers.items()}
         (directory / "metrics.json").write_text(json.dumps(_flat(metrics, answers), indent=2) + "\n")
         for name, own in answers.items():
-            draw_evaluation(directory / (f"test_{name}.png" if name else "test.png"), own, title=name)
-        self._write(directory / "predictions.jsonl", "test", module, data)
+            _draw(directory, own, name)
         if (directory / bundle.MANIFEST).exists():
             manifest = bundle.read_manifest(directory)
             manifest.metrics = _flat(metrics, answers)
@@ -44,11 +47,12 @@ class EvaluationResults(L.Callback):
             write_examples(directory, data, "test", _texts(module))
             write_report(directory)
         _print(metrics, answers)
+        _done(module)
 
     def _write(
         self, path: Path, split: Split, module: VisionLanguageModule, data: VisionLanguageData
     ) -> None:
-        """A row per example in the order of the data, and the answers so far are not needed any more."""
+        """A row per example, in the order of the data."""
         assert module.answer_log is not None
         owners = _owners(data, split)
         with path.open("w") as file:
@@ -65,11 +69,27 @@ class EvaluationResults(L.Callback):
                 if answered.scores is not None:
                     row["scores"] = dict(zip(record["choices"], answered.scores, strict=True))
                 file.write(json.dumps(row | {"truth": truth}, ensure_ascii=False) + "\n")
-        module.answer_log.discard()
 
 
 def _typed(module: Any, trainer: Any) -> tuple[VisionLanguageModule, VisionLanguageData]:
     return module, trainer.datamodule
+
+
+def _done(module: VisionLanguageModule) -> None:
+    """The answers so far are not needed any more."""
+    assert module.answer_log is not None
+    module.answer_log.discard()
+
+
+def _draw(directory: Path, answers: list[Answer], name: str) -> None:
+    """What was taken for what, where the answers are classes; and what their confidence is worth."""
+    fitting, suffix = fitting_metrics(answers), f"_{name}" if name else ""
+    if "f1" in fitting and len((table := confusion(answers))[0]) <= MAX_CLASSES:
+        draw_confusion(directory / f"confusion{suffix}.png", *table, title=name or directory.name)
+    if "calibration_error" in fitting:
+        draw_reliability(
+            directory / f"calibration{suffix}.png", reliability(answers), title=name or directory.name
+        )
 
 
 def _owners(data: VisionLanguageData, split: Split) -> dict[int, str]:

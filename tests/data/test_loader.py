@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mmpeft.data.loader import PackedLoader, PackingConfig, split_evenly
-from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN, Encoded
+from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN, ChoiceSet, Encoded
 
 NUM_EXAMPLES = 23
 
@@ -154,3 +154,25 @@ def test_rows_carry_the_adapter_and_the_features_of_their_images():
 def test_batches_of_text_alone_have_no_features():
     loader = PackedLoader(examples()[18:], features, PackingConfig(), None, 0)
     assert all(batch.features is None for batch in loader)
+
+
+def test_an_epoch_sees_files_by_weight_and_has_its_usual_length():
+    """18 questions about images and 5 texts, wanted half and half: every text twice, three of them thrice."""
+    plain = make_loader()
+    loader = PackedLoader(examples(), features, PackingConfig(5, 3, 64), "mine", 0, mix=[(18, 1.0), (5, 1.0)])
+    for _ in range(2):
+        seen = [number for batch in loader for row in batch.examples for number in row]
+        assert (sum(n < 18 for n in seen), sum(n >= 18 for n in seen)) == (12, 11)
+        assert {seen.count(n) for n in range(18)} == {0, 1}
+        assert {seen.count(n) for n in range(18, 23)} == {2, 3}
+        assert len(loader) == len(plain)
+
+
+def test_a_question_with_choices_has_a_row_of_its_own():
+    first, *others = examples()
+    choices = ChoiceSet([first, others[0], others[1]], right=1)
+    loader = PackedLoader([choices, *others], features, PackingConfig(50, 50, 640), "mine", None)
+    (batch,) = loader
+    assert sorted(len(row) for row in batch.examples) == [1, 5, 5, 6, 6]
+    assert [right for row, right in zip(batch.examples, batch.right, strict=True) if 0 in row] == [2]
+    assert sum(batch.right) == 2

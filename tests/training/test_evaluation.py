@@ -1,0 +1,207 @@
+"""`mmpeft test` by the command line: choices are ranked, a killed run goes on, text alone needs no encoder."""
+
+import json
+
+import pytest
+import yaml
+
+from mmpeft.cli import main
+from mmpeft.evaluation.answer_log import AnswerLog
+from mmpeft.models.multimodal import MultimodalModel
+from tests.tiny import COLOURS, make_config, run_directory, write_jsonl
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def choice_data(tiny_data, tmp_path_factory):
+    """The colour questions of the tiny data, with the colours to choose from, and those about yes and no without."""
+    folder = tmp_path_factory.mktemp("choices")
+    for split in ("train", "val", "test"):
+        rows = rows_of(tiny_data / f"{split}.jsonl")
+        for row in rows:
+            if row["conversations"][1]["value"] in COLOURS:
+                row["choices"] = sorted(COLOURS)
+        write_jsonl(folder / f"{split}.jsonl", rows)
+        write_jsonl(folder / f"{split}_choices.jsonl", [row for row in rows if "choices" in row])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tfew_config(tiny_base, tiny_data, choice_data, tmp_path_factory):
+    """A T-Few run on two shots of every colour; it has been fitted."""
+    path = tmp_path_factory.mktemp("tfew") / "config.yaml"
+    config = make_config(
+        path,
+        tiny_base,
+        tiny_data,
+        model={
+            "adapter": {"class_path": "mmpeft.adapters.IA3Config"},
+            "optimizer": "adafactor",
+            "learning_rate": 3e-2,
+            "schedule": "linear",
+            "warmup": 0.06,
+        },
+        data={
+            "train": str(choice_data / "train_choices.jsonl"),
+            "val": str(choice_data / "val_choices.jsonl"),
+            "test": str(choice_data / "test.jsonl"),
+            "image_root": str(tiny_data),
+            "shots": 2,
+            "packing": {"batch_size": 4},
+        },
+        trainer={"max_steps": 60, "log_every_n_steps": 1, "val_check_interval": 2},
+    )
+    main(["fit", "--config", str(config)])
+    return config
+
+
+def test_tfew_learns_from_its_choices(tfew_config):
+    curves = [
+        line.split(",") for line in (run_directory(tfew_config) / "metrics.csv").read_text().splitlines()
+    ]
+    named = {
+        name: [float(row[n]) for row in curves[1:] if row[n]]
+        for n, name in enumerate(curves[0])
+        if name != "step"
+    }
+    for term in ("train_lm", "train_length_normalised"):
+        assert named[term][-1] < 0.7 * named[term][0], term
+    assert named["train_loss"][3] == pytest.approx(
+        sum(named[f"train_{term}"][3] for term in ("lm", "unlikelihood", "length_normalised")), rel=1e-5
+    )
+    assert named["val_rank_accuracy"][-1] in (0, 0.5, 1)
+
+
+def test_rows_with_choices_are_ranked_and_the_others_written(tfew_config, choice_data):
+    main(["test", "--config", str(tfew_config)])
+    directory = run_directory(tfew_config)
+    predictions = rows_of(directory / "predictions.jsonl")
+    assert [row["id"] for row in predictions] == [row["id"] for row in rows_of(choice_data / "test.jsonl")]
+    for row in predictions:
+        if row["truth"] in COLOURS:
+            assert row["scores"].keys() == set(COLOURS)
+            assert row["answer"] == max(row["scores"], key=row["scores"].get)
+        else:
+            assert "scores" not in row
+    metrics = json.loads((directory / "metrics.json").read_text())
+    right = sum(row["answer"] == row["truth"] for row in predictions)
+    assert metrics["exact_match"] == pytest.approx(right / len(predictions))
+    assert metrics["questions"] == len(predictions)
+    assert not (directory / "test.partial.jsonl").exists()
+
+
+def test_ranked_classes_have_their_metrics_and_pictures(tfew_config, choice_data):
+    main(["test", "--config", str(tfew_config), "--data.test", str(choice_data / "test_choices.jsonl")])
+    directory = run_directory(tfew_config)
+    metrics = json.loads((directory / "metrics.json").read_text())
+    assert {
+        "accuracy",
+        "f1/macro",
+        "recall/macro",
+        "calibration_error",
+        "brier",
+        "perplexity",
+    } <= metrics.keys()
+    assert metrics["accuracy"] == metrics["exact_match"]
+    for picture in ("confusion", "calibration"):
+        assert (directory / f"{picture}.png").stat().st_size > 1000
+
+
+def test_a_metric_that_does_not_fit_names_the_row_and_loses_nothing(tfew_config, choice_data, capsys):
+    asked = ["test", "--config", str(tfew_config), "--data.packing.batch_size", "3"]
+    with pytest.raises(SystemExit, match=r"vqa_accuracy does not fit .*test.jsonl:1.*several people"):
+        main([*asked, "--data.metrics", "[vqa_accuracy]"])
+    capsys.readouterr()
+    main([*asked, "--data.metrics", "[exact_match]"])
+    assert "answers are there already" in capsys.readouterr().out
+
+
+def test_a_killed_evaluation_goes_on_and_ends_the_same(tfew_config, monkeypatch, capsys):
+    directory = run_directory(tfew_config)
+    main(["test", "--config", str(tfew_config), "--data.packing.batch_size", "2"])
+    whole = (directory / "predictions.jsonl").read_text(), (directory / "metrics.json").read_text()
+    told = AnswerLog.append
+
+    def killed(self, answers):
+        told(self, answers)
+        if len(self.answers) >= 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AnswerLog, "append", killed)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            main(["test", "--config", str(tfew_config), "--data.packing.batch_size", "2"])
+    assert len((directory / "test.partial.jsonl").read_text().splitlines()) >= 5
+    answered = []
+    generate = MultimodalModel.generate
+    monkeypatch.setattr(
+        MultimodalModel,
+        "generate",
+        lambda self, batch, *rest: answered.extend(batch.examples) or generate(self, batch, *rest),
+    )
+    main(["test", "--config", str(tfew_config), "--data.packing.batch_size", "2"])
+    assert "answers are there already; going on" in capsys.readouterr().out
+    assert 0 < sum(map(len, answered)) < 4, "of the four prompts some had been answered"
+    assert ((directory / "predictions.jsonl").read_text(), (directory / "metrics.json").read_text()) == whole
+
+
+def test_ranking_without_choices_is_refused_by_row(tfew_config, capsys):
+    with pytest.raises(SystemExit, match=r"test.jsonl:\d+: .* has no choices to rank"):
+        main(["test", "--config", str(tfew_config), "--data.answer_by", "rank"])
+
+
+def test_text_alone_needs_no_encoder(tiny_base, tiny_data, tmp_path):
+    config = make_config(
+        tmp_path / "config.yaml",
+        tiny_base,
+        tiny_data,
+        model={"vision": None},
+        data={name: str(tiny_data / "text.jsonl") for name in ("train", "val", "test")},
+        trainer={"max_steps": 30},
+    )
+    main(["fit", "--config", str(config)])
+    main(["test", "--config", str(config)])
+    metrics = json.loads((run_directory(config) / "metrics.json").read_text())
+    assert metrics["perplexity"] < 30
+    card = (run_directory(config) / "README.md").read_text()
+    assert "on text alone" in card
+    assert "--image" not in card
+
+
+def test_an_image_without_encoder_is_refused(tiny_base, tiny_data, tmp_path):
+    config = make_config(tmp_path / "config.yaml", tiny_base, tiny_data, model={"vision": None})
+    with pytest.raises(SystemExit, match=r"no vision encoder \(model.vision is null\)"):
+        main(["fit", "--config", str(config)])
+
+
+def test_text_and_images_mix_by_weight(tiny_base, tiny_data, tmp_path):
+    """A fifth of the examples of an epoch are to be text; both are seen in the same batches."""
+    config = make_config(
+        tmp_path / "config.yaml",
+        tiny_base,
+        tiny_data,
+        data={
+            "train": [str(tiny_data / "train.jsonl"), str(tiny_data / "text.jsonl")],
+            "weights": [2, 1],
+        },
+        trainer={"max_epochs": 1, "max_steps": -1},
+    )
+    from mmpeft.training.cli import VisionLanguageCLI
+
+    cli = VisionLanguageCLI.parse(["--config", str(config)])
+    data = cli.datamodule
+    data.setup("fit")
+    sizes = dict(data._mixes[""])
+    assert set(sizes.values()) == {2, 1}
+    main(["fit", "--config", str(config)])
+    settings = yaml.safe_load((run_directory(config) / "config.yaml").read_text())
+    assert settings["data"]["weights"] == [2, 1]
+
+
+def test_weights_that_do_not_fit_the_files_are_refused(tiny_base, tiny_data, tmp_path):
+    config = make_config(tmp_path / "config.yaml", tiny_base, tiny_data, data={"weights": [1, 2]})
+    with pytest.raises(SystemExit, match=r"data\.weights has 2 numbers for 1 training files"):
+        main(["fit", "--config", str(config)])
