@@ -50,6 +50,8 @@ class Manifest:
     adapters: list[str] = field(default_factory=list)
     projector: str = ""
     """Hash of the projector's tensors."""
+    base: str = ""
+    """Hash of every byte of the frozen base as it was in memory when the training ended."""
     metrics: dict[str, float] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     """What was trained and what it took, in words."""
@@ -167,12 +169,16 @@ def load(
 def load_trained(
     directory: str | Path,
     model: MultimodalModel,
-    adapters: list[str] | None = None,
+    adapters: dict[str, str] | None = None,
     projector_of: str = "base",
 ) -> None:
-    """Loads a run's projector, and its adapters (all, or those named), into a model of the same base.
+    """Loads a run's projector, and its adapters, into a model of the same base.
 
-    The projector that adapters share is that of ``projector_of``, where this adapter of the run has one of its own.
+    Args:
+        directory: the run's.
+        model: to load into.
+        adapters: the name that each is to have -> its name in the run; None loads all under their own.
+        projector_of: adapter of the run whose own projector becomes the one that adapters share, if it has one.
 
     Raises:
         ValueError: a damaged or misfitting file.
@@ -187,8 +193,9 @@ def load_trained(
         prefix = f"{owner}."
         own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         model.projector.fill(own, slot)
-    for name in manifest.adapters if adapters is None else adapters:
-        load_adapter(model.bank, name, directory / "adapters" / name)
+    chosen = {name: name for name in manifest.adapters} if adapters is None else adapters
+    for name, source in chosen.items():
+        load_adapter(model.bank, name, directory / "adapters" / source)
 
 
 def projector_owners(directory: str | Path, manifest: Manifest) -> list[str]:

@@ -45,13 +45,13 @@ def run_seeds(
         f"seed{seed}": {"adapter": adapter, "shots_seed": seed} for seed in seeds
     }
     settings["data"]["shots"] = shots
-    settings["trainer"]["default_root_dir"] = str(directory)
+    settings["trainer"]["default_root_dir"] = str(directory / "seeds")
     joint = _write(directory / "seeds.yaml", settings)
     VisionLanguageCLI.run(["test", "--config", untrained, "--model.train_projector", "true"])
     VisionLanguageCLI.run(["fit", "--config", joint])
     VisionLanguageCLI.run(["test", "--config", joint])
     before, after = (
-        json.loads((d / "metrics.json").read_text()) for d in (directory / "untrained", directory)
+        json.loads((directory / run / "metrics.json").read_text()) for run in ("untrained", "seeds")
     )
     accuracies = [after[f"{METRIC}/seed{seed}"] for seed in seeds]
     return {"name": directory.name, "untrained": before[METRIC], "accuracies": accuracies}

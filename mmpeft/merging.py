@@ -69,7 +69,7 @@ def merge_run(
     model = bundle.build_model(language, manifest.vision_config, own_projector=owners)
     tokenizer = load_tokenizer(language.name)
     bundle.check_identity(manifest, bundle.describe(language, model, tokenizer), run)
-    bundle.load_trained(run, model, [adapter])
+    bundle.load_trained(run, model, {adapter: adapter})
 
     ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
     model.bank.route([None])

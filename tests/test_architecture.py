@@ -25,7 +25,9 @@ MAY_USE = {
     "few_shot": {"training"},
     "forgetting": {"models", "adapters", "data", "fingerprint"},
     "inference": {"inference", "bundle", "models", "adapters", "data"},
-    "training": {"training", "bundle", "models", "adapters", "data", "evaluation", "fingerprint"},
+    "training": {
+        *("training", "bundle", "forgetting", "models", "adapters", "data", "evaluation", "fingerprint"),
+    },
 }
 """Part of the package -> parts that it may import. `cli`, `commands` and `__init__` are on top and may use all."""
 TOP = {"cli", "commands", "__init__"}

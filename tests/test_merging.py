@@ -53,7 +53,7 @@ def test_the_folder_loads_without_mmpeft_and_says_the_same(run, tmp_path, name):
     want = adapted_logits(run, name, ids)
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, want, rtol=1e-4, atol=2e-5)
-    assert merged.difference == pytest.approx((model(ids).logits - want).abs().max().item(), abs=1e-6)
+    assert merged.difference == pytest.approx((model(ids).logits - want).abs().max().item(), abs=1e-5)
     assert merged.change == pytest.approx(
         (want - adapted_logits(run, None, ids)).abs().max().item(), rel=1e-4
     )

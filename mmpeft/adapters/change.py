@@ -77,7 +77,8 @@ def _add_change(change: Tensor, weight: Tensor, config: AdapterConfig, place: Pl
     tensors = place.stack.tensors(place.slot)
     if isinstance(config, IA3Config):
         scale = tensors["ia3_l"].flatten() - 1
-        change += (weight + change) * (scale if config.scales_input(place.path) else scale[:, None])
+        # `change` is still zero: IA3 acts first, and two IA3 parts of a hybrid never share a linear
+        change.addcmul_(weight, scale if config.scales_input(place.path) else scale[:, None])
     elif isinstance(config, FullConfig):
         change += tensors["weight_delta"]
     elif isinstance(config, LoraConfig):

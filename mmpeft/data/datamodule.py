@@ -19,6 +19,7 @@ from mmpeft.data.sources import DataError, check_images, load_records
 from mmpeft.data.template import IMAGE_MARKER, Example, Template
 from mmpeft.embedded import home, resolve
 
+HELD_TEXT = "embedded/manual/held.jsonl"
 Split = Literal["train", "val", "test", "predict"]
 Loader = PackedLoader | JointLoader
 
@@ -60,6 +61,7 @@ class VisionLanguageData(L.LightningDataModule):
         answer_by: how `mmpeft test` and `predict` answer: "rank" picks the likeliest of a row's choices, "generate"
             writes; "auto" ranks the rows that have choices.
         metrics: of `mmpeft test`, by name; None takes those that fit the data.
+        held_text: data file whose answers `mmpeft test --forgetting` reads as plain text.
         cache: folder of vision features; None keeps them under the mmpeft home.
         seed: order of the training data.
     """
@@ -81,6 +83,7 @@ class VisionLanguageData(L.LightningDataModule):
         weights: list[float] | None = None,
         answer_by: Literal["auto", "generate", "rank"] = "auto",
         metrics: list[str] | None = None,
+        held_text: str = HELD_TEXT,
         cache: str | None = None,
         seed: int = 0,
     ):
@@ -92,7 +95,7 @@ class VisionLanguageData(L.LightningDataModule):
         self.style: Literal["instruct", "plain"] = style
         self.packing, self.limit, self.seed = packing, limit, seed
         self.shots, self.shots_seed, self.weights = shots, shots_seed, weights
-        self.answer_by, self.metrics = answer_by, metrics
+        self.answer_by, self.metrics, self.held_text = answer_by, metrics, held_text
         if weights is not None and (shots is not None or not all(weight > 0 for weight in weights)):
             raise ValueError(
                 f"data.weights is {weights}; each must be above 0, and data.shots cannot stand beside them"
@@ -219,6 +222,10 @@ class VisionLanguageData(L.LightningDataModule):
         images = [image for row in rows for image in row.images]
         truths = collate(rows, self._features(images) if images else None, batch.adapters)
         return replace(truths.to(batch.input_ids.device), examples=batch.examples)
+
+    def held_texts(self) -> list[str]:
+        """Plain text that nothing was trained on."""
+        return [str(record["turns"][-1][1]) for record in load_records(resolve(self.held_text))]
 
     def instructions(self) -> dict[str, str | None]:
         """The tasks of the training data, the most frequent first, each with its instruction where it has just

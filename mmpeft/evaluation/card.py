@@ -24,6 +24,7 @@ def model_card(
     facts: Mapping[str, str],
     examples: Sequence[Example],
     command: str,
+    pictures: Sequence[str] = (),
 ) -> str:
     """The card as markdown with YAML front matter. No text of the user's can break either.
 
@@ -31,6 +32,7 @@ def model_card(
         manifest: the content of ``mmpeft.json``.
         metrics: names and values; those between 0 and 1 are named in the front matter.
         command: the command line that made the run.
+        pictures: files beside the card that are shown with the facts.
     """
     base, adapters = str(manifest["language"]["name"]), list(manifest.get("adapters", []))
     encoder, tasks = manifest["vision"], [task for task in manifest.get("instructions", {}) if task]
@@ -50,6 +52,7 @@ def model_card(
         "![report](report.png)",
         f"## Use\n\n{_usage(base, adapters, examples, sees=encoder is not None)}",
         f"## Facts\n\n{_table(('', ''), facts.items())}" if facts else "",
+        *(f"![{Path(name).stem}]({name})" for name in pictures),
         f"## Examples\n\n{_table(('question', 'truth', 'answer'), rows)}" if rows else "",
         f"## Made by\n\n{_code('bash', *command.splitlines())}",
         f"## Identity\n\n{_table(('', ''), _identity(manifest))}",

@@ -1,7 +1,7 @@
 """CIDEr-D: how much a caption says what people say of the image, words that all captions share counting little.
 
-Source: Vedantam et al. 2015, section 4 and its CIDEr-D (equation 5 on); the numbers are those of the COCO caption
-evaluation but for its tokenizer.
+Source: Vedantam et al. 2015: tf-idf and cosine of CIDEr, clipping and gaussian of CIDEr-D. The numbers are those of
+the COCO caption evaluation but for its tokenizer.
 """
 
 import math

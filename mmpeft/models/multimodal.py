@@ -62,7 +62,7 @@ class MultimodalModel(nn.Module):
 
     def token_losses(self, batch: Batch) -> TokenLosses:
         """The losses of the labelled positions. Logits are computed there and nowhere else."""
-        hidden = self._decode(batch, None)
+        hidden = self.hidden_states(batch)
         labelled = batch.targets != IGNORE_INDEX
         labels = batch.targets[labelled]
         logits = self.logits(hidden[labelled])
@@ -102,6 +102,10 @@ class MultimodalModel(nn.Module):
         for row, answer in zip(rows.tolist(), answers, strict=True):
             grouped[row].append(answer)
         return grouped
+
+    def hidden_states(self, batch: Batch) -> Tensor:
+        """What the decoder makes of every position, (rows, tokens, dim); `logits` are computed from it."""
+        return self._decode(batch, None)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., dim) hidden states -> (..., vocabulary)."""

@@ -28,6 +28,11 @@ class VisionLanguageCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         # A finetune of a joint run is one entry of the config, its data included.
+        parser.add_argument(
+            "--forgetting",
+            action="store_true",
+            help="after `mmpeft test`, also compare base and finetune on data.held_text",
+        )
         parser.link_arguments("model.adapters", "data.finetunes", compute_fn=data_of)
 
     @classmethod
@@ -62,7 +67,8 @@ class VisionLanguageCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         config: Any = self.config_init
-        settings = (config[self.subcommand] if self.subcommand else config).trainer
+        own = config[self.subcommand] if self.subcommand else config
+        settings = own.trainer
         directory = settings.default_root_dir or "runs/default"
         kwargs |= {"default_root_dir": directory}
         if settings.logger is None:
@@ -71,7 +77,7 @@ class VisionLanguageCLI(LightningCLI):
             board = TensorBoardLogger(directory, name="", version="tensorboard")
             kwargs["logger"] = [csv, board] if fitting else False
         trainer: Any = super().instantiate_trainer(**kwargs)
-        trainer.callbacks += [RunDirectory(), EvaluationResults()]
+        trainer.callbacks += [RunDirectory(), EvaluationResults(own.forgetting)]
         if not any(isinstance(callback, ModelCheckpoint) for callback in trainer.callbacks):
             trainer.callbacks.append(
                 ModelCheckpoint(f"{directory}/checkpoints", save_last=True, save_top_k=0)

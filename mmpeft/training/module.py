@@ -79,6 +79,7 @@ class VisionLanguageModule(L.LightningModule):
             with its own projector, exactly as each would alone. Takes the place of ``adapter``.
         train_projector: whether the projector trains.
         start_from: run directory to go on from: its projector, and its adapter of this name where it has one.
+        start_adapter: an adapter of that run which every finetune begins as that has none of its own name there.
         learning_rate: of the adapter.
         projector_learning_rate: of the projector.
         weight_decay: of both, towards zero: the base model, but for prompts, prefixes and DoRA's magnitudes.
@@ -98,6 +99,7 @@ class VisionLanguageModule(L.LightningModule):
         adapters: dict[str, FinetuneConfig] | None = None,
         train_projector: bool = True,
         start_from: str | None = None,
+        start_adapter: str | None = None,
         learning_rate: float = 1e-3,
         projector_learning_rate: float = 1e-3,
         weight_decay: float = 0.0,
@@ -116,7 +118,10 @@ class VisionLanguageModule(L.LightningModule):
             raise ValueError("nothing would train: give an adapter, or set train_projector to true")
         self.language, self.vision = language, vision
         self.adapter, self.adapter_name, self.adapters = adapter, adapter_name, adapters
-        self.train_projector, self.start_from = train_projector and vision is not None, start_from
+        if start_adapter is not None and start_from is None:
+            raise ValueError(f"model.start_adapter is {start_adapter!r} of which run? Set model.start_from")
+        self.train_projector = train_projector and vision is not None
+        self.start_from, self.start_adapter = start_from, start_adapter
         self.learning_rate, self.projector_learning_rate = learning_rate, projector_learning_rate
         self.weight_decay, self.schedule, self.warmup, self.seed = weight_decay, schedule, warmup, seed
         self.optimizer, self.choice_losses = optimizer, choice_losses
@@ -206,8 +211,19 @@ class VisionLanguageModule(L.LightningModule):
                     f"{', '.join(manifest.adapters) or 'none'}: use the config that the run was made with"
                 )
             own = self.adapter_name if self.adapters is None else "base"
-            bundle.load_trained(source, model, [n for n in manifest.adapters if n in self.wanted], own)
+            bundle.load_trained(source, model, self._adapters_to_load(manifest), own)
         return model
+
+    def _adapters_to_load(self, manifest: bundle.Manifest) -> dict[str, str]:
+        """Finetune -> the adapter of the run that it begins as."""
+        there = manifest.adapters
+        if self.start_adapter is not None and not self._own_run():
+            if self.start_adapter not in there:
+                raise ValueError(
+                    f"{self.start_from} has no adapter {self.start_adapter!r}; it has {', '.join(there) or 'none'}"
+                )
+            return {name: name if name in there else self.start_adapter for name in self.wanted}
+        return {name: name for name in self.wanted if name in there}
 
     def _add_adapters(self, data: VisionLanguageData) -> None:
         bank = self.model.bank

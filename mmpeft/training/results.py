@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmpeft import bundle
+from mmpeft.adapters.change import weight_changes
 from mmpeft.data.datamodule import Split, VisionLanguageData
 from mmpeft.data.template import IMAGE_MARKER
 from mmpeft.evaluation.answer import Answer
@@ -16,13 +17,22 @@ from mmpeft.evaluation.answer_log import Answered
 from mmpeft.evaluation.calibration import reliability
 from mmpeft.evaluation.classification import confusion
 from mmpeft.evaluation.figures import MAX_CLASSES, draw_confusion, draw_reliability
+from mmpeft.evaluation.heat_map import draw_changes
 from mmpeft.evaluation.metrics import evaluate, fitting_metrics
+from mmpeft.forgetting import base_hash, measure_forgetting
 from mmpeft.training.module import VisionLanguageModule
 from mmpeft.training.run_directory import write_examples, write_report
 
 
 class EvaluationResults(L.Callback):
-    """Writes predictions.jsonl, metrics.json and a picture after test, answers.jsonl after predict."""
+    """Writes predictions.jsonl, metrics.json and pictures after test, answers.jsonl after predict.
+
+    Args:
+        forgetting: whether a test also compares base and finetune on held-out plain text.
+    """
+
+    def __init__(self, forgetting: bool = False):
+        self.forgetting = forgetting
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module, data = _typed(pl_module, trainer)
@@ -37,12 +47,14 @@ class EvaluationResults(L.Callback):
         self._write(directory / "predictions.jsonl", "test", module, data)
         answers = _answers(module, data)
         metrics = {name: evaluate(own, data.metrics) for name, own in answers.items()}
+        told = _forgotten(directory, module, data, metrics) if self.forgetting else {}
         (directory / "metrics.json").write_text(json.dumps(_flat(metrics, answers), indent=2) + "\n")
         for name, own in answers.items():
             _draw(directory, own, name)
         if (directory / bundle.MANIFEST).exists():
             manifest = bundle.read_manifest(directory)
             manifest.metrics = _flat(metrics, answers)
+            manifest.facts |= told
             bundle.write_manifest(directory, manifest)
             write_examples(directory, data, "test", _texts(module))
             write_report(directory)
@@ -90,6 +102,41 @@ def _draw(directory: Path, answers: list[Answer], name: str) -> None:
         draw_reliability(
             directory / f"calibration{suffix}.png", reliability(answers), title=name or directory.name
         )
+
+
+def _forgotten(
+    directory: Path,
+    module: VisionLanguageModule,
+    data: VisionLanguageData,
+    metrics: dict[str, dict[str, float]],
+) -> dict[str, str]:
+    """Adds to the metrics what each finetune changed in the base's own abilities, and draws where it moved.
+
+    Returns:
+        The same in words.
+    """
+    texts, told = data.held_texts(), {}
+    bank = module.model.bank
+    for name, own in metrics.items():
+        adapter = name or module.adapter_name
+        found = measure_forgetting(
+            module.model, module.tokenizer, texts, adapter if adapter in bank else None
+        )
+        own["forgetting/perplexity_base"], own["forgetting/perplexity"] = (
+            found.base_perplexity,
+            found.perplexity,
+        )
+        own["forgetting/same_token"], own["forgetting/kl"] = found.agreement, found.divergence
+        told[f"forgetting {name}".strip()] = str(found)
+        if adapter in bank and (changes := weight_changes(bank, adapter)):
+            draw_changes(directory / f"changes{f'_{name}' if name else ''}.png", changes, title=adapter)
+    if (directory / bundle.MANIFEST).exists() and (trained := bundle.read_manifest(directory).base):
+        same = trained == base_hash(module.model)
+        told["base weights"] = (
+            "unchanged by the training, to the bit" if same else "NOT those after the training"
+        )
+        print(f"base weights: {told['base weights']}")
+    return told
 
 
 def _owners(data: VisionLanguageData, split: Split) -> dict[int, str]:

@@ -20,10 +20,13 @@ from mmpeft.data.images import load_image
 from mmpeft.data.template import IMAGE_MARKER
 from mmpeft.evaluation.card import model_card
 from mmpeft.evaluation.report import Example, draw_report
+from mmpeft.forgetting import base_hash
 from mmpeft.training.answering import answer
 from mmpeft.training.module import VisionLanguageModule
 
 NUM_EXAMPLES = 12
+PICTURES = ("confusion", "calibration", "changes")
+"""What `mmpeft test` draws beside the report."""
 SHOWN_METRICS, NUM_SCORES = ("exact_match", "vqa_accuracy", "perplexity", "cider"), 4
 """Metrics that the report names, and at most how many of them."""
 
@@ -56,6 +59,7 @@ class RunDirectory(L.Callback):
             vision=asdict(module.vision) if module.vision else None,
             template={"style": data.style, "max_length": data.packing.max_length},
             identity=module.identity,
+            base=base_hash(module.model),
             instructions=own | {task: text for task, text in earlier.items() if task not in own},
             facts=cost(module, time.monotonic() - self._started),
         )
@@ -162,6 +166,7 @@ def write_report(directory: Path) -> None:
         facts=facts,
         examples=examples,
         command="mmpeft fit --config config.yaml",
+        pictures=[path.name for stem in PICTURES for path in sorted(directory.glob(f"{stem}*.png"))],
     )
     (directory / "README.md").write_text(card)
 

@@ -31,7 +31,7 @@ CHANGING = {
     "rslora": LoraConfig(rank=4, alpha=-6, rslora=True),
     "dora": DoraConfig(rank=4, alpha=6, target_modules=EVERYWHERE),
     "ia3": IA3Config(),
-    "ia3 on inputs": IA3Config(["v_proj", "down_proj"], ["v_proj", "down_proj"]),
+    "ia3 on inputs": IA3Config(["o_proj", "down_proj"], ["o_proj", "down_proj"]),
     "full": FullConfig(),
     "together": HybridConfig(
         [

@@ -28,7 +28,7 @@ VOCABULARY = [
 
 
 def slow_cider_d(predictions, references):
-    """Equations 1 to 3 and CIDEr-D of Vedantam et al. 2015 with dense vectors over all n-grams of the set."""
+    """CIDEr-D of Vedantam et al. 2015 with dense vectors over all n-grams of the set."""
 
     def grams(text, n):
         tokens = words(text)

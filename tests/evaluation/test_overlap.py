@@ -11,7 +11,7 @@ from mmpeft.evaluation.chrf import chrf
 from mmpeft.evaluation.overlap import bleu, rouge
 from mmpeft.evaluation.words import words
 
-MAT = ["there is a cat on the mat", "a cat is on the mat"]
+MAT = ["There is a cat on the mat.", "A cat is on the mat!"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 import json
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from mmpeft.cli import main
 from mmpeft.evaluation.answer_log import AnswerLog
@@ -205,3 +207,51 @@ def test_weights_that_do_not_fit_the_files_are_refused(tiny_base, tiny_data, tmp
     config = make_config(tmp_path / "config.yaml", tiny_base, tiny_data, data={"weights": [1, 2]})
     with pytest.raises(SystemExit, match=r"data\.weights has 2 numbers for 1 training files"):
         main(["fit", "--config", str(config)])
+
+
+def test_forgetting_is_measured_told_and_drawn(tfew_config, tiny_data, capsys):
+    directory = run_directory(tfew_config)
+    main(
+        [
+            "test",
+            "--config",
+            str(tfew_config),
+            "--forgetting",
+            "--data.held_text",
+            str(tiny_data / "text.jsonl"),
+        ]
+    )
+    metrics = json.loads((directory / "metrics.json").read_text())
+    assert metrics["forgetting/perplexity_base"] > 1
+    assert metrics["forgetting/perplexity"] != metrics["forgetting/perplexity_base"]
+    assert 0 <= metrics["forgetting/same_token"] <= 1
+    assert metrics["forgetting/kl"] > 0
+    assert "base weights: unchanged by the training, to the bit" in capsys.readouterr().out
+    assert (directory / "changes.png").stat().st_size > 1000
+    card = (directory / "README.md").read_text()
+    assert "![changes](changes.png)" in card
+    assert "same next token" in card
+
+
+def test_a_finetune_can_begin_as_another_runs_adapter(tfew_config, tiny_base, tiny_data, tmp_path):
+    """IA3 that was trained before, under other names and several times."""
+    settings = yaml.safe_load(tfew_config.read_text())
+    adapter = settings["model"]["adapter"]
+    changes = {
+        "adapter": None,
+        "adapters": {name: {"adapter": adapter} for name in ("one", "two")},
+        "start_from": str(run_directory(tfew_config)),
+        "start_adapter": "default",
+        "learning_rate": 0.0,
+        "projector_learning_rate": 0.0,
+    }
+    config = make_config(
+        tmp_path / "config.yaml", tiny_base, tiny_data, model=changes, trainer={"max_steps": 1}
+    )
+    main(["fit", "--config", str(config)])
+    begun = load_file(run_directory(tfew_config) / "adapters/default/adapter_model.safetensors")
+    for name in ("one", "two"):
+        own = load_file(run_directory(config) / "adapters" / name / "adapter_model.safetensors")
+        assert all(torch.equal(own[key], tensor) for key, tensor in begun.items())
+    with pytest.raises(SystemExit, match="has no adapter 'nobody'; it has default"):
+        main(["fit", "--config", str(config), "--model.start_adapter", "nobody"])
