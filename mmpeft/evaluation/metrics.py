@@ -10,6 +10,7 @@ from statistics import median
 
 from mmpeft.evaluation import calibration, classification, overlap
 from mmpeft.evaluation.answer import Answer as Answer
+from mmpeft.evaluation.chrf import chrf
 from mmpeft.evaluation.cider import cider
 from mmpeft.evaluation.vqa import vqa_score
 from mmpeft.evaluation.words import words
@@ -174,7 +175,7 @@ METRICS: dict[str, Metric] = {
     "rouge1": Metric(_texts(partial(overlap.rouge, kind="rouge1")), _are_texts),
     "rouge2": Metric(_texts(partial(overlap.rouge, kind="rouge2")), _are_texts),
     "rougeL": Metric(_texts(partial(overlap.rouge, kind="rougeL")), _are_texts),
-    "chrf": Metric(_texts(overlap.chrf), _are_texts),
+    "chrf": Metric(_texts(chrf), _are_texts),
     "cider": Metric(_texts(cider), lambda a: len(a) > 1 and _are_texts(a)),
     "perplexity": Metric(_perplexity, _always, _lacks_likelihood),
     "calibration_error": Metric(calibration.calibration_error, _always, calibration.lacks_scores),

@@ -1,4 +1,4 @@
-"""BLEU, ROUGE and chrF: how many words or runs of characters two texts share. It is the only module that uses `torchmetrics`."""
+"""BLEU and ROUGE: how many words two texts share. It is the only module that uses `torchmetrics`."""
 
 from collections.abc import Sequence
 
@@ -31,13 +31,3 @@ def rouge(predictions: Sequence[str], references: Sequence[Sequence[str]], kind:
         predictions, references, normalizer=str, tokenizer=words, rouge_keys=kind, accumulate="best"
     )
     return scores[f"{kind}_fmeasure"].item()
-
-
-def chrf(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """chrF2 of the whole set, 0..1, over runs of 1 to 6 characters; case and punctuation count, spaces do not.
-
-    Source: Popović 2015. It suits languages whose words are not told apart by spaces.
-    """
-    from torchmetrics.functional.text import chrf_score
-
-    return float(chrf_score(predictions, references, n_char_order=6, n_word_order=0, beta=2.0))

@@ -1,11 +1,14 @@
 """BLEU, ROUGE and chrF against values worked out by hand, published ones and torchmetrics."""
 
 import math
+import random
 import sys
 
 import pytest
+from torchmetrics.functional.text import chrf_score
 
-from mmpeft.evaluation.overlap import bleu, chrf, rouge
+from mmpeft.evaluation.chrf import chrf
+from mmpeft.evaluation.overlap import bleu, rouge
 from mmpeft.evaluation.words import words
 
 MAT = ["There is a cat on the mat.", "A cat is on the mat!"]
@@ -66,8 +69,17 @@ def test_rouge_is_the_mean_over_rows():
     assert value == pytest.approx(0.75, abs=1e-6)
 
 
+def test_chrf_equals_torchmetrics():
+    generator = random.Random(0)
+    vocabulary = ["a", "man", "is", "Speaking.", "while", "the", "bird,", "sits", "on", "red", "table"]
+    said, *people = ([" ".join(generator.choices(vocabulary, k=k)) for k in (2, 5, 9, 4)] for _ in range(4))
+    references = list(zip(*people, strict=True))
+    wanted = chrf_score(said, references, n_char_order=6, n_word_order=0, beta=2.0)
+    assert chrf(said, references) == pytest.approx(wanted.item(), abs=1e-6)
+
+
 def test_chrf_by_hand():
     # "abcd" in "abcde": 4 3 2 1 0 0 shared runs of 4 3 2 1 0 0 said and 5 4 3 2 1 0 true
     wanted = sum(5 * n / (n + 4 * (n + 1)) for n in (4, 3, 2, 1)) / 6
-    assert chrf(["ab cd"], [["abcde"]]) == pytest.approx(wanted, abs=1e-6)
+    assert chrf(["ab cd"], [["abcde"]]) == pytest.approx(wanted, abs=1e-12)
     assert chrf(["abcdef", ""], [["abcdef"], ["uvwxyz"]]) < chrf(["abcdef"], [["abcdef"]]) == 1
