@@ -1,0 +1,70 @@
+"""What a finetune adds to the time of an answer: one batch, answered by the finetune and by its base in turn.
+
+Every question has a row of its own and both write the same number of tokens: who says less would seem faster.
+One JSON line.
+
+    python benchmarks/answering.py --run runs/quickstart
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jsonargparse import auto_cli
+from timing import alternate, report
+
+import mmpeft
+from mmpeft.data.collate import collate
+from mmpeft.data.features import encode_images
+from mmpeft.data.packing import pack
+from mmpeft.data.sources import load_records
+from mmpeft.embedded import resolve
+
+NO_TOKEN = -1
+
+
+def answering(
+    run: str = "runs/quickstart",
+    data: str = "embedded/easy-vqa/test.jsonl",
+    task: str | None = None,
+    image_root: str | None = None,
+    questions: int = 32,
+    tokens: int = 4,
+    repeats: int = 9,
+) -> None:
+    """Times the first finetune of a run beside its base.
+
+    Args:
+        run: directory that `mmpeft fit` wrote.
+        data: questions, as in the configs' data.test.
+        task: identifier of questions that have none.
+        image_root: folder that image paths start from; by default the data file's.
+        questions: rows of the batch, the first of the data.
+        tokens: written for each question.
+        repeats: rounds over both.
+    """
+    records: list[Any] = load_records(resolve(data), image_root=image_root, task=task)[:questions]
+    vlm = mmpeft.load(run)
+    rows = [pack([vlm.template.encode_prompt(record)]) for record in records]
+    images = [image for row in rows for image in row.images]
+    features = encode_images(vlm.model.vision_encoder, images) if images else None
+
+    def answer_by(adapter: str | None) -> Callable[[], Any]:
+        batch = collate(rows, features, [adapter] * len(rows)).to(vlm.model.device)
+        return lambda: vlm.model.generate(batch, NO_TOKEN, tokens)
+
+    seconds = alternate({"base": answer_by(None), "finetune": answer_by(vlm.adapters[0])}, repeats)
+    per_answer = {name: 1000 * value / len(rows) for name, value in seconds.items()}
+    stacks = sum(parameter.numel() for parameter in vlm.model.bank.parameters())
+    report(
+        run=run,
+        base_ms=per_answer["base"],
+        finetune_ms=per_answer["finetune"],
+        added_ms=per_answer["finetune"] - per_answer["base"],
+        language_model=vlm.model.language_model.num_parameters() - stacks,
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    )
+
+
+if __name__ == "__main__":
+    auto_cli(answering)

@@ -1,0 +1,175 @@
+"""What `compare_methods` found, as a table and a picture.
+
+A row is what is known of one method: its "method", "title", "learning_rate" and "source", and its figures, or
+"error" in their place.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap, LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from mmpeft.evaluation.report import BLUE, DPI, GREY, INK, LINE, WRONG
+
+Row = Mapping[str, Any]
+Box = tuple[float, float, float, float]
+"""Left, bottom, right, top in pixels."""
+COLORS = LinearSegmentedColormap.from_list("forgotten", ["#d3e3ee", BLUE, "#04263d"]).with_extremes(bad=WRONG)
+"""Lightness alone tells the value, so it survives grey print."""
+WIDTH, HEIGHT = 1600, 900
+"""Pixels of the picture."""
+POINT = 18
+"""Pixels around a point's middle that no name may cover."""
+SIDES = (
+    *((side, right, 0) for side, right in (("left", 9), ("right", -9))),
+    *(("center", 0, above) for above in (14, -14)),
+    *((side, right, above) for above in (11, -11) for side, right in (("left", 7), ("right", -7))),
+)
+"""Where a name may stand: how it is aligned, and points to the right of and above its own; the best first."""
+MAX_REASON = 200
+"""Characters of an error in the table."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure of the comparison."""
+
+    heading: str
+    show: Callable[[Row], str]
+    """A method's row -> the cell."""
+
+
+COLUMNS = (
+    Column("accuracy", lambda row: f"{row['accuracy']:.3f}"),
+    Column("parameters trained", lambda row: f"{row['trained']:,}"),
+    Column("share of the LLM", lambda row: f"{100 * row['share']:.3f} %"),
+    Column("files, MB", lambda row: f"{row['files_mb']:.2f}"),
+    Column("peak memory, GB", lambda row: f"{row['peak_gb']:.2f}"),
+    Column("s per step", lambda row: f"{row['step_seconds']:.2f}"),
+    Column("ms per answer added", lambda row: f"{row['answer_ms']:+.1f}"),
+    Column("perplexity of other text", lambda row: f"{row['perplexity_base']:.2f} → {row['perplexity']:.2f}"),
+    Column("same next token", lambda row: f"{100 * row['same_token']:.1f} %"),
+)
+LEGEND = """- accuracy: exact match of the written answers
+- parameters trained, share, files: the adapter's; the projector trains in every run and is not counted
+- peak memory: of the process that trained, resident, not the GPU's
+- s per step: median time from step to step by TensorBoard's clock, without validation. Full fine-tuning is kept as a
+  change beside the frozen weights, so that it can be served like the others: a second product that an own copy of the
+  base would not need
+- ms per answer added: the same batch answered by finetune and base in turn in one process (`benchmarks/answering.py`)
+- other text: plain text without images, base → finetuned, and how often both find the same next token likeliest"""
+
+
+def make_table(rows: Sequence[Row], command: str, budget: str) -> str:
+    """The rows as GitHub's markdown, with the command, the machine and where each learning rate comes from.
+
+    Args:
+        rows: of the methods, in the order to be read.
+        command: what makes this table.
+        budget: what every method was given, in words.
+    """
+    lines = [["method", *(column.heading for column in COLUMNS)], ["---"] + ["---:"] * len(COLUMNS)]
+    for row in rows:
+        empty = ["–"] * (len(COLUMNS) - 1)
+        cells = [_reason(row), *empty] if "error" in row else [column.show(row) for column in COLUMNS]
+        lines.append([row["title"], *cells])
+    machines = sorted({row["machine"] for row in rows if "error" not in row})
+    rates = [f"- {row['title']}: {row['learning_rate']:g}; {row['source']}" for row in rows]
+    parts = [
+        "\n".join(f"| {' | '.join(line)} |" for line in lines),
+        "; ".join([f"`{command}`", *machines, budget]),
+        LEGEND,
+        "Learning rates, all of AdamW:",
+        "\n".join(rates),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _reason(row: Row) -> str:
+    """Why a method failed; breaks no table."""
+    reason = " ".join(str(row["error"]).split()).replace("|", "\\|")
+    return f"failed: {reason if len(reason) <= MAX_REASON else f'{reason[:MAX_REASON]} …'}"
+
+
+def draw_comparison(path: Path, rows: Sequence[Row]) -> None:
+    """Draws accuracy against parameters trained into a PNG of 1600 x 900 pixels.
+
+    The colour is the perplexity of other text, after by before; where that is not finite, the point is vermilion.
+
+    Args:
+        path: the file.
+        rows: at least one; those with "error" are left out.
+    """
+    shown = [row for row in rows if "error" not in row]
+    ratios = [row["perplexity"] / row["perplexity_base"] for row in shown]
+    finite = [ratio for ratio in ratios if math.isfinite(ratio)] or [1.0]
+    lowest, highest = min(1.0, *finite), max(1.5, *finite)
+    with rc_context({"text.parse_math": False}):
+        figure = Figure((WIDTH / DPI, HEIGHT / DPI), dpi=DPI, facecolor="white")
+        canvas = FigureCanvasAgg(figure)
+        axes, bar = figure.add_axes((0.075, 0.12, 0.77, 0.74)), figure.add_axes((0.89, 0.12, 0.018, 0.74))
+        across, up = ([row[key] for row in shown] for key in ("trained", "accuracy"))
+        style = {"s": 110, "edgecolors": INK, "linewidths": 0.8, "plotnonfinite": True}
+        points = axes.scatter(across, up, c=ratios, cmap=COLORS, norm=LogNorm(lowest, highest), **style)
+        axes.set_xscale("log")
+        axes.set_axisbelow(True)
+        axes.grid(color=LINE, linewidth=0.7)
+        axes.margins(0.14, 0.14)
+        axes.set_xlabel("parameters trained", size=9, color=GREY)
+        axes.set_ylabel("accuracy on held-out questions", size=9, color=GREY)
+        axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        ticks = LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5) if highest < 20 * lowest else (1,))
+        figure.colorbar(points, cax=bar, ticks=ticks, format=lambda value, _: f"{value:.3g}×")
+        bar.minorticks_off()
+        bar.set_title("perplexity of\nother text,\nafter / before", size=8, color=GREY, loc="left", pad=10)
+        for each in (axes, bar):
+            each.spines[:].set_visible(False)
+            each.tick_params(which="both", length=0, labelsize=8, labelcolor=GREY)
+        title = "One base, one budget: what each method reaches, trains and forgets"
+        figure.text(0.075, 0.93, title, size=12, weight="bold", color=INK)
+        canvas.draw()  # the limits of the axes are known only then
+        _name_points(axes, canvas, [row["title"] for row in shown], list(zip(across, up, strict=True)))
+        canvas.print_png(path)
+
+
+def _name_points(
+    axes: Axes, canvas: FigureCanvasAgg, names: Sequence[str], places: Sequence[tuple[float, float]]
+) -> None:
+    """Names every point on the side where it covers least of points and earlier names, and stays in the axes."""
+    frame = axes.get_window_extent().extents
+    middles = [axes.transData.transform(place) for place in places]
+    taken: list[Box] = [(x - POINT, y - POINT, x + POINT, y + POINT) for x, y in middles]
+    for name, place in zip(names, places, strict=True):
+        label = axes.annotate(name, place, (0, 0), textcoords="offset points", va="center", size=9, color=INK)
+
+        def covers(side: tuple[str, float, float], label: Any = label) -> float:
+            label.set(ha=side[0])
+            label.xyann = side[1:]
+            box = label.get_window_extent(canvas.get_renderer()).extents
+            outside = _shared(box, box) - _shared(box, frame)
+            return outside + sum(_shared(box, other) for other in taken)
+
+        covers(min(SIDES, key=covers))
+        taken.append(label.get_window_extent(canvas.get_renderer()).extents)
+
+
+def _shared(a: Box, b: Box) -> float:
+    """Area that two boxes have in common."""
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def _short(number: float) -> str:
+    """10 k, 1 M: a large number as people say it."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:g} {letter}"
+    return f"{number:g}"

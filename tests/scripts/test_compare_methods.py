@@ -1,0 +1,268 @@
+"""scripts/compare_methods.py: one row per method, made once, whatever fails; and what its figures are taken from."""
+
+import contextlib
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import save_file
+from torch.utils.tensorboard import SummaryWriter
+
+from mmpeft.cli import main
+from mmpeft.training.cli import VisionLanguageCLI
+from scripts import compare_methods as script
+from scripts.compare_methods import (
+    METHODS,
+    MMPEFT,
+    TIMING,
+    compare_methods,
+    count_numbers,
+    run_process,
+    step_seconds,
+)
+from scripts.comparison_table import COLUMNS, draw_comparison, make_table
+from tests.tiny import make_config
+
+STEPS = 3
+FIGURES = {
+    "accuracy": 0.95,
+    "questions": 1000,
+    "trained": 921_600,
+    "share": 0.00685,
+    "files_mb": 3.7,
+    "peak_gb": 1.9,
+    "step_seconds": 1.2,
+    "answer_ms": -0.1,
+    "perplexity_base": 27.0,
+    "perplexity": 31.0,
+    "same_token": 0.9,
+    "machine": "a machine",
+}
+
+
+def made_up(name: str, **changes) -> dict:
+    method = METHODS[name]
+    told = {
+        "method": name,
+        "title": method.title,
+        "learning_rate": method.learning_rate,
+        "source": method.source,
+    }
+    return told | FIGURES | changes
+
+
+class Processes:
+    """Runs in this process what the script would start, and counts it: importing torch anew takes seconds."""
+
+    def __init__(self, monkeypatch):
+        self.started: list[tuple[str, str]] = []
+        """(method, what)"""
+        self.fails: tuple[str, str] | None = None
+        self._monkeypatch = monkeypatch
+
+    def __call__(self, words: list[str], log: Path) -> int:
+        self.started.append((log.parent.name, log.stem))
+        if self.started[-1] == self.fails:
+            raise RuntimeError("no | memory\nleft")
+        with log.open("w") as file, contextlib.redirect_stdout(file):
+            if tuple(words[:2]) == MMPEFT:
+                main(list(words[2:]))
+            else:
+                self._monkeypatch.setattr(sys, "argv", list(words))
+                runpy.run_path(words[0], run_name="__main__")
+        return 10**9
+
+    @property
+    def methods(self) -> list[str]:
+        return list(dict.fromkeys(method for method, _ in self.started))
+
+
+@pytest.fixture
+def processes(monkeypatch) -> Processes:
+    stand_in = Processes(monkeypatch)
+    monkeypatch.syspath_prepend(str(Path(TIMING).parent))
+    monkeypatch.setattr(script, "run_process", stand_in)
+    return stand_in
+
+
+@pytest.fixture
+def config(tmp_path, tiny_base, tiny_data) -> str:
+    return str(make_config(tmp_path / "config.yaml", tiny_base, tiny_data))
+
+
+def rows_of(table: str) -> list[list[str]]:
+    """The cells of every row below the headings."""
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[2:]]
+
+
+def test_one_method_fails_the_other_has_every_figure_and_only_the_first_is_run_again(
+    config, processes, tmp_path, capsys
+):
+    output = tmp_path / "out"
+
+    def compare(**changes) -> list[list[str]]:
+        processes.started.clear()
+        compare_methods(STEPS, str(output), "prefix, lora", config, limit_test=4, **changes)
+        assert (output / "table.md").read_text() in capsys.readouterr().out
+        return rows_of((output / "table.md").read_text())
+
+    processes.fails = ("prefix", "test")
+    prefix, lora = compare()
+    assert prefix[:2] == ["prefix tuning", r"failed: no \| memory left"]
+    assert lora[0] == "LoRA"
+    assert len(prefix) == len(lora) == 1 + len(COLUMNS)
+    assert all(re.search(r"\d", cell) for cell in lora[1:])
+    found = json.loads((output / "results.json").read_text())["methods"][1]
+    weights = output / "lora" / "adapters" / "lora" / "adapter_model.safetensors"
+    assert found["trained"] == 2 * 16 * (64 + 64 + 64 + 32)  # q and v of two layers, of width 64 and 32
+    assert found["files_mb"] >= weights.stat().st_size / 1e6
+    assert found["questions"] == 4
+    assert found["peak_gb"] == 1
+    assert 0 < found["step_seconds"] < 10
+    assert not list(output.glob("*/checkpoints/*"))
+    with Image.open(output / "compare.png") as picture:
+        assert picture.size == (1600, 900)
+
+    processes.fails = None
+    prefix, again = compare()
+    assert processes.methods == ["prefix"]
+    assert all(re.search(r"\d", cell) for cell in prefix[1:])
+    assert again == lora
+    compare()
+    assert not processes.started
+    processes.fails = ("lora", "fit")
+    assert compare(again=True)[1][1].startswith("failed")
+    assert processes.methods == ["prefix", "lora"]
+    processes.fails = None
+    compare()
+    assert processes.methods == ["lora"], "a failed --again leaves no result of before"
+
+
+def test_results_of_another_budget_are_refused(config, processes, tmp_path):
+    folder = tmp_path / "out"
+    processes.fails = ("lora", "fit")
+    compare_methods(STEPS, str(folder), "lora", config)
+    common = script._common_settings(config, STEPS, None)
+    wanted = script._wanted("lora", common, folder / "lora", 1000)
+    (folder / "lora" / "result.json").write_text(json.dumps({"wanted": wanted, "row": made_up("lora")}))
+    compare_methods(STEPS, str(folder), "lora", config)
+    with pytest.raises(ValueError, match=r"trainer\.max_steps: made with 3, found 4"):
+        compare_methods(STEPS + 1, str(folder), "lora", config)
+    with pytest.raises(ValueError, match="limit_test: made with 1000, found 9"):
+        compare_methods(STEPS, str(folder), "lora", config, limit_test=9)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_differ_in_nothing_but_what_is_their_own(name, config, tmp_path):
+    common = script._common_settings(config, STEPS, None)
+    path = tmp_path / "method.yaml"
+    settings = script._wanted(name, common, tmp_path / name, 1)["config"]
+    path.write_text(yaml.safe_dump(settings))
+    cli = VisionLanguageCLI.parse(["--config", str(path)])
+    assert type(cli.model.adapter).__name__ == METHODS[name].adapter
+    assert (cli.model.language.quantization == "nf4") == (name == "qlora")
+    assert cli.trainer.max_steps == STEPS
+    own = {"adapter", "adapter_name", "learning_rate", "warmup", "language"}
+    other = script._wanted("lora", common, tmp_path / "lora", 1)["config"]
+    assert settings["data"] == other["data"]
+    for section, free in (("model", own), ("trainer", {"default_root_dir"})):
+        mine, theirs = settings[section], other[section]
+        assert {key: mine[key] for key in mine if key not in free} == {
+            key: theirs[key] for key in theirs if key not in free
+        }
+
+
+def test_wrong_arguments(config, tmp_path, tiny_base, tiny_data):
+    for changes, message in [
+        ({"methods": "lora,lorra"}, "'lorra', which is none of full, lora"),
+        ({"steps": 2}, "2 steps"),
+        ({"limit_test": 0}, "0 questions"),
+        ({"start_from": str(tmp_path / "gone")}, r"gone.*mmpeft fit --config"),
+        (
+            {"config": str(make_config(tmp_path / "b.yaml", tiny_base, tiny_data, data={"test": None}))},
+            "no data.test",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            compare_methods(**{"config": config, "output": str(tmp_path / "out")} | changes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_process_tells_its_own_peak_memory_and_its_last_words(tmp_path):
+    log = tmp_path / "log"
+    peak = run_process(["-c", "import resource as r; print(r.getrusage(r.RUSAGE_SELF).ru_maxrss)"], log)
+    assert 1024 * int(log.read_text()) <= peak < 1024 * int(log.read_text()) + 2**25
+    for code, message in [
+        ("import sys; print('a'); sys.exit('error: it is\\n  too hot')", "^it is too hot; see"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("import os; os._exit(3)", "said nothing"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "signal 9"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            run_process(["-c", code], log)
+
+
+def test_a_step_takes_the_median_time_of_the_newest_run(tmp_path):
+    for times in ([0, 50, 100, 150], [0, 90, 92, 94, 97, 99]):
+        writer = SummaryWriter(str(tmp_path))
+        for step, time in enumerate(times):
+            writer.add_scalar("train_loss", 1.0, step, walltime=1e9 + time)
+        writer.close()
+    assert step_seconds(tmp_path) == 2
+
+
+def test_numbers_are_counted_as_torch_counts_them(tmp_path):
+    tensors = {"a": torch.zeros(3, 5), "b": torch.zeros(7), "c": torch.zeros(2, 2, 2, dtype=torch.bfloat16)}
+    save_file(tensors, tmp_path / "x.safetensors", {"format": "pt"})
+    assert count_numbers(tmp_path / "x.safetensors") == sum(tensor.numel() for tensor in tensors.values())
+
+
+def test_the_table_is_ready_for_a_readme():
+    broken = made_up("tfew") | {"error": "a | b\n" + "c" * 1000}
+    table = make_table([made_up("lora"), broken], "python it --steps 3", "3 steps each")
+    widths = {len(row) for row in rows_of(table)}
+    assert widths == {1 + len(COLUMNS)}
+    assert "-0.1" in table
+    assert "27.00 → 31.00" in table
+    assert "`python it --steps 3`; a machine; 3 steps each" in table
+    assert "- LoRA: 0.002; " in table
+    assert max(map(len, table.splitlines())) < 500
+
+
+@pytest.mark.parametrize("perplexities", [[31.0], [27.0, 20.0, 1e9], [float("nan"), 30.0, float("inf")]])
+def test_pictures_of_few_equal_and_lost_methods(perplexities, tmp_path):
+    rows = [made_up(name, perplexity=value) for name, value in zip(METHODS, perplexities, strict=False)]
+    draw_comparison(tmp_path / "compare.png", [*rows, {"title": "failed", "error": "left out"}])
+    with Image.open(tmp_path / "compare.png") as picture:
+        assert picture.size == (1600, 900)
+        lost = {(194, 74, 0)} & {color[:3] for _, color in picture.getcolors(10**6)}
+    assert bool(lost) == (perplexities[0] != perplexities[0])
+
+
+def test_the_command_line(monkeypatch, capsys):
+    def run(*words: str) -> None:
+        monkeypatch.setattr(sys, "argv", [script.__file__, *words])
+        runpy.run_path(script.__file__, run_name="__main__")
+
+    with pytest.raises(SystemExit, match="0"):
+        run("--help")
+    told = capsys.readouterr().out
+    assert all(name in told for name in METHODS)
+    with pytest.raises(SystemExit, match=r"error: got 1 steps and 5 questions"):
+        run("--again", "--steps", "1", "--limit-test", "5")
+
+
+@pytest.mark.slow
+def test_in_processes_of_their_own(config, tmp_path):
+    output = tmp_path / "out"
+    compare_methods(STEPS, str(output), "tfew", config, limit_test=4)
+    (row,) = json.loads((output / "results.json").read_text())["methods"]
+    assert "error" not in row, row
+    assert row["peak_gb"] > 0.2
