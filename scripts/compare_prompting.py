@@ -227,24 +227,26 @@ def training_cost(run: str, model: MultimodalModel, template: Template, adapter:
     Validation is no part of it. {"note": why} where the run's config does not tell."""
     try:
         settings = yaml.safe_load((Path(run) / "config.yaml").read_text())
+        trainer, own = settings["trainer"], settings["model"]
+        if own.get("adapters"):
+            return {"note": f"{run} is a joint run, of which one finetune cannot be told apart"}
         packing = PackingConfig(**settings["data"]["packing"])
         data = VisionLanguageData(**settings["data"] | {"packing": packing})
         data.setup("fit")
     except (ValueError, OSError, TypeError, KeyError) as error:
         return {"note": f"{run}/config.yaml: {error}"}
-    trainer, own = settings["trainer"], settings["model"]
-    if own.get("adapters"):
-        return {"note": f"{run} is a joint run, of which one finetune cannot be told apart"}
     data.connect(
         template.tokenizer,
         template.image_tokens,
         lambda images: encode_images(model.vision_encoder, images),
         adapter,
-        {"": any(own["choice_losses"].values())},
+        {"": any(own.get("choice_losses", {}).values())},
     )
     batches = (trainer["max_steps"] or -1) * trainer["accumulate_grad_batches"]
     if batches < 0:
-        batches = trainer["max_epochs"] * len(data.train_dataloader())
+        batches = (trainer["max_epochs"] or 0) * len(data.train_dataloader())
+    if not batches:
+        return {"note": f"{run}/config.yaml has neither trainer.max_steps nor trainer.max_epochs"}
     images = {image for record in data.records["train"] for image in record["images"]}
     vision = count_operations(lambda: encode_images(model.vision_encoder, [next(iter(images))]))
     model.projector.requires_grad_(own["train_projector"])

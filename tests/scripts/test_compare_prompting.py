@@ -15,7 +15,7 @@ from mmpeft.data.sources import DataError
 from mmpeft.inference.prompting import FewShotPrompt
 from mmpeft.models.language import LanguageConfig, load_tokenizer
 from mmpeft.models.vision import VisionConfig
-from scripts.compare_prompting import bare, compare_prompting, demonstrations, operations, read
+from scripts.compare_prompting import bare, compare_prompting, demonstrations, operations, read, training_cost
 from tests.tiny import COLOURS, make_config, write_jsonl
 
 
@@ -123,6 +123,21 @@ def test_training_is_its_real_batches_times_their_number(arguments, run, vlm, re
     forward = operations(FewShotPrompt(vlm.model, vlm.template, adapter="tfew"), records[1][0]).products / 1e9
     assert 4 * forward < training["gflop_of_a_batch"] < 2 * 4 * forward  # 4 questions a batch, and no encoder
     assert training["gflop"] > 20 * training["gflop_of_a_batch"]
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "reason"),
+    [
+        ("model", {"adapters": {"a": None}}, "joint run"),
+        ("trainer", {"max_steps": None}, "neither trainer.max_steps nor"),
+        ("data", {"train": "gone.jsonl"}, "gone.jsonl"),
+    ],
+)
+def test_training_that_cannot_be_counted_says_why(run, vlm, tmp_path, section, changes, reason):
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings[section] |= changes
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert reason in training_cost(str(tmp_path), vlm.model, vlm.template, "tfew")["note"]
 
 
 def test_the_count_does_not_depend_on_answers_or_weights(vlm, records, run):
