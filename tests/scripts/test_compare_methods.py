@@ -93,7 +93,8 @@ def processes(monkeypatch) -> Processes:
 
 @pytest.fixture
 def config(tmp_path, tiny_base, tiny_data) -> str:
-    return str(make_config(tmp_path / "config.yaml", tiny_base, tiny_data))
+    held_text = str(tiny_data / "text.jsonl")
+    return str(make_config(tmp_path / "config.yaml", tiny_base, tiny_data, data={"held_text": held_text}))
 
 
 def rows_of(table: str) -> list[list[str]]:
