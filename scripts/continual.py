@@ -30,14 +30,14 @@ import json
 import re
 import shutil
 import sys
-from argparse import ArgumentError
+from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, auto_cli
+from jsonargparse import ArgumentParser
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -106,10 +106,8 @@ class Plan:
                 )
         for number, (name, phase) in enumerate(self.phases.items()):
             above = list(self.phases)[:number]
-            if (phase.after not in above) if above else phase.after:
-                wanted = (
-                    f"one of the phases above it: {', '.join(above)}" if above else "none: it is the first"
-                )
+            if phase.after not in (above or [None]):
+                wanted = f"one of those above it: {', '.join(above)}" if above else "none, as it is the first"
                 raise ValueError(f"phase {name!r} comes after {phase.after!r}; wanted {wanted}")
         for name, data in self.measure.items():
             if data.learnt_in not in (None, *self.phases):
@@ -146,8 +144,7 @@ def continual(
     """Trains the phases of a plan and answers every data set before the first and after each.
 
     Prints a table (after which phase, asked of which finetune, how much of which data set is right) and what was
-    forgotten, and writes both with a picture. Started again, it goes on where it stopped. configs/continual/ holds
-    plans; the head of scripts/continual.py explains them.
+    forgotten, and writes both with a picture. Started again, it goes on where it stopped.
 
     Args:
         plan: YAML file such as configs/continual/facts.yaml or configs/continual/languages.yaml.
@@ -175,7 +172,9 @@ def read_plan(path: str) -> Plan:
     try:
         return Plan(**vars(parser.instantiate(parser.parse_path(path))))
     except (ArgumentError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no plan: {error}; the head of {Path(__file__).name} shows one") from None
+        raise ValueError(
+            f"{path} is no plan: {error}; `python scripts/continual.py --help` shows one"
+        ) from None
 
 
 def run(plan: Plan) -> list[Row]:
@@ -351,8 +350,7 @@ def matrix(plan: Plan, rows: Iterable[Row]) -> str:
     """The whole table in Markdown."""
     lines = [
         [
-            f"after {row.phase}" if row.run else row.phase,
-            row.finetune,
+            *((f"after {row.phase}", row.finetune) if row.run else (row.phase, "untrained")),
             *(f"{row.exact_match[name]:.3f}" for name in plan.measure),
         ]
         for row in rows
@@ -454,7 +452,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 if __name__ == "__main__":
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_function_arguments(continual, as_positional=True, as_group=False)
     try:
-        auto_cli(continual)
+        continual(**vars(parser.parse_args()))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -132,8 +132,8 @@ def test_a_changed_plan_never_passes_for_the_old_one(plan, done, tmp_path):
     ("changes", "told"),
     [
         ({"phases": {"same": {"confg": "x"}}}, "confg"),
-        ({"phases": {"same": {"after": "nobody"}}}, "one of the phases above it: questions"),
-        ({"phases": {"questions": {"after": "new"}}}, "it is the first"),
+        ({"phases": {"same": {"after": "nobody"}}}, "one of those above it: questions"),
+        ({"phases": {"questions": {"after": "new"}}}, "none, as it is the first"),
         ({"phases": {"a/b": {"config": "x", "after": "new"}}}, "'a/b' is to be a folder"),
         ({"measure": {"captions": {"learnt_in": "nobody"}}}, "wanted one of questions, same, new"),
         ({"phases": {"same": {"settings": {"model": {"adapter": None}}}}}, "no model.adapter"),
