@@ -53,8 +53,8 @@ BEFORE = "before"
 MEASURED, TOGETHER = "measured", "together"
 NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 METRIC = "exact_match"
-CELL, LEFT, TOP, MARGIN = (130, 46), 190, 120, 24
-"""Pixels of the picture: a cell, the room for the rows' names and for the columns', and the rim."""
+CELL_HEIGHT, LETTER, TOP, MARGIN = 46, 12, 120, 24
+"""Pixels of the picture: a row, a letter of a name, the room above the rows, and the rim."""
 
 
 @dataclass
@@ -393,37 +393,30 @@ def how_to_ask(rows: Iterable[Row]) -> list[str]:
 
 def draw_matrix(path: Path, names: Sequence[str], rows: Sequence[Row], title: str) -> None:
     """Draws the table into a PNG: the darker, the more is right. A line stands above every phase."""
-    inner = CELL[0] * len(names), CELL[1] * len(rows)
-    width, height = LEFT + inner[0] + MARGIN, TOP + inner[1] + MARGIN
+    phases = [row.phase for row in rows]
+    several = {phase for phase in phases if phases.count(phase) > 1}
+    labels = [f"{row.phase}: {row.finetune}" if row.phase in several else row.phase for row in rows]
+    left, cell = MARGIN + LETTER * max(map(len, labels)), max(130, LETTER * (2 + max(map(len, names))))
+    inner = cell * len(names), CELL_HEIGHT * len(rows)
+    width, height = left + inner[0] + MARGIN, TOP + inner[1] + MARGIN
     canvas = FigureCanvasAgg(Figure((width / DPI, height / DPI), dpi=DPI, facecolor="white"))
-    axes = canvas.figure.add_axes(
-        (LEFT / width, MARGIN / height, inner[0] / width, inner[1] / height),
-    )
+    axes = canvas.figure.add_axes((left / width, MARGIN / height, inner[0] / width, inner[1] / height))
     values = [[row.exact_match[name] for name in names] for row in rows]
     axes.imshow(values, LinearSegmentedColormap.from_list("", ["white", BLUE]), vmin=0, vmax=1, aspect="auto")
     for y, row in enumerate(values):
         for x, value in enumerate(row):
             colour = "white" if value > 0.5 else INK
             axes.text(x, y, f"{value:.3f}", size=8, color=colour, ha="center", va="center_baseline")
-    several = {row.phase for a, row in enumerate(rows) if a and rows[a - 1].phase == row.phase}
-    labels = [f"{row.phase}: {row.finetune}" if row.phase in several else row.phase for row in rows]
     axes.set_yticks(range(len(rows)), labels, size=8)
     axes.set_xticks(range(len(names)), names, size=8)
     axes.xaxis.tick_top()
     axes.tick_params(length=0, labelcolor=INK)
     axes.spines[:].set_visible(False)
-    for number, row in enumerate(rows):
-        if number and rows[number - 1].phase != row.phase:
+    for number in range(1, len(rows)):
+        if phases[number - 1] != phases[number]:
             axes.axhline(number - 0.5, color=GREY, linewidth=1)
-    canvas.figure.text(
-        MARGIN / width,
-        1 - MARGIN / height,
-        f"{title}: right answers after each phase",
-        size=9,
-        weight="bold",
-        color=INK,
-        va="top",
-    )
+    place = MARGIN / width, 1 - MARGIN / height
+    canvas.figure.text(*place, f"{title}: right answers", size=9, weight="bold", color=INK, va="top")
     canvas.print_png(str(path))
 
 
