@@ -16,6 +16,7 @@ SHELL = [
     for block in re.findall(r"```bash\n(.*?)```", README, re.S)
     for line in block.splitlines()
 ]
+TRAINING = (*LIGHTNING, "few-shot")
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 MMPEFT = [shlex.split(line)[1:] for line in SHELL if line.split()[:1] and line.split()[0].endswith("mmpeft")]
 
@@ -50,15 +51,15 @@ def test_python_code_runs(code: str, as_in_the_readme):
     exec(compile(code, "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize("arguments", [a for a in MMPEFT if a[0] in LIGHTNING], ids=" ".join)
+@pytest.mark.parametrize("arguments", [a for a in MMPEFT if a[0] in TRAINING], ids=" ".join)
 def test_training_commands_parse(arguments: list[str], capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*arguments, "--print_config"])
     assert stopped.value.code in (None, 0)
-    assert "default_root_dir" in capsys.readouterr().out
+    assert ("shots" if arguments[0] == "few-shot" else "default_root_dir") in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [a for a in MMPEFT if a[0] not in LIGHTNING], ids=" ".join)
+@pytest.mark.parametrize("arguments", [a for a in MMPEFT if a[0] not in TRAINING], ids=" ".join)
 def test_other_commands_run(arguments: list[str], as_in_the_readme, capsys):
     main(arguments)
     assert capsys.readouterr().out.strip()
@@ -68,6 +69,18 @@ def test_captioning_command_runs(as_in_the_readme):
     (command,) = [shlex.split(line) for line in SHELL if "caption_images" in line]
     subprocess.run([sys.executable, *command[1:]], check=True, timeout=120)
     assert (as_in_the_readme / "captions.jsonl").read_text().count("\n") > 0
+
+
+@pytest.mark.parametrize(
+    "command", [line for line in SHELL if "python scripts/" in line and "caption" not in line]
+)
+def test_scripts_know_the_options_that_they_are_given(command: str):
+    _, script, *arguments = shlex.split(command)
+    shown = subprocess.run(
+        [sys.executable, script, "--help"], check=True, capture_output=True, text=True
+    ).stdout
+    assert all(option in shown for option in arguments if option.startswith("--"))
+    assert all(Path(path).exists() for path in arguments if path.endswith(".yaml"))
 
 
 @pytest.mark.slow

@@ -34,10 +34,8 @@ def falcon():
 @pytest.fixture
 def embedded_encoder_not_needed(monkeypatch):
     """The embedded encoder is not on a machine that never ran `mmpeft prepare`; random weights stand in."""
-    real = site_ranking.VisionEncoder
-    monkeypatch.setattr(
-        site_ranking, "VisionEncoder", lambda config, load_weights: real(config, load_weights=False)
-    )
+    real = site_ranking.make_encoder
+    monkeypatch.setattr(site_ranking, "make_encoder", lambda config: real(config, load_weights=False))
 
 
 def counted(model, config) -> int:

@@ -1,8 +1,9 @@
 """chrF: how many runs of characters two texts share. It needs no words, so it suits every language.
 
 Source: Popović 2015, with the F of each length averaged, as in Popović's chrF++.py and in torchmetrics (sacreBLEU
-averages precision and recall instead). torchmetrics' own takes a tensor per run of characters and with it 39 s
-for 1,000 captions with five references each, where this takes under a second.
+averages precision and recall instead). torchmetrics' own (1.9) is not used: a row that shares nothing with its
+references, an empty answer above all, is left out of its recall, so that ["abcdef", ""] has a chrF of 1; and it takes
+39 s for 1,000 captions with five references each, where this takes under a second.
 """
 
 from collections import Counter

@@ -1,4 +1,5 @@
-"""The T-Few objective ``L_LM + L_UL + L_LN`` for questions with choices; plain ``L_LM`` for all others.
+"""What is made of the tokens' losses: the T-Few objective ``L_LM + L_UL + L_LN`` for questions with choices, plain
+``L_LM`` for all others, and whether answers are right.
 
 Source: Liu et al. 2022, section 3.2. Their code adds `FLOOR` inside the logarithm of the unlikelihood loss, which
 bounds its gradient where a wrong answer is certain; so does this one. It also counts padding and right answers there,
@@ -83,3 +84,17 @@ def objective(losses: TokenLosses, right: Sequence[int], weights: ChoiceLosses) 
         if weights.length_normalised:
             terms["length_normalised"] = weights.length_normalised * length_normalised_choice(losses, right)
     return terms
+
+
+def exactly_right(losses: TokenLosses) -> dict[tuple[int, int], bool]:
+    """Per conversation (row, segment), whether every labelled token was the most likely one.
+
+    Greedy decoding would then have written exactly this answer, and any other otherwise: as long as it has
+    written the answer's beginning, it stands where the labels stand.
+    """
+    conversations: dict[tuple[int, int], bool] = {}
+    for row, segment, right in zip(
+        losses.rows.tolist(), losses.segments.tolist(), losses.correct.tolist(), strict=True
+    ):
+        conversations[row, segment] = conversations.get((row, segment), True) and right
+    return conversations

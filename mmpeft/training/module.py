@@ -1,8 +1,7 @@
 """The LightningModule: what trains, by which loss, with which optimiser, and what a checkpoint holds."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass, fields, is_dataclass
-from itertools import zip_longest
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +10,7 @@ import torch
 from torch import Tensor
 
 from mmpeft import bundle
-from mmpeft.adapters import AdapterConfig, PromptConfig, PTuningConfig
-from mmpeft.adapters.bank import Part
+from mmpeft.adapters import AdapterConfig
 from mmpeft.data.collate import Batch
 from mmpeft.data.datamodule import VisionLanguageData
 from mmpeft.data.features import FeatureCache
@@ -25,46 +23,14 @@ from mmpeft.models.ranking import length_normalised
 from mmpeft.models.vision import VisionConfig
 from mmpeft.training import checkpoint
 from mmpeft.training.answering import add_likelihoods, answer
-from mmpeft.training.losses import ChoiceLosses, answers_only, objective
+from mmpeft.training.beginning import add_adapters, earlier_adapters
+from mmpeft.training.finetune_config import FinetuneConfig, Schedule
+from mmpeft.training.losses import ChoiceLosses, answers_only, exactly_right, objective
 from mmpeft.training.optim import Finetune, Slice, TFewAdafactor, warmup_then
-from mmpeft.training.site_choice import choose_sites, has_budget
 
 SETTINGS = ("learning_rate", "projector_learning_rate", "weight_decay", "schedule", "warmup", "choice_losses")
 """What a finetune of a joint run may have of its own."""
 RESUMED_SETTINGS = (*SETTINGS, "optimizer", "seed")
-COMPARED_BY_SITES = {"target_modules", "feedforward_modules", "layers"}
-"""Fields of adapter configs that a file writes otherwise than the user did."""
-Schedule = Literal["cosine", "linear", "constant"]
-
-
-@dataclass
-class FinetuneConfig:
-    """One of several finetunes that train together; what is not given is as for the whole run."""
-
-    adapter: AdapterConfig
-    """Its method."""
-    train: str | list[str] | None = None
-    """Its own training data."""
-    val: str | list[str] | None = None
-    """Its own validation data."""
-    test: str | list[str] | None = None
-    """Its own held-out data."""
-    learning_rate: float | None = None
-    """Of its adapter."""
-    projector_learning_rate: float | None = None
-    """Of its projector."""
-    weight_decay: float | None = None
-    """Of both."""
-    schedule: Schedule | None = None
-    """Decay of both learning rates after warm-up."""
-    warmup: float | None = None
-    """Share of its steps over which they rise from zero."""
-    max_steps: int | None = None
-    """It leaves after so many steps while the others go on."""
-    shots_seed: int | None = None
-    """Which few-shot examples it trains on, where data.shots is given."""
-    choice_losses: ChoiceLosses | None = None
-    """Weights of what it learns from wrong choices."""
 
 
 class VisionLanguageModule(L.LightningModule):
@@ -161,7 +127,12 @@ class VisionLanguageModule(L.LightningModule):
             self.with_choices,
         )
         if fresh:
-            self._add_adapters(data)
+            source = str(self._own_run() or self.start_from)
+            answering = self.trainer.state.fn != "fit"
+            add_adapters(
+                self.model, self.wanted, self.seed, lambda *of: data.some_batches(*of), source, answering
+            )
+            self.model.projector.requires_grad_(self.train_projector)
         if stage in ("test", "predict"):
             self.answer_log = self._open_answer_log(data)
             data.answered = set(self.answer_log.answers)
@@ -204,70 +175,11 @@ class VisionLanguageModule(L.LightningModule):
             manifest = bundle.read_manifest(source)
             bundle.check_identity(manifest, self.identity, source)
             self.earlier_instructions = manifest.instructions
-            missing = [n for n, config in self.wanted.items() if config and n not in manifest.adapters]
-            if missing and self._own_run():
-                raise ValueError(
-                    f"{source} has no adapter {missing[0]!r}, which this config names; it has "
-                    f"{', '.join(manifest.adapters) or 'none'}: use the config that the run was made with"
-                )
             own = self.adapter_name if self.adapters is None else "base"
-            bundle.load_trained(source, model, self._adapters_to_load(manifest), own)
+            start = None if self._own_run() else self.start_adapter
+            sources = earlier_adapters(self.wanted, manifest.adapters, source, start, bool(self._own_run()))
+            bundle.load_trained(source, model, sources, own)
         return model
-
-    def _adapters_to_load(self, manifest: bundle.Manifest) -> dict[str, str]:
-        """Finetune -> the adapter of the run that it begins as."""
-        there = manifest.adapters
-        if self.start_adapter is not None and not self._own_run():
-            if self.start_adapter not in there:
-                raise ValueError(
-                    f"{self.start_from} has no adapter {self.start_adapter!r}; it has {', '.join(there) or 'none'}"
-                )
-            return {name: name if name in there else self.start_adapter for name in self.wanted}
-        return {name: name for name in self.wanted if name in there}
-
-    def _add_adapters(self, data: VisionLanguageData) -> None:
-        bank = self.model.bank
-        loaded = {name: config for name, config in self.wanted.items() if config and name in bank}
-        for name, config in loaded.items():
-            self._check_loaded_adapter(name, config)
-            bank.restrict(name, config)  # files do not tell which features "auto" left alone
-        new = {  # all places are chosen while the model is still the base
-            name: choose_sites(config, self.model, lambda number, name=name: data.some_batches(name, number))
-            for name, config in self.wanted.items()
-            if config and name not in loaded
-        }
-        for name, config in new.items():
-            bank.add(name, config, self.seed)
-        for parameter in bank.parameters():
-            # with adapter: null, a loaded one serves but stays as it is
-            parameter.requires_grad_(any(config is not None for config in self.wanted.values()))
-        self.model.projector.requires_grad_(self.train_projector)
-
-    def _check_loaded_adapter(self, name: str, wanted: AdapterConfig) -> None:
-        """A config that differs from the adapter it goes on from would be ignored without a word."""
-        loaded = self.model.bank.entry(name)
-        pairs = list(zip_longest(wanted.parts(), loaded.parts))
-        if not all(part and config and self._fits(config, part) for config, part in pairs):
-            raise ValueError(
-                f"adapter {name!r} of {self._own_run() or self.start_from} is {loaded.config}, but this run wants "
-                f"{wanted}; use the same settings to go on with it, or another name to begin a new one (P-tuning's "
-                "network is not stored: go on with a PromptConfig)"
-            )
-
-    def _fits(self, wanted: AdapterConfig, loaded: Part) -> bool:
-        answering = self.trainer.state.fn != "fit"
-        if isinstance(wanted, PTuningConfig) and answering:
-            # files hold what the network made, not the network
-            wanted = PromptConfig(wanted.num_virtual_tokens)
-        settings = vars(wanted).keys() - COMPARED_BY_SITES - {"start"}
-        same = type(wanted) is type(loaded.config) and all(
-            getattr(wanted, field) == getattr(loaded.config, field) for field in settings
-        )
-        # chosen under a budget, the places depend on the data that it began with
-        if has_budget(wanted):
-            return same
-        places = {(path, wanted.place(path)) for path in self.model.bank.sites(wanted)}
-        return same and places == {(path, loaded.config.place(path)) for path in loaded.sites}
 
     def _own_run(self) -> str | None:
         """Outside of fit, a run's own results are what is meant."""
@@ -492,17 +404,3 @@ def _parts(config: AdapterConfig | None) -> list[dict[str, Any]]:
     """A config in plain types, method by method."""
     parts = config.parts() if config else []
     return [{"method": part.method, **vars(part)} for part in parts]
-
-
-def exactly_right(losses: TokenLosses) -> dict[tuple[int, int], bool]:
-    """Per conversation (row, segment), whether every labelled token was the most likely one.
-
-    Greedy decoding would then have written exactly this answer, and any other otherwise: as long as it has
-    written the answer's beginning, it stands where the labels stand.
-    """
-    conversations: dict[tuple[int, int], bool] = {}
-    for row, segment, right in zip(
-        losses.rows.tolist(), losses.segments.tolist(), losses.correct.tolist(), strict=True
-    ):
-        conversations[row, segment] = conversations.get((row, segment), True) and right
-    return conversations

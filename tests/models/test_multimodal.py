@@ -9,7 +9,7 @@ from mmpeft.data.collate import PADDING
 from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN, Encoded
 from mmpeft.models.multimodal import MultimodalModel, attention_mask
 from mmpeft.models.projector import Projector
-from mmpeft.training.module import exactly_right
+from mmpeft.training.losses import exactly_right
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 """fp32 sums in another order. Losses are about 6, gradients up to about 10."""

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import mmpeft
 from mmpeft.cli import main
 from mmpeft.training.optim import PATIENCE
-from tests.tiny import make_config, run_directory, write_jsonl
+from tests.tiny import COLOURS, make_config, run_directory, write_jsonl
 
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
 """Rows are padded to the widest of the joint batch: other shapes, other rounding, some steps of AdamW."""
@@ -21,13 +21,18 @@ IA3 = {"class_path": "mmpeft.adapters.IA3Config"}
 PROMPT = {"class_path": "mmpeft.adapters.PromptConfig", "init_args": {"num_virtual_tokens": 3}}
 
 
+NAMES = ("colours", "few", "three", "ranked")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tiny_data):
-    """A folder with data files of 24, 9 and 3 questions."""
+    """A folder with data files of 24, 9 and 3 questions, and of the colour questions with four choices each."""
     folder = tmp_path_factory.mktemp("joint")
     rows = [json.loads(line) for line in (tiny_data / "train.jsonl").read_text().splitlines()]
     for name, some in (("colours", rows), ("few", rows[:9]), ("three", rows[5:8])):
         write_jsonl(folder / f"{name}.jsonl", some)
+    coloured = [row for row in rows if row["conversations"][1]["value"] in COLOURS]
+    write_jsonl(folder / "ranked.jsonl", [row | {"choices": sorted(COLOURS)} for row in coloured])
     return folder
 
 
@@ -46,6 +51,11 @@ def finetunes(folder):
             "train": str(folder / "three.jsonl"),
             "projector_learning_rate": 2e-3,
             "max_steps": 5,
+        },
+        "ranked": {  # by T-Few's losses
+            "adapter": IA3,
+            "train": str(folder / "ranked.jsonl"),
+            "choice_losses": {"unlikelihood": 0.5, "length_normalised": 1.0},
         },
     }
 
@@ -103,7 +113,7 @@ def together(trainer, tmp_path_factory, tiny_base, tiny_data, finetunes):
     return config
 
 
-@pytest.mark.parametrize("name", ["colours", "few", "three"])
+@pytest.mark.parametrize("name", list(NAMES))
 def test_a_joint_run_is_each_finetune_alone(
     together, trainer, name, tmp_path, tiny_base, tiny_data, finetunes
 ):
@@ -121,31 +131,34 @@ def test_a_joint_run_is_each_finetune_alone(
 def test_every_finetune_has_curves_of_its_own(together, trainer):
     with (run_directory(together) / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    steps = {
-        name: sum(row[f"train_loss/{name}"] not in ("", "nan") for row in rows)
-        for name in ("colours", "few", "three")
-    }
-    wanted = {"steps": [12, 12, 5], "epochs": [8, 4, 2]}["epochs" if "max_epochs" in trainer else "steps"]
+    steps = {name: sum(row[f"train_loss/{name}"] not in ("", "nan") for row in rows) for name in NAMES}
+    wanted = {"steps": [12, 12, 5, 12], "epochs": [8, 4, 2, 2]}[
+        "epochs" if "max_epochs" in trainer else "steps"
+    ]
     assert list(steps.values()) == wanted
     assert {f"val_exact_match/{name}" for name in steps} <= rows[0].keys()
 
 
 def test_a_joint_run_serves_all_its_finetunes(together, tiny_data):
     vlm = mmpeft.load(run_directory(together))
-    assert set(vlm.adapters) == {"colours", "few", "three"}
+    assert set(vlm.adapters) == set(NAMES)
     image = str(tiny_data / "images" / "red0.png")
-    answers = vlm.ask([image] * 3, "what color is it?", adapter=["colours", "few", "three"])
-    alone = [vlm.ask(image, "what color is it?", adapter=name) for name in ("colours", "few", "three")]
+    answers = vlm.ask([image] * len(NAMES), "what color is it?", adapter=list(NAMES))
+    alone = [vlm.ask(image, "what color is it?", adapter=name) for name in NAMES]
     assert answers == alone
 
 
 def test_a_joint_run_is_tested_finetune_by_finetune(together, capsys):
     main(["test", "--config", str(together)])
     metrics = json.loads((run_directory(together) / "metrics.json").read_text())
-    own = [metrics[f"exact_match/{name}"] for name in ("colours", "few", "three")]
-    assert metrics["questions"] == 3 * 6, "all three share data.test"
-    assert metrics["exact_match"] == pytest.approx(sum(own) / 3)
-    assert "few: " in capsys.readouterr().out
+    rows = [
+        json.loads(line) for line in (run_directory(together) / "predictions.jsonl").read_text().splitlines()
+    ]
+    for name in NAMES:
+        right = [row["answer"] == row["truth"] for row in rows if row["adapter"] == name]
+        assert metrics[f"questions/{name}"] == len(right) == 6, "all share data.test"
+        assert metrics[f"exact_match/{name}"] == pytest.approx(sum(right) / 6)
+    assert all(name in capsys.readouterr().out for name in NAMES[:1])
 
 
 def test_one_finetune_that_diverges_leaves_the_others_bits(tmp_path, tiny_base, tiny_data, finetunes, capsys):
