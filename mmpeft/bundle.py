@@ -185,15 +185,15 @@ def load_trained(
     """
     directory, manifest = Path(directory), read_manifest(directory)
     tensors = _read_projector(directory, manifest)
+    chosen = {name: name for name in manifest.adapters} if adapters is None else adapters
     for name, slot in {"base": 0, **model.projector_slots}.items():
-        wanted = projector_of if name == "base" else name
+        wanted = projector_of if name == "base" else chosen.get(name, name)
         owner = (
             wanted if f"{wanted}.weight" in tensors else "base"
         )  # a new finetune starts from the shared one
         prefix = f"{owner}."
         own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         model.projector.fill(own, slot)
-    chosen = {name: name for name in manifest.adapters} if adapters is None else adapters
     for name, source in chosen.items():
         load_adapter(model.bank, name, directory / "adapters" / source)
 

@@ -36,7 +36,7 @@ def run_seeds(
     adapter = settings["model"].pop("adapter", None)
     if adapter is None:
         raise ValueError(f"{config} has no model.adapter; few-shot runs train one finetune of it per seed")
-    directory = Path(output) / Path(config).stem
+    directory = Path(output) / "_".join(Path(config).with_suffix("").parts[-2:])
     if max_steps is not None:
         settings["trainer"]["max_steps"] = max_steps
     settings["trainer"]["default_root_dir"] = str(directory / "untrained")
@@ -47,12 +47,12 @@ def run_seeds(
     settings["data"]["shots"] = shots
     settings["trainer"]["default_root_dir"] = str(directory / "seeds")
     joint = _write(directory / "seeds.yaml", settings)
-    VisionLanguageCLI.run(["test", "--config", untrained, "--model.train_projector", "true"])
+    VisionLanguageCLI.run(["test", "--config", untrained])
+    if METRIC not in _metrics(directory / "untrained"):
+        raise ValueError(f"the answers of {config}'s data.test are no classes: give its rows choices")
     VisionLanguageCLI.run(["fit", "--config", joint])
     VisionLanguageCLI.run(["test", "--config", joint])
-    before, after = (
-        json.loads((directory / run / "metrics.json").read_text()) for run in ("untrained", "seeds")
-    )
+    before, after = _metrics(directory / "untrained"), _metrics(directory / "seeds")
     accuracies = [after[f"{METRIC}/seed{seed}"] for seed in seeds]
     return {"name": directory.name, "untrained": before[METRIC], "accuracies": accuracies}
 
@@ -80,6 +80,10 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
         return values[0], values[0], values[0]
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, middle, high
+
+
+def _metrics(directory: Path) -> dict[str, float]:
+    return json.loads((directory / "metrics.json").read_text())
 
 
 def _write(path: Path, settings: dict[str, Any]) -> str:

@@ -155,7 +155,7 @@ def bare(run: str, manifest: bundle.Manifest, adapted: MultimodalModel) -> Multi
     """The run's base and projector without a trace of adapters: also rows of the base pass through their layers."""
     language = LanguageConfig(**manifest.language)
     model = bundle.build_model(language, manifest.vision_config, adapted.device)
-    bundle.load_trained(run, model, [])
+    bundle.load_trained(run, model, {})
     return model.eval()
 
 

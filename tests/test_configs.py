@@ -7,7 +7,7 @@ import pytest
 from mmpeft.adapters import AdapterConfig
 from mmpeft.training.cli import VisionLanguageCLI
 
-CONFIGS = sorted(Path("configs").rglob("*.yaml"))
+CONFIGS = [path for path in sorted(Path("configs").rglob("*.yaml")) if "\nphases:" not in path.read_text()]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=str)

@@ -192,6 +192,10 @@ class AdapterBank:
         """Every stack's Parameters, in the model's order: what an optimiser of adapters steps."""
         return [parameter for stack in self._stacks() for parameter in stack.parameters()]
 
+    def state(self) -> list[torch.Tensor]:
+        """Every tensor of every stack, scalings and the like included: what the answers of adapters depend on."""
+        return [tensor for stack in self._stacks() for tensor in (*stack.parameters(), *stack.buffers())]
+
     def features(self, path: str, config: AdapterConfig) -> tuple[int, int]:
         """(in, out) features of the layer at ``path``, or of what the model reads, as ``config`` counts them."""
         if path != INPUTS:

@@ -72,7 +72,8 @@ def add_lora_of_one(y: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scalin
     """``y + c B A x`` where the only slot serves every row: two plain products, the second into ``y`` itself.
 
     Args:
-        y: (B, T, O), what the frozen linear has just returned; its memory holds the result.
+        y: (B, T, O), what the frozen linear has just returned; its memory holds the result, so that nobody else
+            may keep it.
         x: (B, T, I)
         lora_A: (1, R, I)
         lora_B: (1, O, R)
@@ -110,9 +111,12 @@ class _AddLora(torch.autograd.Function):
         rows = grad.flatten(0, 1)
         grad_hidden = rows @ B
         grad_x = (grad_hidden @ A).view_as(x) if ctx.needs_input_grad[1] else None
-        grad_A = grad_hidden.T @ x.flatten(0, 1)
-        grad_B = rows.T @ hidden
-        return grad, grad_x, grad_A.to(ctx.dtypes[0])[None], (grad_B.to(ctx.dtypes[1]) * scaling)[None], None
+        grad_A = grad_B = None
+        if ctx.needs_input_grad[2]:
+            grad_A = (grad_hidden.T @ x.flatten(0, 1)).to(ctx.dtypes[0])[None]
+        if ctx.needs_input_grad[3]:
+            grad_B = ((rows.T @ hidden).to(ctx.dtypes[1]) * scaling)[None]
+        return grad, grad_x, grad_A, grad_B, None
 
 
 def ia3_scale(x: Tensor, delta: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ class LoraStack(Stack):
     def on_output(self, x: Tensor, y: Tensor, slots: Tensor, uniform: bool) -> Tensor:
         if self.training and self.has_dropout:
             x = self._drop(x, slots)
-        if self.one(uniform) and x.dtype == y.dtype:
+        if self.one(uniform) and x.dtype == y.dtype and not torch.is_autocast_enabled(x.device.type):
             return add_lora_of_one(y, x, self.lora_A, self.lora_B, self.scaling)
         delta = lora_delta(x, self.lora_A, self.lora_B, self.scaling, self.effective(slots))
         return y + delta.to(y.dtype)

@@ -120,6 +120,12 @@ class Stack(nn.Module):
         self.sizes += [0] * (num_slots - len(self.sizes))
         self.partial = not bool(self.active.all())
 
+    def own_dims(self, name: str, slot: int) -> tuple[slice, ...]:
+        """What of a Parameter's slot is not padding: an index of its dims after the first."""
+        if name not in self.size_dims:
+            return ()
+        return (*[slice(None)] * (self.size_dims[name] - 1), slice(self.sizes[slot]))
+
     def effective(self, slots: Tensor) -> Tensor:
         """``slots`` (B,) with the rows of inactive slots turned into base rows.
 

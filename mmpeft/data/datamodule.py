@@ -16,7 +16,7 @@ from mmpeft.data.few_shot import sample_shots
 from mmpeft.data.loader import JointLoader, PackedLoader, PackingConfig
 from mmpeft.data.packing import pack
 from mmpeft.data.sources import DataError, check_images, load_records
-from mmpeft.data.template import IMAGE_MARKER, Example, Template
+from mmpeft.data.template import IMAGE_MARKER, Encoded, Example, Template
 from mmpeft.embedded import home, resolve
 
 HELD_TEXT = "embedded/manual/held.jsonl"
@@ -96,6 +96,9 @@ class VisionLanguageData(L.LightningDataModule):
         self.packing, self.limit, self.seed = packing, limit, seed
         self.shots, self.shots_seed, self.weights = shots, shots_seed, weights
         self.answer_by, self.metrics, self.held_text = answer_by, metrics, held_text
+        for name, value in (("shots", shots), ("limit", limit)):
+            if value is not None and value < 1:
+                raise ValueError(f"data.{name} is {value}; it must be at least 1")
         if weights is not None and (shots is not None or not all(weight > 0 for weight in weights)):
             raise ValueError(
                 f"data.weights is {weights}; each must be above 0, and data.shots cannot stand beside them"
@@ -125,6 +128,18 @@ class VisionLanguageData(L.LightningDataModule):
                 self._read(split, paths)
             elif split not in ("val",) or stage == "validate":
                 raise DataError(f"`mmpeft {stage}` needs data: set --data.{split} to a data file or folder")
+            for record in self.records.get(split, []):
+                self._is_ranked(record)
+
+    def refuse_images(self, why: str) -> None:
+        """Raises:
+        DataError: a record has an image.
+        """
+        for record in (record for records in self.records.values() for record in records):
+            if record["images"]:
+                raise DataError(
+                    f"{record['where']}: {record['id']!r} has an image, but {why}: name an encoder, or take text"
+                )
 
     def connect(
         self,
@@ -217,11 +232,16 @@ class VisionLanguageData(L.LightningDataModule):
         """The conversations of a batch of prompts with their true answers, row by row."""
         assert self.template is not None, "connect() comes before the loaders"
         assert self._features is not None, "connect() comes before the loaders"
-        encode, records = self.template.encode, self.records[split]
-        rows = [pack([encode(records[number]) for number in numbers]) for numbers in batch.examples]
+        rows = [pack([self._truth(split, number) for number in numbers]) for numbers in batch.examples]
         images = [image for row in rows for image in row.images]
         truths = collate(rows, self._features(images) if images else None, batch.adapters)
         return replace(truths.to(batch.input_ids.device), examples=batch.examples)
+
+    def _truth(self, split: Split, number: int) -> Encoded:
+        """A record's last question with its answer alone as target."""
+        assert self.template is not None, "connect() comes before the loaders"
+        record = self.records[split][number]
+        return self.template.encode_answer(self.template.encode_prompt(record), record["turns"][-1][1])
 
     def held_texts(self) -> list[str]:
         """Plain text that nothing was trained on."""
@@ -283,11 +303,13 @@ class VisionLanguageData(L.LightningDataModule):
     def _checked(self, split: Split, files: list[str]) -> list[list[Any]]:
         """The records of each file."""
         left, parts = self.limit, []
-        for path in files:
+        for number, path in enumerate(files):
             part = load_records(
                 resolve(path), image_root=self.image_root, task=self.task, require_answers=split != "predict"
             )
-            parts.append(part[:left])
+            # with weights every file is to be seen
+            share = left if left is None or self.weights is None else max(1, left // (len(files) - number))
+            parts.append(part[:share])
             left = None if left is None else left - len(parts[-1])
         problems = check_images([record for part in parts for record in part])
         if problems:

@@ -12,10 +12,18 @@ def mixed_order(sizes: Sequence[int], weights: Sequence[float], rng: random.Rand
 
     Returns:
         Numbers of examples, counted through all files.
+
+    Raises:
+        ValueError: a file is empty, or its share of the epoch is not even one example.
     """
     order: list[int] = []
     first = 0
-    for size, count in zip(sizes, _shares(sum(sizes), weights), strict=True):
+    for number, (size, count) in enumerate(zip(sizes, _shares(sum(sizes), weights), strict=True), start=1):
+        if not size or not count:
+            raise ValueError(
+                f"file {number} of {len(sizes)} has {size} examples and a share of {count} in an epoch of "
+                f"{sum(sizes)}; each needs at least one: change data.weights"
+            )
         while count > 0:
             order += [first + number for number in rng.sample(range(size), min(size, count))]
             count -= size

@@ -144,18 +144,19 @@ class Template:
         return Encoded(ids, [*prompt.targets[:-1], *tokens], prompt.images, prompt.task)
 
     def encode_choices(self, record: dict[str, Any]) -> ChoiceSet:
-        """The record's last question with each of its choices as the answer.
+        """The record's last question with each of its choices as the answer; earlier answers are context.
 
         Raises:
-            DataError: a choice does not fit into max_length.
+            DataError: prompt and choices do not fit into a row of max_length.
         """
         prompt = self.encode_prompt(record)
         conversations = [self.encode_answer(prompt, choice) for choice in record["choices"]]
-        longest = max(conversations, key=lambda conversation: len(conversation.ids))
-        if len(longest.ids) > self.max_length:
+        shared = len(prompt.ids) - 1
+        tokens = shared + sum(len(conversation.ids) - shared for conversation in conversations)
+        if tokens > self.max_length:
             raise DataError(
-                f"{record['where']}: {record['id']!r} with its longest choice has {len(longest.ids)} tokens, more than "
-                f"max_length = {self.max_length}; raise max_length"
+                f"{record['where']}: {record['id']!r} with its {len(conversations)} choices has {tokens} tokens, more "
+                f"than max_length = {self.max_length}; raise max_length"
             )
         answer = record["turns"][-1][1]
         trimmed = [choice.strip() for choice in record["choices"]]

@@ -1,6 +1,7 @@
 """Answers on disk as they come, so that a killed evaluation goes on where it stopped."""
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,21 +41,21 @@ class AnswerLog:
                 number = row.pop("number")
                 self.answers[number] = Answered(**row)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
-            file.write(json.dumps({"belongs_to": belongs_to}) + "\n")
-        self._write(self.answers.items())
+        begun = path.with_suffix(".part")
+        begun.write_text(json.dumps({"belongs_to": belongs_to}) + "\n" + _lines(self.answers.items()))
+        os.replace(begun, path)
 
     def append(self, answers: Iterable[tuple[int, Answered]]) -> None:
         """Adds answers, and has them on disk before it returns."""
         answers = list(answers)
         self.answers.update(answers)
-        self._write(answers)
+        with self.path.open("a") as file:
+            file.write(_lines(answers))
 
     def discard(self) -> None:
         """Removes the file: all is answered and written where it belongs."""
         self.path.unlink(missing_ok=True)
 
-    def _write(self, answers: Iterable[tuple[int, Answered]]) -> None:
-        with self.path.open("a") as file:
-            for number, answer in answers:
-                file.write(json.dumps({"number": number, **asdict(answer)}) + "\n")
+
+def _lines(answers: Iterable[tuple[int, Answered]]) -> str:
+    return "".join(json.dumps({"number": number, **asdict(answer)}) + "\n" for number, answer in answers)

@@ -53,16 +53,24 @@ def evaluate(answers: Sequence[Answer], names: Sequence[str] | None = None) -> d
     """
     if not answers:
         raise ValueError("there are no answers to evaluate; wanted at least one")
+    check_names(names or [])
     results: dict[str, float] = {}
     for name in fitting_metrics(answers) if names is None else names:
         family = name.partition("/")[0]
-        if family not in METRICS:
-            raise ValueError(f"no metric is called {name!r}; closest: {_closest(name, METRICS)}")
         values = _compute(family, answers)
         if name != family and name not in values:
             raise ValueError(f"{family} has no value {name!r}; closest: {_closest(name, values)}")
         results |= values if name == family else {name: values[name]}
     return results
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises:
+    ValueError: no metric has this name.
+    """
+    for name in names:
+        if name.partition("/")[0] not in METRICS:
+            raise ValueError(f"no metric is called {name!r}; closest: {_closest(name, METRICS)}")
 
 
 def fitting_metrics(answers: Sequence[Answer]) -> list[str]:

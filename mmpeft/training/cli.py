@@ -69,6 +69,8 @@ class VisionLanguageCLI(LightningCLI):
         config: Any = self.config_init
         own = config[self.subcommand] if self.subcommand else config
         settings = own.trainer
+        if own.forgetting and self.subcommand not in (None, "test"):
+            raise ValueError("--forgetting is measured by `mmpeft test`, after a fit")
         directory = settings.default_root_dir or "runs/default"
         kwargs |= {"default_root_dir": directory}
         if settings.logger is None:

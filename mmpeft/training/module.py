@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from mmpeft import bundle
-from mmpeft.adapters import AdapterConfig
+from mmpeft.adapters import AdapterConfig, ImagePromptConfig
 from mmpeft.data.collate import Batch
 from mmpeft.data.datamodule import VisionLanguageData
 from mmpeft.data.features import FeatureCache
+from mmpeft.data.images import image_key
 from mmpeft.data.packing import NO_CHOICES
 from mmpeft.evaluation.answer_log import AnswerLog
 from mmpeft.fingerprint import hash_json, hash_tensors
@@ -30,6 +31,8 @@ from mmpeft.training.optim import Finetune, Slice, TFewAdafactor, warmup_then
 
 SETTINGS = ("learning_rate", "projector_learning_rate", "weight_decay", "schedule", "warmup", "choice_losses")
 """What a finetune of a joint run may have of its own."""
+ORDER_SETTINGS = ("seed", "shots", "shots_seed", "weights", "limit", "task", "style", "image_root")
+"""Of the data: what decides which example comes when, and how it reads."""
 RESUMED_SETTINGS = (*SETTINGS, "optimizer", "seed")
 
 
@@ -80,8 +83,6 @@ class VisionLanguageModule(L.LightningModule):
             raise ValueError(
                 "model.adapters holds the finetunes of a joint run: give at least one, and no model.adapter beside them"
             )
-        if adapter is None and not adapters and not (train_projector and vision is not None):
-            raise ValueError("nothing would train: give an adapter, or set train_projector to true")
         self.language, self.vision = language, vision
         self.adapter, self.adapter_name, self.adapters = adapter, adapter_name, adapters
         if start_adapter is not None and start_from is None:
@@ -97,6 +98,7 @@ class VisionLanguageModule(L.LightningModule):
         self.finetunes: list[Finetune] = []
         self.answer_log: AnswerLog | None = None
         self._tokens: Counter[str] = Counter()
+        self._with_images: set[str | None] = set()
         self._correct: dict[str, list[bool]] = {}
         self.earlier_instructions: dict[str, str | None] = {}
 
@@ -110,13 +112,17 @@ class VisionLanguageModule(L.LightningModule):
                 f"the trainer has {self.trainer.world_size} processes, among which batches are not divided yet; "
                 "set trainer.devices to 1"
             )
+        if stage == "fit" and not any(self.wanted.values()) and not self.train_projector:
+            raise ValueError("nothing would train: give an adapter, or set train_projector to true")
         if self.adapters is not None and self.trainer.accumulate_grad_batches > 1:
             raise ValueError(
                 "a joint run takes one batch of each finetune a step; set accumulate_grad_batches to 1"
             )
+        data: VisionLanguageData = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        if self.vision is None:
+            data.refuse_images("model.vision is null")
         if fresh:
             self.model = self._build()
-        data: VisionLanguageData = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         cache = FeatureCache(data.cache, self.model.vision_encoder)
         cache.build(data.images())
         data.connect(
@@ -175,9 +181,9 @@ class VisionLanguageModule(L.LightningModule):
             manifest = bundle.read_manifest(source)
             bundle.check_identity(manifest, self.identity, source)
             self.earlier_instructions = manifest.instructions
-            own = self.adapter_name if self.adapters is None else "base"
             start = None if self._own_run() else self.start_adapter
             sources = earlier_adapters(self.wanted, manifest.adapters, source, start, bool(self._own_run()))
+            own = sources.get(self.adapter_name, self.adapter_name) if self.adapters is None else "base"
             bundle.load_trained(source, model, sources, own)
         return model
 
@@ -191,10 +197,14 @@ class VisionLanguageModule(L.LightningModule):
         adapter: list[Slice] = []
         if config is not None:
             for _, stack, slot in self.model.bank.places(name):
-                adapter += [Slice(parameter, slot, stack.origin) for parameter in stack.parameters()]
+                of_images = stack.method == ImagePromptConfig.method
+                adapter += [
+                    Slice(parameter, slot, stack.origin, stack.own_dims(key, slot), of_images)
+                    for key, parameter in stack.named_parameters()
+                ]
         slot = self.model.projector_slots.get(name, 0)
         projector = list(self.model.projector.parameters()) if self.train_projector else []
-        return Finetune(name, adapter, [Slice(parameter, slot) for parameter in projector])
+        return Finetune(name, adapter, [Slice(parameter, slot, of_images=True) for parameter in projector])
 
     # -- training -------------------------------------------------------------------------------------------
 
@@ -211,6 +221,7 @@ class VisionLanguageModule(L.LightningModule):
         exact when micro-batches of different length are accumulated (the terms that come from wrong choices are then
         averaged by the tokens of the right ones)."""
         losses = self.model.token_losses(batch)
+        self._with_images |= {batch.adapters[row] for row in batch.image_rows.tolist()}
         total = losses.nll.new_zeros(())
         for name, (own, right) in self._by_finetune(batch, losses).items():
             tokens = len(answers_only(own, right).nll)
@@ -250,8 +261,10 @@ class VisionLanguageModule(L.LightningModule):
         for finetune in self.finetunes:
             # Lightning divided the loss by the number of accumulated batches
             tokens = self._tokens[finetune.name] / self.trainer.accumulate_grad_batches
-            finetune.take_gradients(tokens)
+            images = self.adapters is None or finetune.name in self._with_images
+            finetune.take_gradients(tokens, images)
         self._tokens.clear()
+        self._with_images.clear()
 
     def configure_gradient_clipping(
         self,
@@ -278,17 +291,19 @@ class VisionLanguageModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         self.finetunes = [self._finetune(name, config) for name, config in self.wanted.items()]
         data: VisionLanguageData = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        groups, factors = [], []
+        groups, factors, longest = [], [], 1
         for finetune in self.finetunes:
             setting = self._settings(finetune.name)
-            factor = warmup_then(setting["schedule"], setting["warmup"], data.total_steps(finetune.name))
+            steps = data.total_steps(finetune.name)
+            longest = max(longest, steps)
+            factor = warmup_then(setting["schedule"], setting["warmup"], steps)
             own = finetune.groups(
                 setting["learning_rate"], setting["projector_learning_rate"], setting["weight_decay"]
             )
             groups += own
             # by the finetune's own steps: one that sat a step out goes on where it was
             factors += [lambda _, finetune=finetune, factor=factor: factor(finetune.steps)] * len(own)
-        optimizer = torch.optim.AdamW(groups) if self.optimizer == "adamw" else TFewAdafactor(groups)
+        optimizer = torch.optim.AdamW(groups) if self.optimizer == "adamw" else TFewAdafactor(groups, longest)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -306,13 +321,10 @@ class VisionLanguageModule(L.LightningModule):
         losses = self.model.token_losses(batch)
         for name, (own, right) in self._by_finetune(batch, losses).items():
             answers = answers_only(own, right)
-            if len(answers.nll):
-                self.log(
-                    self._curve("val_loss", name),
-                    answers.nll.mean(),
-                    batch_size=len(answers.nll),
-                    prog_bar=True,
-                )
+            if tokens := len(answers.nll):
+                terms = objective(own, right, self._settings(name)["choice_losses"])
+                loss = torch.stack(list(terms.values())).sum()
+                self.log(self._curve("val_loss", name), loss, batch_size=tokens, prog_bar=True)
             matches = self._correct.setdefault(self._curve("val_exact_match", name), [])
             matches += exactly_right(answers).values()
             if any(segment != NO_CHOICES for segment in right):
@@ -348,9 +360,13 @@ class VisionLanguageModule(L.LightningModule):
     def _open_answer_log(self, data: VisionLanguageData) -> AnswerLog:
         """The answers so far, if the same model was stopped while it answered the same questions."""
         trained = dict(self.model.projector.named_parameters(prefix="projector"))
-        trained |= {str(number): p for number, p in enumerate(self.model.bank.parameters())}
-        questions = [(r["id"], r["turns"], r.get("choices"), r["task"]) for r in data.records[self._split]]
-        asked = [questions, data.answer_by, data.wants_likelihoods(self._split), asdict(data.packing)]
+        trained |= {str(number): tensor for number, tensor in enumerate(self.model.bank.state())}
+        questions = [
+            (r["id"], r["turns"], r.get("choices"), r["task"], [image_key(image) for image in r["images"]])
+            for r in data.records[self._split]
+        ]
+        how = [data.answer_by, data.style, data.wants_likelihoods(self._split), asdict(data.packing)]
+        asked = [questions, how]
         belongs_to = hash_json([self.identity, list(self.wanted), hash_tensors(trained), asked])
         path = Path(self.trainer.default_root_dir) / f"{self._split}.partial.jsonl"
         return AnswerLog(path, belongs_to)
@@ -389,7 +405,7 @@ class VisionLanguageModule(L.LightningModule):
             }
             for name, own in (self.adapters or {}).items()
         }
-        order = {name: getattr(data, name) for name in ("seed", "shots", "shots_seed", "weights")}
+        order = {name: getattr(data, name) for name in ORDER_SETTINGS}
         order |= {"packing": asdict(data.packing), "train": data.paths["train"]}
         shapes = {name: list(tensor.shape) for name, tensor in self.state_dict().items()}
         return {"base": self.identity, "model": settings, "data": order, "tensors": shapes}

@@ -17,12 +17,21 @@ PATIENCE = 10
 
 
 class Slice(NamedTuple):
-    """One slot of a stacked Parameter."""
+    """One finetune's part of a stacked Parameter."""
 
     parameter: nn.Parameter
     slot: int
     origin: float = 0.0
     """`Stack.origin` of its stack."""
+    own: tuple[slice, ...] = ()
+    """What of the slot's dims is the finetune's own, where others are larger: zeros beyond would make its size and so
+    its steps others than alone."""
+    of_images: bool = False
+    """Whether it takes part in rows with images alone."""
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The part of ``tensor``, which is the Parameter or its gradient."""
+        return tensor[self.slot, *self.own]
 
 
 class Finetune:
@@ -59,14 +68,16 @@ class Finetune:
         """Whether it has diverged for good."""
         return self._skipped_in_a_row >= PATIENCE
 
-    def take_gradients(self, tokens: float) -> None:
+    def take_gradients(self, tokens: float, images: bool = True) -> None:
         """Gives the views their share of the stacks' gradients of a loss summed over ``tokens`` labelled tokens,
-        as that of the mean; without tokens, or once given up, they get none."""
-        for view, (parameter, slot, _) in zip(self.views, self._slices, strict=True):
-            if tokens == 0 or self.given_up or parameter.grad is None:
+        as that of the mean; without tokens, or once given up, they get none, nor do those of images without
+        ``images`` among its rows: others' images leave zeros there, on which an optimiser would go on."""
+        for view, part in zip(self.views, self._slices, strict=True):
+            resting = tokens == 0 or self.given_up or (part.of_images and not images)
+            if resting or part.parameter.grad is None:
                 view.grad = None
             else:
-                view.grad = parameter.grad[slot].mul_(1 / tokens)
+                view.grad = part.of(part.parameter.grad).mul_(1 / tokens)
 
     def groups(
         self, learning_rate: float, projector_learning_rate: float, weight_decay: float
@@ -75,13 +86,9 @@ class Finetune:
         found: dict[tuple[str, float], dict[str, Any]] = {}
         parts = [(view, "adapter", learning_rate) for view in self.adapter]
         parts += [(view, "projector", projector_learning_rate) for view in self.projector]
-        for (view, part, rate), (_, _, origin) in zip(parts, self._slices, strict=True):
-            settings = {
-                "lr": rate,
-                "weight_decay": weight_decay,
-                "name": f"{self.name} {part}",
-                "origin": origin,
-            }
+        for (view, part, rate), (_, _, origin, *_) in zip(parts, self._slices, strict=True):
+            name = f"{self.name} {part}" + (f" from {origin:g}" if origin else "")
+            settings = {"lr": rate, "weight_decay": weight_decay, "name": name, "origin": origin}
             found.setdefault((part, origin), {"params": [], **settings})["params"].append(view)
         return list(found.values())
 
@@ -124,11 +131,21 @@ class TFewAdafactor(torch.optim.Adafactor):
 
     A step is as large as the root mean square of what it changes (Shazeer and Stern 2018, section 8), so it must see
     IA3's vectors, which begin at ones, and not their deltas, which begin at zeros. Each group's "origin" is added
-    for the step. The floor under squared gradients is the paper's 1e-30; torch's default would be 1e-14.
+    for the step. Weight decay pulls towards the origin, the base model. The floor under squared gradients is the
+    paper's 1e-30; torch's default would be 1e-14.
+
+    Raises:
+        ValueError: a learning rate above ``total_steps ** -0.5``, to which torch would lower it without a word.
     """
 
-    def __init__(self, groups: list[dict[str, Any]]):
+    def __init__(self, groups: list[dict[str, Any]], total_steps: int):
         super().__init__(groups, eps=(1e-15, 1e-3))
+        for group in self.param_groups:
+            if group["lr"] > total_steps**-0.5:
+                raise ValueError(
+                    f"Adafactor would lower the learning rate {group['lr']} of {group['name']} to 1 / sqrt(step), "
+                    f"{total_steps**-0.5:.2g} after {total_steps} steps; set it lower, or take adamw"
+                )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -136,26 +153,26 @@ class TFewAdafactor(torch.optim.Adafactor):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for tensor, origin in self._shifted():
-            tensor.add_(origin)
+        decays = [group["weight_decay"] for group in self.param_groups]
+        for group, decay in zip(self.param_groups, decays, strict=True):
+            group["weight_decay"] = 0.0
+            for tensor in _stepped(group):
+                tensor.mul_(1 - group["lr"] * decay).add_(group["origin"])
         super().step()
-        for tensor, origin in self._shifted():
-            tensor.sub_(origin)
+        for group, decay in zip(self.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
+            for tensor in _stepped(group):
+                tensor.sub_(group["origin"])
         return loss
 
-    def _shifted(self) -> list[tuple[Tensor, float]]:
-        """A finetune that sits a step out keeps its bits."""
-        return [
-            (tensor, group["origin"])
-            for group in self.param_groups
-            if group["origin"]
-            for tensor in group["params"]
-            if tensor.grad is not None
-        ]
+
+def _stepped(group: dict[str, Any]) -> list[Tensor]:
+    """A finetune that sits a step out keeps its bits."""
+    return [tensor for tensor in group["params"] if tensor.grad is not None]
 
 
 def _views(slices: Sequence[Slice]) -> list[nn.Parameter]:
-    return [nn.Parameter(parameter.data[slot]) for parameter, slot, _ in slices]
+    return [nn.Parameter(part.of(part.parameter.data)) for part in slices]
 
 
 def warmup_then(schedule: str, warmup: float, total_steps: int) -> Callable[[int], float]:

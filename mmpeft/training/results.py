@@ -18,10 +18,10 @@ from mmpeft.evaluation.calibration import reliability
 from mmpeft.evaluation.classification import confusion
 from mmpeft.evaluation.figures import MAX_CLASSES, draw_confusion, draw_reliability
 from mmpeft.evaluation.heat_map import draw_changes
-from mmpeft.evaluation.metrics import evaluate, fitting_metrics
+from mmpeft.evaluation.metrics import check_names, evaluate, fitting_metrics
 from mmpeft.forgetting import base_hash, measure_forgetting
 from mmpeft.training.module import VisionLanguageModule
-from mmpeft.training.run_directory import write_examples, write_report
+from mmpeft.training.run_directory import remove_pictures, write_examples, write_report
 
 
 class EvaluationResults(L.Callback):
@@ -34,6 +34,12 @@ class EvaluationResults(L.Callback):
     def __init__(self, forgetting: bool = False):
         self.forgetting = forgetting
 
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """What is wrong with the settings is better told before everything is answered."""
+        _, data = _typed(pl_module, trainer)
+        check_names(data.metrics or [])
+        self._texts = data.held_texts() if self.forgetting else []
+
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module, data = _typed(pl_module, trainer)
         path = Path(trainer.default_root_dir) / "answers.jsonl"
@@ -45,9 +51,10 @@ class EvaluationResults(L.Callback):
         module, data = _typed(pl_module, trainer)
         directory = Path(trainer.default_root_dir)
         self._write(directory / "predictions.jsonl", "test", module, data)
+        remove_pictures(directory)
         answers = _answers(module, data)
         metrics = {name: evaluate(own, data.metrics) for name, own in answers.items()}
-        told = _forgotten(directory, module, data, metrics) if self.forgetting else {}
+        told = _forgotten(directory, module, self._texts, metrics) if self.forgetting else {}
         (directory / "metrics.json").write_text(json.dumps(_flat(metrics, answers), indent=2) + "\n")
         for name, own in answers.items():
             _draw(directory, own, name)
@@ -107,7 +114,7 @@ def _draw(directory: Path, answers: list[Answer], name: str) -> None:
 def _forgotten(
     directory: Path,
     module: VisionLanguageModule,
-    data: VisionLanguageData,
+    texts: list[str],
     metrics: dict[str, dict[str, float]],
 ) -> dict[str, str]:
     """Adds to the metrics what each finetune changed in the base's own abilities, and draws where it moved.
@@ -115,8 +122,7 @@ def _forgotten(
     Returns:
         The same in words.
     """
-    texts, told = data.held_texts(), {}
-    bank = module.model.bank
+    told, bank = {}, module.model.bank
     for name, own in metrics.items():
         adapter = name or module.adapter_name
         found = measure_forgetting(

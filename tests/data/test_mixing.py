@@ -29,6 +29,12 @@ def test_no_example_comes_back_before_its_whole_file_was_seen():
     assert {counts[n] for n in range(10, 40)} <= {0, 1}
 
 
+@pytest.mark.parametrize(("sizes", "weights"), [([100, 0], [4, 1]), ([100, 100], [1000, 1])])
+def test_a_file_that_would_never_be_seen_is_refused(sizes, weights):
+    with pytest.raises(ValueError, match="file 2 of 2 has"):
+        mixed_order(sizes, weights, random.Random(0))
+
+
 def test_files_come_mixed_and_the_generator_decides():
     first, again, other = (mixed_order([50, 50], [1, 1], random.Random(seed)) for seed in (1, 1, 2))
     assert first == again

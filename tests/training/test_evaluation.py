@@ -175,7 +175,7 @@ def test_text_alone_needs_no_encoder(tiny_base, tiny_data, tmp_path):
 
 def test_an_image_without_encoder_is_refused(tiny_base, tiny_data, tmp_path):
     config = make_config(tmp_path / "config.yaml", tiny_base, tiny_data, model={"vision": None})
-    with pytest.raises(SystemExit, match=r"no vision encoder \(model.vision is null\)"):
+    with pytest.raises(SystemExit, match=r"train.jsonl:1: .* has an image, but model.vision is null"):
         main(["fit", "--config", str(config)])
 
 

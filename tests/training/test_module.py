@@ -212,9 +212,9 @@ def test_the_modes_of_training(make_module, fit, micro_batches):
     assert (modes.language, modes.vision) == (True, False)
 
 
-def test_nothing_to_train_is_refused():
+def test_nothing_to_train_is_refused(make_module, fit, micro_batches):
     with pytest.raises(ValueError, match="nothing would train"):
-        VisionLanguageModule(adapter=None, train_projector=False)
+        fit(make_module(adapter=None, train_projector=False), micro_batches)
 
 
 @pytest.mark.parametrize("train_projector", [True, False])

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from transformers.optimization import Adafactor
 
+from mmpeft.adapters import LoraConfig
+from mmpeft.adapters.lora import LoraStack
 from mmpeft.training.optim import PATIENCE, Finetune, Slice, TFewAdafactor, warmup_then
 
 
@@ -156,7 +158,7 @@ def test_adafactor_on_deltas_is_hugging_faces_on_the_vectors_themselves():
     delta, matrix = nn.Parameter(torch.zeros(2, 8)), nn.Parameter(torch.randn(1, 6, 4, generator=generator))
     own = Finetune("t", [Slice(delta, 1, origin=1.0)], [Slice(matrix, 0)])
     vector, theirs = nn.Parameter(torch.ones(8)), nn.Parameter(matrix.detach()[0].clone())
-    optimizer = TFewAdafactor(own.groups(3e-3, 3e-3, 0.0))
+    optimizer = TFewAdafactor(own.groups(3e-3, 3e-3, 0.0), 30)
     reference = Adafactor(
         [vector, theirs], lr=3e-3, scale_parameter=True, relative_step=False, warmup_init=False
     )
@@ -178,7 +180,65 @@ def test_adafactor_leaves_the_bits_of_a_finetune_that_sits_out():
     deltas = nn.Parameter(torch.randn(1, 8, generator=torch.Generator().manual_seed(0)) * 1e-3)
     before = deltas.detach().clone()
     own = Finetune("t", [Slice(deltas, 0, origin=1.0)])
-    optimizer = TFewAdafactor(own.groups(3e-3, 3e-3, 0.0))
+    optimizer = TFewAdafactor(own.groups(3e-3, 3e-3, 0.0), 30)
     own.take_gradients(0)
     optimizer.step()
     assert torch.equal(deltas.detach(), before)
+
+
+def test_adafactors_weight_decay_pulls_towards_the_base():
+    deltas = nn.Parameter(torch.full((1, 8), 0.5))
+    own = Finetune("t", [Slice(deltas, 0, origin=1.0)])
+    optimizer = TFewAdafactor(own.groups(1e-2, 1e-2, 0.5), 100)
+    for _ in range(100):
+        deltas.grad = torch.zeros(1, 8)
+        own.take_gradients(1)
+        optimizer.step()
+    torch.testing.assert_close(
+        deltas.detach(), torch.full((1, 8), 0.5 * (1 - 1e-2 * 0.5) ** 100), rtol=1e-4, atol=0
+    )
+
+
+def test_adafactor_takes_the_steps_of_the_finetunes_own_size():
+    """Beside a larger one its slot is padded with zeros, which would make its root mean square smaller."""
+    generator = torch.Generator().manual_seed(0)
+    start, gradients = torch.randn(4, 6, generator=generator), torch.randn(20, 4, 6, generator=generator)
+    moved = []
+    for rank in (4, 16):
+        stack = LoraStack(6, 5, num_slots=2, rank=rank)
+        stack.open(1, LoraConfig(rank=4), generator)
+        stack.lora_A.data[1, :4] = start
+        parts = [Slice(p, 1, 0.0, stack.own_dims(name, 1)) for name, p in stack.named_parameters()]
+        own = Finetune("t", parts)
+        assert [tuple(view.shape) for view in own.views] == [(4, 6), (5, 4)]
+        optimizer = TFewAdafactor(own.groups(1e-2, 1e-2, 0.0), 20)
+        for gradient in gradients:
+            stack.lora_A.grad = torch.zeros_like(stack.lora_A)
+            stack.lora_A.grad[1, :4] = gradient
+            own.take_gradients(1)
+            optimizer.step()
+        moved.append(stack.lora_A.detach()[1, :4].clone())
+    assert torch.equal(*moved)
+    assert not torch.equal(moved[0], start)
+
+
+def test_a_rate_that_adafactor_would_lower_is_refused():
+    own = Finetune("t", [Slice(nn.Parameter(torch.ones(1, 8)), 0)])
+    with pytest.raises(
+        ValueError, match=r"learning rate 0.3 of t adapter to 1 / sqrt\(step\), 0.1 after 100"
+    ):
+        TFewAdafactor(own.groups(0.3, 0.1, 0.0), 100)
+
+
+def test_what_sees_images_rests_in_a_step_without_any():
+    """Others' images leave zeros in its gradient, on which momentum and weight decay would go on."""
+    adapter, projector = nn.Parameter(torch.ones(1, 2)), nn.Parameter(torch.ones(1, 2))
+    own = Finetune("t", [Slice(adapter, 0)], [Slice(projector, 0, of_images=True)])
+    optimizer = torch.optim.AdamW(own.groups(1e-1, 1e-1, 0.1))
+    for images in (True, False):
+        before = adapter.detach().clone(), projector.detach().clone()
+        adapter.grad, projector.grad = torch.ones(1, 2), torch.zeros(1, 2) if not images else torch.ones(1, 2)
+        own.take_gradients(1, images)
+        optimizer.step()
+        assert not torch.equal(adapter.detach(), before[0])
+        assert torch.equal(projector.detach(), before[1]) == (not images)
