@@ -196,11 +196,14 @@ def _fold(bank: AdapterBank, part: Part, place: Place) -> Callable[[], None]:
     if not isinstance(stack, DoraStack):
         return fold
     factor = stack.factors()[slot]
+    bias = None if base.bias is None else base.bias.detach().float().clone()
 
     def fold_dora() -> None:
         fold()
         weight = dense_weight(base)
         weight.copy_(weight.float() * factor[:, None])
+        if bias is not None:  # DoRA leaves the base's bias alone, but takes what an IA3 made of it for product
+            base.bias.copy_(base.bias.float() + (factor - 1) * (base.bias.float() - bias))
 
     return torch.no_grad()(fold_dora)
 

@@ -407,6 +407,7 @@ OTHERS = {
     "full": FullConfig(["q_proj", "down_proj"]),
     "bitfit": BitFitConfig(),
     "hybrid": HybridConfig([LORA, IA3_BOTH_SIDES, BitFitConfig(["o_proj"])]),
+    "scaled DoRA": HybridConfig([DoraConfig(rank=4, target_modules="all-linear"), IA3_OUTPUTS]),
 }
 
 
