@@ -36,7 +36,8 @@ def run_seeds(
     adapter = settings["model"].pop("adapter", None)
     if adapter is None:
         raise ValueError(f"{config} has no model.adapter; few-shot runs train one finetune of it per seed")
-    directory = Path(output) / "_".join(Path(config).with_suffix("").parts[-2:])
+    named = [part for part in Path(config).with_suffix("").parts[-2:] if part != "configs"]
+    directory = Path(output) / "_".join(named)
     if max_steps is not None:
         settings["trainer"]["max_steps"] = max_steps
     settings["trainer"]["default_root_dir"] = str(directory / "untrained")

@@ -202,7 +202,9 @@ def _fold(bank: AdapterBank, part: Part, place: Place) -> Callable[[], None]:
         fold()
         weight = dense_weight(base)
         weight.copy_(weight.float() * factor[:, None])
-        if bias is not None:  # DoRA leaves the base's bias alone, but takes what an IA3 made of it for product
+        if (
+            bias is not None
+        ):  # DoRA leaves the base's bias alone, but takes what an IA3 made of it for product
             base.bias.copy_(base.bias.float() + (factor - 1) * (base.bias.float() - bias))
 
     return torch.no_grad()(fold_dora)
