@@ -175,6 +175,21 @@ def tiny_data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def choice_data(tiny_data, tmp_path_factory) -> Path:
+    """Folder of the tiny data's files with the four colours as choices of the colour questions; those alone are in
+    ``*_choices.jsonl``. Images are `tiny_data`'s: runs need it as image_root."""
+    folder = tmp_path_factory.mktemp("choices")
+    for split in ("train", "val", "test"):
+        rows = [json.loads(line) for line in (tiny_data / f"{split}.jsonl").read_text().splitlines()]
+        for row in rows:
+            if row["conversations"][1]["value"] in COLOURS:
+                row["choices"] = sorted(COLOURS)
+        write_jsonl(folder / f"{split}.jsonl", rows)
+        write_jsonl(folder / f"{split}_choices.jsonl", [row for row in rows if "choices" in row])
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_config(tmp_path_factory, tiny_base, tiny_data) -> Path:
     """YAML for `mmpeft fit` on `tiny_base` and `tiny_data`, as `make_config` writes it. The run directory that
     it names is `tiny_run`'s: a test that trains itself makes its own config or sets trainer.default_root_dir."""

@@ -10,25 +10,11 @@ from safetensors.torch import load_file
 from mmpeft.cli import main
 from mmpeft.evaluation.answer_log import AnswerLog
 from mmpeft.models.multimodal import MultimodalModel
-from tests.tiny import COLOURS, make_config, run_directory, write_jsonl
+from tests.tiny import COLOURS, make_config, run_directory
 
 
 def rows_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def choice_data(tiny_data, tmp_path_factory):
-    """The colour questions of the tiny data, with the colours to choose from, and those about yes and no without."""
-    folder = tmp_path_factory.mktemp("choices")
-    for split in ("train", "val", "test"):
-        rows = rows_of(tiny_data / f"{split}.jsonl")
-        for row in rows:
-            if row["conversations"][1]["value"] in COLOURS:
-                row["choices"] = sorted(COLOURS)
-        write_jsonl(folder / f"{split}.jsonl", rows)
-        write_jsonl(folder / f"{split}_choices.jsonl", [row for row in rows if "choices" in row])
-    return folder
 
 
 @pytest.fixture(scope="module")
