@@ -128,7 +128,7 @@ class VisionLanguageData(L.LightningDataModule):
                 self._read(split, paths)
             elif split not in ("val",) or stage == "validate":
                 raise DataError(f"`mmpeft {stage}` needs data: set --data.{split} to a data file or folder")
-            for record in self.records.get(split, []):
+            for record in self.records.get(split, []) if split != "train" else []:
                 self._is_ranked(record)
 
     def refuse_images(self, why: str) -> None:
