@@ -1,7 +1,7 @@
 """What a finetune adds to the time of an answer: one batch, answered by the finetune and by its base in turn.
 
-Every question has a row of its own and both write the same number of tokens: who says less would seem faster.
-One JSON line.
+The base is a model of its own without adapters: beside a finetune, base rows pass through its layers too. Every
+question has a row of its own and both write the same number of tokens: who says less would seem faster. One JSON line.
 
     python benchmarks/answering.py --run runs/quickstart
 """
@@ -14,11 +14,14 @@ from jsonargparse import auto_cli
 from timing import alternate, report
 
 import mmpeft
+from mmpeft import bundle
 from mmpeft.data.collate import collate
 from mmpeft.data.features import encode_images
 from mmpeft.data.packing import pack
 from mmpeft.data.sources import load_records
 from mmpeft.embedded import resolve
+from mmpeft.models.language import LanguageConfig
+from mmpeft.models.multimodal import MultimodalModel
 
 NO_TOKEN = -1
 
@@ -49,11 +52,16 @@ def answering(
     images = [image for row in rows for image in row.images]
     features = encode_images(vlm.model.vision_encoder, images) if images else None
 
-    def answer_by(adapter: str | None) -> Callable[[], Any]:
-        batch = collate(rows, features, [adapter] * len(rows)).to(vlm.model.device)
-        return lambda: vlm.model.generate(batch, NO_TOKEN, tokens)
+    def answers(model: MultimodalModel, adapter: str | None) -> Callable[[], Any]:
+        batch = collate(rows, features, [adapter] * len(rows)).to(model.device)
+        return lambda: model.generate(batch, NO_TOKEN, tokens)
 
-    seconds = alternate({"base": answer_by(None), "finetune": answer_by(vlm.adapters[0])}, repeats)
+    base = bundle.build_model(
+        LanguageConfig(**vlm.manifest.language), vlm.manifest.vision_config, vlm.model.device
+    )
+    bundle.load_trained(run, base, {})
+    cases = {"base": answers(base.eval(), None), "finetune": answers(vlm.model, vlm.adapters[0])}
+    seconds = alternate(cases, repeats)
     per_answer = {name: 1000 * value / len(rows) for name, value in seconds.items()}
     stacks = sum(parameter.numel() for parameter in vlm.model.bank.parameters())
     report(

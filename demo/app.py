@@ -155,7 +155,8 @@ def _read_examples(run: Path) -> list[tuple[Image.Image, str, str, str | None]]:
 
 
 def _title(vlm: mmpeft.VisionLanguageModel, run: Path) -> str:
-    base = f"{vlm.manifest.language['name']} · {vlm.manifest.vision['name']} · on {vlm.model.device}"
+    vision = vlm.manifest.vision["name"] if vlm.manifest.vision else "no images"
+    base = f"{vlm.manifest.language['name']} · {vision} · on {vlm.model.device}"
     return f"<h1>{html.escape(run.resolve().name)}</h1><p>{html.escape(base)}</p>"
 
 
