@@ -1,7 +1,7 @@
 """What a finetune adds to the time of an answer: one batch, answered by the finetune and by its base in turn.
 
-The base is a model of its own without adapters: beside a finetune, base rows pass through its layers too. Every
-question has a row of its own and both write the same number of tokens: who says less would seem faster. One JSON line.
+The base is a model of its own without adapters. Every question has a row of its own and both write the same number
+of tokens: who says less would seem faster. One JSON line.
 
     python benchmarks/answering.py --run runs/quickstart
 """
@@ -20,7 +20,6 @@ from mmpeft.data.features import encode_images
 from mmpeft.data.packing import pack
 from mmpeft.data.sources import load_records
 from mmpeft.embedded import resolve
-from mmpeft.models.language import LanguageConfig
 from mmpeft.models.multimodal import MultimodalModel
 
 NO_TOKEN = -1
@@ -56,10 +55,7 @@ def answering(
         batch = collate(rows, features, [adapter] * len(rows)).to(model.device)
         return lambda: model.generate(batch, NO_TOKEN, tokens)
 
-    base = bundle.build_model(
-        LanguageConfig(**vlm.manifest.language), vlm.manifest.vision_config, vlm.model.device
-    )
-    bundle.load_trained(run, base, {})
+    base, *_ = bundle.load(run, vlm.model.device, with_adapters=False)
     cases = {"base": answers(base.eval(), None), "finetune": answers(vlm.model, vlm.adapters[0])}
     seconds = alternate(cases, repeats)
     per_answer = {name: 1000 * value / len(rows) for name, value in seconds.items()}

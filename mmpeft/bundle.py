@@ -143,20 +143,26 @@ def read_manifest(directory: str | Path) -> Manifest:
 
 
 def load(
-    directory: str | Path, device: torch.device | str = "cpu"
+    directory: str | Path, device: torch.device | str = "cpu", with_adapters: bool = True
 ) -> tuple[MultimodalModel, Template, Manifest]:
     """Rebuilds the model of a run: frozen parts from where the run took them, the rest from the directory.
+
+    Args:
+        directory: the run's.
+        device: of the model.
+        with_adapters: False for the base and the projector that adapters share, without a trace of adapters: beside
+            a finetune, rows of the base pass through its layers too.
 
     Raises:
         ValueError: a frozen part is not what the run was trained with, or a file does not fit.
     """
     manifest = read_manifest(directory)
     language = LanguageConfig(**manifest.language)
-    owners = projector_owners(directory, manifest)
+    owners = projector_owners(directory, manifest) if with_adapters else []
     model = build_model(language, manifest.vision_config, device, owners)
     tokenizer = load_tokenizer(language.name)
     check_identity(manifest, describe(language, model, tokenizer), directory)
-    load_trained(directory, model)
+    load_trained(directory, model, None if with_adapters else {})
     template = Template(
         tokenizer,
         model.vision_encoder.num_tokens,

@@ -36,12 +36,11 @@ from mmpeft.data.features import encode_images
 from mmpeft.data.few_shot import sample_shots
 from mmpeft.data.loader import PackingConfig
 from mmpeft.data.records import Record
-from mmpeft.data.sources import DataError, check_images, load_records
+from mmpeft.data.sources import DataError, load_records, require_images
 from mmpeft.data.template import ChoiceSet, Template
 from mmpeft.embedded import resolve
 from mmpeft.evaluation.flops import Operations, count_operations
 from mmpeft.inference.prompting import FewShotPrompt
-from mmpeft.models.language import LanguageConfig
 from mmpeft.models.multimodal import MultimodalModel
 
 GIGA = 1e9
@@ -95,7 +94,7 @@ def compare_prompting(
     rows = measure("finetune", [FewShotPrompt(vlm.model, template, adapter=name)], asked, counted)
     with_adapter = operations(FewShotPrompt(vlm.model, template, adapter=name), asked[0])
     training = training_cost(run, vlm.model, vlm.template, name)
-    base = vlm.model = bare(run, vlm.manifest, vlm.model)
+    base = vlm.model = bundle.load(run, vlm.model.device, with_adapters=False)[0].eval()
     rows += measure("base", [FewShotPrompt(base, template)], asked, counted)
     for k in shots:
         draws = [FewShotPrompt(base, template, demonstrations(pool, k, seed)) for seed in range(seeds)]
@@ -103,7 +102,7 @@ def compare_prompting(
     for row in rows:
         row["times"] = row["gflop"] / rows[0]["gflop"] if "gflop" in row else None
     without = operations(FewShotPrompt(base, template), asked[0])
-    image = count_operations(lambda: encode_images(base.vision_encoder, asked[0]["images"][:1]))
+    image = encoding_of(base, asked[0]["images"][:1])
     result = {
         "run": run,
         "questions": len(asked),
@@ -134,8 +133,7 @@ def chosen_adapter(run: str, vlm: mmpeft.VisionLanguageModel, adapter: str | Non
 def read(path: str, image_root: str | None, task: str | None) -> list[Record]:
     """Records with choices whose images are there."""
     records = load_records(resolve(path), image_root=image_root, task=task)
-    if problems := check_images(records):
-        raise DataError(f"{path}: {len(problems)} images cannot be used\n" + "\n".join(problems[:20]))
+    require_images(records, path)
     for record in records:
         if "choices" not in record:
             raise DataError(
@@ -149,14 +147,6 @@ def window_of(model: MultimodalModel, otherwise: int) -> int:
     config = model.language_model.config
     named = (getattr(config, name, None) for name in ("max_position_embeddings", "sliding_window"))
     return min((size for size in named if size), default=otherwise)
-
-
-def bare(run: str, manifest: bundle.Manifest, adapted: MultimodalModel) -> MultimodalModel:
-    """The run's base and projector without a trace of adapters: also rows of the base pass through their layers."""
-    language = LanguageConfig(**manifest.language)
-    model = bundle.build_model(language, manifest.vision_config, adapted.device)
-    bundle.load_trained(run, model, {})
-    return model.eval()
 
 
 def demonstrations(pool: Sequence[Record], shots: int, seed: int) -> list[Record]:
@@ -216,6 +206,11 @@ def operations(prompt: FewShotPrompt, record: Record) -> Operations:
     return count_operations(lambda: answer(prompt, question, False))
 
 
+def encoding_of(model: MultimodalModel, images: Sequence[str | bytes]) -> Operations:
+    """Of the vision encoder; none without images."""
+    return count_operations(lambda: encode_images(model.vision_encoder, images)) if images else Operations()
+
+
 def prompt_tokens(question: ChoiceSet) -> int:
     """Tokens that the model reads before a choice."""
     targets = question.conversations[0].targets
@@ -248,7 +243,7 @@ def training_cost(run: str, model: MultimodalModel, template: Template, adapter:
     if not batches:
         return {"note": f"{run}/config.yaml has neither trainer.max_steps nor trainer.max_epochs"}
     images = {image for record in data.records["train"] for image in record["images"]}
-    vision = count_operations(lambda: encode_images(model.vision_encoder, [next(iter(images))]))
+    vision = encoding_of(model, list(images)[:1])
     model.projector.requires_grad_(own["train_projector"])
     model.train()  # gradient checkpointing, where it is on, computes the forward twice
 

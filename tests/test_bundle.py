@@ -49,6 +49,20 @@ def test_a_saved_model_comes_back_bit_for_bit(tiny_run, tmp_path, images, random
     assert before.ask(images, QUESTIONS) != load(str(tiny_run), device="cpu").ask(images, QUESTIONS)
 
 
+def test_a_run_without_adapters_is_its_base(tiny_run, tmp_path, images, randomise):
+    model, template, manifest = bundle.load(tiny_run)
+    randomise(model.bank, "default")
+    torch.nn.init.normal_(model.projector.weight)
+    bundle.save(tmp_path / "saved", manifest, model)
+    bare, _, _ = bundle.load(tmp_path / "saved", with_adapters=False)
+    assert not list(bare.bank.state())
+    answered = VisionLanguageModel(bare.eval(), template, manifest).rank(images, QUESTIONS, ["red", "blue"])
+    beside = VisionLanguageModel(model.eval(), template, manifest).rank(
+        images, QUESTIONS, ["red", "blue"], adapter=["base"] * 3
+    )
+    assert answered == beside
+
+
 def test_the_manifest_comes_back(tiny_run, tmp_path):
     manifest = bundle.read_manifest(tiny_run)
     assert manifest.adapters == ["default"]

@@ -15,7 +15,7 @@ from mmpeft.data.collate import Batch, collate
 from mmpeft.data.few_shot import sample_shots
 from mmpeft.data.loader import JointLoader, PackedLoader, PackingConfig
 from mmpeft.data.packing import pack
-from mmpeft.data.sources import DataError, check_images, load_records
+from mmpeft.data.sources import DataError, load_records, require_images
 from mmpeft.data.template import IMAGE_MARKER, Encoded, Example, Template
 from mmpeft.embedded import home, resolve
 
@@ -107,6 +107,8 @@ class VisionLanguageData(L.LightningDataModule):
         self.records: dict[Split, list[Any]] = {}
         self.answered: set[int] = set()
         """Numbers of the records that `mmpeft test` or `predict` need not answer again."""
+        self.wants_likelihoods = False
+        """Whether a test also reads the true answers: for perplexity, asked for or of text alone."""
         self._ranges: dict[Split, dict[str, range]] = {}
         self.template: Template | None = None
         self._features: Callable[[Sequence[Any]], Tensor] | None = None
@@ -130,6 +132,7 @@ class VisionLanguageData(L.LightningDataModule):
                 raise DataError(f"`mmpeft {stage}` needs data: set --data.{split} to a data file or folder")
             for record in self.records.get(split, []) if split != "train" else []:
                 self._is_ranked(record)
+        self.wants_likelihoods = stage == "test" and self._wants_likelihoods()
 
     def refuse_images(self, why: str) -> None:
         """Raises:
@@ -220,13 +223,10 @@ class VisionLanguageData(L.LightningDataModule):
             )
         return self.answer_by != "generate" and "choices" in record
 
-    def wants_likelihoods(self, split: Split) -> bool:
-        """Whether the true answers are to be read as well: for perplexity, asked for or of text alone."""
-        if split != "test":
-            return False
+    def _wants_likelihoods(self) -> bool:
         if self.metrics is not None:
             return "perplexity" in self.metrics
-        return not any(record["images"] or "choices" in record for record in self.records[split])
+        return not any(record["images"] or "choices" in record for record in self.records["test"])
 
     def with_truths(self, split: Split, batch: Batch) -> Batch:
         """The conversations of a batch of prompts with their true answers, row by row."""
@@ -311,9 +311,7 @@ class VisionLanguageData(L.LightningDataModule):
             share = left if left is None or self.weights is None else max(1, left // (len(files) - number))
             parts.append(part[:share])
             left = None if left is None else left - len(parts[-1])
-        problems = check_images([record for part in parts for record in part])
-        if problems:
-            raise DataError(f"{split}: {len(problems)} images cannot be used\n" + "\n".join(problems[:20]))
+        require_images([record for part in parts for record in part], split)
         return parts
 
     def _mix(self, files: list[str], sizes: list[int]) -> list[tuple[int, float]]:

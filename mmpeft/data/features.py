@@ -55,7 +55,7 @@ class FeatureCache:
 
     def build(self, images: Iterable[ImageLike], batch_size: int = 64) -> int:
         """Encodes what is not there yet. Returns the number of images encoded."""
-        wanted = {self._key(image): image for image in images}
+        wanted = {self.key(image): image for image in images}
         if all(key in self._places for key in wanted):
             return 0
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -71,13 +71,14 @@ class FeatureCache:
 
     def __call__(self, images: Sequence[ImageLike]) -> Tensor:
         """(images, image tokens, vision dim) in `FEATURE_DTYPE`; images that were never built are encoded now."""
-        keys = [self._key(image) for image in images]
+        keys = [self.key(image) for image in images]
         if any(key not in self._places for key in keys):
             self.build(images)
         places = [self._places[key] for key in keys]
         return torch.stack([self._shards[shard][row] for shard, row in places])
 
-    def _key(self, image: ImageLike) -> str:
+    def key(self, image: ImageLike) -> str:
+        """An image's identity by its content; a file is read once."""
         if not isinstance(image, str):
             return image_key(image)
         if image not in self._keys:

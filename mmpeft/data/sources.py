@@ -79,6 +79,14 @@ def check_images(records: list[Record], *, decode: bool = False) -> list[str]:
     return problems
 
 
+def require_images(records: list[Record], what: str) -> None:
+    """Raises:
+    DataError: an image is missing or empty; ``what`` names the records, and the first problems are listed.
+    """
+    if problems := check_images(records):
+        raise DataError(f"{what}: {len(problems)} images cannot be used\n" + "\n".join(problems[:MAX_LISTED]))
+
+
 def _problem(image: str | bytes, decode: bool) -> str | None:
     if decode:
         try:

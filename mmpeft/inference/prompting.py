@@ -13,7 +13,7 @@ from mmpeft.data.images import image_key
 from mmpeft.data.packing import PREFIX, PackedRow, pack_choices
 from mmpeft.data.records import Record
 from mmpeft.data.template import IGNORE_INDEX, ChoiceSet, Encoded, Template
-from mmpeft.models.multimodal import MultimodalModel, TokenLosses
+from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.models.ranking import length_normalised
 
 
@@ -86,7 +86,7 @@ class FewShotPrompt:
         row = PackedRow(images=self.images)
         row.append(Encoded(ids, [IGNORE_INDEX] * len(ids)), 0, len(ids), PREFIX)
         cache = DynamicCache(config=self.model.language_model.config)
-        self.model._decode(self._batch(row, features), cache)
+        self.model.hidden_states(self._batch(row, features), cache)
         self._kept = cache, ids
 
     @torch.no_grad()
@@ -109,14 +109,8 @@ class FewShotPrompt:
                 f"(it is {question.task!r})"
             )
         batch = self._batch(replace(row, images=row.images[len(self.images) :]), features)
-        hidden = self.model._decode(batch, cache, new=len(row.ids) - length)
+        losses = self.model.token_losses(batch, cache, new=len(row.ids) - length)
         cache.crop(length - len(row.ids))  # the next question must not read this one
-        targets, segments = batch.targets[:, length:], batch.segments[:, length:]
-        labelled = targets != IGNORE_INDEX
-        logits = self.model.logits(hidden[labelled]).float()
-        labels = targets[labelled]
-        nll = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-        losses = TokenLosses(nll, logits.argmax(-1) == labels, labelled.nonzero()[:, 0], segments[labelled])
         return length_normalised(losses, 1)[0]
 
     def _batch(self, row: PackedRow, features: Tensor | None) -> Batch:

@@ -60,16 +60,23 @@ class MultimodalModel(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.language_model.get_input_embeddings().weight.dtype
 
-    def token_losses(self, batch: Batch) -> TokenLosses:
-        """The losses of the labelled positions. Logits are computed there and nowhere else."""
-        hidden = self.hidden_states(batch)
-        labelled = batch.targets != IGNORE_INDEX
-        labels = batch.targets[labelled]
+    def token_losses(
+        self, batch: Batch, cache: DynamicCache | None = None, new: int | None = None
+    ) -> TokenLosses:
+        """The losses of the labelled positions. Logits are computed there and nowhere else.
+
+        Args:
+            batch: the rows.
+            cache: keys and values of the columns before the last ``new``; gets those of these.
+            new: how many of the last columns are looked at; None for all.
+        """
+        hidden = self.hidden_states(batch, cache, new)
+        targets, segments = (tensor[:, -hidden.shape[1] :] for tensor in (batch.targets, batch.segments))
+        labelled = targets != IGNORE_INDEX
+        labels = targets[labelled]
         logits = self.logits(hidden[labelled])
         nll = F.cross_entropy(logits.float(), labels, reduction="none")
-        return TokenLosses(
-            nll, logits.argmax(-1) == labels, labelled.nonzero()[:, 0], batch.segments[labelled]
-        )
+        return TokenLosses(nll, logits.argmax(-1) == labels, labelled.nonzero()[:, 0], segments[labelled])
 
     @torch.no_grad()
     def generate(self, batch: Batch, eos_token_id: int, max_new_tokens: int = 32) -> list[list[list[int]]]:
@@ -82,7 +89,7 @@ class MultimodalModel(nn.Module):
             Per row and conversation the new token ids, without the end token.
         """
         cache = DynamicCache(config=self.language_model.config)
-        hidden = self._decode(batch, cache)
+        hidden = self.hidden_states(batch, cache)
         rows, columns = last_positions(batch)
         tokens = self.logits(hidden[rows, columns]).argmax(-1)
         answers: list[list[int]] = [[] for _ in range(len(rows))]
@@ -96,16 +103,12 @@ class MultimodalModel(nn.Module):
             if bool(done.all()) or number + 1 == max_new_tokens:
                 break
             batch = step.append(batch, tokens)
-            hidden = self._decode(batch, cache, new=step.width)
+            hidden = self.hidden_states(batch, cache, new=step.width)
             tokens = self.logits(hidden[rows, step.places]).argmax(-1)
         grouped: list[list[list[int]]] = [[] for _ in range(len(batch.input_ids))]
         for row, answer in zip(rows.tolist(), answers, strict=True):
             grouped[row].append(answer)
         return grouped
-
-    def hidden_states(self, batch: Batch) -> Tensor:
-        """What the decoder makes of every position, (rows, tokens, dim); `logits` are computed from it."""
-        return self._decode(batch, None)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., dim) hidden states -> (..., vocabulary)."""
@@ -116,8 +119,11 @@ class MultimodalModel(nn.Module):
         softcap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and 3
         return softcap * torch.tanh(logits / softcap) if softcap else logits
 
-    def _decode(self, batch: Batch, cache: DynamicCache | None, new: int | None = None) -> Tensor:
-        """Hidden states (rows, tokens, dim) of the last ``new`` columns, or of all."""
+    def hidden_states(
+        self, batch: Batch, cache: DynamicCache | None = None, new: int | None = None
+    ) -> Tensor:
+        """What the decoder makes of the last ``new`` columns, or of all, (rows, columns, dim); `logits` are computed
+        from it. ``cache`` holds the columns before them and gets theirs."""
         columns = slice(None) if new is None else slice(batch.input_ids.shape[1] - new, None)
         self.bank.route(batch.adapters)
         embeds, positions = self._embed(batch, columns), batch.positions[:, columns]

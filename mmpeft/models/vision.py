@@ -117,9 +117,6 @@ class NoVision(nn.Module):
             "the config to train on images"
         )
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        raise NotImplementedError("a model without vision encoder encodes no images")
-
 
 def make_encoder(config: VisionConfig | None, load_weights: bool = True) -> VisionEncoder | NoVision:
     """The encoder of a config; None is text alone."""

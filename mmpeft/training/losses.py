@@ -41,21 +41,20 @@ class ChoiceLosses:
         return self.unlikelihood > 0 or self.length_normalised > 0
 
 
-def answers_only(losses: TokenLosses, right: Sequence[int]) -> TokenLosses:
-    """Without the tokens of wrong choices."""
+def in_answers(losses: TokenLosses, right: Sequence[int]) -> Tensor:
+    """(labelled,) bool: which tokens are of answers; the others are of wrong choices."""
     wanted = torch.tensor(right, device=losses.rows.device)[losses.rows]
-    return losses.where((wanted == NO_CHOICES) | (losses.segments == wanted))
+    return (wanted == NO_CHOICES) | (losses.segments == wanted)
 
 
 def language_modelling(losses: TokenLosses, right: Sequence[int]) -> Tensor:
     """L_LM: the mean over the tokens of all right answers."""
-    return answers_only(losses, right).nll.mean()
+    return losses.nll[in_answers(losses, right)].mean()
 
 
 def unlikelihood(losses: TokenLosses, right: Sequence[int]) -> Tensor:
     """L_UL: the mean of ``-log(1 - p + FLOOR)`` over the tokens of all wrong choices."""
-    wanted = torch.tensor(right, device=losses.rows.device)[losses.rows]
-    wrong = losses.nll[(wanted != NO_CHOICES) & (losses.segments != wanted)]
+    wrong = losses.nll[~in_answers(losses, right)]
     return -torch.log1p(FLOOR - torch.exp(-wrong)).mean()
 
 

@@ -14,7 +14,6 @@ from mmpeft.adapters import AdapterConfig, ImagePromptConfig
 from mmpeft.data.collate import Batch
 from mmpeft.data.datamodule import VisionLanguageData
 from mmpeft.data.features import FeatureCache
-from mmpeft.data.images import image_key
 from mmpeft.data.packing import NO_CHOICES
 from mmpeft.evaluation.answer_log import AnswerLog
 from mmpeft.fingerprint import hash_json, hash_tensors
@@ -26,7 +25,7 @@ from mmpeft.training import checkpoint
 from mmpeft.training.answering import add_likelihoods, answer
 from mmpeft.training.beginning import add_adapters, earlier_adapters
 from mmpeft.training.finetune_config import FinetuneConfig, Schedule
-from mmpeft.training.losses import ChoiceLosses, answers_only, exactly_right, objective
+from mmpeft.training.losses import ChoiceLosses, exactly_right, in_answers, objective
 from mmpeft.training.optim import Finetune, Slice, TFewAdafactor, warmup_then
 
 SETTINGS = ("learning_rate", "projector_learning_rate", "weight_decay", "schedule", "warmup", "choice_losses")
@@ -96,7 +95,7 @@ class VisionLanguageModule(L.LightningModule):
         self.model: MultimodalModel
         self.tokenizer: Any
         self.finetunes: list[Finetune] = []
-        self.answer_log: AnswerLog | None = None
+        self.answer_log: AnswerLog
         self._tokens: Counter[str] = Counter()
         self._with_images: set[str | None] = set()
         self._correct: dict[str, list[bool]] = {}
@@ -140,7 +139,7 @@ class VisionLanguageModule(L.LightningModule):
             )
             self.model.projector.requires_grad_(self.train_projector)
         if stage in ("test", "predict"):
-            self.answer_log = self._open_answer_log(data)
+            self.answer_log = self._open_answer_log(data, cache)
             data.answered = set(self.answer_log.answers)
             if data.answered:
                 print(
@@ -176,13 +175,13 @@ class VisionLanguageModule(L.LightningModule):
             )
         self.tokenizer = load_tokenizer(self.language.name)
         self.identity = bundle.describe(self.language, model, self.tokenizer)
-        source = self._own_run() or self.start_from
-        if source:
+        own_run = self._own_run()
+        if source := own_run or self.start_from:
             manifest = bundle.read_manifest(source)
             bundle.check_identity(manifest, self.identity, source)
             self.earlier_instructions = manifest.instructions
-            start = None if self._own_run() else self.start_adapter
-            sources = earlier_adapters(self.wanted, manifest.adapters, source, start, bool(self._own_run()))
+            start = None if own_run else self.start_adapter
+            sources = earlier_adapters(self.wanted, manifest.adapters, source, start, bool(own_run))
             own = sources.get(self.adapter_name, self.adapter_name) if self.adapters is None else "base"
             bundle.load_trained(source, model, sources, own)
         return model
@@ -224,18 +223,20 @@ class VisionLanguageModule(L.LightningModule):
         self._with_images |= {batch.adapters[row] for row in batch.image_rows.tolist()}
         total = losses.nll.new_zeros(())
         for name, (own, right) in self._by_finetune(batch, losses).items():
-            tokens = len(answers_only(own, right).nll)
+            tokens = int(in_answers(own, right).sum())
             self._tokens[name] += tokens
-            terms = objective(own, right, self._settings(name)["choice_losses"]) if tokens else {}
-            plain = tokens == len(own.nll)  # summed as they are: a mean times its number would round
-            loss = own.nll.sum() if plain else tokens * torch.stack(list(terms.values())).sum()
+            terms: dict[str, Tensor] = {}
+            if tokens == len(own.nll):  # summed as they are: a mean times its number would round
+                loss = own.nll.sum()
+            else:
+                terms = objective(own, right, self._settings(name)["choice_losses"])
+                loss = tokens * torch.stack(list(terms.values())).sum()
             total = total + loss
             # NaN where it has no tokens: Lightning would repeat the last value of a finetune that has left
             mean = loss.detach() / tokens if tokens else torch.nan
             self.log(self._curve("train_loss", name), mean, prog_bar=True, batch_size=max(1, tokens))
-            if len(terms) > 1:
-                for term, value in terms.items():
-                    self.log(self._curve(f"train_{term}", name), value.detach(), batch_size=tokens)
+            for term, value in terms.items():
+                self.log(self._curve(f"train_{term}", name), value.detach(), batch_size=tokens)
         self.log("conversations", float(sum(map(len, batch.examples))), reduce_fx="sum", on_step=True)
         return total
 
@@ -320,7 +321,7 @@ class VisionLanguageModule(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         losses = self.model.token_losses(batch)
         for name, (own, right) in self._by_finetune(batch, losses).items():
-            answers = answers_only(own, right)
+            answers = own.where(in_answers(own, right))
             if tokens := len(answers.nll):
                 terms = objective(own, right, self._settings(name)["choice_losses"])
                 loss = torch.stack(list(terms.values())).sum()
@@ -344,9 +345,8 @@ class VisionLanguageModule(L.LightningModule):
         """Answers a batch and puts the answers on disk."""
         data: VisionLanguageData = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         assert data.template is not None
-        assert self.answer_log is not None
         answers = answer(self.model, data.template, batch, data.records[self._split])
-        if data.wants_likelihoods(self._split):
+        if data.wants_likelihoods:
             add_likelihoods(self.model, answers, batch, lambda own: data.with_truths(self._split, own))
         self.answer_log.append(answers)
 
@@ -357,15 +357,15 @@ class VisionLanguageModule(L.LightningModule):
         """The split that is being answered."""
         return self.trainer.state.fn.value  # pyright: ignore[reportOptionalMemberAccess]
 
-    def _open_answer_log(self, data: VisionLanguageData) -> AnswerLog:
+    def _open_answer_log(self, data: VisionLanguageData, cache: FeatureCache) -> AnswerLog:
         """The answers so far, if the same model was stopped while it answered the same questions."""
         trained = dict(self.model.projector.named_parameters(prefix="projector"))
         trained |= {str(number): tensor for number, tensor in enumerate(self.model.bank.state())}
         questions = [
-            (r["id"], r["turns"], r.get("choices"), r["task"], [image_key(image) for image in r["images"]])
+            (r["id"], r["turns"], r.get("choices"), r["task"], [cache.key(image) for image in r["images"]])
             for r in data.records[self._split]
         ]
-        how = [data.answer_by, data.style, data.wants_likelihoods(self._split), asdict(data.packing)]
+        how = [data.answer_by, data.style, data.wants_likelihoods, asdict(data.packing)]
         asked = [questions, how]
         belongs_to = hash_json([self.identity, list(self.wanted), hash_tensors(trained), asked])
         path = Path(self.trainer.default_root_dir) / f"{self._split}.partial.jsonl"

@@ -44,7 +44,7 @@ class EvaluationResults(L.Callback):
         module, data = _typed(pl_module, trainer)
         path = Path(trainer.default_root_dir) / "answers.jsonl"
         self._write(path, "predict", module, data)
-        _done(module)
+        module.answer_log.discard()
         print(f"{len(data.records['predict'])} answers written to {path}")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -66,13 +66,12 @@ class EvaluationResults(L.Callback):
             write_examples(directory, data, "test", _texts(module))
             write_report(directory)
         _print(metrics, answers)
-        _done(module)
+        module.answer_log.discard()
 
     def _write(
         self, path: Path, split: Split, module: VisionLanguageModule, data: VisionLanguageData
     ) -> None:
         """A row per example, in the order of the data."""
-        assert module.answer_log is not None
         owners = _owners(data, split)
         with path.open("w") as file:
             for number, answered in sorted(module.answer_log.answers.items()):
@@ -92,12 +91,6 @@ class EvaluationResults(L.Callback):
 
 def _typed(module: Any, trainer: Any) -> tuple[VisionLanguageModule, VisionLanguageData]:
     return module, trainer.datamodule
-
-
-def _done(module: VisionLanguageModule) -> None:
-    """The answers so far are not needed any more."""
-    assert module.answer_log is not None
-    module.answer_log.discard()
 
 
 def _draw(directory: Path, answers: list[Answer], name: str) -> None:
@@ -151,13 +144,11 @@ def _owners(data: VisionLanguageData, split: Split) -> dict[int, str]:
 
 
 def _texts(module: VisionLanguageModule) -> dict[int, str]:
-    assert module.answer_log is not None
     return {number: answered.text for number, answered in module.answer_log.answers.items()}
 
 
 def _answers(module: VisionLanguageModule, data: VisionLanguageData) -> dict[str, list[Answer]]:
     """Finetune -> its answers with the truth; under "" where the run has just one."""
-    assert module.answer_log is not None
     owners, found = _owners(data, "test"), {}
     for number, answered in sorted(module.answer_log.answers.items()):
         found.setdefault(owners.get(number, ""), []).append(_answer(data.records["test"][number], answered))

@@ -60,7 +60,7 @@ def test_each_item_is_answered_by_its_own_adapter(vlm, images):
 
 @pytest.mark.parametrize("call", ["ask", "rank"])
 def test_an_unknown_adapter_is_refused_before_anything_is_computed(vlm, images, call, monkeypatch):
-    monkeypatch.setattr(vlm.model, "_decode", None)
+    monkeypatch.setattr(vlm.model, "hidden_states", None)
     arguments = (CHOICES, "nobody") if call == "rank" else ("nobody",)
     with pytest.raises(KeyError, match="no adapter 'nobody'; the bank has default, other, tfew"):
         getattr(vlm, call)(images[0], QUESTION, *arguments)

@@ -15,7 +15,7 @@ from mmpeft.data.sources import DataError
 from mmpeft.inference.prompting import FewShotPrompt
 from mmpeft.models.language import LanguageConfig, load_tokenizer
 from mmpeft.models.vision import VisionConfig
-from scripts.compare_prompting import bare, compare_prompting, demonstrations, operations, read, training_cost
+from scripts.compare_prompting import compare_prompting, demonstrations, operations, read, training_cost
 from tests.tiny import COLOURS, make_config, write_jsonl
 
 
@@ -142,7 +142,7 @@ def test_training_that_cannot_be_counted_says_why(run, vlm, tmp_path, section, c
 
 def test_the_count_does_not_depend_on_answers_or_weights(vlm, records, run):
     asked, pool = records
-    base = bare(str(run), vlm.manifest, vlm.model)
+    base = bundle.load(run, vlm.model.device, with_adapters=False)[0].eval()
     examples = demonstrations(pool, 1, seed=0)
     counted = operations(FewShotPrompt(base, vlm.template, examples[:2]), asked[0])
     wrong = next(choice for choice in asked[0]["choices"] if choice != asked[0]["turns"][0][1])
