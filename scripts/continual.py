@@ -31,30 +31,25 @@ import re
 import shutil
 import sys
 from argparse import ArgumentError, RawDescriptionHelpFormatter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
 
 from mmpeft import bundle
 from mmpeft.cli import main
 from mmpeft.embedded import resolve
-from mmpeft.evaluation.report import BLUE, DPI, GREY, INK
 from mmpeft.fingerprint import differences, hash_json
+from scripts.continual_table import Row, draw_matrix, how_to_ask, matrix, what_became
 
 BEFORE = "before"
 """In place of a phase: nothing has been trained yet."""
 MEASURED, TOGETHER = "measured", "together"
 NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 METRIC = "exact_match"
-CELL_HEIGHT, LETTER, TOP, MARGIN = 46, 12, 120, 24
-"""Pixels of the picture: a row, a letter of a name, the room above the rows, and the rim."""
 
 
 @dataclass
@@ -119,23 +114,6 @@ class Plan:
         """The phases up to this one, the first one first."""
         before = self.phases[phase].after
         return [*(self.chain(before) if before else []), phase]
-
-
-@dataclass
-class Row:
-    """One finetune at one time: a row of the table."""
-
-    phase: str
-    """The last one that was trained, or `BEFORE`."""
-    finetune: str
-    trained_in: str
-    """The phase that trained the finetune last, or will."""
-    run: str | None
-    """Directory that it is loaded from; None where that is what the first phase begins from."""
-    exact_match: dict[str, float] = field(default_factory=dict)
-    """Data set -> share of its questions that are answered right."""
-    answers: dict[str, list[str]] = field(default_factory=dict, repr=False)
-    """Data set -> what was answered."""
 
 
 def continual(
@@ -335,89 +313,16 @@ def forgetting(plan: Plan, rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def write_results(plan: Plan, rows: Sequence[Row], title: str) -> None:
     """Prints the tables and writes table.md, results.json and matrix.png."""
-    output, lost = Path(plan.output), forgetting(plan, rows)
+    output, names, lost = Path(plan.output), list(plan.measure), forgetting(plan, rows)
     content = {"metric": METRIC, "rows": [asdict(row) for row in rows], "forgetting": lost}
     for row in content["rows"]:
         row["questions"] = {name: len(answers) for name, answers in row.pop("answers").items()}
     write_json(output / "results.json", content)
-    text = "\n\n".join([f"# {title}: {METRIC}", matrix(plan, rows), *what_became(lost), *how_to_ask(rows)])
+    parts = [f"# {title}: {METRIC}", matrix(names, rows), *what_became(lost), *how_to_ask(rows)]
+    text = "\n\n".join(parts)
     (output / "table.md").write_text(text + "\n")
-    draw_matrix(output / "matrix.png", list(plan.measure), rows, title)
+    draw_matrix(output / "matrix.png", names, rows, title)
     print(f"\n{text}\n\nwritten to {output}: table.md, results.json, matrix.png")
-
-
-def matrix(plan: Plan, rows: Iterable[Row]) -> str:
-    """The whole table in Markdown."""
-    lines = [
-        [
-            *((f"after {row.phase}", row.finetune) if row.run else (row.phase, "untrained")),
-            *(f"{row.exact_match[name]:.3f}" for name in plan.measure),
-        ]
-        for row in rows
-    ]
-    return markdown(["", "asked of", *plan.measure], lines)
-
-
-def what_became(lost: Sequence[dict[str, Any]]) -> list[str]:
-    """What was forgotten, in Markdown; nothing where no phase comes after one that teaches something."""
-    heads = ["data", "learnt_in", "after", "finetune", "was", "is", "forgotten", "other_answers", "questions"]
-    lines = [
-        [f"{one[head]:.3f}" if isinstance(one[head], float) else str(one[head]) for head in heads]
-        for one in lost
-    ]
-    named = [head.replace("_", " ") for head in heads]
-    return ["What became of what was learnt:", markdown(named, lines)] if lost else []
-
-
-def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table whose columns are aligned also as plain text."""
-    cells = [heads, *lines]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    padded = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]
-    return "\n".join([padded[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *padded[1:]])
-
-
-def how_to_ask(rows: Iterable[Row]) -> list[str]:
-    """How to ask the right one of several finetunes, in Markdown."""
-    by_run: dict[str, list[str]] = {}
-    for row in rows:
-        by_run.setdefault(row.run or "", []).append(row.finetune)
-    return [
-        f"After {Path(directory).parent.name} the finetunes stand beside each other; each row of a batch asks its own:"
-        f'\n\n```python\nvlm = mmpeft.load("{directory}")\n'
-        f"vlm.ask(images, questions, adapter={json.dumps(names)})  # as many of each\n```"
-        for directory, names in by_run.items()
-        if len(names) > 1
-    ]
-
-
-def draw_matrix(path: Path, names: Sequence[str], rows: Sequence[Row], title: str) -> None:
-    """Draws the table into a PNG: the darker, the more is right. A line stands above every phase."""
-    phases = [row.phase for row in rows]
-    several = {phase for phase in phases if phases.count(phase) > 1}
-    labels = [f"{row.phase}: {row.finetune}" if row.phase in several else row.phase for row in rows]
-    left, cell = MARGIN + LETTER * max(map(len, labels)), max(130, LETTER * (2 + max(map(len, names))))
-    inner = cell * len(names), CELL_HEIGHT * len(rows)
-    width, height = left + inner[0] + MARGIN, TOP + inner[1] + MARGIN
-    canvas = FigureCanvasAgg(Figure((width / DPI, height / DPI), dpi=DPI, facecolor="white"))
-    axes = canvas.figure.add_axes((left / width, MARGIN / height, inner[0] / width, inner[1] / height))
-    values = [[row.exact_match[name] for name in names] for row in rows]
-    axes.imshow(values, LinearSegmentedColormap.from_list("", ["white", BLUE]), vmin=0, vmax=1, aspect="auto")
-    for y, row in enumerate(values):
-        for x, value in enumerate(row):
-            colour = "white" if value > 0.5 else INK
-            axes.text(x, y, f"{value:.3f}", size=8, color=colour, ha="center", va="center_baseline")
-    axes.set_yticks(range(len(rows)), labels, size=8)
-    axes.set_xticks(range(len(names)), names, size=8)
-    axes.xaxis.tick_top()
-    axes.tick_params(length=0, labelcolor=INK)
-    axes.spines[:].set_visible(False)
-    for number in range(1, len(rows)):
-        if phases[number - 1] != phases[number]:
-            axes.axhline(number - 0.5, color=GREY, linewidth=1)
-    place = MARGIN / width, 1 - MARGIN / height
-    canvas.figure.text(*place, f"{title}: right answers", size=9, weight="bold", color=INK, va="top")
-    canvas.print_png(str(path))
 
 
 def read_json(path: Path) -> Any:
