@@ -4,7 +4,7 @@ import logging
 import warnings
 from typing import Any
 
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
@@ -12,6 +12,7 @@ from mmpeft.data.datamodule import VisionLanguageData
 from mmpeft.training.checkpoint import AtomicCheckpointIO
 from mmpeft.training.memory import keep_freed_memory
 from mmpeft.training.module import VisionLanguageModule
+from mmpeft.training.progress import Progress
 from mmpeft.training.results import EvaluationResults
 from mmpeft.training.run_directory import RunDirectory
 
@@ -78,6 +79,11 @@ class VisionLanguageCLI(LightningCLI):
             csv = CSVLogger(directory, name="", version="", flush_logs_every_n_steps=1)
             board = TensorBoardLogger(directory, name="", version="tensorboard")
             kwargs["logger"] = [csv, board] if fitting else False
+        callbacks = settings.callbacks or []
+        if settings.enable_progress_bar is not False and not any(
+            isinstance(callback, ProgressBar) for callback in callbacks
+        ):
+            kwargs["callbacks"] = [*callbacks, Progress()]
         trainer: Any = super().instantiate_trainer(**kwargs)
         trainer.callbacks += [RunDirectory(), EvaluationResults(own.forgetting)]
         if not any(isinstance(callback, ModelCheckpoint) for callback in trainer.callbacks):
