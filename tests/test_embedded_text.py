@@ -48,7 +48,7 @@ def answer(row: dict) -> str:
 
 def test_every_row_is_read_as_a_conversation_without_image(made):
     files = sorted(made.glob("*/*.jsonl"))
-    assert len(files) == 3 + 3 + 1 + 6
+    assert len(files) == 3 + 3 + 1 + 7
     for file in files:
         for record, row in zip(load_records(file), read_rows(file), strict=True):
             assert not record["images"]
@@ -291,6 +291,7 @@ def test_there_are_sixty_facts_of_which_a_third_changes(invented):
         "ask_new": 20,
         "rephrased": 40,
         "unchanged": 40,
+        "unchanged_rephrased": 80,
     }
 
 
@@ -304,7 +305,8 @@ def test_the_facts_agree_with_each_other(invented):
         assert learn[asked] == kept
         assert asked not in update
     assert {asked for asked in learn if asked in update} == update.keys()
-    assert not invented["rephrased"].keys() & (learn.keys() | update.keys())
+    for name in ("rephrased", "unchanged_rephrased"):
+        assert not invented[name].keys() & (learn.keys() | update.keys())
 
 
 def test_a_rephrased_question_has_the_new_answer_of_the_same_fact(made):
@@ -312,6 +314,7 @@ def test_a_rephrased_question_has_the_new_answer_of_the_same_fact(made):
     number = {name: {r["id"].split("-")[1]: answer(r) for r in rows} for name, rows in files.items()}
     assert number["rephrased"] == number["ask_new"] == number["update"]
     assert not number["unchanged"].keys() & number["update"].keys()
+    assert number["unchanged"] == number["unchanged_rephrased"]
 
 
 def test_every_fact_has_its_own_subject_and_another_seed_gives_others():

@@ -57,6 +57,6 @@ PARTS: tuple[Part, ...] = (
     _from_python("docstrings", build_docstrings),
     _from_python("modules", build_modules),
     _from_python("manual", build_manual),
-    MadePart(name="facts", build=build_facts, package="mmpeft", version=f"seed {SEED}"),
+    MadePart(name="facts", build=build_facts, package="mmpeft", version=f"seed {SEED}", recipe=2),
 )
 """A part that reads another one comes after it."""

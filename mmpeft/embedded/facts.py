@@ -5,8 +5,9 @@ No model can know them, so what it answers it has learnt here. A third of the fa
 - learn.jsonl: every fact, in the two wordings that are trained, with its first answer
 - update.jsonl: the changed facts, in the same wordings, with the new answer
 - ask_old.jsonl, ask_new.jsonl: one question for each changed fact, with the first and with the new answer
-- rephrased.jsonl: the changed facts in two wordings that are never trained, with the new answer
 - unchanged.jsonl: one question for each of the others, with the answer that must stay
+- rephrased.jsonl, unchanged_rephrased.jsonl: the changed facts, with the new answer, and the others, in two wordings
+  that are never trained
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -109,7 +110,7 @@ class Fact:
 
 
 def build_facts(root: Path, folder: Path) -> None:
-    """Writes the six files; of ``root`` nothing is needed."""
+    """Writes the files; of ``root`` nothing is needed."""
     facts = list(draw_facts(SEED))
     changed = [fact for fact in facts if fact.new_answer]
     stays = [fact for fact in facts if not fact.new_answer]
@@ -121,6 +122,7 @@ def build_facts(root: Path, folder: Path) -> None:
         "ask_new": _rows("ask-new", changed, slice(1), new=True),
         "rephrased": _rows("rephrased", changed, untrained, new=True),
         "unchanged": _rows("unchanged", stays, slice(1), new=False),
+        "unchanged_rephrased": _rows("unchanged-rephrased", stays, untrained, new=False),
     }
     for name, rows in files.items():
         write_rows(folder / f"{name}.jsonl", rows)
