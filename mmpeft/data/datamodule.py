@@ -131,7 +131,7 @@ class VisionLanguageData(L.LightningDataModule):
             elif split not in ("val",) or stage == "validate":
                 raise DataError(f"`mmpeft {stage}` needs data: set --data.{split} to a data file or folder")
             for record in self.records.get(split, []) if split != "train" else []:
-                self._is_ranked(record)
+                self.is_ranked(record)
         self.wants_likelihoods = stage == "test" and self._wants_likelihoods()
 
     def refuse_images(self, why: str) -> None:
@@ -210,13 +210,18 @@ class VisionLanguageData(L.LightningDataModule):
         for number, record in enumerate(self.records[split]):
             if number in self.answered:
                 continue
-            if self._is_ranked(record):
+            if self.is_ranked(record):
                 choices[number] = self.template.encode_choices(record)
             else:
                 prompts[number] = self.template.encode_prompt(record)
         return [self._loader(split, examples, None) for examples in (prompts, choices) if examples]
 
-    def _is_ranked(self, record: Any) -> bool:
+    def is_ranked(self, record: Any) -> bool:
+        """Whether a record is answered by ranking its choices.
+
+        Raises:
+            DataError: it should be and has none.
+        """
         if self.answer_by == "rank" and "choices" not in record:
             raise DataError(
                 f"{record['where']}: {record['id']!r} has no choices to rank; add them, or set data.answer_by to auto"

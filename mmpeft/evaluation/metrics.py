@@ -53,9 +53,10 @@ def evaluate(answers: Sequence[Answer], names: Sequence[str] | None = None) -> d
     """
     if not answers:
         raise ValueError("there are no answers to evaluate; wanted at least one")
-    check_names(names or [])
+    names = fitting_metrics(answers) if names is None else names
+    check_metrics(names, answers)
     results: dict[str, float] = {}
-    for name in fitting_metrics(answers) if names is None else names:
+    for name in names:
         family = name.partition("/")[0]
         values = _compute(family, answers)
         if name != family and name not in values:
@@ -64,13 +65,17 @@ def evaluate(answers: Sequence[Answer], names: Sequence[str] | None = None) -> d
     return results
 
 
-def check_names(names: Sequence[str]) -> None:
+def check_metrics(names: Sequence[str], answers: Sequence[Answer]) -> None:
     """Raises:
-    ValueError: no metric has this name.
+    ValueError: no metric has this name, or a row lacks what it needs. What was predicted is not looked at.
     """
     for name in names:
-        if name.partition("/")[0] not in METRICS:
+        family = name.partition("/")[0]
+        if family not in METRICS:
             raise ValueError(f"no metric is called {name!r}; closest: {_closest(name, METRICS)}")
+        for answer in answers:
+            if missing := METRICS[family].lacks(answer):
+                raise ValueError(f"{family} does not fit {answer.row}: {missing}; or leave {family} out")
 
 
 def fitting_metrics(answers: Sequence[Answer]) -> list[str]:
@@ -93,11 +98,7 @@ def fitting_metrics(answers: Sequence[Answer]) -> list[str]:
 
 
 def _compute(name: str, answers: Sequence[Answer]) -> dict[str, float]:
-    metric = METRICS[name]
-    for answer in answers:
-        if missing := metric.lacks(answer):
-            raise ValueError(f"{name} does not fit {answer.row}: {missing}; or leave {name} out")
-    value = metric.compute(answers)
+    value = METRICS[name].compute(answers)
     if isinstance(value, Mapping):
         return {f"{name}/{part}": share for part, share in value.items()}
     return {name: value}

@@ -18,7 +18,7 @@ from mmpeft.evaluation.calibration import reliability
 from mmpeft.evaluation.classification import confusion
 from mmpeft.evaluation.figures import MAX_CLASSES, draw_confusion, draw_reliability
 from mmpeft.evaluation.heat_map import draw_changes
-from mmpeft.evaluation.metrics import check_names, evaluate, fitting_metrics
+from mmpeft.evaluation.metrics import check_metrics, evaluate, fitting_metrics
 from mmpeft.forgetting import base_hash, measure_forgetting
 from mmpeft.training.module import VisionLanguageModule
 from mmpeft.training.run_directory import remove_pictures, write_examples, write_report
@@ -37,7 +37,8 @@ class EvaluationResults(L.Callback):
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """What is wrong with the settings is better told before everything is answered."""
         _, data = _typed(pl_module, trainer)
-        check_names(data.metrics or [])
+        if data.metrics:
+            check_metrics(data.metrics, [_answer(r, _unanswered(r, data)) for r in data.records["test"]])
         self._texts = data.held_texts() if self.forgetting else []
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -153,6 +154,13 @@ def _answers(module: VisionLanguageModule, data: VisionLanguageData) -> dict[str
     for number, answered in sorted(module.answer_log.answers.items()):
         found.setdefault(owners.get(number, ""), []).append(_answer(data.records["test"][number], answered))
     return found
+
+
+def _unanswered(record: Any, data: VisionLanguageData) -> Answered:
+    """An answer that says nothing, with the parts that the answer to this record will have."""
+    scores = [0.0] * len(record["choices"]) if data.is_ranked(record) else None
+    likelihood = (0.0, 1) if data.wants_likelihoods or scores else (None, None)
+    return Answered("", scores, *likelihood)
 
 
 def _answer(record: Any, answered: Answered) -> Answer:

@@ -98,13 +98,38 @@ def test_ranked_classes_have_their_metrics_and_pictures(tfew_config, choice_data
         assert (directory / f"{picture}.png").stat().st_size > 1000
 
 
-def test_a_metric_that_does_not_fit_names_the_row_and_loses_nothing(tfew_config, choice_data, capsys):
-    asked = ["test", "--config", str(tfew_config), "--data.packing.batch_size", "3"]
-    with pytest.raises(SystemExit, match=r"vqa_accuracy does not fit .*test.jsonl:1.*several people"):
-        main([*asked, "--data.metrics", "[vqa_accuracy]"])
-    capsys.readouterr()
-    main([*asked, "--data.metrics", "[exact_match]"])
-    assert "answers are there already" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("metric", "answer_by", "message"),
+    [
+        ("vqa_accuracy", "auto", r"vqa_accuracy does not fit .*test.jsonl:1.*several people"),
+        ("brier", "generate", r"brier does not fit .*test.jsonl:1.*rank its choices"),
+    ],
+)
+def test_a_metric_that_does_not_fit_names_the_row_before_anything_is_answered(
+    tfew_config, metric, answer_by, message, monkeypatch
+):
+    monkeypatch.setattr(AnswerLog, "append", None)
+    with pytest.raises(SystemExit, match=message):
+        main(
+            [
+                "test",
+                "--config",
+                str(tfew_config),
+                f"--data.metrics=[{metric}]",
+                f"--data.answer_by={answer_by}",
+            ]
+        )
+
+
+@pytest.mark.parametrize(
+    ("test", "answer_by"), [("test_choices", "rank"), ("test_choices", "auto"), ("test", "generate")]
+)
+def test_metrics_that_fit_are_not_refused_beforehand(tfew_config, choice_data, test, answer_by):
+    wanted = ["brier", "perplexity", "f1/macro"] if answer_by != "generate" else ["perplexity", "f1/macro"]
+    asked = [f"--data.test={choice_data / test}.jsonl", f"--data.answer_by={answer_by}"]
+    main(["test", "--config", str(tfew_config), *asked, f"--data.metrics=[{','.join(wanted)}]"])
+    metrics = json.loads((run_directory(tfew_config) / "metrics.json").read_text())
+    assert metrics.keys() == {*wanted, "questions"}
 
 
 def test_a_killed_evaluation_goes_on_and_ends_the_same(tfew_config, monkeypatch, capsys):
