@@ -33,8 +33,9 @@ def quickstart(started: float | None = None, steps: int = 440, questions: int = 
             "fit",
             *run,
             f"--trainer.max_steps={steps}",
-            "--data.packing.max_conversations=16",  # fewer tokens a step, and smaller steps but more of them: what
-            "--data.packing.batch_size=24",  # reaches most in so few minutes
+            # fewer tokens a step, and smaller steps but more of them, reach most in so few minutes
+            "--data.packing.max_conversations=16",
+            "--data.packing.batch_size=24",
             "--trainer.val_check_interval=110",
             "--trainer.limit_val_batches=5",
         ]

@@ -42,7 +42,8 @@ class AdapterConfig:
         raise NotImplementedError(f"{type(self).__name__} has no make_stack")
 
     def shapes(self, path: str, in_features: int, out_features: int) -> dict[str, list[int]]:
-        """What `Stack.tensors` returns for a slot of this config: its names and shapes."""
+        """What `Stack.tensors` returns for a slot of this config: its names and shapes. Every method has them; a hybrid
+        has those of its parts."""
         raise NotImplementedError(f"{type(self).__name__} has no shapes")
 
 
@@ -96,7 +97,7 @@ class Stack(nn.Module):
         self._set_active(slot, False)
 
     def tensors(self, slot: int) -> dict[str, Tensor]:
-        """The slot's tensors as PEFT names and shapes them."""
+        """The slot's tensors as PEFT names and shapes them. Every method has its own; nothing is common to all."""
         raise NotImplementedError(f"{type(self).__name__} has no tensors")
 
     @torch.no_grad()

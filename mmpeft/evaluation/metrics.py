@@ -53,8 +53,10 @@ def evaluate(answers: Sequence[Answer], names: Sequence[str] | None = None) -> d
     """
     if not answers:
         raise ValueError("there are no answers to evaluate; wanted at least one")
-    names = fitting_metrics(answers) if names is None else names
-    check_metrics(names, answers)
+    if names is None:
+        names = fitting_metrics(answers)
+    else:
+        check_metrics(names, answers)
     results: dict[str, float] = {}
     for name in names:
         family = name.partition("/")[0]

@@ -20,8 +20,6 @@ class Progress(RichProgressBar):
         return metrics
 
     def _get_train_description(self, current_epoch: int) -> str:
-        epochs = self.trainer.max_epochs
-        description = f"Epoch {current_epoch + 1}" + (
-            f"/{epochs}" if epochs is not None and epochs > 0 else ""
-        )
+        epochs = self.trainer.max_epochs or -1  # -1 where max_steps alone ends the run
+        description = f"Epoch {current_epoch + 1}" + (f"/{epochs}" if epochs > 0 else "")
         return description.ljust(len(self.validation_description))  # bars of one length do not flicker
