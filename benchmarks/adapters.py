@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmpeft.adapters import AdapterBank, AdapterConfig, IA3Config, LoraConfig
 from mmpeft.models.language import LanguageConfig, load_language_model
-from mmpeft.training.memory import keep_freed_memory
+from mmpeft.training.malloc import keep_freed_memory
 
 TRAINED: dict[str, tuple[AdapterConfig, Any]] = {
     "LoRA all linears": (

@@ -14,13 +14,13 @@ from jsonargparse import auto_cli
 from timing import alternate, report
 
 import mmpeft
-from mmpeft import bundle
-from mmpeft.data.collate import collate
+from mmpeft.data.batch import collate
 from mmpeft.data.features import encode_images
 from mmpeft.data.packing import pack
 from mmpeft.data.sources import load_records
-from mmpeft.embedded import resolve
 from mmpeft.models.multimodal import MultimodalModel
+from mmpeft.paths import resolve
+from mmpeft.runs.files import load_run
 
 NO_TOKEN = -1
 
@@ -55,7 +55,7 @@ def answering(
         batch = collate(rows, features, [adapter] * len(rows)).to(model.device)
         return lambda: model.generate(batch, NO_TOKEN, tokens)
 
-    base, *_ = bundle.load(run, vlm.model.device, with_adapters=False)
+    base, *_ = load_run(run, vlm.model.device, with_adapters=False)
     cases = {"base": answers(base.eval(), None), "finetune": answers(vlm.model, vlm.adapters[0])}
     seconds = alternate(cases, repeats)
     per_answer = {name: 1000 * value / len(rows) for name, value in seconds.items()}

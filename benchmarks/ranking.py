@@ -16,8 +16,8 @@ from timing import alternate, report
 import mmpeft
 from mmpeft.data.sources import load_records
 from mmpeft.data.template import IMAGE_MARKER
-from mmpeft.embedded import resolve
-from mmpeft.training.memory import keep_freed_memory
+from mmpeft.paths import resolve
+from mmpeft.training.malloc import keep_freed_memory
 
 BATCHES = (1, 16)
 

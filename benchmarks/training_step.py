@@ -15,16 +15,16 @@ from jsonargparse import auto_cli
 from timing import alternate, report
 
 from mmpeft.adapters import LoraConfig
-from mmpeft.bundle import build_model
-from mmpeft.data.collate import Batch, collate
+from mmpeft.data.batch import Batch, collate
 from mmpeft.data.features import FeatureCache
 from mmpeft.data.packing import pack
 from mmpeft.data.sources import load_records
 from mmpeft.data.template import Template
-from mmpeft.embedded import home, resolve
+from mmpeft.models.build import build_model
 from mmpeft.models.language import LanguageConfig, load_language_model, load_tokenizer
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.models.vision import VisionConfig
+from mmpeft.paths import home, resolve
 
 TARGETS = ["q_proj", "v_proj"]
 VISION = VisionConfig(weights="embedded/efficientnet-lite0/model.safetensors", image_size=96, crop=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmpeft.adapters import AdapterBank, IA3Config, LoraConfig
-    from mmpeft.inference.pipeline import VisionLanguageModel, load
+    from mmpeft.inference.vlm import VisionLanguageModel, load
 
 __version__ = "0.1.0"
 __all__ = ["AdapterBank", "IA3Config", "LoraConfig", "VisionLanguageModel", "load"]
@@ -17,7 +17,7 @@ __all__ = ["AdapterBank", "IA3Config", "LoraConfig", "VisionLanguageModel", "loa
 def __getattr__(name: str) -> Any:
     """Imports torch and transformers only once something is used: `mmpeft --help` stays instant."""
     if name in ("load", "VisionLanguageModel"):
-        from mmpeft.inference import pipeline as module
+        from mmpeft.inference import vlm as module
     elif name in ("AdapterBank", "IA3Config", "LoraConfig"):
         from mmpeft import adapters as module
     else:

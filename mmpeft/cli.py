@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from mmpeft.errors import RefusedError
+
 HELP = """mmpeft: one frozen vision-language base, many finetunes.
 
 First steps
@@ -63,11 +65,10 @@ def _own(function: Callable[..., Any], arguments: list[str], program: str) -> No
 def _told(action: Callable[[], None]) -> None:
     try:
         action()
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
+    except (RefusedError, OSError) as error:  # of the system: no such file, no space, no network
         if os.environ.get("MMPEFT_TRACEBACK"):
             raise
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        sys.exit(f"error: {message}")
+        sys.exit(f"error: {error}")
 
 
 def _lightning(arguments: list[str]) -> None:

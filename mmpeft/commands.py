@@ -3,7 +3,9 @@
 from argparse import ArgumentParser, RawTextHelpFormatter
 from typing import Literal
 
-from mmpeft.embedded import prepare, resolve
+from mmpeft.errors import RefusedError
+from mmpeft.paths import resolve
+from mmpeft.samples import prepare
 
 __all__ = ["ask", "check", "few_shot", "merge", "prepare", "sites"]
 
@@ -24,7 +26,7 @@ def ask(
         adapter: a finetune of the run, or "base" for the frozen model; the run's first by default.
         max_new_tokens: longest answer.
     """
-    from mmpeft.inference.pipeline import load
+    from mmpeft.inference.vlm import load
 
     print(load(run).ask(image, question, adapter, max_new_tokens))
 
@@ -43,8 +45,8 @@ def inspect(arguments: list[str]) -> None:
     parser.add_argument("--rows", type=int, default=1, help="how many packed rows of the first batch")
     own, overrides = parser.parse_known_args(arguments)
 
+    from mmpeft.tools.inspect_rows import print_rows
     from mmpeft.training.cli import VisionLanguageCLI
-    from mmpeft.training.inspection import print_rows
 
     cli = VisionLanguageCLI.parse(["--config", own.config, *overrides])
     print_rows(cli.model, cli.datamodule, own.split, own.rows)
@@ -82,11 +84,11 @@ def sites(model: str, data: str | None = None, batches: int = 8, budget: int | N
     """
     if data is None:
         if budget is not None:
-            raise ValueError("--budget chooses among ranked linears; give --data to rank them on")
-        from mmpeft.site_table import print_sites
+            raise RefusedError("--budget chooses among ranked linears; give --data to rank them on")
+        from mmpeft.tools.targets_table import print_sites
 
         return print_sites(model)
-    from mmpeft.site_ranking import print_ranking
+    from mmpeft.tools.targets_ranking import print_ranking
 
     print_ranking(model, data, batches, budget)
 
@@ -110,7 +112,7 @@ def few_shot(
         max_steps: in place of the configs' own.
         output: folder for the runs.
     """
-    from mmpeft.few_shot import print_few_shot
+    from mmpeft.experiments.few_shot import print_few_shot
 
     print_few_shot(configs, shots, range(seeds), output, max_steps)
 
@@ -129,7 +131,7 @@ def merge(
         output: new or empty folder; RUN/merged/ADAPTER by default.
         quantization: keep the base in 4 or 8 bits; exact for IA3, refused for LoRA. Dense by default.
     """
-    from mmpeft.merging import merge_run
+    from mmpeft.runs.merge import merge_run
 
     merged = merge_run(run, adapter, output, quantization)
     print(

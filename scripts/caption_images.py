@@ -22,9 +22,10 @@ from jsonargparse import auto_cli
 from tqdm.auto import tqdm
 
 import mmpeft
-from mmpeft import bundle
 from mmpeft.data.images import ImageError, load_image, read_bytes
-from mmpeft.fingerprint import hash_json
+from mmpeft.hashing import hash_json
+from mmpeft.runs.files import PROJECTOR
+from mmpeft.runs.manifest import Manifest, read_manifest
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
@@ -49,7 +50,7 @@ def caption_images(
         overwrite: start again instead of going on.
         strict: exit with code 1 if an image could not be read.
     """
-    manifest = bundle.read_manifest(run)
+    manifest = read_manifest(run)
     adapters = [*manifest.adapters, "base"]
     adapter = adapter or adapters[0]
     if adapter not in adapters or batch_size < 1:
@@ -128,9 +129,9 @@ def _resume(output: Path, meta: dict[str, str], names: list[str], overwrite: boo
     return len(lines), sum(b', "error": ' in line for line in lines)  # a caption's own quotes are escaped
 
 
-def _identity(run: str, manifest: bundle.Manifest, adapter: str) -> str:
+def _identity(run: str, manifest: Manifest, adapter: str) -> str:
     """What decides about a run's captions; not its metrics and facts, which a later test changes."""
-    files = [Path(run, bundle.PROJECTOR), *sorted(Path(run, "adapters", adapter).glob("adapter_*"))]
+    files = [Path(run, PROJECTOR), *sorted(Path(run, "adapters", adapter).glob("adapter_*"))]
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     return hash_json([manifest.identity, manifest.vision, manifest.template, manifest.instructions, hashes])
 

@@ -243,7 +243,7 @@ def _check_earlier(output: str, wanted: Mapping[str, Any]) -> None:
     for name, settings in wanted.items():
         path = Path(output, name, RESULT)
         if path.is_file() and (earlier := json.loads(path.read_text())["wanted"]) != settings:
-            from mmpeft.fingerprint import differences
+            from mmpeft.hashing import differences
 
             lines = "\n".join(differences(earlier, settings, "made with"))
             raise ValueError(f"{path} has other settings; choose --again, or another --output\n{lines}")

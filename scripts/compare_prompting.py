@@ -30,18 +30,18 @@ from rich.table import Table
 from torch import Tensor
 
 import mmpeft
-from mmpeft import bundle
-from mmpeft.data.datamodule import VisionLanguageData
 from mmpeft.data.features import encode_images
-from mmpeft.data.few_shot import sample_shots
 from mmpeft.data.loader import PackingConfig
 from mmpeft.data.records import Record
+from mmpeft.data.sampling import sample_shots
 from mmpeft.data.sources import DataError, load_records, require_images
 from mmpeft.data.template import ChoiceSet, Template
-from mmpeft.embedded import resolve
-from mmpeft.evaluation.flops import Operations, count_operations
-from mmpeft.inference.prompting import FewShotPrompt
+from mmpeft.experiments.flops import Operations, count_operations
+from mmpeft.experiments.prompting import FewShotPrompt
 from mmpeft.models.multimodal import MultimodalModel
+from mmpeft.paths import resolve
+from mmpeft.runs.files import load_run
+from mmpeft.training.datamodule import VisionLanguageData
 
 GIGA = 1e9
 STEPS_COUNTED = 8
@@ -94,7 +94,7 @@ def compare_prompting(
     rows = measure("finetune", [FewShotPrompt(vlm.model, template, adapter=name)], asked, counted)
     with_adapter = operations(FewShotPrompt(vlm.model, template, adapter=name), asked[0])
     training = training_cost(run, vlm.model, vlm.template, name)
-    base = vlm.model = bundle.load(run, vlm.model.device, with_adapters=False)[0].eval()
+    base = vlm.model = load_run(run, vlm.model.device, with_adapters=False)[0].eval()
     rows += measure("base", [FewShotPrompt(base, template)], asked, counted)
     for k in shots:
         draws = [FewShotPrompt(base, template, demonstrations(pool, k, seed)) for seed in range(seeds)]

@@ -17,7 +17,7 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from mmpeft.evaluation.report import BLUE, DPI, GREY, INK, LINE, WRONG
+from mmpeft.reporting.report import BLUE, DPI, GREY, INK, LINE, WRONG
 
 Row = Mapping[str, Any]
 Box = tuple[float, float, float, float]

@@ -39,10 +39,11 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from mmpeft import bundle
 from mmpeft.cli import main
-from mmpeft.embedded import resolve
-from mmpeft.fingerprint import differences, hash_json
+from mmpeft.hashing import differences, hash_json
+from mmpeft.paths import resolve
+from mmpeft.runs.files import PROJECTOR
+from mmpeft.runs.manifest import MANIFEST, read_manifest, write_manifest
 from scripts.continual_table import Row, draw_matrix, how_to_ask, matrix, what_became
 
 BEFORE = "before"
@@ -222,7 +223,7 @@ def fit(settings: dict[str, Any]) -> None:
     directory = Path(settings["trainer"]["default_root_dir"])
     start = settings["model"].get("start_from")
     stamp = {"settings": settings, "start": weights_of(start) if start else None}
-    if not (directory / bundle.MANIFEST).exists():
+    if not (directory / MANIFEST).exists():
         write_json(stamp_path(directory), stamp)
         return main(["fit", "--config", write_config(settings)])
     if lines := differences(read_json(stamp_path(directory)), json.loads(json.dumps(stamp))):
@@ -241,12 +242,12 @@ def serve_together(plan: Plan, name: str, finetunes: dict[str, str]) -> Path:
     together = latest / TOGETHER
     shutil.rmtree(together, ignore_errors=True)  # copies of small files
     together.mkdir()
-    shutil.copy(latest / bundle.PROJECTOR, together)
+    shutil.copy(latest / PROJECTOR, together)
     for finetune, phase in finetunes.items():
         shutil.copytree(f"{plan.output}/{phase}/adapters/{finetune}", together / "adapters" / finetune)
-    manifest = bundle.read_manifest(latest)
+    manifest = read_manifest(latest)
     manifest.adapters = list(finetunes)
-    bundle.write_manifest(together, manifest)
+    write_manifest(together, manifest)
     return together
 
 
@@ -283,7 +284,7 @@ def weights_of(run: str) -> str:
     Raises:
         ValueError: it is no run.
     """
-    manifest = bundle.read_manifest(run)
+    manifest = read_manifest(run)
     files = [path for name in manifest.adapters for path in sorted(Path(run, "adapters", name).rglob("*.*"))]
     return hash_json([manifest.identity, manifest.projector, manifest.adapters, *map(content, files)])
 

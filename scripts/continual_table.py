@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from mmpeft.evaluation.report import BLUE, DPI, GREY, INK
+from mmpeft.reporting.report import BLUE, DPI, GREY, INK
 
 CELL_HEIGHT, LETTER, TOP, MARGIN = 46, 12, 120, 24
 """Pixels of the picture: a row, a letter of a name, the room above the rows, and the rim."""

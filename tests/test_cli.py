@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 
-from mmpeft import bundle
 from mmpeft.cli import HELP, main
+from mmpeft.runs.files import PROJECTOR
+from mmpeft.runs.manifest import MANIFEST
 from tests.tiny import make_config, make_data, run_directory, write_jsonl
 
 
@@ -17,7 +18,7 @@ def no_model(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(bundle, "build_model", refuse)
+    monkeypatch.setattr("mmpeft.training.module.build_model", refuse)
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def fit(tiny_base, tiny_data, tmp_path):
         with pytest.raises(SystemExit) as ended:
             main(["fit", "--config", str(config)])
         assert ended.value.code not in (0, None)
-        assert not run_directory(config).exists() or not (run_directory(config) / bundle.MANIFEST).exists()
+        assert not run_directory(config).exists() or not (run_directory(config) / MANIFEST).exists()
         return str(ended.value)
 
     return run
@@ -133,7 +134,7 @@ def test_a_hub_that_cannot_be_reached_is_told(fit, monkeypatch):
     def unreachable(*_, **__):
         raise OSError("We couldn't connect to the hub")
 
-    monkeypatch.setattr(bundle, "build_model", unreachable)
+    monkeypatch.setattr("mmpeft.training.module.build_model", unreachable)
     assert fit(model={"language": {"name": "someone/model"}}) == "error: We couldn't connect to the hub"
 
 
@@ -174,7 +175,7 @@ def test_check_counts_or_lists(tiny_data, tmp_path, capsys):
 def test_fit_writes_the_run_directory(tiny_run):
     names = {path.name for path in tiny_run.iterdir()}
     assert names >= {
-        *(bundle.MANIFEST, bundle.PROJECTOR, "adapters", "checkpoints", "config.yaml", "metrics.csv"),
+        *(MANIFEST, PROJECTOR, "adapters", "checkpoints", "config.yaml", "metrics.csv"),
         *("examples", "report.png", "README.md"),
     }
     assert (tiny_run / "adapters" / "default" / "adapter_model.safetensors").is_file()

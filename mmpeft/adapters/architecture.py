@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpeft.adapters.layer import AdapterLayer
+from mmpeft.errors import RefusedError
 
 Role = Literal["q", "k", "v", "o", "gate", "up", "down"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -114,18 +115,18 @@ def find_layers(model: nn.Module) -> list[str]:
     """Paths of the decoder layers, in order: the members of the one outermost list of modules with linears.
 
     Raises:
-        ValueError: an encoder-decoder model, or one with no such list or with several.
+        RefusedError: an encoder-decoder model, or one with no such list or with several.
     """
     name = type(model).__name__
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        raise ValueError(
+        raise RefusedError(
             f"{name} is an encoder-decoder model; roles are known for decoder-only language models alone: name "
             "its linears in target_modules, or choose a decoder-only base"
         )
     lists = list(_outermost_lists(model))
     if len(lists) != 1:
         found = ", ".join(path for path, _ in lists) or "none"
-        raise ValueError(
+        raise RefusedError(
             f"{name} has no single list of decoder layers (found: {found}); give the decoder-only language "
             "model itself, without encoder or vision tower"
         )
@@ -143,7 +144,7 @@ def find_blocks(model: nn.Module) -> list[Block]:
     """The decoder layers with every part that is recognised.
 
     Raises:
-        ValueError: see `find_layers`; or a block with several attentions, or a fused projection of unknown layout.
+        RefusedError: see `find_layers`; or a block with several attentions, or a fused projection of unknown layout.
     """
     linears = find_linears(model)
     return [_block(model, number, path, linears) for number, path in enumerate(find_layers(model))]
@@ -153,7 +154,7 @@ def find_parts(model: nn.Module, roles: Iterable[Role] = ROLES) -> list[Part]:
     """The parts that play one of ``roles``, block by block.
 
     Raises:
-        ValueError: a block lacks a role; an ungated feed-forward needs no gate. Or see `find_blocks`.
+        RefusedError: a block lacks a role; an ungated feed-forward needs no gate. Or see `find_blocks`.
     """
     wanted = set(roles)
     parts: list[Part] = []
@@ -163,7 +164,7 @@ def find_parts(model: nn.Module, roles: Iterable[Role] = ROLES) -> list[Part]:
         if missing:
             inside = [path for path in find_linears(model) if path.startswith(f"{block.path}.")]
             found = ", ".join(path.removeprefix(f"{block.path}.") for path in inside)
-            raise ValueError(
+            raise RefusedError(
                 f"{type(model).__name__}: no linear of {block.path} is known to be {', '.join(missing)}; "
                 f"its linears are {found}; name those that you mean in target_modules"
             )
@@ -213,7 +214,7 @@ def _child(names: Sequence[str], what: str, path: str) -> str | None:
     """The block's own member that holds all of these linears."""
     children = sorted({name.split(".", 1)[0] for name in names})
     if len(children) > 1:
-        raise ValueError(
+        raise RefusedError(
             f"{path} has several modules that look like its {what} ({', '.join(children)}), such as cross-attention; "
             "name the linears that you mean in target_modules"
         )
@@ -237,7 +238,7 @@ def _split_qkv(model: nn.Module, path: str, attention: str, linears: dict[str, n
     ]
     if (last, family) not in CONTIGUOUS | GROUPED or len(outputs) != 1:
         known = ", ".join(f"{name} of {family}" for name, family in sorted(CONTIGUOUS | GROUPED))
-        raise ValueError(
+        raise RefusedError(
             f"{path} of {type(model).__name__} holds q, k and v in an order that is not known for the family "
             f"{family!r} (known: {known}); set target_modules to [{last!r}] to adapt all of it"
         )

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from mmpeft.adapters.functional import BASE
-from mmpeft.adapters.ia3 import IA3Stack
 from mmpeft.adapters.inject import wrap_layer
 from mmpeft.adapters.layer import AdapterLayer, Routing
-from mmpeft.adapters.sites import find_sites, input_features, layer_features, trained_features
-from mmpeft.adapters.stack import AdapterConfig, Stack
+from mmpeft.adapters.methods.base import AdapterConfig, Stack
+from mmpeft.adapters.methods.ia3 import IA3Stack
+from mmpeft.adapters.targets import find_sites, input_features, layer_features, trained_features
+from mmpeft.errors import RefusedError, UnknownNameError
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 RESERVED_NAME = "base"
@@ -104,15 +105,17 @@ class AdapterBank:
         The start depends on ``seed`` and the config alone, not on what else the bank holds.
 
         Raises:
-            ValueError: a name that is taken or cannot be a folder's, or targets that match nothing.
+            RefusedError: a name that is taken or cannot be a folder's, or targets that match nothing.
         """
         if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name) or name == RESERVED_NAME:
-            raise ValueError(
+            raise RefusedError(
                 f"adapter name {name!r}: use 1 to 64 of A-Z a-z 0-9 . _ - and no leading dot; "
                 f"{RESERVED_NAME!r} is the frozen model"
             )
         if name in self.entries:
-            raise ValueError(f"the bank already has an adapter {name!r}; remove it first or use another name")
+            raise RefusedError(
+                f"the bank already has an adapter {name!r}; remove it first or use another name"
+            )
         parts = self.plan(config)
         generator = torch.Generator().manual_seed(seed)
         for part in parts:
@@ -141,17 +144,17 @@ class AdapterBank:
 
     def entry(self, name: str) -> Entry:
         """Raises:
-        KeyError: the bank has no adapter of that name.
+        UnknownNameError: the bank has no adapter of that name.
         """
         if name not in self.entries:
-            raise KeyError(f"no adapter {name!r}; the bank has {', '.join(self.entries) or 'none'}")
+            raise UnknownNameError(f"no adapter {name!r}; the bank has {', '.join(self.entries) or 'none'}")
         return self.entries[name]
 
     def route(self, names: Sequence[str | None]) -> None:
         """Says which adapter serves each row of the coming forwards; None is the base model.
 
         Raises:
-            KeyError: an unknown name. It is never served by the base or by another adapter.
+            UnknownNameError: an unknown name. It is never served by the base or by another adapter.
         """
         owned = [
             {} if name is None else {part.config.method: part.slot for part in self.entry(name).parts}
@@ -211,14 +214,14 @@ class AdapterBank:
         """Slots and sites that a new adapter would get; nothing is changed.
 
         Raises:
-            ValueError: targets that match nothing, or parts that overlap.
+            RefusedError: targets that match nothing, or parts that overlap.
         """
         parts: list[Part] = []
         for each in config.parts():
             sites = self.sites(each)
             for earlier in parts:
                 if earlier.config.method == each.method and (both := set(sites) & set(earlier.sites)):
-                    raise ValueError(
+                    raise RefusedError(
                         f"two {each.method} parts of one adapter both change {min(both)}; give each its own layers"
                     )
             parts.append(Part(each, self._free_slot(each.method), sites))

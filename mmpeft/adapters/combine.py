@@ -25,9 +25,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmpeft.adapters.bank import AdapterBank, Entry
-from mmpeft.adapters.ia3 import IA3Config
-from mmpeft.adapters.lora import LoraConfig
-from mmpeft.adapters.stack import AdapterConfig
+from mmpeft.adapters.methods.base import AdapterConfig
+from mmpeft.adapters.methods.ia3 import IA3Config
+from mmpeft.adapters.methods.lora import LoraConfig
+from mmpeft.errors import RefusedError
 
 State = dict[str, Tensor]
 SUMS = ("linear", "magnitude_prune", "ties", "dare_linear", "dare_ties")
@@ -55,15 +56,17 @@ def combine(
         seed: of the random pruning.
 
     Raises:
-        ValueError: finetunes of different kinds, an impossible setting, or what `AdapterBank.add` refuses.
+        RefusedError: finetunes of different kinds, an impossible setting, or what `AdapterBank.add` refuses.
     """
     entries = [bank.entry(name) for name in names]
     kinds = {entry.config.method for entry in entries}
     if len(kinds) != 1:
-        raise ValueError(f"cannot combine {list(names)}: they are {sorted(kinds)}; all must be of one method")
+        raise RefusedError(
+            f"cannot combine {list(names)}: they are {sorted(kinds)}; all must be of one method"
+        )
     states = [bank.tensors(name) for name in names]
     if not kinds <= {LoraConfig.method, IA3Config.method}:
-        raise ValueError(
+        raise RefusedError(
             f"cannot combine {list(names)}: there is no combination of {kinds.pop()}, only of lora and ia3"
         )
     if isinstance(entries[0].config, LoraConfig):
@@ -92,16 +95,16 @@ def combine_lora(
         scalings: alpha / rank of each state.
 
     Raises:
-        ValueError: an unknown method or impossible setting, or different ranks where ranks are summed.
+        RefusedError: an unknown method or impossible setting, or different ranks where ranks are summed.
     """
     weights = _checked(states, method, LORA_METHODS, weights, density)
     if rank is not None and not method.endswith("svd"):
-        raise ValueError(
+        raise RefusedError(
             f"rank is {rank}, but {method} has no choice of rank; the methods ending in svd have"
         )
     ranks = [max(len(t) for key, t in state.items() if key.endswith("lora_A.weight")) for state in states]
     if method in SUMS and len(set(ranks)) > 1:
-        raise ValueError(f"{method} sums tensors of equal ranks, got ranks {ranks}; use cat or svd")
+        raise RefusedError(f"{method} sums tensors of equal ranks, got ranks {ranks}; use cat or svd")
     new_rank = sum(ranks) if method == "cat" else max(ranks) if rank is None else rank
     generator = torch.Generator().manual_seed(seed)
     combined = {}
@@ -140,7 +143,7 @@ def combine_ia3(
     """The combination as one IA3; arguments as in `combine`.
 
     Raises:
-        ValueError: an unknown method or impossible setting, a linear that one state scales at its input and
+        RefusedError: an unknown method or impossible setting, a linear that one state scales at its input and
             another at its output, or for ``log`` an l that is not positive.
     """
     weights = _checked(states, method, IA3_METHODS, weights, density)
@@ -151,14 +154,14 @@ def combine_ia3(
         w = [weight for weight, state in zip(weights, states, strict=True) if key in state]
         vectors = [state[key].float().cpu() for state in states if key in state]
         if len({vector.shape for vector in vectors}) > 1:
-            raise ValueError(f"{path}: some of the finetunes scale its input and some its output")
+            raise RefusedError(f"{path}: some of the finetunes scale its input and some its output")
         if method != "log":
             delta = combine_tensors([vector - 1 for vector in vectors], w, method, density, generator)
             combined[key] = 1 + delta
         elif min(vector.min() for vector in vectors) > 0:
             combined[key] = combine_tensors([vector.log() for vector in vectors], w, "linear").exp()
         else:
-            raise ValueError(f"{key} has values <= 0, which have no logarithm; use linear")
+            raise RefusedError(f"{key} has values <= 0, which have no logarithm; use linear")
     return combined
 
 
@@ -210,17 +213,17 @@ def federated_average(states: Sequence[State], num_examples: Sequence[int]) -> S
     use `combine_lora` with ``cat``, or ``svd`` to keep the rank, and weights ``num_examples / total``.
 
     Raises:
-        ValueError: states of different names or shapes, or counts that are negative or sum to zero.
+        RefusedError: states of different names or shapes, or counts that are negative or sum to zero.
 
     Source: McMahan et al. 2017, algorithm 1.
     """
     if len(states) != len(num_examples) or min(num_examples, default=0) < 0 or sum(num_examples) <= 0:
-        raise ValueError(f"num_examples is {list(num_examples)}; wanted {len(states)} counts, not all zero")
+        raise RefusedError(f"num_examples is {list(num_examples)}; wanted {len(states)} counts, not all zero")
     shapes = [{key: tensor.shape for key, tensor in state.items()} for state in states]
     for client, shape in enumerate(shapes):
         if shape != shapes[0]:
             different = min(key for key in shapes[0] | shape if shape.get(key) != shapes[0].get(key))
-            raise ValueError(
+            raise RefusedError(
                 f"client {client} differs from client 0 in {different}; all must train the same config"
             )
     shares = [count / sum(num_examples) for count in num_examples]
@@ -258,17 +261,17 @@ def _checked(
 ) -> Sequence[float]:
     """The weights, equal ones by default."""
     if not states:
-        raise ValueError("no finetunes to combine")
+        raise RefusedError("no finetunes to combine")
     if method not in methods:
-        raise ValueError(f"method is {method!r}; for these finetunes there are {', '.join(methods)}")
+        raise RefusedError(f"method is {method!r}; for these finetunes there are {', '.join(methods)}")
     if not 0 < density <= 1:
-        raise ValueError(f"density is {density}; it is the share that pruning keeps, in (0, 1]")
+        raise RefusedError(f"density is {density}; it is the share that pruning keeps, in (0, 1]")
     weights = [1 / len(states)] * len(states) if weights is None else weights
     if len(weights) != len(states):
-        raise ValueError(f"got {len(weights)} weights for {len(states)} finetunes")
+        raise RefusedError(f"got {len(weights)} weights for {len(states)} finetunes")
     sick = [key for state in states for key, tensor in state.items() if not tensor.isfinite().all()]
     if sick:
-        raise ValueError(
+        raise RefusedError(
             f"a finetune that diverged: {len(sick)} tensors hold NaN or infinity, such as {sick[0]}"
         )
     return weights

@@ -3,7 +3,7 @@
 from torch import nn
 
 from mmpeft.adapters.layer import AdapterLayer, Routing
-from mmpeft.adapters.sites import base_of, gets_flattened, layer_features, submodule
+from mmpeft.adapters.targets import base_of, gets_flattened, layer_features, submodule
 
 
 def wrap_layer(model: nn.Module, path: str, routing: Routing) -> AdapterLayer:

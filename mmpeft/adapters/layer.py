@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from mmpeft.adapters.stack import Stack
+from mmpeft.adapters.methods.base import Stack
+from mmpeft.errors import RefusedError
 
 ORDER = (
     *("ia3_input", "ia3_output", "dora", "lora", "full", "bitfit"),
@@ -71,7 +72,7 @@ class AdapterLayer(nn.Module):
         """(B, T, I) -> (B, T, O); ``others`` go to the base as they are.
 
         Raises:
-            ValueError: no routing yet, or it was written for another number of rows.
+            RefusedError: no routing yet, or it was written for another number of rows.
         """
         if self.flattened and x.dim() == 2:
             return self._forward(x.unflatten(0, (self.routing.num_rows, -1)), *others).flatten(0, 1)
@@ -92,12 +93,12 @@ class AdapterLayer(nn.Module):
     def _route(self, method: str, x: Tensor) -> tuple[Tensor, bool]:
         slots = self.routing.slots.get(method)
         if slots is None:
-            raise ValueError(
+            raise RefusedError(
                 f"no routing for {method!r}: say which adapter serves each row first, e.g. "
                 "bank.route(['my-adapter', None]), or bank.route([None] * rows) for the base model"
             )
         if x.dim() != 3 or x.shape[0] != slots.shape[0]:
-            raise ValueError(
+            raise RefusedError(
                 f"adapted layer got an input of shape {tuple(x.shape)}, but the routing was written for "
                 f"{slots.shape[0]} rows of shape (rows, tokens, {self.in_features}); call bank.route(names) "
                 "with one name per row before the forward, and keep the batch dimension first"

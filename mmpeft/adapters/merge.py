@@ -24,15 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpeft.adapters.bank import INPUTS, AdapterBank, Part, Place
-from mmpeft.adapters.bitfit import BitFitConfig
-from mmpeft.adapters.dora import DoraStack
-from mmpeft.adapters.full import FullConfig
-from mmpeft.adapters.ia3 import IA3Config
-from mmpeft.adapters.layer import ORDER
-from mmpeft.adapters.lora import LoraConfig
-from mmpeft.adapters.sites import base_of, submodule
-from mmpeft.adapters.stack import AdapterConfig
-from mmpeft.adapters.weights import (
+from mmpeft.adapters.base_weights import (
     block_scales,
     check_not_packed,
     dense_weight,
@@ -40,6 +32,15 @@ from mmpeft.adapters.weights import (
     is_quantised,
     row_scales,
 )
+from mmpeft.adapters.layer import ORDER
+from mmpeft.adapters.methods.base import AdapterConfig
+from mmpeft.adapters.methods.bitfit import BitFitConfig
+from mmpeft.adapters.methods.dora import DoraStack
+from mmpeft.adapters.methods.full import FullConfig
+from mmpeft.adapters.methods.ia3 import IA3Config
+from mmpeft.adapters.methods.lora import LoraConfig
+from mmpeft.adapters.targets import base_of, submodule
+from mmpeft.errors import RefusedError
 
 GATED_FEEDFORWARD = {"gate_proj", "up_proj", "down_proj"}
 """The children with weights of a feed-forward ``down(act(gate x) * up x)``. One more, such as BitNet's norm
@@ -55,13 +56,13 @@ def merge(bank: AdapterBank, name: str) -> None:
     The bank's other finetunes stay, and from now on change the changed base.
 
     Raises:
-        KeyError: no such adapter.
-        ValueError: it holds NaN or infinite values, or a weight of the base cannot take it exactly. The base
+        UnknownNameError: no such adapter.
+        RefusedError: it holds NaN or infinite values, or a weight of the base cannot take it exactly. The base
             and the bank are unchanged then.
     """
     sick = [key for key, tensor in bank.tensors(name).items() if not tensor.isfinite().all()]
     if sick:
-        raise ValueError(
+        raise RefusedError(
             f"adapter {name!r} holds NaN or infinite values in {len(sick)} tensors, such as {sick[0]}; "
             "it diverged, and merging it would destroy the base"
         )
@@ -80,10 +81,10 @@ def unwrap(bank: AdapterBank) -> nn.Module:
     """The plain model: every layer back in the place that its adapted layer took.
 
     Raises:
-        ValueError: the bank still holds adapters, which would be lost.
+        RefusedError: the bank still holds adapters, which would be lost.
     """
     if bank.names:
-        raise ValueError(f"the bank still holds {', '.join(bank.names)}; merge or remove them first")
+        raise RefusedError(f"the bank still holds {', '.join(bank.names)}; merge or remove them first")
     for path, layer in reversed(bank.layers.items()):
         parent, _, child = path.rpartition(".")
         setattr(base_of(submodule(bank.model, parent)), child, layer.base)
@@ -101,10 +102,10 @@ def dequantize(model: nn.Module) -> nn.Module:
     the outputs therefore stay; an 8-bit one also rounds activations, which now ends.
 
     Raises:
-        ValueError: the model is not quantised, or bitsandbytes has repacked it for inference.
+        RefusedError: the model is not quantised, or bitsandbytes has repacked it for inference.
     """
     if getattr(model, "hf_quantizer", None) is None:
-        raise ValueError(f"{type(model).__name__} is not quantised by transformers: nothing to dequantise")
+        raise RefusedError(f"{type(model).__name__} is not quantised by transformers: nothing to dequantise")
     for path, module in model.named_modules():
         if getattr(module, "weight", None) is not None:
             check_not_packed(path, module)
@@ -171,7 +172,7 @@ def _fold(bank: AdapterBank, part: Part, place: Place) -> Callable[[], None]:
     """What merges one place, after its checks: all are checked before the first one changes."""
     config, (path, stack, slot) = part.config, place
     if not isinstance(config, LoraConfig | IA3Config | FullConfig | BitFitConfig):
-        raise ValueError(
+        raise RefusedError(
             f"{config.method} is no change of a weight and cannot be merged; serve the adapter, or merge one of "
             "LoRA, DoRA, IA3, BitFit or full"
         )
@@ -181,12 +182,12 @@ def _fold(bank: AdapterBank, part: Part, place: Place) -> Callable[[], None]:
         return _fold_ia3(bank, config, path, tensors["ia3_l"].flatten())
     if isinstance(config, BitFitConfig):
         if base.bias is None:
-            raise ValueError(
+            raise RefusedError(
                 f"{path} has no bias in this architecture, so a plain model has no place for one; serve the adapter"
             )
         return partial(add_bias, base, tensors["bias_delta"])
     if is_quantised(base):
-        raise ValueError(
+        raise RefusedError(
             f"{path} is quantised: adding {config.method}'s update would quantise its weight anew, an error as large "
             f"as the first; {DEQUANTIZE_FIRST}"
         )
@@ -226,7 +227,7 @@ def _up_projection(bank: AdapterBank, path: str) -> str:
     block = base_of(submodule(bank.model, parent))
     weighted = {name for name, module in block.named_children() if any(True for _ in module.parameters())}
     if child != "down_proj" or weighted != GATED_FEEDFORWARD:
-        raise ValueError(
+        raise RefusedError(
             f"{path} is quantised and IA3 scales its input: that is exact only by way of up_proj in a gated "
             f"feed-forward of {', '.join(sorted(GATED_FEEDFORWARD))}; {parent or 'its parent'} has "
             f"{', '.join(sorted(weighted))}; {DEQUANTIZE_FIRST}"
@@ -237,7 +238,7 @@ def _up_projection(bank: AdapterBank, path: str) -> str:
 def _check_rows(path: str, linear: Any) -> None:
     check_not_packed(path, linear)
     if is_4bit(linear) and linear.in_features % linear.weight.quant_state.blocksize:
-        raise ValueError(
+        raise RefusedError(
             f"{path} has {linear.in_features} input features, no multiple of its 4-bit blocks of "
             f"{linear.weight.quant_state.blocksize}: one block would lie in two rows; {DEQUANTIZE_FIRST}"
         )

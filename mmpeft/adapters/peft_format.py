@@ -21,18 +21,19 @@ from torch import Tensor
 
 from mmpeft.adapters.architecture import named_layers
 from mmpeft.adapters.bank import INPUTS, NAME_PATTERN, AdapterBank, Part
-from mmpeft.adapters.bitfit import BitFitConfig
-from mmpeft.adapters.bottleneck import BottleneckConfig
-from mmpeft.adapters.dora import DoraConfig
-from mmpeft.adapters.full import FullConfig
-from mmpeft.adapters.hybrid import HybridConfig
-from mmpeft.adapters.ia3 import IA3Config
-from mmpeft.adapters.image_prompt import ImagePromptConfig
-from mmpeft.adapters.lora import LoraConfig
-from mmpeft.adapters.prefix import PrefixConfig
-from mmpeft.adapters.prompt import PromptConfig, PTuningConfig
-from mmpeft.adapters.sites import attention_shape
-from mmpeft.adapters.stack import AdapterConfig
+from mmpeft.adapters.methods.base import AdapterConfig
+from mmpeft.adapters.methods.bitfit import BitFitConfig
+from mmpeft.adapters.methods.bottleneck import BottleneckConfig
+from mmpeft.adapters.methods.dora import DoraConfig
+from mmpeft.adapters.methods.full import FullConfig
+from mmpeft.adapters.methods.hybrid import HybridConfig
+from mmpeft.adapters.methods.ia3 import IA3Config
+from mmpeft.adapters.methods.image_prompt import ImagePromptConfig
+from mmpeft.adapters.methods.lora import LoraConfig
+from mmpeft.adapters.methods.prefix import PrefixConfig
+from mmpeft.adapters.methods.prompt import PromptConfig, PTuningConfig
+from mmpeft.adapters.targets import attention_shape
+from mmpeft.errors import RefusedError
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -85,7 +86,7 @@ def load_adapter(bank: AdapterBank, name: str, directory: str | Path, replace: b
         replace: whether it may take the place of one that the bank has under this name.
 
     Raises:
-        ValueError: anything but exactly the tensors that its config promises for this model. The bank is
+        RefusedError: anything but exactly the tensors that its config promises for this model. The bank is
             unchanged then.
     """
     directory = Path(directory)
@@ -93,7 +94,7 @@ def load_adapter(bank: AdapterBank, name: str, directory: str | Path, replace: b
     try:
         planned = bank.plan(config)
     except ValueError as error:
-        raise ValueError(f"{directory / CONFIG_FILE}: {error}") from None
+        raise RefusedError(f"{directory / CONFIG_FILE}: {error}") from None
     tensors: list[dict[str, Tensor]] = []
     for folder, part in zip(_folders(directory, config), planned, strict=True):
         tensors.append(_read_tensors(folder))
@@ -124,18 +125,18 @@ def read_config(directory: str | Path) -> AdapterConfig:
     changed += ["init_lora_weights"] if str(raw.get("init_lora_weights")).startswith(CHANGES_BASE) else []
     if changed:
         values = ", ".join(f"{key} is {raw[key]!r}" for key in changed)
-        raise ValueError(f"{path}: {values}, which is not supported and changes what the tensors mean")
+        raise RefusedError(f"{path}: {values}, which is not supported and changes what the tensors mean")
     if raw.get("peft_type") == HYBRID:
         names = raw.get("parts")
         if not isinstance(names, list) or not all(
             isinstance(n, str) and NAME_PATTERN.fullmatch(n) for n in names
         ):
-            raise ValueError(f"{path}: parts is {names!r}, wanted the names of its subfolders")
+            raise RefusedError(f"{path}: parts is {names!r}, wanted the names of its subfolders")
         return HybridConfig([read_config(path.parent / name) for name in names])
     try:
         return _config_from_peft(raw)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise RefusedError(f"{path}: {error}") from None
 
 
 def _config_from_peft(raw: dict[str, Any]) -> AdapterConfig:
@@ -157,19 +158,19 @@ def _config_from_peft(raw: dict[str, Any]) -> AdapterConfig:
         config = OWN_CONFIGS[kind]
         return config(**{f.name: raw[f.name] for f in fields(config) if f.name in raw})  # pyright: ignore
     known = ", ".join(map(repr, ["LORA", "IA3", *PROMPT_TYPES, *OWN_CONFIGS, HYBRID]))
-    raise ValueError(f"peft_type is {kind!r}; known are {known}")
+    raise RefusedError(f"peft_type is {kind!r}; known are {known}")
 
 
 def _read_json(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG_FILE
     if not path.is_file():
-        raise ValueError(f"{directory} is no PEFT adapter: it has no {CONFIG_FILE}")
+        raise RefusedError(f"{directory} is no PEFT adapter: it has no {CONFIG_FILE}")
     try:
         raw = json.loads(path.read_text())
     except ValueError as error:  # not JSON, or not even text
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
+        raise RefusedError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(raw, dict):
-        raise ValueError(f"{path}: wanted a JSON object, got {type(raw).__name__}")
+        raise RefusedError(f"{path}: wanted a JSON object, got {type(raw).__name__}")
     return raw
 
 
@@ -180,7 +181,7 @@ def _write_config(directory: Path, config: dict[str, Any]) -> None:
 
 def _required(raw: dict[str, Any], key: str) -> Any:
     if not raw.get(key):
-        raise ValueError(f"{key} is missing")
+        raise RefusedError(f"{key} is missing")
     return raw[key]
 
 
@@ -259,11 +260,13 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
     path = directory / WEIGHTS_FILE
     if not path.is_file():
         found = ", ".join(sorted(p.name for p in directory.iterdir())) or "nothing"
-        raise ValueError(f"{directory} has no {WEIGHTS_FILE} (found {found}); pickled weights are not read")
+        raise RefusedError(f"{directory} has no {WEIGHTS_FILE} (found {found}); pickled weights are not read")
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error}); it may be truncated") from None
+        raise RefusedError(
+            f"{path}: not a readable safetensors file ({error}); it may be truncated"
+        ) from None
 
 
 def _shapes(bank: AdapterBank, part: Part) -> dict[str, list[int]]:
@@ -278,18 +281,18 @@ def _shapes(bank: AdapterBank, part: Part) -> dict[str, list[int]]:
 def _check_tensors(tensors: dict[str, Tensor], wanted: dict[str, list[int]], where: Path) -> None:
     missing, unexpected = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()
     if missing or unexpected:
-        raise ValueError(
+        raise RefusedError(
             f"{where} does not fit this model: {len(missing)} of {len(wanted)} tensors are missing"
             f"{_example(missing)} and {len(unexpected)} are unexpected{_example(unexpected)}; it was made "
             "for another base model or with other target_modules"
         )
     for key, tensor in tensors.items():
         if list(tensor.shape) != wanted[key]:
-            raise ValueError(f"{where}: {key} has shape {list(tensor.shape)}, wanted {wanted[key]}")
+            raise RefusedError(f"{where}: {key} has shape {list(tensor.shape)}, wanted {wanted[key]}")
         if not tensor.is_floating_point():
-            raise ValueError(f"{where}: {key} holds {tensor.dtype}, wanted floating-point numbers")
+            raise RefusedError(f"{where}: {key} holds {tensor.dtype}, wanted floating-point numbers")
         if not tensor.float().isfinite().all():
-            raise ValueError(f"{where}: {key} holds NaN or infinite values")
+            raise RefusedError(f"{where}: {key} holds NaN or infinite values")
 
 
 def _example(keys: set[str]) -> str:

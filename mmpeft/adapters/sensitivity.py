@@ -6,7 +6,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from mmpeft.adapters.sites import base_of, submodule
+from mmpeft.adapters.targets import base_of, submodule
+from mmpeft.errors import RefusedError
 
 Batch = TypeVar("Batch")
 
@@ -27,7 +28,7 @@ def sensitivity(
         loss_of: batch -> scalar loss, a mean over tokens so that batches of different size count the same.
 
     Raises:
-        ValueError: no batch, a weight without gradients (4-bit, 8-bit), or a loss that is not finite or does not
+        RefusedError: no batch, a weight without gradients (4-bit, 8-bit), or a loss that is not finite or does not
             depend on a weight.
 
     Source: after Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", whose criterion squares
@@ -56,14 +57,14 @@ def sensitivity(
             with torch.enable_grad():
                 loss = loss_of(batch)
             if not bool(loss.isfinite()):
-                raise ValueError(
+                raise RefusedError(
                     f"the loss of batch {count} is {loss.item()}; sensitivities need a finite one"
                 )
             seen.clear()
             loss.backward()
             count += 1
             if unused := [path for path in paths if path not in seen]:
-                raise ValueError(
+                raise RefusedError(
                     f"the loss of batch {count - 1} does not depend on {unused[0]}; leave it out of paths"
                 )
     finally:
@@ -72,7 +73,7 @@ def sensitivity(
         for path, weight in weights.items():
             weight.requires_grad_(before[path])
     if not count:
-        raise ValueError("no batch was given; sensitivities are means over batches")
+        raise RefusedError("no batch was given; sensitivities are means over batches")
     return {path: float(total) / count for path, total in totals.items()}
 
 
@@ -83,11 +84,11 @@ def top_sites(scores: Mapping[str, float], cost_per_site: Mapping[str, int], bud
     fits is passed over.
 
     Raises:
-        ValueError: a site without a cost or with one below 1, or a budget that pays for none.
+        RefusedError: a site without a cost or with one below 1, or a budget that pays for none.
     """
     wrong = [path for path in scores if cost_per_site.get(path, 0) < 1]
     if wrong:
-        raise ValueError(f"cost_per_site has no count of parameters for {wrong[0]}; give one of at least 1")
+        raise RefusedError(f"cost_per_site has no count of parameters for {wrong[0]}; give one of at least 1")
     chosen, left = [], budget
     for path in sorted(scores, key=lambda path: scores[path] / cost_per_site[path], reverse=True):
         if cost_per_site[path] <= left:
@@ -95,7 +96,7 @@ def top_sites(scores: Mapping[str, float], cost_per_site: Mapping[str, int], bud
             left -= cost_per_site[path]
     if not chosen:
         cheapest = min(cost_per_site[path] for path in scores) if scores else "none given"
-        raise ValueError(
+        raise RefusedError(
             f"a budget of {budget:,} parameters pays for no site (the cheapest: {cheapest}); raise it"
         )
     return chosen
@@ -105,7 +106,7 @@ def _weight(model: nn.Module, path: str) -> Tensor:
     weight = base_of(submodule(model, path)).weight
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         dtype = getattr(weight, "dtype", type(weight).__name__)
-        raise ValueError(
+        raise RefusedError(
             f"{path} holds its weight as {dtype}, which has no gradient; load the model without quantization"
         )
     return weight

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mmpeft.data.images import ImageLike, image_key, load_image
+from mmpeft.errors import RefusedError
 
 FEATURE_DTYPE = torch.float16
 """What features are, cached or not: rounding both the same way makes cached equal uncached."""
@@ -40,7 +41,7 @@ class FeatureCache:
     """Features of images under one encoder, on disk and mapped into memory.
 
     Raises:
-        ValueError: the folder belongs to another encoder, layer, pooling or transform; the message names the
+        RefusedError: the folder belongs to another encoder, layer, pooling or transform; the message names the
             fields that differ.
     """
 
@@ -92,7 +93,7 @@ class FeatureCache:
             return
         differ = [k for k, v in self.encoder.fingerprint.items() if content["encoder"].get(k) != v]
         if differ:
-            raise ValueError(
+            raise RefusedError(
                 f"{self.directory} holds features of another encoder: "
                 + "; ".join(
                     f"{k} is {content['encoder'].get(k)!r}, wanted {self.encoder.fingerprint[k]!r}"
@@ -142,7 +143,7 @@ def encode_images(
     """(images, image tokens, vision dim) in `FEATURE_DTYPE`, computed now.
 
     Raises:
-        ValueError: a feature is too large for `FEATURE_DTYPE`, or not a number.
+        RefusedError: a feature is too large for `FEATURE_DTYPE`, or not a number.
     """
     parts = []
     for start in range(0, len(images), batch_size):
@@ -150,7 +151,7 @@ def encode_images(
         pixels = torch.stack([encoder.transform(load_image(image)) for image in chunk])
         parts.append(encoder(pixels).to("cpu", FEATURE_DTYPE))
         if not torch.isfinite(parts[-1]).all():
-            raise ValueError(
+            raise RefusedError(
                 "the vision encoder gave features that are NaN or beyond float16's 65504; choose a layer with its norm"
             )
         if bar is not None:

@@ -19,6 +19,8 @@ from pathlib import Path
 
 from PIL import Image, ImageFile
 
+from mmpeft.errors import RefusedError
+
 ImageLike = str | Path | bytes | Image.Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -41,7 +43,7 @@ UPRIGHT = {
 """EXIF orientation to the transposition that undoes it; 1 and unknown values need none."""
 
 
-class ImageError(ValueError):
+class ImageError(RefusedError):
     """An image cannot be used; the message names it, what was found, what was wanted and what to do."""
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from mmpeft.data.collate import Batch, collate, concatenate
-from mmpeft.data.mixing import mixed_order
+from mmpeft.data.batch import Batch, collate, concatenate
 from mmpeft.data.packing import PackedRow, pack, pack_choices, plan_rows
+from mmpeft.data.sampling import mixed_order
 from mmpeft.data.template import ChoiceSet, Example
+from mmpeft.errors import RefusedError
 
 BATCHES_SORTED_TOGETHER = 32
 """Rows of similar length share a batch within windows of about this many batches, to pad less."""
@@ -31,7 +32,7 @@ class PackingConfig:
     def __post_init__(self):
         for name in ("batch_size", "max_conversations", "max_length"):
             if getattr(self, name) < 1:
-                raise ValueError(f"packing.{name} is {getattr(self, name)}; it must be at least 1")
+                raise RefusedError(f"packing.{name} is {getattr(self, name)}; it must be at least 1")
 
 
 class PackedLoader:

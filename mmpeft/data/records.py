@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from mmpeft.data.rows import DataError
+from mmpeft.data.readers import DataError
 
 MARKER = "<image>"
 CAPTION_INSTRUCTION = "Describe this image."

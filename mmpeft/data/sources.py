@@ -8,10 +8,10 @@ import os
 from pathlib import Path
 
 from mmpeft.data.images import ImageError, load_image
+from mmpeft.data.readers import DataError, find_files, read_rows
 from mmpeft.data.records import CAPTION_INSTRUCTION as CAPTION_INSTRUCTION
 from mmpeft.data.records import MARKER as MARKER
 from mmpeft.data.records import ImageRoot, Record, make_record
-from mmpeft.data.rows import DataError, find_files, read_rows
 
 MAX_LISTED = 20
 """Most problems written out in one error; the rest is counted."""

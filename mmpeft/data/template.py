@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mmpeft.data.sources import DataError
+from mmpeft.errors import RefusedError
 
 IGNORE_INDEX = -100
 """Target of a position that carries no loss."""
@@ -95,7 +96,7 @@ class Template:
         max_length: int = 1024,
     ):
         if tokenizer.eos_token_id is None:
-            raise ValueError(
+            raise RefusedError(
                 "the tokenizer has no end-of-sequence token, so answers could never end; set one"
             )
         self.tokenizer = tokenizer

@@ -7,11 +7,10 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-from transformers.utils.hub import cached_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from mmpeft.embedded import LANGUAGE_MODEL, resolve
-from mmpeft.fingerprint import hash_json, hash_weight_files
+from mmpeft.errors import MissingFileError, RefusedError
+from mmpeft.paths import LANGUAGE_MODEL, resolve
 
 
 @dataclass
@@ -32,17 +31,17 @@ class LanguageConfig:
 
 def load_tokenizer(name: str) -> Any:
     """The tokenizer of a language model."""
-    return AutoTokenizer.from_pretrained(_existing(name))
+    return AutoTokenizer.from_pretrained(existing_path(name))
 
 
 def load_language_model(config: LanguageConfig, device: torch.device | str = "cpu") -> nn.Module:
     """The frozen model, in eval mode.
 
     Raises:
-        ValueError: the checkpoint lacks tensors (transformers would make them up at random).
-        FileNotFoundError: no such model on this machine and no way to fetch it.
+        RefusedError: the checkpoint lacks tensors (transformers would make them up at random).
+        MissingFileError: no such model on this machine and no way to fetch it.
     """
-    path = _existing(config.name)
+    path = existing_path(config.name)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=pick_dtype(config.dtype, device),
@@ -55,7 +54,7 @@ def load_language_model(config: LanguageConfig, device: torch.device | str = "cp
     model, info = loaded
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
-        raise ValueError(
+        raise RefusedError(
             f"the checkpoint {path} lacks {len(missing)} tensors, such as {missing[:3]}: it is incomplete"
         )
     if config.quantization is None:
@@ -86,30 +85,7 @@ def pick_attention(name: str, device: torch.device | str = "cpu") -> str:
     return "eager" if torch.device(device).type == "cpu" else "sdpa"
 
 
-def identify(config: LanguageConfig) -> dict[str, Any]:
-    """What a finetune must agree with: the base's configuration and weights. How they are held (dtype, 4-bit) is a
-    setting, not an identity: a projector of the dense base serves a QLoRA run."""
-    path = _existing(config.name)
-    settings = AutoConfig.from_pretrained(path).to_dict()
-    for volatile in ("_name_or_path", "transformers_version", "dtype"):
-        settings.pop(volatile, None)
-    return {
-        "name": config.name,
-        "config": hash_json(settings),
-        "weights": hash_weight_files(_weight_files(path)),
-    }
-
-
-def _weight_files(path: str) -> list[Path]:
-    if Path(path).is_dir():
-        return sorted(Path(path).glob("*.safetensors"))
-    index = cached_file(path, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
-    if index is None:
-        return [Path(str(cached_file(path, "model.safetensors")))]
-    return sorted(Path(index).parent.glob("*.safetensors"))
-
-
-def _existing(name: str) -> str:
+def existing_path(name: str) -> str:
     """A local folder's path or a hub id; a path that does not exist is not mistaken for a hub id."""
     path = resolve(name)
     if Path(path).exists() or (path.count("/") <= 1 and not path.startswith((".", "/", "~"))):
@@ -118,7 +94,7 @@ def _existing(name: str) -> str:
     near = difflib.get_close_matches(
         Path(path).name, [p.name for p in parent.glob("*")] if parent.exists() else [], n=1
     )
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"language model {name!r}: no such folder" + (f"; did you mean {parent / near[0]}?" if near else "")
     )
 

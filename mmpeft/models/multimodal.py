@@ -1,6 +1,6 @@
 """Vision features, projector, language model and adapters as one model: forward on packed rows, and decoding."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,30 +9,14 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 from mmpeft.adapters import AdapterBank
-from mmpeft.data.collate import PADDING, Batch
+from mmpeft.data.batch import PADDING, Batch
 from mmpeft.data.packing import PREFIX
 from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN
+from mmpeft.errors import RefusedError
 from mmpeft.models.projector import Projector
+from mmpeft.models.token_losses import TokenLosses
 from mmpeft.models.virtual import VirtualTokens, virtual_tokens
 from mmpeft.models.vision import NoVision, VisionEncoder
-
-
-@dataclass
-class TokenLosses:
-    """Negative log-likelihoods of the labelled tokens of a batch, in reading order."""
-
-    nll: Tensor
-    """(labelled,) float32"""
-    correct: Tensor
-    """(labelled,) bool: whether the label was the most likely token."""
-    rows: Tensor
-    """(labelled,) int64"""
-    segments: Tensor
-    """(labelled,) int64"""
-
-    def where(self, mask: Tensor) -> "TokenLosses":
-        """Those of the tokens that ``mask`` (labelled,) bool picks."""
-        return TokenLosses(self.nll[mask], self.correct[mask], self.rows[mask], self.segments[mask])
 
 
 class MultimodalModel(nn.Module):
@@ -155,7 +139,7 @@ class MultimodalModel(nn.Module):
         if virtual.keys_values is None:
             return cache
         if self.language_model.training and self.language_model.is_activation_checkpointing:
-            raise ValueError(
+            raise RefusedError(
                 "prefix tuning keeps its keys and values in the cache, which transformers drops under gradient "
                 "checkpointing; set model.language.gradient_checkpointing to false"
             )
@@ -167,7 +151,7 @@ class MultimodalModel(nn.Module):
     def _check_window(self, width: int) -> None:
         window = getattr(self.language_model.config, "sliding_window", None)
         if window and width > window:
-            raise ValueError(
+            raise RefusedError(
                 f"rows of {width} tokens exceed the language model's sliding window of {window}, "
                 "which packed rows do not support; lower packing.max_length"
             )
@@ -185,7 +169,7 @@ class MultimodalModel(nn.Module):
         owners = [self.projector_slots.get(batch.adapters[row] or "", 0) for row in batch.image_rows.tolist()]
         projected = self.projector(features, torch.tensor(owners, device=ids.device), embeds.dtype)
         if int(slots.sum()) != projected.shape[0] * projected.shape[1]:
-            raise ValueError(
+            raise RefusedError(
                 f"the rows have {int(slots.sum())} image tokens, but {projected.shape[0]} images of "
                 f"{projected.shape[1]} tokens were given: template and vision encoder disagree"
             )

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmpeft.adapters.functional import gather_slots
+from mmpeft.errors import RefusedError
 
 
 class Projector(nn.Module):
@@ -38,11 +39,11 @@ class Projector(nn.Module):
         """Copies such tensors into a slot.
 
         Raises:
-            ValueError: other names or shapes; nothing is copied then.
+            RefusedError: other names or shapes; nothing is copied then.
         """
         for name, view in self.tensors(slot).items():
             if name not in tensors or tensors[name].shape != view.shape:
                 found = list(tensors[name].shape) if name in tensors else "nothing"
-                raise ValueError(f"projector {name}: found {found}, wanted {list(view.shape)}")
+                raise RefusedError(f"projector {name}: found {found}, wanted {list(view.shape)}")
         for name, view in self.tensors(slot).items():
             view.copy_(tensors[name])

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from mmpeft.adapters import AdapterBank
-from mmpeft.adapters.sites import attention_shape
-from mmpeft.data.collate import PADDING
+from mmpeft.adapters.targets import attention_shape
+from mmpeft.data.batch import PADDING
 from mmpeft.data.packing import PREFIX
 
 EMBEDDED = ("p_tuning", "prompt")

@@ -15,8 +15,9 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmpeft.embedded import resolve
-from mmpeft.fingerprint import hash_tensors
+from mmpeft.errors import RefusedError
+from mmpeft.hashing import hash_tensors
+from mmpeft.paths import resolve
 
 Pooling = Literal["none", "average", "pixel_shuffle", "consecutive"]
 
@@ -46,7 +47,7 @@ class VisionEncoder(nn.Module):
     """A timm model without its head, frozen and always in eval mode. Class and register tokens are dropped.
 
     Raises:
-        ValueError: an unknown model name, a layer that it does not have, or weights that do not fit.
+        RefusedError: an unknown model name, a layer that it does not have, or weights that do not fit.
     """
 
     def __init__(self, config: VisionConfig, load_weights: bool = True):
@@ -92,11 +93,11 @@ class VisionEncoder(nn.Module):
 
     def _resolve_layer(self, layer: int) -> int:
         if not hasattr(self.model, "forward_intermediates"):
-            raise ValueError(
+            raise RefusedError(
                 f"timm's {self.config.name!r} has no intermediate features; choose another model"
             )
         if not -self.num_layers <= layer < self.num_layers:
-            raise ValueError(
+            raise RefusedError(
                 f"vision layer {layer}: {self.config.name} has layers 0 to {self.num_layers - 1}"
             )
         return layer % self.num_layers
@@ -112,7 +113,7 @@ class NoVision(nn.Module):
         self.fingerprint: dict[str, Any] = {"name": None}
 
     def transform(self, image: Image) -> Tensor:
-        raise ValueError(
+        raise RefusedError(
             "this model has no vision encoder (model.vision is null), but it was given an image; name an encoder in "
             "the config to train on images"
         )
@@ -127,13 +128,13 @@ def pool_tokens(features: Tensor, pooling: Pooling, pool: int) -> Tensor:
     """(images, dim, height, width) -> (images, tokens, dim'), rows of the grid one after the other.
 
     Raises:
-        ValueError: the grid does not divide.
+        RefusedError: the grid does not divide.
     """
     _, dim, height, width = features.shape
     run = pool if pooling == "consecutive" else 1
     side = pool if pooling in ("average", "pixel_shuffle") else 1
     if height % side or width % side or (height * width) % run:
-        raise ValueError(
+        raise RefusedError(
             f"a grid of {height}x{width} tokens cannot be pooled by {pool} ({pooling}); change image_size or pool"
         )
     if pooling == "average":
@@ -147,7 +148,7 @@ def pool_tokens(features: Tensor, pooling: Pooling, pool: int) -> Tensor:
 def _create(config: VisionConfig, load_weights: bool) -> Any:
     if not timm.is_model(config.name.split(":")[-1].split("/")[-1].split(".")[0]) and ":" not in config.name:
         close = difflib.get_close_matches(config.name, timm.list_models(), n=3)
-        raise ValueError(
+        raise RefusedError(
             f"timm has no model {config.name!r}; similar: {', '.join(close) or 'see timm.list_models()'}"
         )
     pretrained = load_weights and config.weights is None
@@ -163,14 +164,14 @@ def _create(config: VisionConfig, load_weights: bool) -> Any:
 
 def _load(model: nn.Module, path: str) -> None:
     if not Path(path).is_file():
-        raise ValueError(f"vision weights {path}: no such file")
+        raise RefusedError(f"vision weights {path}: no such file")
     state = load_file(path)
     wanted = model.state_dict()
     _fit_positions(model, state)
     missing = sorted(wanted.keys() - state.keys())
     wrong = sorted(k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape)
     if missing or wrong:
-        raise ValueError(
+        raise RefusedError(
             f"vision weights {path} do not fit: {len(missing)} tensors are missing {missing[:3]}, "
             f"{len(wrong)} have another shape {wrong[:3]}"
         )

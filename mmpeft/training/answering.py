@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
-from mmpeft.data.collate import Batch
+from mmpeft.data.batch import Batch
 from mmpeft.data.packing import NO_CHOICES, UNKNOWN
 from mmpeft.data.template import Template
 from mmpeft.evaluation.answer_log import Answered
 from mmpeft.models.multimodal import MultimodalModel
-from mmpeft.models.ranking import length_normalised
+from mmpeft.models.token_losses import length_normalised
 
 Answers = list[tuple[int, Answered]]
 """(number of the record, answer)"""

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from mmpeft.fingerprint import differences
+from mmpeft.errors import RefusedError
+from mmpeft.hashing import differences
 
 
 def stamp(belongs_to: dict[str, Any]) -> dict[str, Any]:
@@ -19,18 +20,18 @@ def stamp(belongs_to: dict[str, Any]) -> dict[str, Any]:
 
 def verify(checkpoint: dict[str, Any], belongs_to: dict[str, Any]) -> None:
     """Raises:
-    ValueError: the checkpoint is of another base, trains other tensors, or was made with other settings that
+    RefusedError: the checkpoint is of another base, trains other tensors, or was made with other settings that
         resuming would silently keep; field by field.
     """
     saved = checkpoint.get("mmpeft")
     if saved is None:
-        raise ValueError(
+        raise RefusedError(
             "this checkpoint was not written by mmpeft; give --ckpt_path a file from checkpoints/"
         )
     lines = differences(saved["belongs_to"], belongs_to, label="the checkpoint has")
     if lines:
         shown = "\n".join(lines[:12]) + (f"\n  and {len(lines) - 12} more" if len(lines) > 12 else "")
-        raise ValueError(
+        raise RefusedError(
             f"the checkpoint does not fit this run:\n{shown}\nResume with the run's own settings, or begin a new "
             "run from its results with --model.start_from"
         )

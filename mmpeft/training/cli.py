@@ -8,13 +8,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from mmpeft.data.datamodule import VisionLanguageData
+from mmpeft.errors import RefusedError
+from mmpeft.evaluation.evaluate import EvaluationResults
 from mmpeft.training.checkpoint import AtomicCheckpointIO
-from mmpeft.training.memory import keep_freed_memory
+from mmpeft.training.datamodule import VisionLanguageData
+from mmpeft.training.malloc import keep_freed_memory
 from mmpeft.training.module import VisionLanguageModule
 from mmpeft.training.progress import Progress
-from mmpeft.training.results import EvaluationResults
-from mmpeft.training.run_directory import RunDirectory
+from mmpeft.training.run_writer import RunDirectory
 
 EXPECTED_WARNINGS = [
     r"LightningCLI's args parameter",
@@ -71,7 +72,7 @@ class VisionLanguageCLI(LightningCLI):
         own = config[self.subcommand] if self.subcommand else config
         settings = own.trainer
         if own.forgetting and self.subcommand not in (None, "test"):
-            raise ValueError("--forgetting is measured by `mmpeft test`, after a fit")
+            raise RefusedError("--forgetting is measured by `mmpeft test`, after a fit")
         directory = settings.default_root_dir or "runs/default"
         kwargs |= {"default_root_dir": directory}
         if settings.logger is None:

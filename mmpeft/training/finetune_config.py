@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mmpeft.adapters import AdapterConfig
-from mmpeft.training.losses import ChoiceLosses
+from mmpeft.training.objectives import ChoiceLosses
 
 Schedule = Literal["cosine", "linear", "constant"]
 

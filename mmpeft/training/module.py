@@ -9,24 +9,28 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from mmpeft import bundle
 from mmpeft.adapters import AdapterConfig, ImagePromptConfig
-from mmpeft.data.collate import Batch
-from mmpeft.data.datamodule import VisionLanguageData
+from mmpeft.data.batch import Batch
 from mmpeft.data.features import FeatureCache
 from mmpeft.data.packing import NO_CHOICES
+from mmpeft.errors import RefusedError
 from mmpeft.evaluation.answer_log import AnswerLog
-from mmpeft.fingerprint import hash_json, hash_tensors
+from mmpeft.hashing import hash_json, hash_tensors
+from mmpeft.models.build import build_model
 from mmpeft.models.language import LanguageConfig, load_tokenizer
-from mmpeft.models.multimodal import MultimodalModel, TokenLosses
-from mmpeft.models.ranking import length_normalised
+from mmpeft.models.multimodal import MultimodalModel
+from mmpeft.models.token_losses import TokenLosses, length_normalised
 from mmpeft.models.vision import VisionConfig
+from mmpeft.runs.files import load_trained
+from mmpeft.runs.identity import check_identity, describe
+from mmpeft.runs.manifest import MANIFEST, read_manifest
 from mmpeft.training import checkpoint
 from mmpeft.training.answering import add_likelihoods, answer
-from mmpeft.training.beginning import add_adapters, earlier_adapters
+from mmpeft.training.datamodule import VisionLanguageData
 from mmpeft.training.finetune_config import FinetuneConfig, Schedule
-from mmpeft.training.losses import ChoiceLosses, exactly_right, in_answers, objective
+from mmpeft.training.objectives import ChoiceLosses, exactly_right, in_answers, objective
 from mmpeft.training.optim import Finetune, Slice, TFewAdafactor, warmup_then
+from mmpeft.training.start import add_adapters, earlier_adapters
 
 SETTINGS = ("learning_rate", "projector_learning_rate", "weight_decay", "schedule", "warmup", "choice_losses")
 """What a finetune of a joint run may have of its own."""
@@ -79,13 +83,13 @@ class VisionLanguageModule(L.LightningModule):
     ):
         super().__init__()
         if adapters is not None and (adapter is not None or not adapters):
-            raise ValueError(
+            raise RefusedError(
                 "model.adapters holds the finetunes of a joint run: give at least one, and no model.adapter beside them"
             )
         self.language, self.vision = language, vision
         self.adapter, self.adapter_name, self.adapters = adapter, adapter_name, adapters
         if start_adapter is not None and start_from is None:
-            raise ValueError(f"model.start_adapter is {start_adapter!r} of which run? Set model.start_from")
+            raise RefusedError(f"model.start_adapter is {start_adapter!r} of which run? Set model.start_from")
         self.train_projector = train_projector and vision is not None
         self.start_from, self.start_adapter = start_from, start_adapter
         self.learning_rate, self.projector_learning_rate = learning_rate, projector_learning_rate
@@ -107,14 +111,14 @@ class VisionLanguageModule(L.LightningModule):
         """Loads the frozen parts, once the data has been checked, and connects the data to them."""
         fresh = not hasattr(self, "model")
         if self.trainer.world_size > 1:
-            raise ValueError(
+            raise RefusedError(
                 f"the trainer has {self.trainer.world_size} processes, among which batches are not divided yet; "
                 "set trainer.devices to 1"
             )
         if stage == "fit" and not any(self.wanted.values()) and not self.train_projector:
-            raise ValueError("nothing would train: give an adapter, or set train_projector to true")
+            raise RefusedError("nothing would train: give an adapter, or set train_projector to true")
         if self.adapters is not None and self.trainer.accumulate_grad_batches > 1:
-            raise ValueError(
+            raise RefusedError(
                 "a joint run takes one batch of each finetune a step; set accumulate_grad_batches to 1"
             )
         data: VisionLanguageData = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
@@ -170,27 +174,27 @@ class VisionLanguageModule(L.LightningModule):
     def _build(self) -> MultimodalModel:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            model = bundle.build_model(
+            model = build_model(
                 self.language, self.vision, self.trainer.strategy.root_device, list(self.adapters or ())
             )
         self.tokenizer = load_tokenizer(self.language.name)
-        self.identity = bundle.describe(self.language, model, self.tokenizer)
+        self.identity = describe(self.language, model, self.tokenizer)
         own_run = self._own_run()
         if source := own_run or self.start_from:
-            manifest = bundle.read_manifest(source)
-            bundle.check_identity(manifest, self.identity, source)
+            manifest = read_manifest(source)
+            check_identity(manifest, self.identity, source)
             self.earlier_instructions = manifest.instructions
             start = None if own_run else self.start_adapter
             sources = earlier_adapters(self.wanted, manifest.adapters, source, start, bool(own_run))
             own = sources.get(self.adapter_name, self.adapter_name) if self.adapters is None else "base"
-            bundle.load_trained(source, model, sources, own)
+            load_trained(source, model, sources, own)
         return model
 
     def _own_run(self) -> str | None:
         """Outside of fit, a run's own results are what is meant."""
         directory = Path(self.trainer.default_root_dir)
         fitting = self.trainer.state.fn == "fit"
-        return str(directory) if not fitting and (directory / bundle.MANIFEST).exists() else None
+        return str(directory) if not fitting and (directory / MANIFEST).exists() else None
 
     def _finetune(self, name: str, config: AdapterConfig | None) -> Finetune:
         adapter: list[Slice] = []

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmpeft.errors import RefusedError
+
 PATIENCE = 10
 """Steps in a row without a finite gradient after which a finetune is given up."""
 
@@ -135,14 +137,14 @@ class TFewAdafactor(torch.optim.Adafactor):
     paper's 1e-30; torch's default would be 1e-14.
 
     Raises:
-        ValueError: a learning rate above ``total_steps ** -0.5``, to which torch would lower it without a word.
+        RefusedError: a learning rate above ``total_steps ** -0.5``, to which torch would lower it without a word.
     """
 
     def __init__(self, groups: list[dict[str, Any]], total_steps: int):
         super().__init__(groups, eps=(1e-15, 1e-3))
         for group in self.param_groups:
             if group["lr"] > total_steps**-0.5:
-                raise ValueError(
+                raise RefusedError(
                     f"Adafactor would lower the learning rate {group['lr']} of {group['name']} to 1 / sqrt(step), "
                     f"{total_steps**-0.5:.2g} after {total_steps} steps; set it lower, or take adamw"
                 )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmpeft.adapters import AdapterBank, IA3Config
-from mmpeft.adapters.ia3 import IA3Stack
+from mmpeft.adapters.methods.ia3 import IA3Stack
 
 
 @pytest.mark.parametrize(("side", "shape"), [("input", (1, 6)), ("output", (6, 1))])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmpeft.adapters import DoraConfig, LoraConfig
-from mmpeft.adapters.lora import LoraStack
+from mmpeft.adapters.methods.lora import LoraStack
 
 
 @pytest.mark.parametrize(

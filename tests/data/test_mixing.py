@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from mmpeft.data.mixing import mixed_order
+from mmpeft.data.sampling import mixed_order
 
 
 def shares(order, sizes):

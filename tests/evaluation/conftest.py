@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmpeft.evaluation.answer import Answer
+from mmpeft.metrics.answer import Answer
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from mmpeft import bundle
-from mmpeft.data.collate import Batch, collate
+from mmpeft.data.batch import Batch, collate
 from mmpeft.data.packing import pack
 from mmpeft.data.template import Encoded, Template
+from mmpeft.models.build import build_model
 from mmpeft.models.language import LanguageConfig
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.models.vision import VisionConfig
@@ -24,7 +24,7 @@ def make_model(tiny_base, make_bank, randomise) -> Callable[..., MultimodalModel
         torch.manual_seed(0)
         config = LanguageConfig(str(tiny_base / "language"), **({"dtype": "float32"} | language))
         vision = VisionConfig("test_vit", str(tiny_base / "vision.safetensors"), image_size=32, crop=False)
-        model = bundle.build_model(config, vision)
+        model = build_model(config, vision)
         for name, adapter in (("lora", LoraConfig(rank=4)), ("ia3", IA3Config())):
             model.bank.add(name, adapter)
             randomise(model.bank, name)

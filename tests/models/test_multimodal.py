@@ -5,11 +5,11 @@ import torch
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from mmpeft.data.collate import PADDING
+from mmpeft.data.batch import PADDING
 from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN, Encoded
 from mmpeft.models.multimodal import MultimodalModel, attention_mask
 from mmpeft.models.projector import Projector
-from mmpeft.training.losses import exactly_right
+from mmpeft.training.objectives import exactly_right
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 """fp32 sums in another order. Losses are about 6, gradients up to about 10."""

@@ -8,12 +8,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mmpeft.adapters import IA3Config
-from mmpeft.data.collate import collate
+from mmpeft.data.batch import collate
 from mmpeft.data.packing import UNKNOWN, pack, pack_choices
 from mmpeft.data.sources import DataError
 from mmpeft.data.template import Encoded, Template
-from mmpeft.models.ranking import length_normalised
-from mmpeft.training.losses import FLOOR, ChoiceLosses, objective
+from mmpeft.models.token_losses import length_normalised
+from mmpeft.training.objectives import FLOOR, ChoiceLosses, objective
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from mmpeft.adapters import LoraConfig
 from mmpeft.cli import main
-from mmpeft.data.collate import Batch, collate
+from mmpeft.data.batch import Batch, collate
 from mmpeft.data.packing import NO_CHOICES, pack
 from mmpeft.data.template import Template
 from mmpeft.models.language import LanguageConfig, load_language_model

@@ -9,7 +9,7 @@ from torch import nn
 from transformers.optimization import Adafactor
 
 from mmpeft.adapters import LoraConfig
-from mmpeft.adapters.lora import LoraStack
+from mmpeft.adapters.methods.lora import LoraStack
 from mmpeft.training.optim import PATIENCE, Finetune, Slice, TFewAdafactor, warmup_then
 
 

@@ -1,0 +1,49 @@
+"""BitFit: only biases train; a linear without bias gets one.
+
+Source: Ben Zaken et al. 2021. A slot holds the change of the bias, so that zero is the base model.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mmpeft.adapters.functional import gather_slots
+from mmpeft.adapters.methods.base import AdapterConfig, Stack
+
+
+@dataclass
+class BitFitConfig(AdapterConfig):
+    """Biases of chosen linears."""
+
+    method: ClassVar[str] = "bitfit"
+
+    target_modules: str | list[str] = "auto"
+    """Names of linears; "auto" is every linear of the blocks, "all-linear" also those outside of them."""
+    layers: list[int] | str | None = None
+    """Only these decoder layers: numbers, "8-15", "8:", "last 50%", "middle 1/3"; None is all."""
+
+    def make_stack(self, path: str, in_features: int, out_features: int, num_slots: int, size: int) -> Stack:
+        return BitFitStack(out_features, num_slots)
+
+    def shapes(self, path: str, in_features: int, out_features: int) -> dict[str, list[int]]:
+        return {"bias_delta": [out_features]}
+
+
+class BitFitStack(Stack):
+    """The bias changes of every slot on one linear: ``bias_delta`` (S, O)."""
+
+    method = BitFitConfig.method
+
+    def __init__(self, out_features: int, num_slots: int):
+        super().__init__(num_slots)
+        self.bias_delta = nn.Parameter(torch.zeros(num_slots, out_features))
+
+    def on_output(self, x: Tensor, y: Tensor, slots: Tensor, uniform: bool) -> Tensor:
+        if self.one(uniform):
+            return y + self.bias_delta[0].to(y.dtype)
+        return y + gather_slots(self.bias_delta, self.effective(slots)).unsqueeze(1).to(y.dtype)
+
+    def tensors(self, slot: int) -> dict[str, Tensor]:
+        return {"bias_delta": self.bias_delta.detach()[slot]}

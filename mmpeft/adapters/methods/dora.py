@@ -1,0 +1,104 @@
+"""DoRA: LoRA changes a weight's direction, a learned vector its rows' magnitude.
+
+``y = m * (W + c B A) x / ||W + c B A||`` with the norm of each output feature's weights, held constant in the
+backward pass.
+
+Source: Liu et al. 2024, equations 5 and 11 (the constant norm is section 4.3).
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmpeft.adapters.functional import BASE, gather_slots, lora_delta
+from mmpeft.adapters.methods.base import Stack
+from mmpeft.adapters.methods.lora import LoraConfig, LoraStack
+
+ROWS_AT_ONCE = 256
+"""Rows of the identity that are sent through the base together to learn its weight's norms."""
+
+
+@dataclass
+class DoraConfig(LoraConfig):
+    """Low-rank updates of chosen linears' directions, and their magnitudes. Dropout acts on the update."""
+
+    method: ClassVar[str] = "dora"
+
+    def make_stack(self, path: str, in_features: int, out_features: int, num_slots: int, size: int) -> Stack:
+        return DoraStack(in_features, out_features, num_slots, size)
+
+    def shapes(self, path: str, in_features: int, out_features: int) -> dict[str, list[int]]:
+        return super().shapes(path, in_features, out_features) | {"lora_magnitude_vector": [out_features]}
+
+
+class DoraStack(LoraStack):
+    """LoRA's stack and ``magnitude`` (S, O).
+
+    A 4-bit base has no dense weight to take the norm of, and need not: sent the rows of ``A`` it answers with
+    ``W A^T``, which is all that the norm of ``W + cBA`` needs beside that of ``W``.
+    """
+
+    method = DoraConfig.method
+
+    def __init__(self, in_features: int, out_features: int, num_slots: int, rank: int):
+        super().__init__(in_features, out_features, num_slots, rank)
+        self.magnitude = nn.Parameter(torch.zeros(num_slots, out_features))
+
+    @torch.no_grad()
+    def attach(self, base: nn.Module) -> None:
+        self._base = [base]  # in a list: the base stays the layer's module, not this one's
+        identity = torch.eye(self.lora_A.shape[-1], device=self.lora_A.device)
+        squares = [self._weight_times(rows).square().sum(0) for rows in identity.split(ROWS_AT_ONCE)]
+        self._squares = torch.stack(squares).sum(0)
+
+    def on_output(self, x: Tensor, y: Tensor, slots: Tensor, uniform: bool) -> Tensor:
+        if self.training and self.has_dropout:
+            x = self._drop(x, slots)
+        slots = self.effective(slots)
+        delta = lora_delta(x, self.lora_A, self.lora_B, self.scaling, slots)
+        factor = gather_slots(self.factors(), slots).unsqueeze(1)
+        bias = getattr(self._base[0], "bias", None)
+        product = y if bias is None else y - bias.to(y.dtype)
+        # y + (f - 1) Wx + f cBAx, so that f = 1 leaves y as it is, to the bit
+        changed = y + (factor - 1).to(y.dtype) * product + factor.to(y.dtype) * delta
+        return torch.where((slots != BASE).view(-1, 1, 1), changed, y)
+
+    @torch.no_grad()
+    def open(self, slot: int, config: LoraConfig, generator: torch.Generator) -> None:
+        """As LoRA, with the magnitudes of the base."""
+        super().open(slot, config, generator)
+        self.magnitude[slot] = self._squares.sqrt()
+
+    def tensors(self, slot: int) -> dict[str, Tensor]:
+        return super().tensors(slot) | {"lora_magnitude_vector": self.magnitude.detach()[slot]}
+
+    def factors(self) -> Tensor:
+        """(S, O): ``m / |W + c B A|`` of every slot."""
+        norms = self._norms()
+        return torch.where(norms > 0, self.magnitude / norms.clamp(min=torch.finfo(norms.dtype).tiny), 1)
+
+    @torch.no_grad()
+    def _norms(self) -> Tensor:
+        """(S, O) norms of the rows of ``W + c B A``; one where the slot is empty.
+
+        ``|W + cBA|^2 = |W|^2 + 2 c <W A^T, B> + c^2 <B A A^T, B>`` by row.
+        """
+        A, B = self.lora_A, self.lora_B * self.scaling[:, None, None]
+        products = self._weight_times(A.flatten(0, 1)).unflatten(0, A.shape[:2])  # (S, R, O)
+        cross = (products.transpose(1, 2) * B).sum(-1)
+        own = (torch.bmm(B, torch.bmm(A, A.transpose(1, 2))) * B).sum(-1)
+        squares = self._squares.to(own.device) + 2 * cross + own
+        return torch.where(self.active[:, None], squares.clamp(min=0).sqrt(), 1)
+
+    def _weight_times(self, rows: Tensor) -> Tensor:
+        """(n, I) -> (n, O): ``W`` times each row. A dense weight is used as it is: taking the bias off the base's
+        rounded answer, as a quantised base needs it, costs the more precision the larger the bias."""
+        base: Any = self._base[0]
+        if base.weight.is_floating_point() and base.weight.dim() == 2:
+            weight = base.weight.T if type(base).__name__ == "Conv1D" else base.weight
+            return F.linear(rows.to(weight.dtype), weight).float()
+        product = base(rows).float()
+        return product if base.bias is None else product - base.bias.float()

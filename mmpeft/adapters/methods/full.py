@@ -1,0 +1,52 @@
+"""Full fine-tuning of chosen linears: the baseline that the other methods are measured against.
+
+A slot holds the change of the weight, ``y = (W + D_s) x``, so that it routes per row as every method does. With
+no weight decay, training ``D`` from zero takes the steps of training ``W`` itself.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmpeft.adapters.functional import gather_slots
+from mmpeft.adapters.methods.base import AdapterConfig, Stack
+
+
+@dataclass
+class FullConfig(AdapterConfig):
+    """Every weight of chosen linears."""
+
+    method: ClassVar[str] = "full"
+
+    target_modules: str | list[str] = "auto"
+    """Names of linears; "auto" is every linear of the blocks, "all-linear" also those outside of them."""
+    layers: list[int] | str | None = None
+    """Only these decoder layers: numbers, "8-15", "8:", "last 50%", "middle 1/3"; None is all."""
+
+    def make_stack(self, path: str, in_features: int, out_features: int, num_slots: int, size: int) -> Stack:
+        return FullStack(in_features, out_features, num_slots)
+
+    def shapes(self, path: str, in_features: int, out_features: int) -> dict[str, list[int]]:
+        return {"weight_delta": [out_features, in_features]}
+
+
+class FullStack(Stack):
+    """The weight changes of every slot on one linear: ``weight_delta`` (S, O, I)."""
+
+    method = FullConfig.method
+
+    def __init__(self, in_features: int, out_features: int, num_slots: int):
+        super().__init__(num_slots)
+        self.weight_delta = nn.Parameter(torch.zeros(num_slots, out_features, in_features))
+
+    def on_output(self, x: Tensor, y: Tensor, slots: Tensor, uniform: bool) -> Tensor:
+        if self.one(uniform):
+            return y + F.linear(x, self.weight_delta[0].to(x.dtype)).to(y.dtype)
+        deltas = gather_slots(self.weight_delta, self.effective(slots)).to(x.dtype)
+        return y + torch.bmm(x, deltas.transpose(1, 2)).to(y.dtype)
+
+    def tensors(self, slot: int) -> dict[str, Tensor]:
+        return {"weight_delta": self.weight_delta.detach()[slot]}

@@ -1,0 +1,45 @@
+"""Soft prompts on the image side: a trained change of every patch feature, before the projector.
+
+The counterpart in feature space of the trained pixels of visual prompting (Bahng et al. 2022); the frozen encoder
+runs once per image as ever. A slot of zeros is the base model.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmpeft.adapters.functional import gather_slots
+from mmpeft.adapters.methods.base import AdapterConfig, Stack
+
+
+@dataclass
+class ImagePromptConfig(AdapterConfig):
+    """Trained changes of the image's patch features."""
+
+    method: ClassVar[str] = "image_prompt"
+    home: ClassVar[Literal["layers", "inputs"]] = "inputs"
+
+    def make_stack(self, path: str, in_features: int, out_features: int, num_slots: int, size: int) -> Stack:
+        return ImagePromptStack(in_features, out_features, num_slots)
+
+    def shapes(self, path: str, in_features: int, out_features: int) -> dict[str, list[int]]:
+        return {"patch_delta": [in_features, out_features]}
+
+
+class ImagePromptStack(Stack):
+    """The changes of every slot: ``patch_delta`` (S, image tokens, vision dim)."""
+
+    method = ImagePromptConfig.method
+
+    def __init__(self, num_tokens: int, dim: int, num_slots: int):
+        super().__init__(num_slots)
+        self.patch_delta = nn.Parameter(torch.zeros(num_slots, num_tokens, dim))
+
+    def change(self, features: Tensor, slots: Tensor) -> Tensor:
+        """(images, tokens, dim) features and the slot of each image's row -> features of the same shape."""
+        return features + gather_slots(self.patch_delta, self.effective(slots)).to(features.dtype)
+
+    def tensors(self, slot: int) -> dict[str, Tensor]:
+        return {"patch_delta": self.patch_delta.detach()[slot]}

@@ -1,0 +1,131 @@
+"""LoRA: ``y = Wx + (alpha / rank) B A x`` with the base frozen.
+
+Source: Hu et al. 2021, section 4.1; rank-stabilised scaling ``alpha / sqrt(rank)`` from Kalajdzievski 2023.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmpeft.adapters.functional import add_lora_of_one, gather_slots, lora_delta
+from mmpeft.adapters.methods.base import AdapterConfig, Stack
+from mmpeft.errors import RefusedError
+
+ORTHOGONAL_SCALE = 0.1
+"""Standard deviation of an orthogonal start's numbers, as in PEFT."""
+
+
+@dataclass
+class LoraConfig(AdapterConfig):
+    """Low-rank updates of chosen linears."""
+
+    method: ClassVar[str] = "lora"
+
+    rank: int = 16
+    """Inner dimension r of the update."""
+    alpha: float = 32.0
+    """Numerator of the scaling alpha / r."""
+    dropout: float = 0.0
+    """Probability of dropping an input feature of A while training."""
+    target_modules: str | list[str] = "auto"
+    """Names of linears, "all-linear", "auto": attention's q and v of this architecture, or "top-N": the linears that
+    the loss depends on most, for at most N parameters."""
+    layers: list[int] | str | None = None
+    """Only these decoder layers: numbers, "8-15", "8:", "last 50%", "middle 1/3"; None is all."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(r) instead, which keeps large ranks learning."""
+    start: Literal["kaiming", "orthogonal"] = "kaiming"
+    """"kaiming" begins with B = 0; "orthogonal" with an A and a B that both learn at once and whose product is zero,
+    to rounding."""
+
+    def __post_init__(self):
+        if not isinstance(self.rank, int) or self.rank < 1:
+            raise RefusedError(f"LoraConfig.rank is {self.rank!r}; it must be an integer of at least 1")
+        if not isinstance(self.alpha, int | float) or not math.isfinite(self.alpha):
+            raise RefusedError(f"LoraConfig.alpha is {self.alpha!r}; it must be a finite number")
+        if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
+            raise RefusedError(f"LoraConfig.dropout is {self.dropout!r}; it must be in [0, 1)")
+        if self.start == "orthogonal" and self.rank % 2:
+            raise RefusedError(f"LoraConfig.rank is {self.rank}; an orthogonal start needs an even one")
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+    @property
+    def size(self) -> int:
+        return self.rank
+
+    def make_stack(self, path: str, in_features: int, out_features: int, num_slots: int, size: int) -> Stack:
+        return LoraStack(in_features, out_features, num_slots, size)
+
+    def shapes(self, path: str, in_features: int, out_features: int) -> dict[str, list[int]]:
+        return {"lora_A.weight": [self.rank, in_features], "lora_B.weight": [out_features, self.rank]}
+
+
+class LoraStack(Stack):
+    """The A and B of every slot on one linear. Slots of smaller rank are padded with zeros, a fixed point
+    of training: the gradient of a zero row of A times a zero column of B is zero.
+
+    Shapes: ``lora_A`` (S, R, I), ``lora_B`` (S, O, R); ``lora_A[s, :r]`` is exactly PEFT's tensor.
+    """
+
+    method = LoraConfig.method
+    size_dims: ClassVar[dict[str, int]] = {"lora_A": 1, "lora_B": 2}
+    scaling: Tensor
+    dropout: Tensor
+
+    def __init__(self, in_features: int, out_features: int, num_slots: int, rank: int):
+        super().__init__(num_slots)
+        self.lora_A = nn.Parameter(torch.zeros(num_slots, rank, in_features))
+        self.lora_B = nn.Parameter(torch.zeros(num_slots, out_features, rank))
+        self.register_buffer("scaling", torch.zeros(num_slots), persistent=False)
+        self.register_buffer("dropout", torch.zeros(num_slots), persistent=False)
+        self.has_dropout = False
+
+    def on_output(self, x: Tensor, y: Tensor, slots: Tensor, uniform: bool) -> Tensor:
+        if self.training and self.has_dropout:
+            x = self._drop(x, slots)
+        if self.one(uniform) and x.dtype == y.dtype and not torch.is_autocast_enabled(x.device.type):
+            return add_lora_of_one(y, x, self.lora_A, self.lora_B, self.scaling)
+        delta = lora_delta(x, self.lora_A, self.lora_B, self.scaling, self.effective(slots))
+        return y + delta.to(y.dtype)
+
+    def _drop(self, x: Tensor, slots: Tensor) -> Tensor:
+        probability = gather_slots(self.dropout, slots).view(-1, 1, 1)
+        keep = torch.rand_like(x, dtype=torch.float32) >= probability
+        return torch.where(keep, x / (1 - probability).to(x.dtype), 0)
+
+    @torch.no_grad()
+    def open(self, slot: int, config: LoraConfig, generator: torch.Generator) -> None:
+        """The slot begins as the base but can learn."""
+        super().open(slot, config, generator)
+        rank, in_features, out_features = config.rank, self.lora_A.shape[-1], self.lora_B.shape[1]
+        if config.start == "orthogonal":
+            basis, _ = torch.linalg.qr(torch.randn(rank, rank, generator=generator))
+            half_A = torch.randn(in_features, rank // 2, generator=generator)
+            half_B = torch.randn(out_features, rank // 2, generator=generator)
+            self.lora_A[slot, :rank] = ORTHOGONAL_SCALE * (half_A @ basis[0::2]).T
+            self.lora_B[slot, :, :rank] = ORTHOGONAL_SCALE * half_B @ basis[1::2]
+        else:
+            bound = in_features**-0.5  # kaiming_uniform(a=sqrt(5)), as nn.Linear and PEFT
+            self.lora_A[slot, :rank] = torch.empty(rank, in_features).uniform_(
+                -bound, bound, generator=generator
+            )
+        self.scaling[slot] = config.scaling
+        self.dropout[slot] = config.dropout
+        self.has_dropout = self.has_dropout or config.dropout > 0
+
+    def reset(self, slot: int) -> None:
+        super().reset(slot)
+        self.has_dropout = bool(self.dropout.any())
+
+    def tensors(self, slot: int) -> dict[str, Tensor]:
+        rank = self.sizes[slot]
+        return {
+            "lora_A.weight": self.lora_A.detach()[slot, :rank],
+            "lora_B.weight": self.lora_B.detach()[slot, :, :rank],
+        }

@@ -1,0 +1,126 @@
+"""Prompt tuning and P-tuning: trained embeddings that a row reads before its own tokens.
+
+Source: Lester et al. 2021 (prompt tuning); Liu et al. 2021 (P-tuning: the embeddings come out of a small network,
+which is only a way to train them; files hold its output, as PEFT's do).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmpeft.adapters.functional import gather_slots
+from mmpeft.adapters.methods.base import AdapterConfig, Stack
+from mmpeft.errors import RefusedError
+
+
+@dataclass
+class PromptConfig(AdapterConfig):
+    """Trained embeddings before the text."""
+
+    method: ClassVar[str] = "prompt"
+    home: ClassVar[Literal["layers", "inputs"]] = "inputs"
+
+    num_virtual_tokens: int = 20
+    """Length of the prompt."""
+
+    def __post_init__(self):
+        _check_tokens(self)
+
+    @property
+    def size(self) -> int:
+        return self.num_virtual_tokens
+
+    def make_stack(self, path: str, in_features: int, out_features: int, num_slots: int, size: int) -> Stack:
+        return PromptStack(out_features, num_slots, size)
+
+    def shapes(self, path: str, in_features: int, out_features: int) -> dict[str, list[int]]:
+        return {"prompt_embeddings": [self.num_virtual_tokens, out_features]}
+
+
+@dataclass
+class PTuningConfig(PromptConfig):
+    """Trained embeddings before the text, made by a network of two hidden layers."""
+
+    method: ClassVar[str] = "p_tuning"
+
+    def make_stack(self, path: str, in_features: int, out_features: int, num_slots: int, size: int) -> Stack:
+        return PTuningStack(out_features, num_slots, size)
+
+
+class PromptStack(Stack):
+    """The prompts of every slot: ``prompt`` (S, R, dim), of which slot s uses the first ``sizes[s]``."""
+
+    method = PromptConfig.method
+    size_dims: ClassVar[dict[str, int]] = {"prompt": 1}
+
+    def __init__(self, dim: int, num_slots: int, num_tokens: int):
+        super().__init__(num_slots)
+        self.prompt = nn.Parameter(torch.zeros(num_slots, num_tokens, dim))
+
+    def attach(self, base: nn.Module) -> None:
+        self._embedding = [base]  # in a list: it stays the model's module, not this one's
+
+    def embeddings(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Each row's virtual tokens (B, R, dim) and how many of them it has (B,); none for base rows."""
+        slots = self.effective(slots)
+        return gather_slots(self._prompts(), slots), self.sizes_of(slots)
+
+    def _prompts(self) -> Tensor:
+        return self.prompt
+
+    @torch.no_grad()
+    def open(self, slot: int, config: PromptConfig, generator: torch.Generator) -> None:
+        """Embeddings of random tokens of the vocabulary (Lester et al., section 3.2)."""
+        super().open(slot, config, generator)
+        vocabulary = self._embedding[0].weight
+        ids = torch.randint(len(vocabulary), (config.num_virtual_tokens,), generator=generator)  # pyright: ignore
+        self.prompt[slot, : config.num_virtual_tokens] = vocabulary[ids.to(vocabulary.device)].float()  # pyright: ignore
+
+    def tensors(self, slot: int) -> dict[str, Tensor]:
+        return {"prompt_embeddings": self._prompts().detach()[slot, : self.sizes[slot]]}
+
+
+class PTuningStack(PromptStack):
+    """A prompt and the network it goes through: ``weight_k`` (S, dim, dim), ``bias_k`` (S, dim)."""
+
+    method = PTuningConfig.method
+    LAYERS: ClassVar[int] = 3
+
+    def __init__(self, dim: int, num_slots: int, num_tokens: int):
+        super().__init__(dim, num_slots, num_tokens)
+        for layer in range(self.LAYERS):
+            self.register_parameter(f"weight_{layer}", nn.Parameter(torch.zeros(num_slots, dim, dim)))
+            self.register_parameter(f"bias_{layer}", nn.Parameter(torch.zeros(num_slots, dim)))
+
+    def _prompts(self) -> Tensor:
+        hidden = self.prompt
+        for layer in range(self.LAYERS):
+            weight, bias = self.get_parameter(f"weight_{layer}"), self.get_parameter(f"bias_{layer}")
+            hidden = torch.baddbmm(bias[:, None], hidden, weight.transpose(1, 2))
+            hidden = torch.relu(hidden) if layer + 1 < self.LAYERS else hidden
+        return hidden
+
+    @torch.no_grad()
+    def open(self, slot: int, config: PromptConfig, generator: torch.Generator) -> None:
+        """The prompt as in prompt tuning, the network as PyTorch starts linears."""
+        super().open(slot, config, generator)
+        for name, parameter in self.named_parameters():
+            if name != "prompt":
+                bound = parameter.shape[-1] ** -0.5
+                start = torch.empty(parameter.shape[1:]).uniform_(-bound, bound, generator=generator)
+                parameter[slot] = start
+
+    def fill(self, slot: int, tensors: dict[str, Tensor]) -> None:
+        """Raises:
+        RefusedError: always; the network cannot be had from its output. Load such a file as a prompt."""
+        raise RefusedError("a P-tuning file holds the prompt that the network made; load it as prompt tuning")
+
+
+def _check_tokens(config: PromptConfig) -> None:
+    tokens = config.num_virtual_tokens
+    if not isinstance(tokens, int) or tokens < 1:
+        raise RefusedError(
+            f"{type(config).__name__}.num_virtual_tokens is {tokens!r}; it must be an integer of at least 1"
+        )

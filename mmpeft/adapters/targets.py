@@ -1,0 +1,264 @@
+"""Which layers of a language model an adapter goes to."""
+
+import difflib
+import math
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmpeft.adapters.architecture import (
+    FUSED_QKV,
+    ROLES,
+    Role,
+    find_blocks,
+    find_layers,
+    find_linears,
+    find_parts,
+    linear_features,
+)
+from mmpeft.adapters.layer import AdapterLayer
+from mmpeft.adapters.methods.base import AdapterConfig, names_module
+from mmpeft.adapters.methods.ia3 import IA3Config
+from mmpeft.errors import RefusedError
+
+ATTENTION_QV: tuple[Role, ...] = ("q", "v")
+"""LoRA's default places (Hu et al., table 5)."""
+KEYS_VALUES_FEEDFORWARD: tuple[Role, ...] = ("k", "v", "down")
+"""IA3's places (Liu et al., section 3.3); the last linear's input is the feed-forward's inner activation."""
+AUTO: dict[str, tuple[Role, ...]] = {
+    "lora": ATTENTION_QV,
+    "dora": ATTENTION_QV,
+    "ia3": KEYS_VALUES_FEEDFORWARD,
+    "bitfit": ROLES,
+    "full": ROLES,
+}
+"""Method -> the roles of its places where the config says "auto"."""
+
+
+def find_sites(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
+    """The layers that ``config`` names by ``target_modules`` and ``layers``, by their path in ``model``.
+
+    Raises:
+        RefusedError: a name matches nothing (the message has the closest names of this model), "auto" finds no
+            linear for a role, or the decoder layers are not there.
+    """
+    linears = find_linears(model)
+    targets = config.target_modules
+    if config.method == "bottleneck":
+        whole = _feedforwards(model, needed=targets == "auto")
+        sites = whole if targets == "auto" else _targeted(model, linears | whole, linears, targets)
+    elif targets == "auto":
+        chosen = {part.path for part in find_parts(model, AUTO[config.method])}
+        sites = {path: module for path, module in linears.items() if path in chosen}
+    else:
+        sites = _targeted(model, linears, linears, targets)
+    if isinstance(config, IA3Config) and config.feedforward_modules not in ("auto", []):
+        _chosen(model, sites, "feedforward_modules", config.feedforward_modules)
+    return sites if config.layers is None else _inside(model, sites, config.layers)
+
+
+def _targeted(
+    model: nn.Module, layers: dict[str, nn.Module], linears: dict[str, nn.Module], targets: str | list[str]
+) -> dict[str, nn.Module]:
+    return linears if targets == "all-linear" else _chosen(model, layers, "target_modules", targets)
+
+
+def _feedforwards(model: nn.Module, needed: bool) -> dict[str, nn.Module]:
+    """The whole feed-forward of every block; with ``needed``, a block without one is an error."""
+    try:
+        blocks = find_blocks(model)
+    except ValueError:
+        if needed:
+            raise
+        return {}
+    missing = [block.path for block in blocks if block.feedforward is None]
+    if missing and needed:
+        raise RefusedError(
+            f"{type(model).__name__}: no feed-forward was recognised in {missing[0]}; name the layers that you mean "
+            "in target_modules"
+        )
+    return {path: submodule(model, path) for block in blocks if (path := block.feedforward)}
+
+
+def trained_features(model: nn.Module, path: str, config: AdapterConfig) -> Tensor | None:
+    """The output features of the linear at ``path`` that IA3's output vector may change.
+
+    By default IA3 rescales keys and values: of a fused projection only their features, where PEFT's default
+    rescales the queries too. Whoever names the fused linear in ``target_modules`` means all of it, as in PEFT.
+
+    Returns:
+        (n,) int64, ascending; None is all of them.
+    """
+    fused = path.rsplit(".", 1)[-1] in FUSED_QKV
+    if not (fused and isinstance(config, IA3Config) and config.target_modules == "auto"):
+        return None
+    parts = [part.features for part in find_parts(model, KEYS_VALUES_FEEDFORWARD) if part.path == path]
+    return torch.cat([features for features in parts if features is not None]).sort().values
+
+
+def choose_layers(num_layers: int, layers: Sequence[int] | str | None) -> list[int]:
+    """Numbers of the chosen decoder layers, ascending.
+
+    ``None`` is all of them. A list counts from 0, or from the end where negative. ``"8-15"`` has both ends,
+    ``"8:"``, ``":8"`` and ``"8:16"`` are Python's slices. ``"last 50%"``, ``"first 25%"`` and ``"middle 1/3"`` are
+    shares, rounded to the nearest layer and at least one.
+
+    Raises:
+        RefusedError: a layer that is not there, the same one twice, or a word that is none of these.
+    """
+    if layers is None:
+        return list(range(num_layers))
+    if isinstance(layers, str):
+        return _by_words(num_layers, layers.strip())
+    wrong = [
+        n
+        for n in layers
+        if isinstance(n, bool) or not isinstance(n, int) or not -num_layers <= n < num_layers
+    ]
+    if wrong or not layers:
+        raise RefusedError(
+            f"layers {list(layers)!r}: {wrong or 'nothing'} names no layer; the model has {num_layers}, numbered "
+            f"0 to {num_layers - 1}, or -{num_layers} to -1 from the end"
+        )
+    chosen = sorted(n % num_layers for n in layers)
+    if len(set(chosen)) < len(chosen):
+        raise RefusedError(
+            f"layers {list(layers)!r} names a layer twice in a model of {num_layers}; name each once"
+        )
+    return chosen
+
+
+def submodule(model: nn.Module, path: str) -> Any:
+    """The module at a path of the model as it was before layers were wrapped."""
+    module: Any = model
+    for name in path.split(".") if path else []:
+        module = getattr(base_of(module), name)
+    return module
+
+
+def base_of(module: Any) -> Any:
+    """The frozen layer inside a wrapped one; any other module itself."""
+    return module.base if isinstance(module, AdapterLayer) else module
+
+
+def layer_features(model: nn.Module, path: str) -> tuple[int, int]:
+    """(in, out) features of a layer: a linear's own, the hidden size on both sides for a whole feed-forward."""
+    if features := linear_features(submodule(model, path)):
+        return features
+    hidden = _hidden_size(model)
+    return hidden, hidden
+
+
+def num_parameters(model: nn.Module, path: str, config: AdapterConfig) -> int:
+    """How many numbers an adapter trains on the layer at ``path``."""
+    features = trained_features(model, path, config)
+    shapes = config.shapes(path, *layer_features(model, path)).values()
+    return sum(map(math.prod, shapes)) if features is None else len(features)
+
+
+def gets_flattened(model: Any, path: str) -> bool:
+    """Whether the layer at ``path`` gets (rows * tokens, features): OPT's feed-forward does."""
+    return getattr(getattr(model, "config", None), "model_type", None) == "opt" and path.endswith(
+        (".fc1", ".fc2")
+    )
+
+
+def input_features(model: Any, config: AdapterConfig, image_shape: tuple[int, int] | None) -> tuple[int, int]:
+    """What a method that changes the model's inputs counts as (in, out) features.
+
+    Raises:
+        RefusedError: an image prompt for a model that reads no images.
+    """
+    if config.method == "image_prompt":
+        if image_shape is None:
+            raise RefusedError("image prompts need a model that reads images; this is a language model alone")
+        return image_shape
+    hidden = _hidden_size(model)
+    if config.method == "prefix":
+        layers, heads, head_dim = attention_shape(model)
+        return hidden, layers * 2 * heads * head_dim
+    return hidden, hidden
+
+
+def attention_shape(model: Any) -> tuple[int, int, int]:
+    """(layers, key heads, head dim) of a language model of transformers, by its config."""
+    config = model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.num_hidden_layers, heads, head_dim
+
+
+def _hidden_size(model: Any) -> int:
+    return model.get_input_embeddings().weight.shape[1]
+
+
+def _inside(
+    model: nn.Module, sites: dict[str, nn.Module], layers: Sequence[int] | str
+) -> dict[str, nn.Module]:
+    paths = find_layers(model)
+    prefixes = tuple(f"{paths[number]}." for number in choose_layers(len(paths), layers))
+    kept = {path: module for path, module in sites.items() if path.startswith(prefixes)}
+    if not kept:
+        raise RefusedError(
+            f"layers {layers!r} leaves none of the {len(sites)} linears that target_modules names in "
+            f"{type(model).__name__}; the first is {next(iter(sites))}"
+        )
+    return kept
+
+
+def _by_words(num_layers: int, words: str) -> list[int]:
+    if match := re.fullmatch(r"(\d+)\s*-\s*(\d+)", words):
+        first, stop = int(match[1]), int(match[2]) + 1
+    elif match := re.fullmatch(r"(\d*):(\d*)", words):
+        first, stop = int(match[1] or 0), int(match[2] or num_layers)
+    elif match := re.fullmatch(
+        r"(first|middle|last)\s+(?:(\d+(?:\.\d+)?)\s*%|(\d+)\s*/\s*([1-9]\d*))", words
+    ):
+        share = Fraction(match[2]) / 100 if match[2] else Fraction(int(match[3]), int(match[4]))
+        if not 0 < share <= 1:
+            raise RefusedError(f"layers {words!r}: a share must be above 0 and at most 100% or 1/1")
+        count = max(1, math.floor(share * num_layers + Fraction(1, 2)))
+        first = {"first": 0, "middle": (num_layers - count) // 2, "last": num_layers - count}[match[1]]
+        stop = first + count
+    else:
+        raise RefusedError(
+            f"layers {words!r} is not understood; write a list such as [0, 1, -1], a range such as '8-15' or '8:', "
+            "or a share such as 'last 50%', 'first 25%' or 'middle 1/3'"
+        )
+    if not 0 <= first < stop <= num_layers:
+        raise RefusedError(
+            f"layers {words!r} names layers {first} to {stop - 1}; the model has {num_layers}, numbered 0 to "
+            f"{num_layers - 1}"
+        )
+    return list(range(first, stop))
+
+
+def _check_pattern(field: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise RefusedError(f"{field} {pattern!r} is not a valid pattern: {error}") from None
+
+
+def _chosen(
+    model: nn.Module, linears: dict[str, nn.Module], field: str, names: str | list[str]
+) -> dict[str, nn.Module]:
+    alternatives = [names] if isinstance(names, str) else [[name] for name in names]
+    for pattern in alternatives:
+        if isinstance(pattern, str):
+            _check_pattern(field, pattern)
+    unmatched = [each for each in alternatives if not any(names_module(path, each) for path in linears)]
+    if unmatched or not names:
+        wrong = [each if isinstance(each, str) else each[0] for each in unmatched]
+        known = sorted({path.rsplit(".", 1)[-1] for path in linears})
+        closest = sorted({hit for name in wrong for hit in difflib.get_close_matches(name, known, n=1)})
+        hint = f"closest: {', '.join(map(repr, closest))}; " if closest else ""
+        raise RefusedError(
+            f"{field} {wrong or names!r} matched no linear of {type(model).__name__}; {hint}"
+            f"its linears are called {', '.join(known) or '(it has none)'}"
+        )
+    return {path: module for path, module in linears.items() if names_module(path, names)}

@@ -1,0 +1,160 @@
+"""From a file to its rows: JSON, JSONL, CSV, parquet and imagefolders. It is the only module that uses `datasets`.
+
+A reader yields (line, row), with a `DataError` in place of a row that it could not read.
+"""
+
+import csv
+import difflib
+import glob
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmpeft.errors import RefusedError
+
+
+class DataError(RefusedError):
+    """A data set cannot be used; the message names file, line and id, what was found and what to do."""
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line, row) of every row of a file that `find_files` gave; a `DataError` stands for an unreadable one."""
+    return _READERS[path.suffix.lower()](path)
+
+
+def find_files(path: Path) -> list[Path]:
+    """The data files behind a path: itself, or those of a folder.
+
+    Raises:
+        DataError: There is no such file or folder, or nothing in it that can be read.
+    """
+    if path.is_dir():
+        files = [path / name for name in ("metadata.jsonl", "metadata.csv") if (path / name).is_file()]
+        files = files or sorted(path.glob("*.parquet"))
+        if not files or len({file.suffix for file in files}) > 1:
+            raise DataError(
+                f"{path} holds {sorted(os.listdir(path))[:10]}; wanted metadata.jsonl, metadata.csv (one of "
+                "them) or parquet files"
+            )
+        return files
+    if not path.is_file():
+        beside = os.listdir(path.parent) if path.parent.is_dir() else []
+        close = difflib.get_close_matches(path.name, beside, n=3)
+        raise DataError(
+            f"{str(path)!r} is neither a file nor a folder; closest names in {str(path.parent)!r}: {close}; "
+            "a hub data set must be downloaded first"
+        )
+    if path.suffix.lower() not in _READERS:
+        raise DataError(f"{path} ends in {path.suffix!r}; wanted one of {sorted(_READERS)}, or a folder")
+    return [path]
+
+
+def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
+    data = path.read_bytes()
+    start = 3 if data.startswith(b"\xef\xbb\xbf") else 0
+    if data[start:].lstrip()[:1] == b"[":
+        yield from _read_array(data, start)
+        return
+    for number, line in enumerate(data[start:].split(b"\n"), 1):
+        if line and not line.isspace():
+            try:
+                yield number, _DECODER.decode(line.decode())
+            except (ValueError, RecursionError) as error:
+                yield number, _json_error(error, start)
+        start += len(line) + 1
+
+
+def _read_array(data: bytes, start: int) -> Iterator[tuple[int, Any]]:
+    """The elements of one JSON array, each with the line it begins on."""
+    line = 1
+    try:
+        text = data[start:].decode()
+        position = _skip_space(text, text.index("[") + 1)
+        counted, closed = 0, text[position : position + 1] == "]"
+        while not closed:
+            line += text.count("\n", counted, position)
+            counted = position
+            row, end = _DECODER.raw_decode(text, position)
+            yield line, row
+            position = _skip_space(text, end)
+            closed = text[position : position + 1] == "]"
+            if not closed:
+                if text[position : position + 1] != ",":
+                    raise json.JSONDecodeError("expected ',' or ']' after an element", text, position)
+                position = _skip_space(text, position + 1)
+        position = _skip_space(text, position + 1)
+        if position < len(text):
+            raise json.JSONDecodeError("something follows the array", text, position)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError):
+            line = error.lineno
+        elif isinstance(error, UnicodeDecodeError):
+            line = data.count(b"\n", 0, start + error.start) + 1
+        yield line, _json_error(error, start)
+
+
+def _skip_space(text: str, position: int) -> int:
+    while text[position : position + 1].isspace():
+        position += 1
+    return position
+
+
+def _json_error(error: Exception, start: int) -> DataError:
+    """The error in words; `start` is the byte at which the text that was being read begins."""
+    if isinstance(error, UnicodeDecodeError):
+        return DataError(f"not UTF-8 at byte {start + error.start}; save the file as UTF-8")
+    if isinstance(error, json.JSONDecodeError):
+        offset = start + len(error.doc[: error.pos].encode())
+        return DataError(
+            f"not valid JSON at byte {offset}: {error.msg}; wanted an array or one object a line"
+        )
+    return DataError(f"not valid JSON: {error}")
+
+
+def _refuse_constant(name: str) -> None:
+    raise RefusedError(f"found {name}, which JSON does not have; write null or a number")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
+    """Rows with the line they end on; an empty cell counts as absent."""
+    line = 1
+    try:
+        reader = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""), strict=True)
+        for row in reader:
+            line = reader.line_num
+            if None in row or None in row.values():
+                yield line, DataError(f"wanted one field for each of {reader.fieldnames}; add quotes?")
+            else:
+                yield line, {key: value or None for key, value in row.items()}
+    except UnicodeDecodeError as error:
+        yield line, _json_error(error, 0)
+    except csv.Error as error:
+        yield line + 1, DataError(f"not valid CSV: {error}")
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
+    """Rows numbered from 1. Streamed, so that no second copy lands in the cache of `datasets`."""
+    from datasets import load_dataset
+
+    line = 0
+    try:
+        rows = load_dataset("parquet", data_files=[glob.escape(str(path))], split="train", streaming=True)
+        for line, row in enumerate(rows.decode(False), 1):
+            yield line, row
+    except Exception as error:  # pyarrow raises many types on damaged files
+        yield line + 1, DataError(f"not readable as parquet ({error}); write the file again")
+
+
+_READERS = {
+    ".json": _read_json,
+    ".jsonl": _read_json,
+    ".ndjson": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}

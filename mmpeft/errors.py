@@ -1,0 +1,18 @@
+"""The one class of what mmpeft refuses: bad input, settings and files, told in one line. All else is a fault."""
+
+
+class RefusedError(ValueError):
+    """Something of the user's cannot be used; the message says what was found, what was wanted, and what to do.
+
+    The command line prints it without a traceback. Any other exception is a fault of the program and keeps its own.
+    """
+
+
+class UnknownNameError(RefusedError, KeyError):
+    """No such adapter, metric or the like; the message has the names there are."""
+
+    __str__ = ValueError.__str__  # a KeyError would show its message in quotes
+
+
+class MissingFileError(RefusedError, FileNotFoundError):
+    """A file, folder or model that was named is not there."""

@@ -1,0 +1,127 @@
+"""What a finetune leaves of its base: the base's weights to the bit, and how it goes on with plain text."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmpeft.data.batch import collate
+from mmpeft.data.packing import pack
+from mmpeft.data.template import IGNORE_INDEX, Encoded
+from mmpeft.errors import RefusedError
+from mmpeft.models.multimodal import MultimodalModel
+
+POSITIONS_AT_ONCE = 256
+"""Positions whose logits are in memory together: a vocabulary of 49,152 takes 50 MB of fp32 for each model."""
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """How a finetune predicts plain text beside its base. All are means over tokens, not over texts."""
+
+    base_perplexity: float
+    """exp of the base's mean negative log-likelihood of a token."""
+    perplexity: float
+    """The same of the finetune."""
+    agreement: float
+    """Share of the tokens in whose place both find the same token the most likely."""
+    divergence: float
+    """Kullback-Leibler divergence of the finetune's distribution from the base's, KL(base || finetune), in nats."""
+    num_tokens: int
+    """Tokens that were predicted."""
+
+    def __str__(self) -> str:
+        return (
+            f"perplexity {self.base_perplexity:.3f} -> {self.perplexity:.3f} on {self.num_tokens:,} tokens, "
+            f"same next token {self.agreement:.1%}, divergence {self.divergence:.3g} nats"
+        )
+
+
+def measure_forgetting(
+    model: MultimodalModel,
+    tokenizer: Any,
+    texts: Sequence[str],
+    adapter: str | None,
+    max_tokens: int = 256,
+    batch_size: int = 8,
+) -> Forgetting:
+    """Lets base and finetune predict the same texts, in the same batches: each text is a row of both.
+
+    Texts are read as they are, without template or image, after the begin-of-sequence token where the tokenizer
+    has one; else their first token is not predicted. A control token spelled in a text stays text. The model's
+    weights, modes and gradients stay as they are.
+
+    Args:
+        texts: held-out plain text, such as paragraphs.
+        adapter: the finetune; None is the base itself.
+        max_tokens: tokens read of every text, the begin included; the rest is left out.
+        batch_size: texts in a batch, which then has twice as many rows.
+
+    Raises:
+        UnknownNameError: no such adapter.
+        RefusedError: no texts, one of which nothing can be predicted, or a size below 1.
+    """
+    if not texts or min(max_tokens, batch_size) < 1:
+        raise RefusedError(
+            f"found {len(texts)} texts, max_tokens {max_tokens} and batch_size {batch_size}; all must be at least 1"
+        )
+    rows = [_encode(tokenizer, text, number, max_tokens) for number, text in enumerate(texts)]
+    rows.sort(key=lambda row: len(row.ids))  # neighbours of equal length need no padding
+    totals = torch.zeros(4, dtype=torch.float64)
+    with _evaluating(model):
+        for start in range(0, len(rows), batch_size):
+            totals += _compare(model, rows[start : start + batch_size], adapter)
+    num_tokens = sum(len(row.ids) for row in rows)
+    totals /= num_tokens
+    base, finetune, agreement, divergence = [*totals[:2].exp().tolist(), *totals[2:].tolist()]
+    return Forgetting(base, finetune, agreement, divergence, num_tokens)
+
+
+def _encode(tokenizer: Any, text: str, number: int, max_tokens: int) -> Encoded:
+    """Every position's target is the token after it; the last token is no input."""
+    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    tokens = [*begin, *ids][:max_tokens]
+    if len(tokens) < 2:
+        raise RefusedError(
+            f"texts[{number}] is {text[:40]!r}, of which max_tokens = {max_tokens} leaves {len(tokens)} tokens, the "
+            "begin included; at least 2 are needed: leave the text out or raise max_tokens"
+        )
+    return Encoded(tokens[:-1], tokens[1:])
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Without gradients and dropout, and afterwards every module in the mode it had."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with torch.no_grad():
+            model.eval()
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _compare(model: MultimodalModel, texts: Sequence[Encoded], adapter: str | None) -> Tensor:
+    """(4,) fp64: sums over the tokens of the base's and the finetune's losses, of agreements and divergences."""
+    rows = [pack([text]) for text in texts]
+    names = [None] * len(rows) + [adapter] * len(rows)
+    batch = collate([*rows, *rows], None, names).to(model.device)
+    predicted = batch.targets != IGNORE_INDEX
+    base, own = model.hidden_states(batch)[predicted].chunk(2)
+    targets, _ = batch.targets[predicted].chunk(2)
+    parts = zip(*(tensor.split(POSITIONS_AT_ONCE) for tensor in (base, own, targets)), strict=True)
+    return torch.stack([_sums(model.logits(b), model.logits(o), t) for b, o, t in parts]).sum(0)
+
+
+def _sums(base: Tensor, own: Tensor, targets: Tensor) -> Tensor:
+    """As `_compare`, from the logits (positions, vocabulary) of both and the targets (positions,)."""
+    p, q = (logits.float().log_softmax(-1) for logits in (base, own))
+    losses = [-each.gather(1, targets[:, None]) for each in (p, q)]
+    agreements = base.argmax(-1) == own.argmax(-1)
+    divergences = (p.exp() * (p - q)).sum(-1)
+    return torch.stack([each.double().sum().cpu() for each in (*losses, agreements, divergences)])

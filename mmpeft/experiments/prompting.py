@@ -1,0 +1,118 @@
+"""k-shot prompting: worked examples, with their images and right answers, as earlier turns of the conversation."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from mmpeft.data.batch import Batch, collate
+from mmpeft.data.features import encode_images
+from mmpeft.data.images import image_key
+from mmpeft.data.packing import PREFIX, PackedRow, pack_choices
+from mmpeft.data.records import Record
+from mmpeft.data.template import IGNORE_INDEX, ChoiceSet, Encoded, Template
+from mmpeft.errors import RefusedError
+from mmpeft.models.multimodal import MultimodalModel
+from mmpeft.models.token_losses import length_normalised
+
+
+class FewShotPrompt:
+    """Answers questions with choices behind the same examples, by rank classification.
+
+    Args:
+        model: the model.
+        template: writes the conversations; its max_length bounds examples, question and choice together.
+        examples: records with answers, in the order in which the model reads them; none asks the question alone.
+        adapter: the finetune that answers; None is the frozen base, with the projector that finetunes share.
+    """
+
+    def __init__(
+        self,
+        model: MultimodalModel,
+        template: Template,
+        examples: Sequence[Record] = (),
+        adapter: str | None = None,
+    ):
+        self.model, self.template, self.adapter = model, template, adapter
+        self.turns = [turn for example in examples for turn in example["turns"]]
+        self.images = [image for example in examples for image in example["images"]]
+        self._kept: tuple[DynamicCache, list[int]] | None = None
+
+    def encode(self, record: Record) -> ChoiceSet:
+        """The record's question behind the examples, with each of its choices. Its task stands in every turn.
+
+        Raises:
+            DataError: the whole is longer than the template's max_length.
+        """
+        whole = {
+            **record,
+            "images": [*self.images, *record["images"]],
+            "turns": [*self.turns, *record["turns"]],
+        }
+        return self.template.encode_choices(whole)
+
+    def features(self, images: Sequence[str | bytes]) -> Tensor | None:
+        """(images, image tokens, vision dim); an image that comes twice is encoded once. None without images."""
+        if not images:
+            return None
+        keys = [image_key(image) for image in images]
+        different = dict(zip(keys, images, strict=True))
+        encoded = encode_images(self.model.vision_encoder, list(different.values()))
+        places = {key: place for place, key in enumerate(different)}
+        return encoded[[places[key] for key in keys]]
+
+    @torch.no_grad()
+    def scores(self, question: ChoiceSet, features: Tensor | None) -> Tensor:
+        """(choices,) mean log-probability of every choice; examples and question are computed once for all.
+
+        Args:
+            question: as `encode` made it.
+            features: of the images of the examples and of the question.
+        """
+        losses = self.model.token_losses(self._batch(pack_choices(question), features))
+        return length_normalised(losses, 1)[0]
+
+    @torch.no_grad()
+    def keep_examples(self, task: str | None, features: Tensor | None) -> None:
+        """Computes keys and values of the examples, for any number of `kept_scores`.
+
+        Args:
+            task: of the questions that will be asked.
+            features: of the images of the examples.
+        """
+        spans = self.template.spans({"turns": self.turns, "task": task})
+        ids = [token for span in spans for token in span.ids]
+        row = PackedRow(images=self.images)
+        row.append(Encoded(ids, [IGNORE_INDEX] * len(ids)), 0, len(ids), PREFIX)
+        cache = DynamicCache(config=self.model.language_model.config)
+        self.model.hidden_states(self._batch(row, features), cache)
+        self._kept = cache, ids
+
+    @torch.no_grad()
+    def kept_scores(self, question: ChoiceSet, features: Tensor | None) -> Tensor:
+        """`scores`, but of the examples only the kept keys and values are read.
+
+        Args:
+            question: as `encode` made it.
+            features: of the images of the question alone.
+
+        Raises:
+            RefusedError: no examples are kept, or not those before this question.
+        """
+        row = pack_choices(question)
+        cache, kept = self._kept or (None, [])
+        length = len(kept)
+        if cache is None or row.ids[:length] != kept:
+            raise RefusedError(
+                "the question does not stand behind the kept examples; call keep_examples() with its own task first "
+                f"(it is {question.task!r})"
+            )
+        batch = self._batch(replace(row, images=row.images[len(self.images) :]), features)
+        losses = self.model.token_losses(batch, cache, new=len(row.ids) - length)
+        cache.crop(length - len(row.ids))  # the next question must not read this one
+        return length_normalised(losses, 1)[0]
+
+    def _batch(self, row: PackedRow, features: Tensor | None) -> Batch:
+        return collate([row], features, [self.adapter]).to(self.model.device)

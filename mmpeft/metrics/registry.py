@@ -1,0 +1,197 @@
+"""How answers are scored: every metric by name, and which of them fit the data."""
+
+import difflib
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+
+from mmpeft.errors import RefusedError
+from mmpeft.metrics import calibration, classification
+from mmpeft.metrics import text_overlap as overlap
+from mmpeft.metrics.answer import Answer as Answer
+from mmpeft.metrics.chrf import chrf
+from mmpeft.metrics.cider import cider
+from mmpeft.metrics.vqa import vqa_score
+from mmpeft.metrics.words import words
+
+MAX_LABELS = 30
+"""More different answers are not taken for classes."""
+SHORT = 3
+"""Words: an answer of so many is a label or a fact, a longer one is a text."""
+
+
+def exact_match(prediction: str, truth: str) -> bool:
+    """Whether the two are equal once the white space around them is trimmed.
+
+    Strict on purpose: case, punctuation and wording count, so "Blue", "blue." and "light blue" are all wrong
+    for "blue". It needs no list of synonyms and flatters nobody; for free text it is too hard.
+    """
+    return prediction.strip() == truth.strip()
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A way to score a set of answers, and what it needs of them."""
+
+    compute: Callable[[Sequence[Answer]], float | Mapping[str, float]]
+    """One value, or several by name (a label, "macro")."""
+    fits: Callable[[Sequence[Answer]], bool]
+    """Whether it is worth telling for these answers, none of which lacks anything."""
+    lacks: Callable[[Answer], str | None] = lambda answer: None
+    """What a row lacks for it, in words; None if nothing."""
+
+
+def evaluate(answers: Sequence[Answer], names: Sequence[str] | None = None) -> dict[str, float]:
+    """Name -> value; a metric of several values has a name for each, as "f1/macro" and "f1/red".
+
+    Args:
+        names: keys of `METRICS`, or single values of them such as "f1/macro"; default: `fitting_metrics`.
+
+    Raises:
+        RefusedError: there are no answers, a name is unknown, or a row lacks what a metric needs.
+    """
+    if not answers:
+        raise RefusedError("there are no answers to evaluate; wanted at least one")
+    if names is None:
+        names = fitting_metrics(answers)
+    else:
+        check_metrics(names, answers)
+    results: dict[str, float] = {}
+    for name in names:
+        family = name.partition("/")[0]
+        values = _compute(family, answers)
+        if name != family and name not in values:
+            raise RefusedError(f"{family} has no value {name!r}; closest: {_closest(name, values)}")
+        results |= values if name == family else {name: values[name]}
+    return results
+
+
+def check_metrics(names: Sequence[str], answers: Sequence[Answer]) -> None:
+    """Raises:
+    RefusedError: no metric has this name, or a row lacks what it needs. What was predicted is not looked at.
+    """
+    for name in names:
+        family = name.partition("/")[0]
+        if family not in METRICS:
+            raise RefusedError(f"no metric is called {name!r}; closest: {_closest(name, METRICS)}")
+        for answer in answers:
+            if missing := METRICS[family].lacks(answer):
+                raise RefusedError(f"{family} does not fit {answer.row}: {missing}; or leave {family} out")
+
+
+def fitting_metrics(answers: Sequence[Answer]) -> list[str]:
+    """The keys of `METRICS` that tell something about these answers, in its order.
+
+    - exact_match: always.
+    - accuracy: every row has choices, or the answers are classes.
+    - precision, recall, f1: the answers are classes: 2 to 30 labels (first references and choices), and either
+      every row has choices, or every first reference has at most 3 words and occurs at least twice.
+    - vqa_accuracy: every row has several references, and half of the first ones or more have at most 3 words.
+    - bleu, rouge1, rouge2, rougeL, chrf, cider (of two rows or more): most first references have more than 3 words.
+    - perplexity: every row has a log-likelihood.
+    - calibration_error, brier: every row has choices with scores, its truth among them.
+    """
+    return [
+        name
+        for name, metric in METRICS.items()
+        if all(metric.lacks(answer) is None for answer in answers) and metric.fits(answers)
+    ]
+
+
+def _compute(name: str, answers: Sequence[Answer]) -> dict[str, float]:
+    value = METRICS[name].compute(answers)
+    if isinstance(value, Mapping):
+        return {f"{name}/{part}": share for part, share in value.items()}
+    return {name: value}
+
+
+def _closest(name: str, names: Mapping[str, object]) -> list[str]:
+    return difflib.get_close_matches(name, names, n=3, cutoff=0.0)
+
+
+# What the metrics share: the mean over rows, texts as lists, and what kind of answers there are.
+
+
+def _mean(score: Callable[[Answer], float]) -> Callable[[Sequence[Answer]], float]:
+    return lambda answers: sum(map(score, answers)) / len(answers)
+
+
+def _texts(score: Callable[..., float]) -> Callable[[Sequence[Answer]], float]:
+    """A score of predictions and lists of references as one of answers."""
+    return lambda answers: score([a.prediction for a in answers], [a.references for a in answers])
+
+
+def _always(answers: Sequence[Answer]) -> bool:
+    return True
+
+
+def _have_choices(answers: Sequence[Answer]) -> bool:
+    return all(answer.choices for answer in answers)
+
+
+def _are_classes(answers: Sequence[Answer]) -> bool:
+    truths = Counter(answer.truth for answer in answers)
+    labels = {choice.strip() for answer in answers for choice in answer.choices or ()} | truths.keys()
+    if not 2 <= len(labels) <= MAX_LABELS:
+        return False
+    repeated = all(number > 1 and len(words(label)) <= SHORT for label, number in truths.items())
+    return repeated or _have_choices(answers)
+
+
+def _are_texts(answers: Sequence[Answer]) -> bool:
+    return median(len(words(answer.truth)) for answer in answers) > SHORT
+
+
+# The metrics.
+
+
+def _matches_any(answer: Answer) -> bool:
+    return any(exact_match(answer.prediction, reference) for reference in answer.references)
+
+
+def _perplexity(answers: Sequence[Answer]) -> float:
+    """exp(-log-likelihood per token), over the tokens of all rows: a row weighs by its length."""
+    likelihood = sum(answer.log_likelihood or 0.0 for answer in answers)
+    mean = -likelihood / sum(answer.num_tokens or 0 for answer in answers)
+    try:
+        return math.exp(mean)
+    except OverflowError:
+        return math.inf
+
+
+def _lacks_people(answer: Answer) -> str | None:
+    found = len(answer.references)
+    return (
+        None if found > 1 else f"it has {found} reference; give the answers of several people under `answers`"
+    )
+
+
+def _lacks_likelihood(answer: Answer) -> str | None:
+    return (
+        None if answer.log_likelihood is not None else "it has no log_likelihood; compute it with the model"
+    )
+
+
+METRICS: dict[str, Metric] = {
+    "exact_match": Metric(_mean(_matches_any), _always),
+    "accuracy": Metric(classification.accuracy, lambda a: _have_choices(a) or _are_classes(a)),
+    "precision": Metric(classification.precision, _are_classes),
+    "recall": Metric(classification.recall, _are_classes),
+    "f1": Metric(classification.f1, _are_classes),
+    "vqa_accuracy": Metric(
+        _mean(lambda a: vqa_score(a.prediction, a.references)), lambda a: not _are_texts(a), _lacks_people
+    ),
+    "bleu": Metric(_texts(overlap.bleu), _are_texts),
+    "rouge1": Metric(_texts(partial(overlap.rouge, kind="rouge1")), _are_texts),
+    "rouge2": Metric(_texts(partial(overlap.rouge, kind="rouge2")), _are_texts),
+    "rougeL": Metric(_texts(partial(overlap.rouge, kind="rougeL")), _are_texts),
+    "chrf": Metric(_texts(chrf), _are_texts),
+    "cider": Metric(_texts(cider), lambda a: len(a) > 1 and _are_texts(a)),
+    "perplexity": Metric(_perplexity, _always, _lacks_likelihood),
+    "calibration_error": Metric(calibration.calibration_error, _always, calibration.lacks_scores),
+    "brier": Metric(calibration.brier, _always, calibration.lacks_scores),
+}
+"""Name -> metric, in the order they are told."""

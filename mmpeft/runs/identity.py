@@ -1,0 +1,96 @@
+"""Who is who: the identities of base, encoder and tokenizer, by which a finetune recognises what it was made for."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AutoConfig
+from transformers.utils.hub import cached_file
+
+from mmpeft.adapters.architecture import named_layers
+from mmpeft.adapters.bank import INPUTS
+from mmpeft.adapters.targets import base_of
+from mmpeft.errors import RefusedError
+from mmpeft.hashing import differences, hash_json, hash_tensors, hash_weight_files
+from mmpeft.models.language import LanguageConfig, existing_path
+from mmpeft.models.multimodal import MultimodalModel
+from mmpeft.runs.manifest import Manifest
+
+RENAMEABLE = ("  language.name:", "  vision.name:")
+"""What a model is called may change, by moving a folder for example; what it is may not."""
+
+
+def describe(language: LanguageConfig, model: MultimodalModel, tokenizer: Any) -> dict[str, Any]:
+    """The identity of a model's frozen parts."""
+    vocabulary = hash_tokenizer(tokenizer)
+    return {
+        "language": identify(language),
+        "vision": model.vision_encoder.fingerprint,
+        "tokenizer": vocabulary,
+    }
+
+
+def check_identity(manifest: Manifest, found: dict[str, Any], directory: str | Path) -> None:
+    """Raises:
+    RefusedError: field by field, what the run was trained with and what is here.
+    """
+    lines = [line for line in differences(manifest.identity, found) if not line.startswith(RENAMEABLE)]
+    if lines:
+        raise RefusedError(f"{directory} does not belong to this base:\n" + "\n".join(lines))
+
+
+def identify(config: LanguageConfig) -> dict[str, Any]:
+    """What a finetune must agree with: the base's configuration and weights. How they are held (dtype, 4-bit) is a
+    setting, not an identity: a projector of the dense base serves a QLoRA run."""
+    path = existing_path(config.name)
+    settings = AutoConfig.from_pretrained(path).to_dict()
+    for volatile in ("_name_or_path", "transformers_version", "dtype"):
+        settings.pop(volatile, None)
+    return {
+        "name": config.name,
+        "config": hash_json(settings),
+        "weights": hash_weight_files(_weight_files(path)),
+    }
+
+
+def hash_tokenizer(tokenizer: Any) -> str:
+    """Identity of a tokenizer by what it makes of its vocabulary's ends and of probing texts."""
+    probes = ["[INST] <Img></Img> [vqa] what color is it? [/INST] blue", "Ünïcödé 12345 \n\t emoji 🙂"]
+    return hash_json(
+        [
+            len(tokenizer),
+            tokenizer.eos_token_id,
+            tokenizer.bos_token_id,
+            *(tokenizer(p)["input_ids"] for p in probes),
+        ]
+    )
+
+
+def base_hash(model: MultimodalModel) -> str:
+    """Identity of the frozen base, language model and vision encoder, by every byte.
+
+    Adapters and projectors have no part in it, nor whether there are any: equal before and after a training is the
+    proof that the base stayed as it was.
+    """
+    language = {f"language.{name}": tensor for name, tensor in _base_tensors(model.language_model).items()}
+    vision = {f"vision.{name}": tensor for name, tensor in model.vision_encoder.state_dict().items()}
+    return hash_tensors(language | vision)
+
+
+def _weight_files(path: str) -> list[Path]:
+    if Path(path).is_dir():
+        return sorted(Path(path).glob("*.safetensors"))
+    index = cached_file(path, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
+    if index is None:
+        return [Path(str(cached_file(path, "model.safetensors")))]
+    return sorted(Path(index).parent.glob("*.safetensors"))
+
+
+def _base_tensors(language_model: nn.Module) -> dict[str, Tensor]:
+    """What a file of the model without adapters would hold, and under the same names."""
+    tensors: dict[str, Tensor] = {}
+    for path, module in named_layers(language_model):
+        if not f"{path}.".startswith(f"{INPUTS}."):
+            # the module's own without its children's: of a quantised linear also scales and code
+            base_of(module)._save_to_state_dict(tensors, f"{path}." if path else "", keep_vars=False)
+    return tensors

@@ -1,0 +1,66 @@
+"""``mmpeft.json``: what a run belongs to, in plain data."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmpeft.errors import RefusedError
+from mmpeft.models.vision import VisionConfig
+
+MANIFEST = "mmpeft.json"
+FORMAT = 1
+
+
+@dataclass
+class Manifest:
+    """The content of ``mmpeft.json``."""
+
+    language: dict[str, Any]
+    """`LanguageConfig` as it was trained with."""
+    vision: dict[str, Any] | None
+    """`VisionConfig` as it was trained with; None for text alone."""
+    template: dict[str, Any]
+    """Style and longest conversation."""
+    identity: dict[str, Any]
+    """Hashes of the base's config and weights, the encoder's weights and transform, and the tokenizer."""
+    adapters: list[str] = field(default_factory=list)
+    projector: str = ""
+    """Hash of the projector's tensors."""
+    base: str = ""
+    """Hash of every byte of the frozen base as it was in memory when the training ended."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
+    """What was trained and what it took, in words."""
+    instructions: dict[str, str | None] = field(default_factory=dict)
+    """The tasks it was trained on, the most frequent first, with the instruction where a task has just one."""
+    format: int = FORMAT
+
+    @property
+    def vision_config(self) -> VisionConfig | None:
+        return None if self.vision is None else VisionConfig(**self.vision)
+
+    @property
+    def default_task(self) -> str | None:
+        """The identifier of the task that the run saw most; None where its data had no identifiers."""
+        return next(iter(self.instructions), None) or None
+
+
+def write_manifest(directory: str | Path, manifest: Manifest) -> None:
+    """Writes ``mmpeft.json``."""
+    (Path(directory) / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
+
+
+def read_manifest(directory: str | Path) -> Manifest:
+    """Raises:
+    RefusedError: not a run directory, or one of a newer format.
+    """
+    path = Path(directory) / MANIFEST
+    if not path.is_file():
+        raise RefusedError(
+            f"{directory} is no run of mmpeft: it has no {MANIFEST}. `make quickstart` makes one"
+        )
+    content = json.loads(path.read_text())
+    if content.get("format") != FORMAT:
+        raise RefusedError(f"{path} has format {content.get('format')!r}; this version reads format {FORMAT}")
+    return Manifest(**content)

@@ -1,0 +1,112 @@
+"""One finetune of a run -> a plain model folder that needs no mmpeft.
+
+::
+
+    merged/default/
+      model.safetensors config.json ...   loads with AutoModelForCausalLM
+      tokenizer.json ...                  loads with AutoTokenizer
+      projector.safetensors               the projector of this finetune: ``base.weight`` and ``base.bias``
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmpeft.adapters.merge import merge, unwrap
+from mmpeft.errors import RefusedError
+from mmpeft.models.build import build_model
+from mmpeft.models.language import LanguageConfig, load_tokenizer
+from mmpeft.runs.files import PROJECTOR, load_trained, projector_owners
+from mmpeft.runs.identity import check_identity, describe
+from mmpeft.runs.manifest import read_manifest
+
+PROMPT = "Question: what is in this image, and what color is it? Answer:"
+"""The text on which the model is compared before and after."""
+
+
+@dataclass
+class Merged:
+    """What `merge_run` wrote, and how near it is."""
+
+    adapter: str
+    directory: Path
+    difference: float
+    """Largest absolute difference of a logit of `PROMPT` between adapted and merged model."""
+    change: float
+    """The same between base and adapted model: what ``difference`` is to be measured by."""
+
+
+def merge_run(
+    run: str | Path,
+    adapter: str | None = None,
+    output: str | Path | None = None,
+    quantization: Literal["nf4", "int8"] | None = None,
+) -> Merged:
+    """Folds an adapter of a run into its base and writes the result as a transformers folder.
+
+    The base is the run's own in its dtype, dense unless ``quantization`` says otherwise, whatever it was
+    trained on: a QLoRA run's update goes onto the weights that 4 bits had approximated.
+
+    Args:
+        run: directory that `mmpeft fit` wrote.
+        adapter: the run's first by default.
+        output: ``<run>/merged/<adapter>`` by default.
+        quantization: keep the base in 4 or 8 bits, which IA3 can be folded into exactly.
+
+    Raises:
+        RefusedError: no such adapter, a folder that is not empty, LoRA on a quantised base, or what
+            `load_run` refuses. Nothing is written then.
+    """
+    manifest = read_manifest(run)
+    adapter = _chosen(manifest.adapters, adapter, run)
+    directory = Path(output) if output is not None else Path(run) / "merged" / adapter
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise RefusedError(f"{directory} is not an empty folder: choose another output, or remove it first")
+    language = replace(
+        LanguageConfig(**manifest.language), quantization=quantization, gradient_checkpointing=False
+    )
+    owners = [name for name in projector_owners(run, manifest) if name == adapter]
+    model = build_model(language, manifest.vision_config, own_projector=owners)
+    tokenizer = load_tokenizer(language.name)
+    check_identity(manifest, describe(language, model, tokenizer), run)
+    load_trained(run, model, {adapter: adapter})
+
+    ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+    model.bank.route([None])
+    base = _logits(model.language_model, ids)
+    model.bank.route([adapter])
+    adapted = _logits(model.language_model, ids)
+    merge(model.bank, adapter)
+    plain: Any = unwrap(model.bank)
+    merged = _logits(plain, ids)
+
+    directory.mkdir(parents=True, exist_ok=True)
+    plain.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    projector = model.projector.tensors(model.projector_slots.get(adapter, 0))
+    save_file({f"base.{key}": t.contiguous() for key, t in projector.items()}, directory / PROJECTOR)
+    return Merged(adapter, directory, _largest(merged - adapted), _largest(adapted - base))
+
+
+def _chosen(adapters: list[str], name: str | None, run: str | Path) -> str:
+    if not adapters:
+        raise RefusedError(
+            f"{run} has no adapters: its language model is the base, and there is nothing to merge"
+        )
+    if name is not None and name not in adapters:
+        raise RefusedError(f"{run} has no adapter {name!r}; it has {', '.join(adapters)}")
+    return name or adapters[0]
+
+
+@torch.no_grad()
+def _logits(language_model: Any, ids: Tensor) -> Tensor:
+    """(1, length) ids -> (1, length, vocabulary) in fp32."""
+    return language_model(input_ids=ids).logits.float()
+
+
+def _largest(difference: Tensor) -> float:
+    return float(difference.abs().max())

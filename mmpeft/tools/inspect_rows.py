@@ -1,0 +1,77 @@
+"""What a batch looks like to the model, token by token, for `mmpeft inspect`."""
+
+from itertools import groupby
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mmpeft.data.loader import JointLoader, PackedLoader
+from mmpeft.data.packing import PREFIX, PackedRow
+from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN
+from mmpeft.errors import RefusedError
+from mmpeft.models.language import load_tokenizer
+from mmpeft.models.vision import make_encoder
+from mmpeft.training.datamodule import Split, VisionLanguageData
+from mmpeft.training.module import VisionLanguageModule
+
+
+def print_rows(module: VisionLanguageModule, data: VisionLanguageData, split: Split, rows: int) -> None:
+    """Prints packed rows of a split's first batch. Needs the tokenizer and the encoder's shape, no weights."""
+    data.setup("fit")
+    tokenizer = load_tokenizer(module.language.name)
+    encoder = make_encoder(module.vision, load_weights=False)
+    data.connect(tokenizer, encoder.num_tokens, lambda images: None, None, module.with_choices)  # pyright: ignore[reportArgumentType]
+    loader = data.train_dataloader() if split == "train" else data.val_dataloader()
+    if isinstance(loader, list):
+        raise RefusedError(f"the config has no data.{split}: set it to a data file or folder")
+    own = loader.loaders if isinstance(loader, JointLoader) else {"": loader}
+    for name, each in own.items():
+        _print_loader(f"{split} of {name}" if name else split, each, tokenizer, rows)
+
+
+def _print_loader(name: str, loader: PackedLoader, tokenizer: Any, rows: int) -> None:
+    console = Console()
+    for number, row in enumerate(loader.packed_rows(0)[:rows]):
+        console.print(_table(number, row, tokenizer))
+    conversations = [part for example in loader.encoded for part in example.conversations]
+    carrying = sum(target != IGNORE_INDEX for part in conversations for target in part.targets)
+    total = sum(len(part.ids) for part in conversations)
+    console.print(
+        f"{name}: {len(loader.encoded):,} examples, {len(conversations):,} conversations in {len(loader):,} batches; "
+        f"{carrying:,} of {total:,} tokens carry loss, at least one in every conversation"
+    )
+
+
+def _table(number: int, row: PackedRow, tokenizer) -> Table:
+    table = Table(
+        title=f"row {number}: {len(row.ids)} tokens, {len(row.images)} images", title_justify="left"
+    )
+    for column, justify in (
+        ("segment", "right"),
+        ("position", "right"),
+        ("reads", "left"),
+        ("must predict", "left"),
+    ):
+        table.add_column(column, justify=justify)  # pyright: ignore[reportArgumentType]
+    places = list(zip(row.segments, row.positions, row.ids, row.targets, strict=True))
+    for is_image, run in groupby(places, key=lambda place: place[2] == IMAGE_TOKEN):
+        run = list(run)
+        if is_image:
+            segment, position, *_ = run[0]
+            table.add_row(
+                _segment(segment), f"{position}-{run[-1][1]}", f"[magenta]{len(run)} image features[/]", ""
+            )
+            continue
+        for segment, position, token, target in run:
+            wanted = "" if target == IGNORE_INDEX else f"[bold green]{_shown(tokenizer, target)}[/]"
+            table.add_row(_segment(segment), str(position), _shown(tokenizer, token), wanted)
+    return table
+
+
+def _segment(segment: int) -> str:
+    return "prefix" if segment == PREFIX else str(segment)
+
+
+def _shown(tokenizer, token: int) -> str:
+    return repr(tokenizer.decode([token]))[1:-1].replace("[", "\\[")

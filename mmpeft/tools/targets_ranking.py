@@ -1,0 +1,98 @@
+"""Which linears of a language model a data set is most sensitive to. Reads weights and data, writes nothing."""
+
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from mmpeft.adapters import LoraConfig
+from mmpeft.adapters.architecture import block_linears
+from mmpeft.adapters.sensitivity import sensitivity, top_sites
+from mmpeft.adapters.targets import num_parameters
+from mmpeft.data.features import encode_images
+from mmpeft.data.loader import PackingConfig
+from mmpeft.errors import RefusedError
+from mmpeft.models.language import LanguageConfig, load_language_model, load_tokenizer
+from mmpeft.models.multimodal import MultimodalModel
+from mmpeft.models.projector import Projector
+from mmpeft.models.vision import VisionConfig, make_encoder
+from mmpeft.paths import VISION_WEIGHTS
+from mmpeft.tools.targets_table import make_table
+from mmpeft.training.datamodule import VisionLanguageData
+
+CONVERSATIONS = 8
+"""Conversations per batch."""
+SHOWN = 40
+"""Rows of the printed table; the rest is summed up in one line."""
+
+RANK = 16
+"""LoRA's rank where a budget is spent."""
+
+
+def rank_sites(name: str, data: str, batches: int) -> tuple[dict[str, float], nn.Module]:
+    """The sensitivity of every linear of the decoder layers on a data file, and the language model.
+
+    Images go through the embedded encoder and an untrained projector, so such a ranking is about the questions and
+    answers rather than about seeing.
+
+    Raises:
+        RefusedError: fewer than one batch, or see `sensitivity`.
+    """
+    if batches < 1:
+        raise RefusedError(f"batches is {batches}; it must be at least 1")
+    split = VisionLanguageData(train=data, packing=PackingConfig(batch_size=CONVERSATIONS))
+    split.setup("fit")
+    has_images = bool(split.images())
+    if has_images:
+        print("images: by the embedded encoder and an untrained projector, so the ranking is about the text")
+    language_model: Any = load_language_model(LanguageConfig(name))
+    encoder = make_encoder(
+        VisionConfig(weights=VISION_WEIGHTS, image_size=96, crop=False) if has_images else None
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        projector = Projector(encoder.dim, language_model.get_input_embeddings().weight.shape[1])
+    model = MultimodalModel(encoder, projector.requires_grad_(False), language_model)
+    split.connect(load_tokenizer(name), encoder.num_tokens, partial(encode_images, encoder), None)
+    scores = sensitivity(
+        language_model,
+        islice(split.train_dataloader(), batches),
+        block_linears(language_model),
+        lambda batch: model.token_losses(batch).nll.mean(),
+    )
+    return scores, language_model
+
+
+def print_ranking(name: str, data: str, batches: int, budget: int | None) -> None:
+    """Prints the linears from the most to the least sensitive, and those that a budget pays for."""
+    scores, model = rank_sites(name, data, batches)
+    total = sum(scores.values()) or 1.0
+    columns = {
+        "#": "right",
+        "linear": "left",
+        "sensitivity": "right",
+        "share": "right",
+        f"LoRA r={RANK}": "right",
+    }
+    table = make_table(f"mean of sum |w dL/dw| over up to {batches} batches of {data}", **columns)
+    everywhere = LoraConfig(rank=RANK, target_modules="all-linear")
+    costs = {path: num_parameters(model, path, everywhere) for path in scores}
+    ranked = sorted(scores, key=scores.__getitem__, reverse=True)
+    for number, path in enumerate(ranked[:SHOWN], start=1):
+        share = f"{scores[path] / total:.2%}"
+        table.add_row(str(number), path, f"{scores[path]:.4g}", share, f"{costs[path]:,}")
+    console = Console()
+    console.print(table)
+    if rest := ranked[SHOWN:]:
+        console.print(
+            f"and {len(rest)} more with {sum(scores[path] for path in rest) / total:.1%} of the whole"
+        )
+    console.print("first-order Taylor expansion of the loss, after Molchanov et al. 2019")
+    if budget is not None:
+        best = top_sites(scores, costs, budget)
+        spent = sum(costs[path] for path in best)
+        console.print(f"{len(best)} linears for {spent:,} of {budget:,} parameters, LoRA of rank {RANK}:")
+        console.print(f"target_modules: [{', '.join(best)}]", markup=False, highlight=False, soft_wrap=True)

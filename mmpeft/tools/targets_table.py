@@ -1,0 +1,185 @@
+"""What adapters would touch in a language model, known from its config alone."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from mmpeft.adapters import (
+    AdapterConfig,
+    BitFitConfig,
+    BottleneckConfig,
+    DoraConfig,
+    FullConfig,
+    IA3Config,
+    LoraConfig,
+    PrefixConfig,
+    PromptConfig,
+)
+from mmpeft.adapters.architecture import (
+    ROLES,
+    Part,
+    block_linears,
+    find_blocks,
+    find_layers,
+    find_linears,
+    find_parts,
+    linear_features,
+)
+from mmpeft.adapters.bank import INPUTS
+from mmpeft.adapters.targets import find_sites, input_features, num_parameters, trained_features
+from mmpeft.errors import RefusedError
+from mmpeft.paths import resolve
+
+METHODS: dict[str, AdapterConfig] = {
+    "LoRA r=16": LoraConfig(rank=16),
+    "LoRA r=16, all linears": LoraConfig(rank=16, target_modules="all-linear"),
+    "DoRA r=16": DoraConfig(rank=16),
+    "IA3 (T-Few)": IA3Config(),
+    "BitFit": BitFitConfig(),
+    "bottleneck of 64": BottleneckConfig(width=64),
+    "prompt of 20": PromptConfig(20),
+    "prefix of 20": PrefixConfig(20),
+    "full, all linears": FullConfig(),
+}
+"""The methods of the table, at their usual sizes."""
+
+
+@dataclass
+class RoleRow:
+    """One role in all blocks."""
+
+    role: str
+    names: list[str]
+    """Paths inside the block."""
+    sites: int
+    features: list[str]
+    """``in -> out``, or what a fused linear has for the role."""
+
+
+@dataclass
+class MethodRow:
+    """What one method would train."""
+
+    method: str
+    touches: list[str]
+    """Roles; linears outside of the blocks by their path."""
+    sites: int
+    parameters: int
+
+
+def empty_model(name: str) -> nn.Module:
+    """The language model without weights: its modules and shapes, from the config alone.
+
+    Raises:
+        RefusedError: an encoder-decoder model.
+    """
+    config = AutoConfig.from_pretrained(resolve(name))
+    if getattr(config, "is_encoder_decoder", False):
+        raise RefusedError(
+            f"{name} is an encoder-decoder model ({config.model_type}); choose a decoder-only language model"
+        )
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """All parameters, a tied head counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def role_rows(model: nn.Module) -> list[RoleRow]:
+    """Roles in the order of `ROLES`; an ungated feed-forward has no gate.
+
+    Raises:
+        RefusedError: a role that no linear plays, see `find_parts`.
+    """
+    linears, blocks = find_linears(model), find_blocks(model)
+    find_parts(model)  # a role that is missing is an error here too
+    rows = []
+    for role in ROLES:
+        mine = [(block, part) for block in blocks for part in block.parts if part.role == role]
+        if mine:
+            names = _unique(part.path.removeprefix(f"{block.path}.") for block, part in mine)
+            features = _unique(_features(linears[part.path], part) for _, part in mine)
+            rows.append(RoleRow(role, names, len(mine), features))
+    return rows
+
+
+def method_rows(model: nn.Module) -> list[MethodRow]:
+    """What each method would touch by default, and how many numbers it would train."""
+    rows = []
+    for method, config in METHODS.items():
+        if config.home == "inputs":
+            shapes = config.shapes(INPUTS, *input_features(model, config, None))
+            rows.append(MethodRow(method, ["inputs"], 1, sum(map(math.prod, shapes.values()))))
+            continue
+        sites = find_sites(model, config)
+        parameters = sum(num_parameters(model, path, config) for path in sites)
+        rows.append(MethodRow(method, _touched(model, sites, config), len(sites), parameters))
+    return rows
+
+
+def print_sites(name: str) -> None:
+    """Prints both tables of one model."""
+    model = empty_model(name)
+    total = count_parameters(model)
+    console = Console()
+    console.print(f"{name}: {type(model).__name__}, {len(find_layers(model))} layers, {total:,} parameters")
+    roles = make_table("roles", role="left", linear="left", sites="right", features="left")
+    for row in role_rows(model):
+        roles.add_row(row.role, ", ".join(row.names), str(row.sites), ", ".join(row.features))
+    console.print(roles)
+    methods = make_table(
+        "methods", method="left", touches="left", sites="right", parameters="right", share="right"
+    )
+    for row in method_rows(model):
+        share = f"{row.parameters / total:.3%}"
+        methods.add_row(row.method, ", ".join(row.touches), str(row.sites), f"{row.parameters:,}", share)
+    console.print(methods)
+
+
+def make_table(title: str, **columns: str) -> Table:
+    """An empty table; ``columns`` are names and how they are justified."""
+    table = Table(title=title, title_justify="left")
+    for column, justify in columns.items():
+        table.add_column(column, justify=justify)  # pyright: ignore[reportArgumentType]
+    return table
+
+
+def _features(linear: nn.Module, part: Part) -> str:
+    inputs, outputs = _sizes(linear)
+    return f"{inputs} -> {outputs if part.features is None else f'{len(part.features)} of {outputs}'}"
+
+
+def _sizes(linear: nn.Module) -> tuple[int, int]:
+    sizes = linear_features(linear)
+    assert sizes is not None, f"{type(linear).__name__} is no linear"
+    return sizes
+
+
+def _touched(model: nn.Module, sites: Iterable[str], config: AdapterConfig) -> list[str]:
+    """Roles in the order of `ROLES`, then other modules of the blocks by name, then linears outside of the blocks
+    by their path."""
+    trained = {path: trained_features(model, path, config) for path in sites}
+    parts = find_parts(model)
+    touched = {
+        part.role for part in parts if part.path in trained and _is_trained(part.features, trained[part.path])
+    }
+    inside, blocks = set(block_linears(model)), tuple(f"{layer}." for layer in find_layers(model))
+    others = [path for path in trained if path not in inside]
+    names = _unique(path.rsplit(".", 1)[-1] if path.startswith(blocks) else path for path in others)
+    return [*(role for role in ROLES if role in touched), *names]
+
+
+def _is_trained(features: Tensor | None, trained: Tensor | None) -> bool:
+    return features is None or trained is None or bool(torch.isin(features, trained).any())
+
+
+def _unique(words: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(words))

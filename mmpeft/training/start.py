@@ -1,0 +1,110 @@
+"""What finetunes begin as: adapters of an earlier run, or fresh ones."""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+from mmpeft.adapters import AdapterBank, AdapterConfig, PromptConfig, PTuningConfig
+from mmpeft.adapters.bank import Part
+from mmpeft.errors import RefusedError
+from mmpeft.models.multimodal import MultimodalModel
+from mmpeft.training.target_choice import choose_sites, has_budget
+
+COMPARED_BY_SITES = {"target_modules", "feedforward_modules", "layers"}
+"""Fields of adapter configs that a file writes otherwise than the user did."""
+
+
+def earlier_adapters(
+    wanted: Mapping[str, AdapterConfig | None],
+    there: Sequence[str],
+    source: str,
+    start_adapter: str | None,
+    own_run: bool,
+) -> dict[str, str]:
+    """Finetune -> the adapter of an earlier run that it begins as.
+
+    Args:
+        wanted: finetune -> its method; None trains the projector alone.
+        there: the adapters of the run ``source``.
+        start_adapter: of these, what finetunes begin as that have none of their own name there.
+        own_run: whether it is the run of these very finetunes, so that none may lack.
+
+    Raises:
+        RefusedError: the run lacks an adapter.
+    """
+    missing = [name for name, config in wanted.items() if config and name not in there]
+    if missing and own_run:
+        raise RefusedError(
+            f"{source} has no adapter {missing[0]!r}, which this config names; it has "
+            f"{', '.join(there) or 'none'}: use the config that the run was made with"
+        )
+    if start_adapter is None:
+        return {name: name for name in wanted if name in there}
+    if start_adapter not in there:
+        raise RefusedError(f"{source} has no adapter {start_adapter!r}; it has {', '.join(there) or 'none'}")
+    return {name: name if name in there else start_adapter for name in wanted}
+
+
+def add_adapters(
+    model: MultimodalModel,
+    wanted: Mapping[str, AdapterConfig | None],
+    seed: int,
+    some_batches: Callable[[str, int], Sequence[Any]],
+    source: str,
+    answering: bool,
+) -> None:
+    """Checks the adapters that were loaded and adds those that were not.
+
+    Args:
+        model: holds the loaded ones already.
+        wanted: finetune -> its method; None trains the projector alone.
+        seed: start of the fresh ones.
+        some_batches: (finetune, number) -> training data, for methods that choose their places by it.
+        source: where the loaded ones come from, for the error.
+        answering: whether nothing is to be trained.
+
+    Raises:
+        RefusedError: a loaded adapter is not what is wanted.
+    """
+    bank = model.bank
+    loaded = {name: config for name, config in wanted.items() if config and name in bank}
+    for name, config in loaded.items():
+        _check_loaded(bank, name, config, source, answering)
+        bank.restrict(name, config)  # files do not tell which features "auto" left alone
+    new = {  # all places are chosen while the model is still the base
+        name: choose_sites(config, model, lambda number, name=name: some_batches(name, number))
+        for name, config in wanted.items()
+        if config and name not in loaded
+    }
+    for name, config in new.items():
+        bank.add(name, config, seed)
+    for parameter in bank.parameters():
+        # with adapter: null, a loaded one serves but stays as it is
+        parameter.requires_grad_(any(config is not None for config in wanted.values()))
+
+
+def _check_loaded(bank: AdapterBank, name: str, wanted: AdapterConfig, source: str, answering: bool) -> None:
+    """A config that differs from the adapter it goes on from would be ignored without a word."""
+    loaded = bank.entry(name)
+    pairs = list(zip_longest(wanted.parts(), loaded.parts))
+    if not all(part and config and _fits(bank, config, part, answering) for config, part in pairs):
+        raise RefusedError(
+            f"adapter {name!r} of {source} is {loaded.config}, but this run wants "
+            f"{wanted}; use the same settings to go on with it, or another name to begin a new one (P-tuning's "
+            "network is not stored: go on with a PromptConfig)"
+        )
+
+
+def _fits(bank: AdapterBank, wanted: AdapterConfig, loaded: Part, answering: bool) -> bool:
+    if isinstance(wanted, PTuningConfig) and answering:
+        # files hold what the network made, not the network
+        wanted = PromptConfig(wanted.num_virtual_tokens)
+    settings = vars(wanted).keys() - COMPARED_BY_SITES - {"start"}
+    same = type(wanted) is type(loaded.config) and all(
+        getattr(wanted, field) == getattr(loaded.config, field) for field in settings
+    )
+    # chosen under a budget, the places depend on the data that it began with
+    if has_budget(wanted):
+        return same
+    places = {(path, wanted.place(path)) for path in bank.sites(wanted)}
+    return same and places == {(path, loaded.config.place(path)) for path in loaded.sites}

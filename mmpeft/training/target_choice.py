@@ -1,0 +1,58 @@
+"""``target_modules: top-500000``: the linears that the loss depends on most, as many as a budget pays for."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from mmpeft.adapters import AdapterConfig, HybridConfig
+from mmpeft.adapters.architecture import block_linears
+from mmpeft.adapters.sensitivity import sensitivity, top_sites
+from mmpeft.adapters.targets import num_parameters
+from mmpeft.data.batch import Batch
+from mmpeft.models.multimodal import MultimodalModel
+
+BUDGET = re.compile(r"top-(\d[\d_]*)")
+BATCHES = 4
+"""Batches of the training data that the sensitivity is the mean of."""
+
+
+def budget_of(config: AdapterConfig) -> int | None:
+    """Parameters that ``target_modules: top-N`` may spend; None where the places are named otherwise."""
+    match = BUDGET.fullmatch(config.target_modules) if isinstance(config.target_modules, str) else None
+    return int(match[1]) if match else None
+
+
+def has_budget(config: AdapterConfig) -> bool:
+    """Whether a part of the config leaves its places to be chosen."""
+    return any(budget_of(part) is not None for part in config.parts())
+
+
+def choose_sites(
+    config: AdapterConfig, model: MultimodalModel, batches: Callable[[int], Sequence[Batch]]
+) -> AdapterConfig:
+    """The config with the chosen linears by name.
+
+    Args:
+        model: before any adapter is added.
+        batches: number -> so many batches of the training data.
+
+    Raises:
+        RefusedError: a quantised base, whose weights have no gradient, or a budget that pays for no linear.
+    """
+    if isinstance(config, HybridConfig):
+        return HybridConfig([choose_sites(part, model, batches) for part in config.methods])
+    budget = budget_of(config)
+    if budget is None:
+        return config
+    language_model: Any = model.language_model
+    paths = block_linears(language_model)
+    base_batches = [
+        replace(batch, adapters=[None] * len(batch.adapters)).to(model.device) for batch in batches(BATCHES)
+    ]
+    scores = sensitivity(language_model, base_batches, paths, lambda b: model.token_losses(b).nll.mean())
+    costs = {path: num_parameters(language_model, path, config) for path in paths}
+    chosen = top_sites(scores, costs, budget)
+    spent = sum(costs[path] for path in chosen)
+    print(f"{len(chosen)} of {len(paths)} linears chosen for {spent:,} of {budget:,} parameters")
+    return replace(config, target_modules=chosen)  # pyright: ignore[reportArgumentType]

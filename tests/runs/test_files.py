@@ -1,0 +1,176 @@
+"""The run directory: what is saved comes back, what does not belong together is refused, and PEFT reads it."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mmpeft.inference.vlm import VisionLanguageModel, load
+from mmpeft.runs.files import PROJECTOR, load_run, save_run
+from mmpeft.runs.manifest import FORMAT, MANIFEST, read_manifest, write_manifest
+from tests.tiny import make_base
+
+QUESTIONS = ["what color is it?", "is it red?", "is it blue?"]
+
+
+@pytest.fixture
+def run(tiny_run, tmp_path):
+    """A copy that a test may damage."""
+    return shutil.copytree(tiny_run, tmp_path / "run")
+
+
+@pytest.fixture
+def images(tiny_data):
+    return [str(path) for path in sorted((tiny_data / "images").glob("*.png"))[:3]]
+
+
+def change(run, **sections):
+    """Overwrites fields of sections of the manifest."""
+    path = run / MANIFEST
+    content = json.loads(path.read_text())
+    for section, fields in sections.items():
+        content[section] |= fields
+    path.write_text(json.dumps(content))
+
+
+def test_a_saved_model_comes_back_bit_for_bit(tiny_run, tmp_path, images, randomise):
+    model, template, manifest = load_run(tiny_run)
+    randomise(model.bank, "default")
+    torch.nn.init.normal_(model.projector.weight)
+    save_run(tmp_path / "saved", manifest, model)
+    before = VisionLanguageModel(model.eval(), template, manifest)
+    after = load(str(tmp_path / "saved"), device="cpu")
+    assert after.ask(images, QUESTIONS) == before.ask(images, QUESTIONS)
+    choices = ["red", "blue", "yes"]
+    assert after.rank(images, QUESTIONS, choices) == before.rank(images, QUESTIONS, choices)
+    assert before.ask(images, QUESTIONS) != load(str(tiny_run), device="cpu").ask(images, QUESTIONS)
+
+
+def test_a_run_without_adapters_is_its_base(tiny_run, tmp_path, images, randomise):
+    model, template, manifest = load_run(tiny_run)
+    randomise(model.bank, "default")
+    torch.nn.init.normal_(model.projector.weight)
+    save_run(tmp_path / "saved", manifest, model)
+    bare, _, _ = load_run(tmp_path / "saved", with_adapters=False)
+    assert not list(bare.bank.state())
+    answered = VisionLanguageModel(bare.eval(), template, manifest).rank(images, QUESTIONS, ["red", "blue"])
+    beside = VisionLanguageModel(model.eval(), template, manifest).rank(
+        images, QUESTIONS, ["red", "blue"], adapter=["base"] * 3
+    )
+    assert answered == beside
+
+
+def test_the_manifest_comes_back(tiny_run, tmp_path):
+    manifest = read_manifest(tiny_run)
+    assert manifest.adapters == ["default"]
+    assert manifest.default_task == "vqa"
+    write_manifest(tmp_path, manifest)
+    assert read_manifest(tmp_path) == manifest
+
+
+def test_other_base_weights_are_refused_by_field(run, tmp_path):
+    other = make_base(tmp_path / "other", seed=1)
+    change(run, language={"name": str(other / "language")})
+    with pytest.raises(ValueError, match="does not belong to this base") as error:
+        load_run(run)
+    assert "language.weights: trained with" in str(error.value)
+    assert "language.config" not in str(error.value), "the same architecture"
+    assert "vision" not in str(error.value)
+    assert "tokenizer" not in str(error.value)
+
+
+def test_another_encoder_is_refused_by_field(run, tmp_path):
+    other = make_base(tmp_path / "other", seed=1)
+    change(run, vision={"weights": str(other / "vision.safetensors")})
+    with pytest.raises(ValueError, match=r"vision.weights: trained with"):
+        load_run(run)
+
+
+@pytest.mark.parametrize(
+    ("setting", "field"),
+    [
+        ({"image_size": 64}, "vision.transform"),
+        ({"crop": True}, "vision.transform"),
+        ({"layer": -2}, "vision.layer"),
+        ({"pooling": "average"}, "vision.pooling"),
+    ],
+)
+def test_other_features_of_the_same_encoder_are_refused_by_field(run, setting, field):
+    change(run, vision=setting)
+    with pytest.raises(ValueError, match=f"{field}: trained with"):
+        load_run(run)
+
+
+def test_another_tokenizer_is_refused(run, tiny_base, tmp_path):
+    other = shutil.copytree(tiny_base / "language", tmp_path / "language")
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.eos_token = "a"
+    tokenizer.save_pretrained(other)
+    change(run, language={"name": str(other)})
+    with pytest.raises(ValueError, match="tokenizer: trained with"):
+        load_run(run)
+
+
+def test_a_base_that_moved_is_the_same_base(run, tiny_base, tmp_path, images):
+    before = load(str(run), device="cpu").ask(images[0], QUESTIONS[0])
+    moved = shutil.copytree(tiny_base, tmp_path / "elsewhere")
+    change(
+        run,
+        language={"name": str(moved / "language")},
+        vision={"weights": str(moved / "vision.safetensors")},
+    )
+    assert load(str(run), device="cpu").ask(images[0], QUESTIONS[0]) == before
+
+
+def test_a_changed_projector_is_refused(run):
+    tensors = load_file(run / PROJECTOR)
+    tensors["base.weight"][0, 0] += 1
+    save_file(tensors, run / PROJECTOR)
+    with pytest.raises(ValueError, match=r"projector.safetensors is not the projector that mmpeft.json was"):
+        load_run(run)
+
+
+def test_a_truncated_projector_is_refused(run):
+    path = run / PROJECTOR
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"projector.safetensors"):
+        load_run(run)
+
+
+def test_an_adapter_that_is_gone_is_refused(run):
+    shutil.rmtree(run / "adapters" / "default")
+    with pytest.raises(ValueError, match=r"adapters/default is no PEFT adapter"):
+        load_run(run)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"is no run of mmpeft: it has no mmpeft.json"):
+        load_run(tmp_path)
+
+
+def test_a_newer_format_is_refused(run):
+    path = run / MANIFEST
+    path.write_text(path.read_text().replace(f'"format": {FORMAT}', '"format": 99'))
+    with pytest.raises(ValueError, match="has format 99"):
+        load_run(run)
+
+
+@torch.no_grad()
+def test_peft_alone_reads_the_adapter(tiny_run, tiny_base, tmp_path, randomise):
+    model, template, manifest = load_run(tiny_run)
+    randomise(model.bank, "default")
+    save_run(tmp_path, manifest, model)
+    record = {"id": "1", "images": [], "turns": [("is red a color?", None)], "task": None, "where": "here"}
+    ids = torch.tensor([template.encode_prompt(record).ids])
+    model.bank.route(["default"])
+    ours = model.language_model.eval()(ids).logits
+
+    plain = AutoModelForCausalLM.from_pretrained(tiny_base / "language", dtype=torch.float32)
+    base = plain(ids).logits
+    peft = PeftModel.from_pretrained(plain, tmp_path / "adapters" / "default").eval()
+    torch.testing.assert_close(ours, peft(ids).logits, atol=1e-5, rtol=1e-5)
+    assert (ours - base).abs().max() > 0.1

@@ -1,0 +1,161 @@
+"""`mmpeft merge`: a folder that plain transformers loads and that says what the adapted model said."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mmpeft.adapters import IA3Config
+from mmpeft.cli import HELP, main
+from mmpeft.models.language import LanguageConfig, load_language_model
+from mmpeft.runs.files import PROJECTOR, load_run, save_run
+from mmpeft.runs.manifest import read_manifest, write_manifest
+from mmpeft.runs.merge import PROMPT, merge_run
+
+
+@pytest.fixture
+def run(tiny_run, tmp_path, randomise):
+    """A copy of the run with two finetunes far from the base: its LoRA, and an IA3."""
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    model, _, manifest = load_run(run)
+    randomise(model.bank, "default")
+    model.bank.add("tfew", IA3Config())
+    randomise(model.bank, "tfew")
+    torch.nn.init.normal_(model.projector.weight)
+    save_run(run, manifest, model)
+    return run
+
+
+def reload(directory):
+    """The folder as anyone loads it; its tokenizer's ids of the prompt."""
+    model = AutoModelForCausalLM.from_pretrained(directory).eval()
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.support_avx512bf16_for_cpu = False
+    return model, AutoTokenizer.from_pretrained(directory)(PROMPT, return_tensors="pt")["input_ids"]
+
+
+@torch.no_grad()
+def adapted_logits(run, name, ids):
+    model, _, _ = load_run(run)
+    model.bank.route([name])
+    return model.language_model(ids).logits
+
+
+@pytest.mark.parametrize("name", ["default", "tfew"])
+def test_the_folder_loads_without_mmpeft_and_says_the_same(run, tmp_path, name):
+    merged = merge_run(run, name, tmp_path / "merged")
+    model, ids = reload(tmp_path / "merged")
+    want = adapted_logits(run, name, ids)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, want, rtol=1e-4, atol=2e-5)
+    assert merged.difference == pytest.approx((model(ids).logits - want).abs().max().item(), abs=1e-5)
+    assert merged.change == pytest.approx(
+        (want - adapted_logits(run, None, ids)).abs().max().item(), rel=1e-4
+    )
+    assert merged.difference < 1e-4 < 0.1 < merged.change
+    assert not any("lora" in key or "ia3" in key or "base" in key for key in model.state_dict())
+
+
+def test_no_module_of_mmpeft_is_needed(run, tmp_path):
+    merge_run(run, "tfew", tmp_path / "merged")
+    code = (
+        "import sys; from transformers import AutoModelForCausalLM; "
+        "AutoModelForCausalLM.from_pretrained(sys.argv[1]); assert 'mmpeft' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "merged")], check=True, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_a_quantised_base_stays_so(run, tmp_path, quantization):
+    merged = merge_run(run, "tfew", tmp_path / "merged", quantization)
+    assert merged.difference < 0.05 * merged.change
+    model, ids = reload(tmp_path / "merged")
+    settings = json.loads((tmp_path / "merged" / "config.json").read_text())["quantization_config"]
+    assert settings["load_in_4bit" if quantization == "nf4" else "load_in_8bit"]
+    with torch.no_grad():
+        error = (model(ids).logits.float() - adapted_logits(run, "tfew", ids)).abs().mean()
+    assert error < 0.3 * merged.change, "what 4 bits cost"
+
+
+def test_lora_is_refused_on_a_quantised_base(run, tmp_path):
+    with pytest.raises(ValueError, match=r"q_proj is quantised: .* without --quantization"):
+        merge_run(run, "default", tmp_path / "merged", "nf4")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_the_projector_goes_along(run, tmp_path):
+    merge_run(run, "default", tmp_path / "merged")
+    projector = load_file(tmp_path / "merged" / PROJECTOR)
+    trained = load_file(run / PROJECTOR)
+    assert projector.keys() == {"base.weight", "base.bias"}
+    assert all(torch.equal(projector[key], trained[key]) for key in projector)
+
+
+def test_the_command_prints_the_difference(run, tmp_path, capsys):
+    main(["merge", str(run), "--adapter", "tfew", "--output", str(tmp_path / "merged")])
+    printed = capsys.readouterr().out
+    assert f"merged 'tfew' into {tmp_path / 'merged'}" in printed
+    assert "no logit differs by more than" in printed
+    main(["merge", str(run)])
+    assert f"merged 'default' into {run / 'merged' / 'default'}" in capsys.readouterr().out
+    assert (run / "merged" / "default" / "model.safetensors").is_file()
+
+
+def test_nothing_is_overwritten(run, tmp_path, monkeypatch):
+    folder = tmp_path / "merged"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    monkeypatch.setattr("mmpeft.runs.merge.build_model", None)  # refused before any model is loaded
+    for output in (folder, folder / "notes.txt"):
+        with pytest.raises(ValueError, match="is not an empty folder: choose another output"):
+            merge_run(run, "tfew", output)
+    with pytest.raises(SystemExit, match=r"error: .* is not an empty folder"):
+        main(["merge", str(run), "--output", str(folder)])
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+def test_what_is_not_there_is_told(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("mmpeft.runs.merge.build_model", None)
+    with pytest.raises(ValueError, match=r"has no adapter 'tffew'; it has default, tfew"):
+        merge_run(run, "tffew", tmp_path / "merged")
+    with pytest.raises(ValueError, match="is no run of mmpeft"):
+        merge_run(tmp_path, "tfew", tmp_path / "merged")
+    manifest = read_manifest(run)
+    manifest.adapters = []
+    write_manifest(run, manifest)
+    with pytest.raises(ValueError, match=r"has no adapters: .* nothing to merge"):
+        merge_run(run, None, tmp_path / "merged")
+
+
+def test_a_run_of_another_base_is_refused(run, tmp_path):
+    manifest = read_manifest(run)
+    manifest.identity["language"]["weights"] = "other"
+    write_manifest(run, manifest)
+    with pytest.raises(ValueError, match="does not belong to this base"):
+        merge_run(run, "tfew", tmp_path / "merged")
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_a_merged_folder_is_a_base(run, tmp_path, quantization):
+    """For a second round of training, in the bits it was written with."""
+    merge_run(run, "tfew", tmp_path / "merged", quantization)
+    plain, ids = reload(tmp_path / "merged")
+    model = load_language_model(LanguageConfig(str(tmp_path / "merged"), "float32", quantization))
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, plain(ids).logits.float(), rtol=1e-4, atol=2e-5)
+
+
+def test_the_command_explains_itself(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["merge", "--help"])
+    assert ended.value.code == 0
+    usage = capsys.readouterr().out
+    assert usage.startswith("usage: mmpeft merge ")
+    assert all(option in usage for option in ("--adapter", "--output", "--quantization"))
+    assert "\n  merge " in HELP
