@@ -401,7 +401,7 @@ def test_the_real_parts_are_kept_on_a_second_run(real, monkeypatch):
     start = time.monotonic()
     samples.prepare()
     assert time.monotonic() - start < 5  # half a second on an idle machine
-    for name in (embedded.LANGUAGE_MODEL, embedded.VISION_WEIGHTS, embedded.DATA):
+    for name in (paths.LANGUAGE_MODEL, paths.VISION_WEIGHTS, "embedded/easy-vqa"):
         assert Path(paths.resolve(name)).exists()
 
 
@@ -512,7 +512,7 @@ def test_the_questions_are_all_there_once(rows):
         ],
     }
     answers = {row["conversations"][1]["value"] for stem in ("train", "val", "test") for row in rows[stem]}
-    assert answers == {"yes", "no"} | COLORS | embedded.SHAPES
+    assert answers == {"yes", "no"} | COLORS | SHAPES
 
 
 def test_every_question_has_its_german(real, rows):
@@ -525,7 +525,7 @@ def test_every_question_has_its_german(real, rows):
 
 def test_of_each_held_out_image_one_shape_is_asked_where_easy_vqa_asks_it(real, rows):
     asked = read_rows(real / "easy-vqa-shapes" / "test.jsonl")
-    known = {row["image"] for row in rows["test"] if row["conversations"][1]["value"] in embedded.SHAPES}
+    known = {row["image"] for row in rows["test"] if row["conversations"][1]["value"] in SHAPES}
     assert [row["image"] for row in asked] == list(dict.fromkeys(row["image"] for row in asked))
     assert {row["image"] for row in asked} == known
 
