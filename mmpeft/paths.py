@@ -10,6 +10,12 @@ from mmpeft.errors import MissingFileError
 LANGUAGE_MODEL = "embedded/smollm2-135m-instruct"
 VISION_WEIGHTS = "embedded/efficientnet-lite0/model.safetensors"
 
+EMBEDDED = (
+    *("smollm2-135m-instruct", "efficientnet-lite0", "easy-vqa", "easy-vqa-shapes", "easy-vqa-choices"),
+    *("easy-vqa-german", "docstrings", "modules", "manual", "facts"),
+)
+"""What `mmpeft prepare` makes, so that a misspelt name can be told before it has run."""
+
 
 def home() -> Path:
     """The folder that holds `embedded/` and caches: $MMPEFT_HOME, else `mmpeft` in the user's cache folder."""
@@ -30,7 +36,7 @@ def resolve(name: str | Path) -> str:
         return name
     path = home() / name
     if not path.exists():
-        near = get_close_matches(name, _names_there(), n=1, cutoff=0.4)
+        near = get_close_matches(name, _known_names(), n=1, cutoff=0.4)
         hint = f"; closest name: {near[0]!r}" if near else ""
         raise MissingFileError(f"{name!r} is not at {path}{hint}. Run `mmpeft prepare` to make it.")
     part = name.split("/")[1]
@@ -59,7 +65,7 @@ def size_damage(folder: Path, files: dict) -> str:
     return ""
 
 
-def _names_there() -> list[str]:
-    folders = [folder for folder in (home() / "embedded").glob("[!.]*") if folder.is_dir()]
-    files = [path for folder in folders for path in folder.iterdir()]
+def _known_names() -> list[str]:
+    folders = [home() / "embedded" / name for name in EMBEDDED]
+    files = [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
     return [path.relative_to(home()).as_posix() for path in folders + files]

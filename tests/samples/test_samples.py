@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from mmpeft import paths, samples
 from mmpeft.samples import catalogue
-from mmpeft.samples.easy_vqa import COLORS, derive_caption
+from mmpeft.samples.easy_vqa import COLORS, SHAPES, derive_caption
 from mmpeft.samples.easy_vqa_german import ANSWERS
 from mmpeft.samples.part import MadePart, WheelPart
 from mmpeft.samples.rows import read_rows
@@ -48,6 +48,7 @@ def wheels(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "wheels"
     folder.mkdir()
     monkeypatch.setattr(catalogue, "PARTS", (fake_part(folder, "one"), fake_part(folder, "two")))
+    monkeypatch.setattr(paths, "EMBEDDED", ("one", "two"))
     monkeypatch.setenv("MMPEFT_HOME", str(tmp_path / "home"))
     return folder
 
@@ -583,3 +584,7 @@ def test_every_caption_is_true_of_its_image(real, rows):
             assert row["task"] == "caption"
             assert row["conversations"][0]["value"] == "<image>\nDescribe this image in a few words."
             assert row["conversations"][1]["value"] == seen(real / "easy-vqa" / row["image"]), row["image"]
+
+
+def test_the_names_that_can_be_told_before_prepare_are_the_catalogue():
+    assert list(paths.EMBEDDED) == [part.name for part in catalogue.PARTS]
