@@ -15,7 +15,7 @@ from timing import alternate, report
 
 import mmpeft
 from mmpeft.data.sources import load_records
-from mmpeft.data.template import IMAGE_MARKER
+from mmpeft.data.records import IMAGE_MARKER
 from mmpeft.paths import resolve
 from mmpeft.training.malloc import keep_freed_memory
 

@@ -1,13 +1,14 @@
-"""Packed rows -> `Batch`: the one place that knows padding."""
+"""Packed rows -> `Batch`: the one place that knows padding, and which conversation stands where."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from mmpeft.data.packing import PackedRow
+from mmpeft.data.packing import PREFIX, PackedRow
 from mmpeft.data.template import IGNORE_INDEX
 from mmpeft.errors import RefusedError
 
@@ -15,8 +16,40 @@ PADDING = -1
 """The segment of a position that is no token of its row."""
 
 
+class Tensors:
+    """A dataclass of tensors and other things, of which the tensors live on one device."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same with its tensors there."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}  # pyright: ignore[reportArgumentType]
+        moved = {n: v.to(device, non_blocking=True) for n, v in values.items() if isinstance(v, Tensor)}
+        moved |= {n: v.to(device) for n, v in values.items() if isinstance(v, Tensors)}
+        return replace(self, **moved)  # pyright: ignore[reportArgumentType]
+
+
 @dataclass
-class Batch:
+class Conversations(Tensors):
+    """What stands in a batch, row by row in the order of the segments; all (conversations,) int64."""
+
+    rows: Tensor
+    segments: Tensor
+    roles: Tensor
+    """A `Role`: answer, right or wrong choice."""
+    examples: Tensor
+    """Number of its example among those that the batch was made from; the choices of a question share theirs."""
+
+    @property
+    def num_examples(self) -> int:
+        """How many questions or captions there are; one with choices counts once."""
+        return len(torch.stack([self.rows, self.examples]).unique(dim=1).T)
+
+    def where(self, mask: Tensor) -> "Conversations":
+        """Those that ``mask`` (conversations,) bool picks."""
+        return Conversations(*(getattr(self, each.name)[mask] for each in fields(self)))
+
+
+@dataclass
+class Batch(Tensors):
     """Rows of tokens, right-padded. Rows are never reordered: row b belongs to ``adapters[b]``."""
 
     input_ids: Tensor
@@ -33,20 +66,24 @@ class Batch:
     """(images,) int64: the row each image stands in."""
     adapters: list[str | None]
     """The adapter of every row; None is the base model."""
-    right: list[int] = field(default_factory=list)
-    """Per row of choices the segment of the right one, or `UNKNOWN`; `NO_CHOICES` for plain conversations."""
-    examples: list[list[int]] = field(default_factory=list)
-    """Per row the numbers of its examples in their data set, where the batch comes from one."""
-
-    def to(self, device: torch.device | str) -> "Batch":
-        tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        return replace(
-            self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-        )
+    conversations: Conversations
+    """What stands in which segment of which row."""
 
 
-def collate(rows: Sequence[PackedRow], features: Tensor | None, adapters: Sequence[str | None]) -> Batch:
-    """Pads rows to the longest. ``features`` holds the images of all rows, in order."""
+def collate(
+    rows: Sequence[PackedRow],
+    features: Tensor | None,
+    adapters: Sequence[str | None],
+    examples: Sequence[Sequence[int]] | None = None,
+) -> Batch:
+    """Pads rows to the longest.
+
+    Args:
+        rows: at least one.
+        features: of the images of all rows, in order.
+        adapters: of every row.
+        examples: per row the numbers of its examples; a question's choices are one example. By default the rows'.
+    """
     width = max(len(row.ids) for row in rows)
 
     def padded(name: str, value: int) -> Tensor:
@@ -66,8 +103,19 @@ def collate(rows: Sequence[PackedRow], features: Tensor | None, adapters: Sequen
         features=features,
         image_rows=torch.tensor(image_rows, dtype=torch.int64),
         adapters=list(adapters),
-        right=[row.right for row in rows],
+        conversations=_conversations(
+            rows, [[number] for number in range(len(rows))] if examples is None else examples
+        ),
     )
+
+
+def _conversations(rows: Sequence[PackedRow], examples: Sequence[Sequence[int]]) -> Conversations:
+    table = [
+        (number, segment, role, own[0] if len(own) == 1 else own[segment - PREFIX - 1])
+        for number, (row, own) in enumerate(zip(rows, examples, strict=True))
+        for segment, role in enumerate(row.roles, start=PREFIX + 1)
+    ]
+    return Conversations(*torch.tensor(table, dtype=torch.int64).reshape(-1, 4).unbind(1))
 
 
 def concatenate(batches: Sequence[Batch]) -> Batch:
@@ -80,18 +128,20 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
         tensors = [getattr(batch, name) for batch in batches]
         return torch.cat([nn.functional.pad(t, (0, width - t.shape[1]), value=value) for t in tensors])
 
+    def numbered(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat([t + first for t, first in zip(tensors, firsts, strict=True)])
+
     features = [batch.features for batch in batches if batch.features is not None]
-    firsts = accumulate((len(batch.input_ids) for batch in batches), initial=0)
+    firsts = [0, *accumulate(len(batch.input_ids) for batch in batches)][:-1]
+    tables = [batch.conversations for batch in batches]
+    joined = {each.name: torch.cat([getattr(t, each.name) for t in tables]) for each in fields(Conversations)}
     return Batch(
         input_ids=padded("input_ids", 0),
         targets=padded("targets", IGNORE_INDEX),
         positions=padded("positions", 0),
         segments=padded("segments", PADDING),
         features=torch.cat(features) if features else None,
-        image_rows=torch.cat(
-            [batch.image_rows + first for batch, first in zip(batches, firsts, strict=False)]
-        ),
+        image_rows=numbered([batch.image_rows for batch in batches]),
         adapters=[adapter for batch in batches for adapter in batch.adapters],
-        right=[right for batch in batches for right in batch.right],
-        examples=[examples for batch in batches for examples in batch.examples],
+        conversations=Conversations(**joined | {"rows": numbered([t.rows for t in tables])}),
     )

@@ -1,8 +1,8 @@
-"""Records -> batches of packed rows, in an order that can be resumed in the middle of an epoch."""
+"""Examples -> batches of packed rows, in an order that can be resumed in the middle of an epoch."""
 
 import random
 import sys
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from mmpeft.errors import RefusedError
 
 BATCHES_SORTED_TOGETHER = 32
 """Rows of similar length share a batch within windows of about this many batches, to pad less."""
+Features = Callable[[Sequence[Any]], Tensor]
+"""Images -> (images, image tokens, vision dim)."""
 
 
 @dataclass
@@ -35,6 +37,61 @@ class PackingConfig:
                 raise RefusedError(f"packing.{name} is {getattr(self, name)}; it must be at least 1")
 
 
+def plan_batches(
+    keys: Sequence[Hashable],
+    examples: Sequence[Example],
+    packing: PackingConfig,
+    order: Sequence[int] | None = None,
+    shuffle: Callable[[list], None] = lambda rows: None,
+) -> list[list[list[int]]]:
+    """Which examples share a row and which rows a batch: packed by key, rows of similar length together.
+
+    Args:
+        keys: examples of one key may share a row, see `packing_key`.
+        examples: at least one.
+        packing: the sizes.
+        order: in which the examples fill rows; all as they come by default.
+        shuffle: of rows and then of batches, in place.
+
+    Returns:
+        Batches of rows of example numbers; as many batches whatever the order.
+    """
+    lengths = [sum(len(conversation.ids) for conversation in example.conversations) for example in examples]
+    most = min(packing.max_conversations, packing.batch_size)
+    wanted = range(len(examples)) if order is None else order
+    rows = plan_rows(keys, lengths, wanted, packing.max_length, most)
+    shuffle(rows)
+    rows = _similar_together(rows, lengths, window=BATCHES_SORTED_TOGETHER * packing.batch_size)
+    batches = split_evenly(rows, max(1, round(len(keys) / packing.batch_size)))
+    shuffle(batches)
+    return batches
+
+
+def packing_key(number: int, example: Example) -> Hashable:
+    """Examples of one key may share a row. By task as well: prompts of one task share its identifier."""
+    return number if isinstance(example, ChoiceSet) else (tuple(example.images), example.task)
+
+
+def pack_row(examples: Sequence[Example]) -> PackedRow:
+    """Conversations that share a row, or one question with its choices."""
+    first = examples[0]
+    if isinstance(first, ChoiceSet):
+        return pack_choices(first)
+    return pack([conversation for example in examples for conversation in example.conversations])
+
+
+def make_batch(
+    examples: Sequence[Example] | Mapping[int, Example],
+    rows: Sequence[Sequence[int]],
+    features: Features,
+    adapters: Sequence[str | None],
+) -> Batch:
+    """One batch of a plan: rows of numbers of ``examples``, with the features of their images."""
+    packed = [pack_row([examples[number] for number in row]) for row in rows]
+    images = [image for row in packed for image in row.images]
+    return collate(packed, features(images) if images else None, adapters, rows)
+
+
 class PackedLoader:
     """Batches of packed rows.
 
@@ -42,26 +99,23 @@ class PackedLoader:
     order instead of replaying the epoch.
 
     Args:
-        encoded: one conversation per example, or a question with its choices, which has a row of its own.
-        features: images -> (images, image tokens, vision dim).
+        examples: conversations, or questions with their choices, which have a row of their own.
+        features: of images.
         adapter: the adapter that these examples belong to; None is the base.
         seed: with the epoch's number decides the order; None keeps the order of the examples.
-        numbers: of the examples in their data set, where these are a part of it.
         mix: (examples, weight) of every file that the examples come from, in order; None sees each example once.
     """
 
     def __init__(
         self,
-        encoded: Sequence[Example],
-        features: Callable[[Sequence[Any]], Tensor],
+        examples: Sequence[Example],
+        features: Features,
         packing: PackingConfig,
         adapter: str | None,
         seed: int | None,
-        numbers: Sequence[int] | None = None,
         mix: Sequence[tuple[int, float]] | None = None,
     ):
-        self.encoded = encoded
-        self.numbers = range(len(encoded)) if numbers is None else numbers
+        self.examples = examples
         self.mix = mix
         self.features = features
         self.packing = packing
@@ -69,6 +123,7 @@ class PackedLoader:
         self.seed = seed
         self.epoch = 0
         self.position = 0
+        self._keys = [packing_key(number, example) for number, example in enumerate(examples)]
         self._resumed = False
         self._plan = self._plan_epoch()
 
@@ -82,9 +137,8 @@ class PackedLoader:
         self._resumed = False
         self._plan = self._plan_epoch()
         while self.position < len(self._plan):
-            rows = self._plan[self.position]
             self.position += 1  # before the yield: a checkpoint taken after this batch goes on with the next
-            yield self._batch(rows)
+            yield self.batch(self.position - 1)
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "position": self.position}
@@ -95,62 +149,25 @@ class PackedLoader:
 
     def packed_rows(self, batch: int) -> list[PackedRow]:
         """The rows of one batch of this epoch, before padding."""
-        return self._pack(self._plan[batch])
+        return [pack_row([self.examples[number] for number in row]) for row in self._plan[batch]]
 
     def batch(self, number: int) -> Batch:
         """One batch of this epoch."""
-        return self._batch(self._plan[number])
-
-    def _pack(self, rows: list[list[int]]) -> list[PackedRow]:
-        return [_pack([self.encoded[index] for index in row]) for row in rows]
-
-    def _batch(self, rows: list[list[int]]) -> Batch:
-        packed = self._pack(rows)
-        images = [image for row in packed for image in row.images]
-        batch = collate(packed, self.features(images) if images else None, [self.adapter] * len(rows))
-        batch.examples = [[self.numbers[index] for index in row] for row in rows]
-        return batch
+        rows = self._plan[number]
+        return make_batch(self.examples, rows, self.features, [self.adapter] * len(rows))
 
     def _plan_epoch(self) -> list[list[list[int]]]:
         """Batches of rows of example numbers; every epoch has the same number of batches."""
-        packing = self.packing
-        keys = [_key(number, example) for number, example in enumerate(self.encoded)]
-        lengths = [_length(example) for example in self.encoded]
+        if self.seed is None:
+            return plan_batches(self._keys, self.examples, self.packing)
         rng = random.Random(f"{self.seed} {self.epoch}")
-        order = self._order(rng)
-        most = min(packing.max_conversations, packing.batch_size)
-        rows = plan_rows(keys, lengths, order, packing.max_length, most)
-        if self.seed is not None:
-            rng.shuffle(rows)
-        rows = _similar_together(rows, lengths, window=BATCHES_SORTED_TOGETHER * packing.batch_size)
-        batches = split_evenly(rows, max(1, round(len(keys) / packing.batch_size)))
-        if self.seed is not None:
-            rng.shuffle(batches)
-        return batches
+        return plan_batches(self._keys, self.examples, self.packing, self._order(rng), rng.shuffle)
 
     def _order(self, rng: random.Random) -> list[int]:
-        if self.seed is None:
-            return list(range(len(self.encoded)))
-        if self.mix is not None:
-            sizes, weights = zip(*self.mix, strict=True)
-            return mixed_order(sizes, weights, rng)
-        return rng.sample(range(len(self.encoded)), len(self.encoded))
-
-
-def _key(number: int, example: Example) -> Hashable:
-    """Examples of one key may share a row. By task as well: prompts of one task share its identifier."""
-    return number if isinstance(example, ChoiceSet) else (tuple(example.images), example.task)
-
-
-def _length(example: Example) -> int:
-    return sum(len(conversation.ids) for conversation in example.conversations)
-
-
-def _pack(examples: Sequence[Example]) -> PackedRow:
-    first = examples[0]
-    if isinstance(first, ChoiceSet):
-        return pack_choices(first)
-    return pack([conversation for example in examples for conversation in example.conversations])
+        if self.mix is None:
+            return rng.sample(range(len(self.examples)), len(self.examples))
+        sizes, weights = zip(*self.mix, strict=True)
+        return mixed_order(sizes, weights, rng)
 
 
 class JointLoader:

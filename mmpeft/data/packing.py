@@ -14,14 +14,26 @@ import bisect
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any
 
 from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN, ChoiceSet, Encoded
 
 PREFIX = 0
 """The segment that every other segment of its row sees."""
-NO_CHOICES, UNKNOWN = 0, -1
-"""In place of a right segment: a row of plain conversations; a row of choices of which nobody says which is right."""
+
+
+class Role(IntEnum):
+    """What a conversation is there for."""
+
+    ANSWER = 0
+    """Its answer is to be learnt or read."""
+    RIGHT = 1
+    """The right one of its question's choices."""
+    WRONG = 2
+    """A wrong one of them."""
+    CHOICE = 3
+    """One of the choices of a question whose answer nobody told."""
 
 
 @dataclass
@@ -34,8 +46,8 @@ class PackedRow:
     segments: list[int] = field(default_factory=list)
     images: list[Any] = field(default_factory=list)
     """The image of every run of image tokens, in the order of the ids."""
-    right: int = NO_CHOICES
-    """Of a row of choices the segment of the right one."""
+    roles: list[Role] = field(default_factory=list)
+    """What each of its conversations is there for, in the order of the segments."""
 
     def append(self, part: Encoded, start: int, stop: int, segment: int) -> None:
         self.ids += part.ids[start:stop]
@@ -52,13 +64,17 @@ def pack(conversations: Sequence[Encoded]) -> PackedRow:
     for segment, conversation in enumerate(conversations, start=PREFIX + 1):
         row.append(conversation, prefix, len(conversation.ids), segment)
     row.images = _images_in_order(conversations, prefix)
+    row.roles = [Role.ANSWER] * len(conversations)
     return row
 
 
 def pack_choices(choices: ChoiceSet) -> PackedRow:
     """One question's choices in one row: the prompt, its image included, is computed once for all of them."""
     row = pack(choices.conversations)
-    row.right = UNKNOWN if choices.right is None else choices.right + PREFIX + 1
+    others = Role.CHOICE if choices.right is None else Role.WRONG
+    row.roles = [
+        Role.RIGHT if place == choices.right else others for place in range(len(choices.conversations))
+    ]
     return row
 
 

@@ -14,7 +14,8 @@ from typing import Any, NotRequired, TypedDict
 
 from mmpeft.data.readers import DataError
 
-MARKER = "<image>"
+IMAGE_MARKER = "<image>"
+"""Stands in a record's question where an image belongs."""
 CAPTION_INSTRUCTION = "Describe this image."
 """The question of a caption row ({image, text}) without an `instruction`."""
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -157,7 +158,7 @@ def _part_text(part: Any, inline: list) -> str:
         raise DataError(f"found the part {_short(part)}; wanted {{type: text, text}} or {{type: image}}")
     sources = [part[key] for key in ("image", "image_url", "url", "path") if part.get(key) is not None]
     inline += sources[:1]
-    return MARKER
+    return IMAGE_MARKER
 
 
 def _pairs(turns: list[tuple[str, str]], require_answers: bool) -> list[tuple[str, str | None]]:
@@ -167,8 +168,8 @@ def _pairs(turns: list[tuple[str, str]], require_answers: bool) -> list[tuple[st
             raise DataError("found a system turn; put its text into the template or the first question")
         if role != wanted:
             raise DataError(f"turn {number} is from the {role}; wanted the {wanted} (in turns, user first)")
-        if role == "assistant" and (MARKER in text or not text.strip()):
-            fault = f"holds {MARKER}" if MARKER in text else "is empty or only whitespace"
+        if role == "assistant" and (IMAGE_MARKER in text or not text.strip()):
+            fault = f"holds {IMAGE_MARKER}" if IMAGE_MARKER in text else "is empty or only whitespace"
             raise DataError(f"turn {number}, an answer, {fault}; correct it or drop the row")
     texts: list = [text for _, text in turns]
     if len(texts) % 2:
@@ -180,12 +181,12 @@ def _pairs(turns: list[tuple[str, str]], require_answers: bool) -> list[tuple[st
 
 def _place_markers(turns: list[tuple[str, str | None]], num_images: int) -> list[tuple[str, str | None]]:
     """The turns with one marker per image, as told at the top of this module."""
-    found = sum(question.count(MARKER) for question, _ in turns)
+    found = sum(question.count(IMAGE_MARKER) for question, _ in turns)
     if found == 0:
-        turns = [(MARKER * num_images + turns[0][0].strip(), turns[0][1]), *turns[1:]]
+        turns = [(IMAGE_MARKER * num_images + turns[0][0].strip(), turns[0][1]), *turns[1:]]
     elif found != num_images:
         raise DataError(
-            f"found {found} {MARKER} for {num_images} image(s); wanted one {MARKER} each, or none"
+            f"found {found} {IMAGE_MARKER} for {num_images} image(s); wanted one {IMAGE_MARKER} each, or none"
         )
     placed = [(_tidy(question, found == 1), answer) for question, answer in turns]
     if not all(question for question, _ in placed):
@@ -194,13 +195,15 @@ def _place_markers(turns: list[tuple[str, str | None]], num_images: int) -> list
 
 
 def _tidy(question: str, single: bool) -> str:
-    parts = question.split(MARKER)
+    parts = question.split(IMAGE_MARKER)
     filled = [number for number, part in enumerate(parts) if part.strip()]
     if not filled:
-        return MARKER * (len(parts) - 1)
+        return IMAGE_MARKER * (len(parts) - 1)
     front, back = filled[0], len(parts) - 1 - filled[-1]
-    text = MARKER.join(parts[filled[0] : filled[-1] + 1]).strip()
-    return MARKER * (front + back) + text if single else MARKER * front + text + MARKER * back
+    text = IMAGE_MARKER.join(parts[filled[0] : filled[-1] + 1]).strip()
+    return (
+        IMAGE_MARKER * (front + back) + text if single else IMAGE_MARKER * front + text + IMAGE_MARKER * back
+    )
 
 
 def _people(answers: Any) -> list[str]:

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from mmpeft.data.images import ImageError, load_image
 from mmpeft.data.readers import DataError, find_files, read_rows
-from mmpeft.data.records import CAPTION_INSTRUCTION as CAPTION_INSTRUCTION
-from mmpeft.data.records import MARKER as MARKER
 from mmpeft.data.records import ImageRoot, Record, make_record
 
 MAX_LISTED = 20

@@ -11,16 +11,14 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mmpeft.data.sources import DataError
+from mmpeft.data.readers import DataError
+from mmpeft.data.records import IMAGE_MARKER, Record
 from mmpeft.errors import RefusedError
 
 IGNORE_INDEX = -100
 """Target of a position that carries no loss."""
 IMAGE_TOKEN = -1
 """Stands in the ids for one image feature. No tokenizer can produce it, so no text can forge an image."""
-IMAGE_MARKER = "<image>"
-"""Stands in a record's question where an image belongs."""
-
 MARKERS = re.compile(r"\[/?INST\]|</?Img>")
 
 
@@ -107,7 +105,7 @@ class Template:
         self._space = "" if tokenizer.convert_ids_to_tokens(self._ids("a"))[0].startswith("▁") else " "
         self._begin = [] if tokenizer.bos_token_id is None else [Span("begin", [tokenizer.bos_token_id])]
 
-    def encode(self, record: dict[str, Any]) -> Encoded:
+    def encode(self, record: Record) -> Encoded:
         """A training example. Each position's target is the token after it; the last token is no input.
 
         Raises:
@@ -127,7 +125,7 @@ class Template:
         images = record["images"][: ids.count(IMAGE_TOKEN) // self.image_tokens]
         return Encoded(ids, targets, images, record.get("task"), truncated=kept < len(tokens))
 
-    def encode_prompt(self, record: dict[str, Any]) -> Encoded:
+    def encode_prompt(self, record: Record) -> Encoded:
         """What the model reads before it answers the record's last turn; that turn's answer is not looked at."""
         *earlier, (question, _) = record["turns"]
         tokens, _ = _flatten(self.spans({**record, "turns": [*earlier, (question, None)]}))
@@ -144,14 +142,14 @@ class Template:
         ids = [*prompt.ids, *tokens[:-1]]
         return Encoded(ids, [*prompt.targets[:-1], *tokens], prompt.images, prompt.task)
 
-    def encode_choices(self, record: dict[str, Any]) -> ChoiceSet:
+    def encode_choices(self, record: Record) -> ChoiceSet:
         """The record's last question with each of its choices as the answer; earlier answers are context.
 
         Raises:
             DataError: prompt and choices do not fit into a row of max_length.
         """
-        prompt = self.encode_prompt(record)
-        conversations = [self.encode_answer(prompt, choice) for choice in record["choices"]]
+        prompt, choices = self.encode_prompt(record), record.get("choices", [])
+        conversations = [self.encode_answer(prompt, choice) for choice in choices]
         shared = len(prompt.ids) - 1
         tokens = shared + sum(len(conversation.ids) - shared for conversation in conversations)
         if tokens > self.max_length:
@@ -160,14 +158,14 @@ class Template:
                 f"than max_length = {self.max_length}; raise max_length"
             )
         answer = record["turns"][-1][1]
-        trimmed = [choice.strip() for choice in record["choices"]]
+        trimmed = [choice.strip() for choice in choices]
         return ChoiceSet(conversations, None if answer is None else trimmed.index(answer.strip()))
 
     def decode(self, ids: list[int]) -> str:
         """An answer's text."""
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
-    def spans(self, record: dict[str, Any]) -> list[Span]:
+    def spans(self, record: Record) -> list[Span]:
         """The whole conversation, run by run; an answer of None ends it (the model is to write it)."""
         spans: list[Span] = []
         for question, answer in record["turns"]:

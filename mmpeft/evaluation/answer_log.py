@@ -3,21 +3,10 @@
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-
-@dataclass
-class Answered:
-    """What a model said to one example."""
-
-    text: str
-    scores: list[float] | None = None
-    """The mean log-probability of each of the row's choices, where it was answered by ranking them."""
-    log_likelihood: float | None = None
-    """Natural log-probability of the true answer's tokens, where that was asked for."""
-    num_tokens: int | None = None
-    """Tokens of the true answer."""
+from mmpeft.inference.requests import Completion
 
 
 class AnswerLog:
@@ -30,7 +19,7 @@ class AnswerLog:
 
     def __init__(self, path: Path, belongs_to: str):
         self.path = path
-        self.answers: dict[int, Answered] = {}
+        self.answers: dict[int, Completion] = {}
         """Number of the example -> its answer."""
         lines = path.read_text().splitlines() if path.exists() else []
         self.resumed = bool(lines) and lines[0] == json.dumps({"belongs_to": belongs_to})
@@ -39,13 +28,13 @@ class AnswerLog:
             for line in lines[1:-1]:
                 row = json.loads(line)
                 number = row.pop("number")
-                self.answers[number] = Answered(**row)
+                self.answers[number] = Completion(**row)
         path.parent.mkdir(parents=True, exist_ok=True)
         begun = path.with_suffix(".part")
         begun.write_text(json.dumps({"belongs_to": belongs_to}) + "\n" + _lines(self.answers.items()))
         os.replace(begun, path)
 
-    def append(self, answers: Iterable[tuple[int, Answered]]) -> None:
+    def append(self, answers: Iterable[tuple[int, Completion]]) -> None:
         """Adds answers, and has them on disk before it returns."""
         answers = list(answers)
         self.answers.update(answers)
@@ -57,5 +46,5 @@ class AnswerLog:
         self.path.unlink(missing_ok=True)
 
 
-def _lines(answers: Iterable[tuple[int, Answered]]) -> str:
+def _lines(answers: Iterable[tuple[int, Completion]]) -> str:
     return "".join(json.dumps({"number": number, **asdict(answer)}) + "\n" for number, answer in answers)

@@ -1,197 +1,169 @@
-"""The callback that turns the answers of `mmpeft test` and `predict` into files, a table and pictures."""
+"""Evaluation: the questions of held-out data, through the engine, into metrics, files and pictures."""
 
-import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import lightning as L
-from rich.console import Console
-from rich.table import Table
-
-from mmpeft.adapters.weight_change import weight_changes
-from mmpeft.data.template import IMAGE_MARKER
-from mmpeft.evaluation.answer_log import Answered
-from mmpeft.evaluation.forgetting import measure_forgetting
+from mmpeft.data.readers import DataError
+from mmpeft.data.records import Record
+from mmpeft.data.sources import load_records
+from mmpeft.errors import RefusedError
+from mmpeft.evaluation.answer_log import AnswerLog
+from mmpeft.hashing import hash_json
+from mmpeft.inference.decoding import Sampling
+from mmpeft.inference.engine import Engine, Work
+from mmpeft.inference.requests import Completion, Request
 from mmpeft.metrics.answer import Answer
-from mmpeft.metrics.calibration import reliability
-from mmpeft.metrics.classification import confusion
-from mmpeft.metrics.registry import check_metrics, evaluate, fitting_metrics
-from mmpeft.reporting.figures import MAX_CLASSES, draw_confusion, draw_reliability
-from mmpeft.reporting.heat_map import draw_changes
-from mmpeft.runs.identity import base_hash
-from mmpeft.runs.manifest import MANIFEST, read_manifest, write_manifest
-from mmpeft.training.datamodule import Split, VisionLanguageData
-from mmpeft.training.module import VisionLanguageModule
-from mmpeft.training.run_writer import remove_pictures, write_examples, write_report
+from mmpeft.metrics.registry import check_metrics
+from mmpeft.paths import resolve
+
+HELD_TEXT = "embedded/manual/held.jsonl"
 
 
-class EvaluationResults(L.Callback):
-    """Writes predictions.jsonl, metrics.json and pictures after test, answers.jsonl after predict.
+@dataclass
+class EvaluationConfig:
+    """How held-out questions are answered and measured."""
+
+    answer_by: Literal["auto", "generate", "rank"] = "auto"
+    """"rank" picks the most likely of a row's choices, "generate" writes; "auto" ranks the rows that have choices."""
+    max_new_tokens: int | None = None
+    """Longest answer in tokens; None is as long as the longest answer that was trained on, and at least 64."""
+    metrics: list[str] | None = None
+    """By name; None takes those that fit the data."""
+    held_text: str = HELD_TEXT
+    """Data file whose answers `mmpeft test --forgetting` reads as plain text."""
+
+    def __post_init__(self):
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise RefusedError(f"test.max_new_tokens is {self.max_new_tokens}; it must be at least 1")
+
+    def ranks(self, record: Record) -> bool:
+        """Whether a record is answered by ranking its choices.
+
+        Raises:
+            DataError: it should be and has none.
+        """
+        if self.answer_by == "rank" and "choices" not in record:
+            raise DataError(
+                f"{record['where']}: {record['id']!r} has no choices to rank; add them, or set test.answer_by to auto"
+            )
+        return self.answer_by != "generate" and "choices" in record
+
+    def reads_truths(self, records: Sequence[Record]) -> bool:
+        """Whether the true answers are read as well, for perplexity: asked for, or of text alone."""
+        if self.metrics is not None:
+            return "perplexity" in self.metrics
+        return not any(record["images"] or "choices" in record for record in records)
+
+    def held_texts(self) -> list[str]:
+        """Plain text that nothing was trained on."""
+        return [str(record["turns"][-1][1]) for record in load_records(resolve(self.held_text))]
+
+    def check(self, records: Sequence[Record]) -> None:
+        """What is wrong with the settings is better told before everything is answered.
+
+        Raises:
+            RefusedError: a metric does not fit a record.
+        """
+        reads = self.reads_truths(records)
+        if self.metrics:
+            stubs = [(record, _stub(record, self.ranks(record), reads)) for record in records]
+            check_metrics(self.metrics, [as_answer(record, completion) for record, completion in stubs])
+
+
+class Evaluation:
+    """The questions of a run's held-out data and their answers, on disk as they come.
 
     Args:
-        forgetting: whether a test also compares base and finetune on held-out plain text.
+        engine: answers.
+        records: finetune -> its questions; they are numbered through all finetunes.
+        adapters: finetune -> the adapter that answers; None is the base.
+        config: how.
+        max_new_tokens: of a written answer.
+        log: file of the answers so far.
+        belongs_to: identity of the model; the answers of another one are begun anew.
+        truths: whether the records have true answers that can be read.
     """
 
-    def __init__(self, forgetting: bool = False):
-        self.forgetting = forgetting
+    def __init__(
+        self,
+        engine: Engine,
+        records: Mapping[str, Sequence[Record]],
+        adapters: Mapping[str, str | None],
+        config: EvaluationConfig,
+        max_new_tokens: int,
+        log: Path,
+        belongs_to: str,
+        truths: bool = True,
+    ):
+        self.engine = engine
+        self.records = [record for own in records.values() for record in own]
+        self.owners = [name for name, own in records.items() for _ in own]
+        reads = truths and config.reads_truths(self.records)
+        sampling = Sampling(max_new_tokens=max_new_tokens)
+        self.requests = [
+            Request(record, adapters[owner], config.ranks(record), sampling, reads)
+            for record, owner in zip(self.records, self.owners, strict=True)
+        ]
+        asked = [self._asked(request) for request in self.requests]
+        how = [config.answer_by, max_new_tokens, engine.template.style, reads, asdict(engine.packing)]
+        self.log = AnswerLog(log, hash_json([belongs_to, asked, how]))
+        missing = [n for n in range(len(self.requests)) if n not in self.log.answers]
+        if len(missing) < len(self.requests):
+            told = len(self.requests) - len(missing)
+            print(f"{told} of {len(self.requests)} answers are there already; going on")
+        refused, self.works = engine.plan(self.requests, missing)
+        self.log.append(refused)
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """What is wrong with the settings is better told before everything is answered."""
-        _, data = _typed(pl_module, trainer)
-        if data.metrics:
-            check_metrics(data.metrics, [_answer(r, _unanswered(r, data)) for r in data.records["test"]])
-        self._texts = data.held_texts() if self.forgetting else []
+    def __len__(self) -> int:
+        return len(self.works)
 
-    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        module, data = _typed(pl_module, trainer)
-        path = Path(trainer.default_root_dir) / "answers.jsonl"
-        self._write(path, "predict", module, data)
-        module.answer_log.discard()
-        print(f"{len(data.records['predict'])} answers written to {path}")
+    def __iter__(self) -> Iterator[Work]:
+        """The batches that are still to be answered."""
+        return iter(self.works)
 
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        module, data = _typed(pl_module, trainer)
-        directory = Path(trainer.default_root_dir)
-        self._write(directory / "predictions.jsonl", "test", module, data)
-        remove_pictures(directory)
-        answers = _answers(module, data)
-        metrics = {name: evaluate(own, data.metrics) for name, own in answers.items()}
-        told = _forgotten(directory, module, self._texts, metrics) if self.forgetting else {}
-        (directory / "metrics.json").write_text(json.dumps(_flat(metrics, answers), indent=2) + "\n")
-        for name, own in answers.items():
-            _draw(directory, own, name)
-        if (directory / MANIFEST).exists():
-            manifest = read_manifest(directory)
-            manifest.metrics = _flat(metrics, answers)
-            manifest.facts |= told
-            write_manifest(directory, manifest)
-            write_examples(directory, data, "test", _texts(module))
-            write_report(directory)
-        _print(metrics, answers)
-        module.answer_log.discard()
+    def run(self, work: Work) -> None:
+        """Answers a batch and puts the answers on disk."""
+        self.log.append(self.engine.run(work, self.requests))
 
-    def _write(
-        self, path: Path, split: Split, module: VisionLanguageModule, data: VisionLanguageData
-    ) -> None:
-        """A row per example, in the order of the data."""
-        owners = _owners(data, split)
-        with path.open("w") as file:
-            for number, answered in sorted(module.answer_log.answers.items()):
-                record = data.records[split][number]
-                question, truth = record["turns"][-1]
-                row = {
-                    "id": record["id"],
-                    "question": question.replace(IMAGE_MARKER, ""),
-                    "answer": answered.text,
-                }
-                if owner := owners.get(number):
-                    row["adapter"] = owner
-                if answered.scores is not None:
-                    row["scores"] = dict(zip(record["choices"], answered.scores, strict=True))
-                file.write(json.dumps(row | {"truth": truth}, ensure_ascii=False) + "\n")
+    def answered(self) -> Iterator[tuple[Record, str, Completion]]:
+        """(record, finetune, completion) in the order of the data, of all that were answered."""
+        for number, completion in sorted(self.log.answers.items()):
+            yield self.records[number], self.owners[number], completion
 
+    def texts(self) -> dict[int, str]:
+        """Number of the record -> its answer, of those that have one."""
+        return {n: c.text for n, c in self.log.answers.items() if c.error is None}
 
-def _typed(module: Any, trainer: Any) -> tuple[VisionLanguageModule, VisionLanguageData]:
-    return module, trainer.datamodule
+    def _asked(self, request: Request) -> list[Any]:
+        record = request.record
+        images = [self._key(image) for image in record["images"]]
+        return [record["id"], record["turns"], record.get("choices"), record["task"], images, request.adapter]
 
-
-def _draw(directory: Path, answers: list[Answer], name: str) -> None:
-    """What was taken for what, where the answers are classes; and what their confidence is worth."""
-    fitting, suffix = fitting_metrics(answers), f"_{name}" if name else ""
-    if "f1" in fitting and len((table := confusion(answers))[0]) <= MAX_CLASSES:
-        draw_confusion(directory / f"confusion{suffix}.png", *table, title=name or directory.name)
-    if "calibration_error" in fitting:
-        draw_reliability(
-            directory / f"calibration{suffix}.png", reliability(answers), title=name or directory.name
-        )
+    def _key(self, image: Any) -> str:
+        try:
+            return self.engine.features.key(image)
+        except RefusedError as error:  # the engine will say so
+            return str(error)
 
 
-def _forgotten(
-    directory: Path,
-    module: VisionLanguageModule,
-    texts: list[str],
-    metrics: dict[str, dict[str, float]],
-) -> dict[str, str]:
-    """Adds to the metrics what each finetune changed in the base's own abilities, and draws where it moved.
-
-    Returns:
-        The same in words.
-    """
-    told, bank = {}, module.model.bank
-    for name, own in metrics.items():
-        adapter = name or module.adapter_name
-        found = measure_forgetting(
-            module.model, module.tokenizer, texts, adapter if adapter in bank else None
-        )
-        own["forgetting/perplexity_base"], own["forgetting/perplexity"] = (
-            found.base_perplexity,
-            found.perplexity,
-        )
-        own["forgetting/same_token"], own["forgetting/kl"] = found.agreement, found.divergence
-        told[f"forgetting {name}".strip()] = str(found)
-        if adapter in bank and (changes := weight_changes(bank, adapter)):
-            draw_changes(directory / f"changes{f'_{name}' if name else ''}.png", changes, title=adapter)
-    if (directory / MANIFEST).exists() and (trained := read_manifest(directory).base):
-        same = trained == base_hash(module.model)
-        told["base weights"] = (
-            "unchanged by the training, to the bit" if same else "NOT those after the training"
-        )
-        print(f"base weights: {told['base weights']}")
-    return told
-
-
-def _owners(data: VisionLanguageData, split: Split) -> dict[int, str]:
-    """Of a joint run, number of the record -> finetune."""
-    return {number: name for name, own in data.finetune_ranges(split).items() for number in own}
-
-
-def _texts(module: VisionLanguageModule) -> dict[int, str]:
-    return {number: answered.text for number, answered in module.answer_log.answers.items()}
-
-
-def _answers(module: VisionLanguageModule, data: VisionLanguageData) -> dict[str, list[Answer]]:
-    """Finetune -> its answers with the truth; under "" where the run has just one."""
-    owners, found = _owners(data, "test"), {}
-    for number, answered in sorted(module.answer_log.answers.items()):
-        found.setdefault(owners.get(number, ""), []).append(_answer(data.records["test"][number], answered))
-    return found
-
-
-def _unanswered(record: Any, data: VisionLanguageData) -> Answered:
-    """An answer that says nothing, with the parts that the answer to this record will have."""
-    scores = [0.0] * len(record["choices"]) if data.is_ranked(record) else None
-    likelihood = (0.0, 1) if data.wants_likelihoods or scores else (None, None)
-    return Answered("", scores, *likelihood)
-
-
-def _answer(record: Any, answered: Answered) -> Answer:
+def as_answer(record: Record, completion: Completion) -> Answer:
+    """What metrics read."""
     return Answer(
         id=record["id"],
         where=record["where"],
-        prediction=answered.text,
-        references=record.get("references") or [record["turns"][-1][1]],
+        prediction=completion.text,
+        references=record.get("references") or [str(record["turns"][-1][1])],
         choices=record.get("choices"),
-        scores=answered.scores,
-        log_likelihood=answered.log_likelihood,
-        num_tokens=answered.num_tokens,
+        scores=completion.scores,
+        log_likelihood=completion.log_likelihood,
+        num_tokens=completion.num_tokens,
     )
 
 
-def _flat(metrics: dict[str, dict[str, float]], answers: dict[str, list[Answer]]) -> dict[str, float]:
-    """``metric`` or, in a joint run, ``metric/finetune``, and the number of questions."""
-    flat: dict[str, float] = {}
-    for name, own in metrics.items():
-        for metric, value in {**own, "questions": len(answers[name])}.items():
-            flat[f"{metric}/{name}" if name else metric] = value
-    return flat
-
-
-def _print(metrics: dict[str, dict[str, float]], answers: dict[str, list[Answer]]) -> None:
-    """Metrics down, finetunes across."""
-    counts = {name: len(own) for name, own in answers.items()}
-    table = Table("metric", title=f"test: {max(counts.values()):,} questions")
-    for name in metrics:
-        table.add_column(name or "value", justify="right")
-    for metric in dict.fromkeys(metric for own in metrics.values() for metric in own):
-        table.add_row(metric, *(f"{own[metric]:.4f}" if metric in own else "" for own in metrics.values()))
-    Console().print(table)
+def _stub(record: Record, ranked: bool, reads_truth: bool) -> Completion:
+    """An answer that says nothing, with the parts that the answer to this record will have."""
+    scores = [0.0] * len(record.get("choices", ())) if ranked else None
+    likelihood = (0.0, 1) if reads_truth or scores else (None, None)
+    return Completion("", "choice" if ranked else "stop", scores, *likelihood)

@@ -1,26 +1,27 @@
 """``vlm = mmpeft.load(run)``: ask, caption and rank, one item or many, an adapter per item."""
 
-from collections.abc import Sequence
-from typing import Any, TypeVar, overload
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
 
 import torch
-from torch import Tensor
 
 from mmpeft.adapters.bank import RESERVED_NAME
-from mmpeft.data.batch import Batch, collate
-from mmpeft.data.features import encode_images
-from mmpeft.data.images import ImageLike, image_key
-from mmpeft.data.packing import pack
-from mmpeft.data.template import IMAGE_MARKER, Encoded, Template
+from mmpeft.data.features import FeatureCache
+from mmpeft.data.images import ImageLike
+from mmpeft.data.loader import PackingConfig
+from mmpeft.data.records import CAPTION_INSTRUCTION, IMAGE_MARKER, Record
+from mmpeft.data.template import Template
 from mmpeft.errors import RefusedError
+from mmpeft.inference.decoding import Sampling
+from mmpeft.inference.engine import Engine
+from mmpeft.inference.requests import Completion, Request
 from mmpeft.models.multimodal import MultimodalModel
-from mmpeft.models.token_losses import length_normalised
+from mmpeft.paths import home
 from mmpeft.runs.files import load_run
 from mmpeft.runs.manifest import Manifest
 
 Images = ImageLike | tuple[ImageLike, ...] | None
 """What one question is about: an image, several, or none."""
-Item = TypeVar("Item")
 
 
 def load(run: str, device: str = "auto") -> "VisionLanguageModel":
@@ -36,19 +37,22 @@ def load(run: str, device: str = "auto") -> "VisionLanguageModel":
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model, template, manifest = load_run(run, device)
-    return VisionLanguageModel(model.eval(), template, manifest)
+    return VisionLanguageModel(model, template, manifest)
 
 
 class VisionLanguageModel:
     """A frozen vision-language base and the finetunes of a run, answering in mixed batches.
 
     Everywhere: one item gives one result, a list gives a list. ``adapter`` is a name of `adapters`, "base" for the
-    frozen model alone, or None for the run's first; a list gives every item its own.
+    frozen model alone, or None for the run's first; a list gives every item its own. An item that cannot be answered
+    raises once all others are done; `answer` gives each its own error instead.
     """
 
     def __init__(self, model: MultimodalModel, template: Template, manifest: Manifest, batch_size: int = 32):
-        self.model, self.template, self.manifest = model, template, manifest
-        self.batch_size = batch_size
+        self.model, self.template, self.manifest = model.eval(), template, manifest
+        features = FeatureCache(home() / "features", model.vision_encoder)
+        packing = PackingConfig(batch_size, batch_size, template.max_length)
+        self.engine = Engine(model, template, features, packing)
 
     @property
     def adapters(self) -> list[str]:
@@ -61,7 +65,7 @@ class VisionLanguageModel:
         image: Images,
         question: str,
         adapter: str | None = None,
-        max_new_tokens: int = 32,
+        max_new_tokens: int | None = None,
         task: str | None = None,
     ) -> str: ...
     @overload
@@ -70,7 +74,7 @@ class VisionLanguageModel:
         image: Any,
         question: Any,
         adapter: Any = None,
-        max_new_tokens: int = 32,
+        max_new_tokens: int | None = None,
         task: str | None = None,
     ) -> list[str]: ...
     def ask(
@@ -78,7 +82,7 @@ class VisionLanguageModel:
         image: Any,
         question: Any,
         adapter: Any = None,
-        max_new_tokens: int = 32,
+        max_new_tokens: int | None = None,
         task: str | None = None,
     ) -> Any:
         """Answers questions about images.
@@ -86,27 +90,38 @@ class VisionLanguageModel:
         Args:
             image: path, bytes or PIL image; a tuple for several images in one question; None for text alone.
             question: the question; ``<image>`` says where in it the images stand, else they come first.
-            max_new_tokens: longest answer.
+            max_new_tokens: longest answer in tokens; None is as long as the longest that the run was trained on, and
+                at least 64.
             task: identifier put before the question; by default the one that the run was trained with.
 
         Raises:
-            ImageError: an image that cannot be read.
+            RefusedError: an image that cannot be read, a question that is too long.
             UnknownNameError: an unknown adapter.
         """
-        images, questions, adapters, single = _aligned(image, question, adapter)
-        task = task or self.manifest.default_task
-        records = [_record(i, q, task, n) for n, (i, q) in enumerate(zip(images, questions, strict=True))]
-        answers = self._generate(records, self._names(adapters), max_new_tokens)
-        return answers[0] if single else answers
+        sampling = self.sampling(max_new_tokens)
+        requests, single = self.requests(image, question, adapter, task, sampling)
+        texts = [completion.text for completion in _whole(self.engine.answer(requests))]
+        return texts[0] if single else texts
+
+    def stream(self, image: Images, question: str, adapter: str | None = None, **how: Any) -> Iterator[str]:
+        """One answer as it is written, piece by piece; ``how`` are fields of `Sampling`."""
+        sampling = Sampling(**{"max_new_tokens": self.manifest.max_new_tokens} | how)
+        requests, _ = self.requests(image, question, adapter, None, sampling)
+        return self.engine.tokens(requests[0])
 
     @overload
-    def caption(self, images: ImageLike, adapter: str | None = None, max_new_tokens: int = 64) -> str: ...
+    def caption(
+        self, images: ImageLike, adapter: str | None = None, max_new_tokens: int | None = None
+    ) -> str: ...
     @overload
-    def caption(self, images: list, adapter: Any = None, max_new_tokens: int = 64) -> list[str]: ...
-    def caption(self, images: Any, adapter: Any = None, max_new_tokens: int = 64) -> Any:
+    def caption(self, images: list, adapter: Any = None, max_new_tokens: int | None = None) -> list[str]: ...
+    def caption(self, images: Any, adapter: Any = None, max_new_tokens: int | None = None) -> Any:
         """Describes images, with the instruction that the run's captions were trained with."""
-        instruction = self.manifest.instructions.get("caption") or "Describe this image."
-        return self.ask(images, instruction, adapter, max_new_tokens, task="caption")
+        return self.ask(images, self.caption_instruction, adapter, max_new_tokens, task="caption")
+
+    @property
+    def caption_instruction(self) -> str:
+        return self.manifest.instructions.get("caption") or CAPTION_INSTRUCTION
 
     def rank(self, image: Any, question: Any, choices: Sequence[Any], adapter: Any = None) -> Any:
         """Scores given answers: the mean log-probability of a choice's tokens, its end included. The prompt and its
@@ -118,64 +133,47 @@ class VisionLanguageModel:
         Returns:
             Per item ``[(choice, score), ...]``, the best first.
         """
-        images, questions, adapters, single = _aligned(image, question, adapter)
-        if all(isinstance(choice, str) for choice in choices):
-            choices = [choices] * len(questions)
-        if len(choices) != len(questions):
-            raise RefusedError(
-                f"{len(choices)} lists of choices for {len(questions)} questions; give one for each"
-            )
-        for number, own in enumerate(choices):
-            _check_choices(own, number)
-        task = self.manifest.default_task
-        rows = []
-        for number, (i, q, own) in enumerate(zip(images, questions, choices, strict=True)):
-            prompt = self.template.encode_prompt(_record(i, q, task, number))
-            rows.append([self.template.encode_answer(prompt, choice) for choice in own])
-        ranked: list[list[tuple[str, float]]] = []
-        names = self._names(adapters)
-        for part in _filled([[number] * len(row) for number, row in enumerate(rows)], self.batch_size):
-            numbers = [row[0] for row in part]
-            for number, scores in zip(
-                numbers, self._scores([rows[n] for n in numbers], [names[n] for n in numbers]), strict=True
-            ):
-                pairs = zip(choices[number], scores, strict=False)
-                ranked.append(sorted(pairs, key=lambda pair: -pair[1]))
+        requests, single = self.requests(image, question, adapter, None, Sampling(), choices)
+        ranked = [
+            sorted(zip(request.record["choices"], own.scores or [], strict=True), key=lambda pair: -pair[1])  # pyright: ignore
+            for request, own in zip(requests, _whole(self.engine.answer(requests)), strict=True)
+        ]
         return ranked[0] if single else ranked
 
-    def _generate(
-        self, records: list[dict[str, Any]], names: list[str | None], max_new_tokens: int
-    ) -> list[str]:
-        """Questions about the same image with the same adapter share a row."""
-        prompts = [self.template.encode_prompt(record) for record in records]
-        groups: dict[Any, list[int]] = {}
-        for number, (prompt, name) in enumerate(zip(prompts, names, strict=True)):
-            key = (tuple(image_key(image) for image in prompt.images), name) if prompt.images else number
-            groups.setdefault(key, []).append(number)
-        rows = [part for members in groups.values() for part in _chunks(members, self.batch_size)]
-        answers: list[str] = [""] * len(records)
-        for part in _filled(rows, self.batch_size):
-            batch = self._batch(
-                [[prompts[number] for number in row] for row in part], [names[row[0]] for row in part]
-            )
-            generated = self.model.generate(batch, self.template.tokenizer.eos_token_id, max_new_tokens)
-            for row, texts in zip(part, generated, strict=True):
-                for number, ids in zip(row, texts, strict=True):
-                    answers[number] = self.template.decode(ids)
-        return answers
+    def answer(self, requests: Sequence[Request]) -> list[Completion]:
+        """The completion of every request, or its own error; see `requests`."""
+        return self.engine.answer(requests)
 
-    @torch.inference_mode()
-    def _scores(self, rows: Sequence[Sequence[Encoded]], names: Sequence[str | None]) -> list[list[float]]:
-        losses = self.model.token_losses(self._batch(rows, names))
-        return length_normalised(losses, len(rows)).tolist()
+    def sampling(self, max_new_tokens: int | None = None) -> Sampling:
+        """Greedy, and as long as the run's answers may be."""
+        return Sampling(self.manifest.max_new_tokens if max_new_tokens is None else max_new_tokens)
 
-    def _batch(self, rows: Sequence[Sequence[Encoded]], names: Sequence[str | None]) -> Batch:
-        packed = [pack(row) for row in rows]
-        images = [image for row in packed for image in row.images]
-        return collate(packed, self._features(images), names).to(self.model.device)
+    def requests(
+        self,
+        image: Any,
+        question: Any,
+        adapter: Any = None,
+        task: str | None = None,
+        sampling: Sampling | None = None,
+        choices: Sequence[Any] | None = None,
+    ) -> tuple[list[Request], bool]:
+        """The requests of `ask` and `rank`, and whether nothing was a list.
 
-    def _features(self, images: list[ImageLike]) -> Tensor | None:
-        return encode_images(self.model.vision_encoder, images) if images else None
+        Raises:
+            RefusedError: lists of different length, markers that do not fit the images, or unusable choices.
+            UnknownNameError: an unknown adapter.
+        """
+        images, questions, adapters, single = _aligned(image, question, adapter)
+        records = [
+            _record(i, q, task or self.manifest.default_task, n)
+            for n, (i, q) in enumerate(zip(images, questions, strict=True))
+        ]
+        if choices is not None:
+            for record, own in zip(records, _choices(choices, len(records)), strict=True):
+                record["choices"] = own
+        names = self._names(adapters)
+        how = sampling or self.sampling()
+        return [Request(r, a, choices is not None, how) for r, a in zip(records, names, strict=True)], single
 
     def _names(self, adapters: list[str | None]) -> list[str | None]:
         """Unknown names are refused before anything is computed."""
@@ -187,29 +185,36 @@ class VisionLanguageModel:
         return [None if name == RESERVED_NAME else name for name in chosen]
 
 
-def _record(images: Images, question: str, task: str | None, number: int) -> dict[str, Any]:
-    listed = [] if images is None else list(images) if isinstance(images, tuple) else [images]
+def _whole(completions: list[Completion]) -> list[Completion]:
+    for completion in completions:
+        if completion.error is not None:
+            raise RefusedError(completion.error)
+    return completions
+
+
+def _record(images: Images, question: str, task: str | None, number: int) -> Record:
+    listed: list[Any] = [] if images is None else list(images) if isinstance(images, tuple) else [images]
     markers = question.count(IMAGE_MARKER)
     if markers and markers != len(listed):
         raise RefusedError(
             f"question {number} has {markers} {IMAGE_MARKER} but {len(listed)} images were given"
         )
     text = question if markers else IMAGE_MARKER * len(listed) + question
-    return {
-        "id": str(number),
-        "images": listed,
-        "turns": [(text, None)],
-        "task": task,
-        "where": f"question {number}",
-    }
+    return Record(id=str(number), images=listed, turns=[(text, None)], task=task, where=f"question {number}")
 
 
-def _check_choices(choices: Sequence[str], number: int) -> None:
-    trimmed = [choice.strip() for choice in choices]
-    if len(trimmed) < 2 or len(set(trimmed)) < len(trimmed) or not all(trimmed):
-        raise RefusedError(
-            f"question {number}: choices must be at least two different, non-empty answers; got {list(choices)!r}"
-        )
+def _choices(choices: Sequence[Any], length: int) -> list[list[str]]:
+    """A list of choices for every question."""
+    given = [choices] * length if all(isinstance(choice, str) for choice in choices) else choices
+    if len(given) != length:
+        raise RefusedError(f"{len(given)} lists of choices for {length} questions; give one for each")
+    for number, own in enumerate(given):
+        trimmed = [choice.strip() for choice in own]
+        if len(trimmed) < 2 or len(set(trimmed)) < len(trimmed) or not all(trimmed):
+            raise RefusedError(
+                f"question {number}: choices must be at least two different, non-empty answers; got {list(own)!r}"
+            )
+    return [list(own) for own in given]
 
 
 def _aligned(image: Any, question: Any, adapter: Any) -> tuple[list[Any], list[Any], list[Any], bool]:
@@ -225,20 +230,3 @@ def _aligned(image: Any, question: Any, adapter: Any) -> tuple[list[Any], list[A
         value if isinstance(value, list) else [value] * length for value in values.values()
     )
     return images, questions, adapters, not lengths
-
-
-def _chunks(items: Sequence[Item], size: int) -> list[list[Item]]:
-    return [list(items[start : start + size]) for start in range(0, len(items), size)]
-
-
-def _filled(rows: list[list[int]], size: int) -> list[list[list[int]]]:
-    """Rows gathered into batches of at most ``size`` conversations."""
-    batches: list[list[list[int]]] = []
-    filled = 0
-    for row in rows:
-        if not batches or filled + len(row) > size:
-            batches.append([])
-            filled = 0
-        batches[-1].append(row)
-        filled += len(row)
-    return batches

@@ -1,6 +1,6 @@
 """Encoder, projector and language model, from their configs, as one model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,14 +15,21 @@ def build_model(
     language: LanguageConfig,
     vision: VisionConfig | None,
     device: torch.device | str = "cpu",
-    own_projector: Sequence[str] = (),
+    projector_slots: Mapping[str, int] | None = None,
 ) -> MultimodalModel:
-    """Encoder, a fresh projector and the language model, from their configs; the adapters named in
-    ``own_projector`` get one of their own, and all others share the first."""
+    """Encoder, fresh projectors and the language model, from their configs.
+
+    Args:
+        language: the language model and how it is held.
+        vision: the encoder; None is text alone.
+        device: of all three.
+        projector_slots: finetune -> slot of the projector that its images go through; any other row uses slot 0.
+    """
+    slots = dict(projector_slots or {})
     encoder = make_encoder(vision).to(device)
     language_model: Any = load_language_model(language, device)
     dim = language_model.get_input_embeddings().weight.shape[1]
-    projector = Projector(encoder.dim, dim, 1 + len(own_projector)).to(device)
+    projector = Projector(encoder.dim, dim, 1 + max(slots.values(), default=0)).to(device)
     model = MultimodalModel(encoder, projector, language_model)
-    model.projector_slots = {name: slot for slot, name in enumerate(own_projector, start=1)}
+    model.projector_slots = slots
     return model

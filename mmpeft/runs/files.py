@@ -3,18 +3,21 @@
 ::
 
     runs/mine/
-      mmpeft.json             what this run belongs to, with hashes
-      adapters/<name>/        one adapter in PEFT's format
-      projector.safetensors   ``<adapter or "base">.weight`` and ``.bias``
-      examples/               held-out examples with the model's answers
+      mmpeft.json                    what this run belongs to, with hashes
+      adapters/<name>/               one finetune: its adapter in PEFT's format, and
+        projector.safetensors        its projector, ``weight`` (out, in) and ``bias`` (out,)
+      projector.safetensors          the projector of rows without finetune, where none of the finetunes has the same
+      examples/                      held-out examples with the model's answers
       config.yaml metrics.csv tensorboard/ checkpoints/ report.png README.md
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from mmpeft.adapters.peft_format import load_adapter, save_adapter
 from mmpeft.data.template import Template
@@ -27,18 +30,27 @@ from mmpeft.runs.identity import check_identity, describe
 from mmpeft.runs.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 
 PROJECTOR = "projector.safetensors"
+BASE = "base"
+"""Whose projector is that of rows without finetune."""
 
 
 def save_run(directory: str | Path, manifest: Manifest, model: MultimodalModel) -> None:
-    """Writes the manifest, the projector and every adapter of the model."""
+    """Writes the manifest and every finetune of the model: its adapter and its projector."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = _projector_tensors(model)
-    save_file(tensors, directory / PROJECTOR)
-    manifest.projector = hash_tensors(tensors)
     manifest.adapters = model.bank.names
     for name in model.bank.names:
-        save_adapter(model.bank, name, directory / "adapters" / name, manifest.language["name"])
+        save_adapter(model.bank, name, adapter_folder(directory, name), manifest.language["name"])
+    if manifest.vision is not None:
+        slots = {BASE: 0} | {name: model.projector_slots.get(name, 0) for name in model.bank.names}
+        projectors = {
+            name: {key: tensor.cpu().contiguous() for key, tensor in model.projector.tensors(slot).items()}
+            for name, slot in slots.items()
+        }
+        manifest.projectors = {name: hash_tensors(tensors) for name, tensors in projectors.items()}
+        (directory / PROJECTOR).unlink(missing_ok=True)  # of an earlier run, whose base had another
+        for name, path in _projector_files(directory, manifest).items():
+            save_file(projectors[name], path)
     write_manifest(directory, manifest)
 
 
@@ -50,7 +62,7 @@ def load_run(
     Args:
         directory: the run's.
         device: of the model.
-        with_adapters: False for the base and the projector that adapters share, without a trace of adapters: beside
+        with_adapters: False for the base and the projector of its rows, without a trace of adapters: beside
             a finetune, rows of the base pass through its layers too.
 
     Raises:
@@ -58,11 +70,12 @@ def load_run(
     """
     manifest = read_manifest(directory)
     language = LanguageConfig(**manifest.language)
-    owners = projector_owners(directory, manifest) if with_adapters else []
-    model = build_model(language, manifest.vision_config, device, owners)
+    adapters = manifest.adapters if with_adapters else []
+    slots = shared_slots(read_projectors(directory, manifest), adapters)
+    model = build_model(language, manifest.vision_config, device, slots)
     tokenizer = load_tokenizer(language.name)
     check_identity(manifest, describe(language, model, tokenizer), directory)
-    load_trained(directory, model, None if with_adapters else {})
+    load_trained(directory, model, {name: name for name in adapters})
     template = Template(
         tokenizer,
         model.vision_encoder.num_tokens,
@@ -73,57 +86,84 @@ def load_run(
 
 
 def load_trained(
-    directory: str | Path,
-    model: MultimodalModel,
-    adapters: dict[str, str] | None = None,
-    projector_of: str = "base",
+    directory: str | Path, model: MultimodalModel, adapters: Mapping[str, str], projector_of: str = BASE
 ) -> None:
-    """Loads a run's projector, and its adapters, into a model of the same base.
+    """Loads a run's finetunes and projectors into a model of the same base.
 
     Args:
         directory: the run's.
         model: to load into.
-        adapters: the name that each is to have -> its name in the run; None loads all under their own.
-        projector_of: adapter of the run whose own projector becomes the one that adapters share, if it has one.
+        adapters: the name that each finetune is to have -> its name in the run.
+        projector_of: finetune of the run whose projector becomes that of rows without finetune.
 
     Raises:
         RefusedError: a damaged or misfitting file.
     """
     directory, manifest = Path(directory), read_manifest(directory)
-    tensors = _read_projector(directory, manifest)
-    chosen = {name: name for name in manifest.adapters} if adapters is None else adapters
-    for name, slot in {"base": 0, **model.projector_slots}.items():
-        wanted = projector_of if name == "base" else chosen.get(name, name)
-        owner = (
-            wanted if f"{wanted}.weight" in tensors else "base"
-        )  # a new finetune starts from the shared one
-        prefix = f"{owner}."
-        own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        model.projector.fill(own, slot)
-    for name, source in chosen.items():
-        load_adapter(model.bank, name, directory / "adapters" / source)
+    projectors = read_projectors(directory, manifest)
+    if projectors:
+        for name, slot in {BASE: 0, **model.projector_slots}.items():
+            owner = projector_of if name == BASE else adapters.get(name, name)
+            # a new finetune begins with the projector that rows without one use
+            model.projector.fill(projectors.get(owner, projectors[BASE]), slot)
+    for name, source in adapters.items():
+        load_adapter(model.bank, name, adapter_folder(directory, source))
 
 
-def projector_owners(directory: str | Path, manifest: Manifest) -> list[str]:
-    """The adapters of a run that have a projector of their own."""
-    tensors = _read_projector(Path(directory), manifest)
-    return sorted({key.rpartition(".")[0] for key in tensors} - {"base"})
+def adapter_folder(directory: str | Path, name: str) -> Path:
+    """Where a run keeps a finetune."""
+    return Path(directory) / "adapters" / name
 
 
-def _read_projector(directory: Path, manifest: Manifest) -> dict[str, torch.Tensor]:
+def shared_slots(projectors: Mapping[str, Mapping[str, Tensor]], names: list[str]) -> dict[str, int]:
+    """Finetune -> slot, so that finetunes with equal projectors share one; those that equal the base's have none."""
+    slots: dict[str, int] = {}
+    by_hash = {hash_tensors(projectors[BASE]): 0} if projectors else {}
+    for name in names:
+        if name in projectors:
+            slot = by_hash.setdefault(hash_tensors(projectors[name]), len(by_hash))
+            slots |= {name: slot} if slot else {}
+    return slots
+
+
+def read_projectors(directory: str | Path, manifest: Manifest) -> dict[str, dict[str, Tensor]]:
+    """Finetune, or "base" -> its projector's ``weight`` and ``bias``; empty for text alone.
+
+    Raises:
+        RefusedError: a missing, damaged or exchanged file.
+    """
+    directory = Path(directory)
+    if manifest.format == 1:
+        return _read_format_1(directory, manifest)
+    if not manifest.projectors:
+        return {}
+    files = _projector_files(directory, manifest)
+    found = {name: _read(path, manifest.projectors[name]) for name, path in files.items()}
+    by_hash = {manifest.projectors[name]: tensors for name, tensors in found.items()}
+    return {name: by_hash[wanted] for name, wanted in manifest.projectors.items()}
+
+
+def _projector_files(directory: Path, manifest: Manifest) -> dict[str, Path]:
+    """Where each projector lies; that of the base only where no finetune has the same."""
+    files = {name: adapter_folder(directory, name) / PROJECTOR for name in manifest.adapters}
+    own = {manifest.projectors[name] for name in files}
+    return files if manifest.projectors[BASE] in own else {BASE: directory / PROJECTOR, **files}
+
+
+def _read(path: Path, wanted: str) -> dict[str, Tensor]:
     try:
-        tensors = load_file(directory / PROJECTOR)
+        tensors = load_file(path)
     except (SafetensorError, FileNotFoundError) as error:
-        raise RefusedError(f"{directory / PROJECTOR} is missing or damaged ({error})") from None
-    if hash_tensors(tensors) != manifest.projector:
-        raise RefusedError(f"{directory / PROJECTOR} is not the projector that {MANIFEST} was written for")
+        raise RefusedError(f"{path} is missing or damaged ({error})") from None
+    if hash_tensors(tensors) != wanted:
+        raise RefusedError(f"{path} is not the projector that {MANIFEST} was written for")
     return tensors
 
 
-def _projector_tensors(model: MultimodalModel) -> dict[str, torch.Tensor]:
-    slots = {"base": 0, **model.projector_slots}
-    return {
-        f"{name}.{key}": tensor.cpu().contiguous()
-        for name, slot in slots.items()
-        for key, tensor in model.projector.tensors(slot).items()
-    }
+def _read_format_1(directory: Path, manifest: Manifest) -> dict[str, dict[str, Tensor]]:
+    """All projectors in one file, ``<finetune or "base">.weight``; a finetune without one uses the base's."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in _read(directory / PROJECTOR, manifest.projector).items():
+        name, _, part = key.rpartition(".")
+        found.setdefault(name, {})[part] = tensor
+    return {name: found.get(name, found[BASE]) for name in (BASE, *manifest.adapters)}

@@ -9,7 +9,9 @@ from mmpeft.errors import RefusedError
 from mmpeft.models.vision import VisionConfig
 
 MANIFEST = "mmpeft.json"
-FORMAT = 1
+LEAST_NEW_TOKENS = 64
+FORMAT = 2
+"""Format 1 kept all projectors in one file beside the adapters; it is read, never written."""
 
 
 @dataclass
@@ -25,8 +27,10 @@ class Manifest:
     identity: dict[str, Any]
     """Hashes of the base's config and weights, the encoder's weights and transform, and the tokenizer."""
     adapters: list[str] = field(default_factory=list)
+    projectors: dict[str, str] = field(default_factory=dict)
+    """Finetune, or "base" for rows without one -> hash of the projector that its images go through."""
     projector: str = ""
-    """Hash of the projector's tensors."""
+    """In format 1, the hash of all projectors together."""
     base: str = ""
     """Hash of every byte of the frozen base as it was in memory when the training ended."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -34,6 +38,8 @@ class Manifest:
     """What was trained and what it took, in words."""
     instructions: dict[str, str | None] = field(default_factory=dict)
     """The tasks it was trained on, the most frequent first, with the instruction where a task has just one."""
+    answer_tokens: int = 0
+    """Tokens of the longest answer that it was trained on."""
     format: int = FORMAT
 
     @property
@@ -44,6 +50,11 @@ class Manifest:
     def default_task(self) -> str | None:
         """The identifier of the task that the run saw most; None where its data had no identifiers."""
         return next(iter(self.instructions), None) or None
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens that an answer may have where nobody says otherwise: as many as the longest that was learnt."""
+        return max(LEAST_NEW_TOKENS, self.answer_tokens)
 
 
 def write_manifest(directory: str | Path, manifest: Manifest) -> None:
@@ -61,6 +72,8 @@ def read_manifest(directory: str | Path) -> Manifest:
             f"{directory} is no run of mmpeft: it has no {MANIFEST}. `make quickstart` makes one"
         )
     content = json.loads(path.read_text())
-    if content.get("format") != FORMAT:
-        raise RefusedError(f"{path} has format {content.get('format')!r}; this version reads format {FORMAT}")
+    if content.get("format") not in range(1, FORMAT + 1):
+        raise RefusedError(
+            f"{path} has format {content.get('format')!r}; this version reads formats 1 to {FORMAT}"
+        )
     return Manifest(**content)

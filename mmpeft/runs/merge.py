@@ -20,7 +20,7 @@ from mmpeft.adapters.merge import merge, unwrap
 from mmpeft.errors import RefusedError
 from mmpeft.models.build import build_model
 from mmpeft.models.language import LanguageConfig, load_tokenizer
-from mmpeft.runs.files import PROJECTOR, load_trained, projector_owners
+from mmpeft.runs.files import PROJECTOR, load_trained, read_projectors, shared_slots
 from mmpeft.runs.identity import check_identity, describe
 from mmpeft.runs.manifest import read_manifest
 
@@ -69,8 +69,8 @@ def merge_run(
     language = replace(
         LanguageConfig(**manifest.language), quantization=quantization, gradient_checkpointing=False
     )
-    owners = [name for name in projector_owners(run, manifest) if name == adapter]
-    model = build_model(language, manifest.vision_config, own_projector=owners)
+    slots = shared_slots(read_projectors(run, manifest), [adapter])
+    model = build_model(language, manifest.vision_config, projector_slots=slots)
     tokenizer = load_tokenizer(language.name)
     check_identity(manifest, describe(language, model, tokenizer), run)
     load_trained(run, model, {adapter: adapter})

@@ -2,6 +2,8 @@
 
 import os
 import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,49 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import differences
 
+ORDER_SETTINGS = ("seed", "shots", "shots_seed", "weights", "limit", "task", "style", "image_root")
+"""Of the data: what decides which example comes when, and how it reads."""
+
 
 def stamp(belongs_to: dict[str, Any]) -> dict[str, Any]:
     """What the checkpoint belongs to, and the state of torch's random number generators."""
     rng = {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
     return {"belongs_to": belongs_to, "rng": rng}
+
+
+def belongs_to(
+    base: dict[str, Any],
+    run: dict[str, Any],
+    finetunes: Mapping[str, Any],
+    data: Any,
+    tensors: dict[str, list[int]],
+) -> dict[str, Any]:
+    """What a checkpoint must agree with to be resumed, in plain types: torch would refuse to load classes of ours. The
+    settings are those whose old value resuming would bring back, whatever the command line says.
+
+    Args:
+        base: identity of the frozen parts.
+        run: settings of the whole run.
+        finetunes: name -> `Finetune`.
+        data: the `VisionLanguageData`.
+        tensors: name -> shape of what trains.
+    """
+    order = {name: getattr(data, name) for name in ORDER_SETTINGS}
+    order |= {"packing": asdict(data.packing), "train": data.paths["train"]}
+    own = {
+        name: {
+            **asdict(finetune.settings),
+            "adapter": [
+                {"method": p.method, **vars(p)}
+                for p in (finetune.adapter.parts() if finetune.adapter else [])
+            ],
+            "data": dict(finetune.paths),
+            "max_steps": finetune.max_steps,
+            "shots_seed": finetune.shots_seed,
+        }
+        for name, finetune in finetunes.items()
+    }
+    return {"base": base, "model": run, "finetunes": own, "data": order, "tensors": tensors}
 
 
 def verify(checkpoint: dict[str, Any], belongs_to: dict[str, Any]) -> None:

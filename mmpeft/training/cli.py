@@ -9,13 +9,13 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from mmpeft.errors import RefusedError
-from mmpeft.evaluation.evaluate import EvaluationResults
+from mmpeft.evaluation.evaluate import EvaluationConfig
 from mmpeft.training.checkpoint import AtomicCheckpointIO
 from mmpeft.training.datamodule import VisionLanguageData
 from mmpeft.training.malloc import keep_freed_memory
 from mmpeft.training.module import VisionLanguageModule
 from mmpeft.training.progress import Progress
-from mmpeft.training.run_writer import RunDirectory
+from mmpeft.training.run_writer import EvaluationWriter, RunWriter
 
 EXPECTED_WARNINGS = [
     r"LightningCLI's args parameter",
@@ -29,13 +29,12 @@ class VisionLanguageCLI(LightningCLI):
     """`mmpeft fit|validate|test|predict`; everything goes to ``trainer.default_root_dir``."""
 
     def add_arguments_to_parser(self, parser: Any) -> None:
-        # A finetune of a joint run is one entry of the config, its data included.
+        parser.add_class_arguments(EvaluationConfig, "test")
         parser.add_argument(
             "--forgetting",
             action="store_true",
-            help="after `mmpeft test`, also compare base and finetune on data.held_text",
+            help="after `mmpeft test`, also compare base and finetune on test.held_text",
         )
-        parser.link_arguments("model.adapters", "data.finetunes", compute_fn=data_of)
 
     @classmethod
     def run(cls, arguments: list[str]) -> "VisionLanguageCLI":
@@ -86,7 +85,7 @@ class VisionLanguageCLI(LightningCLI):
         ):
             kwargs["callbacks"] = [*callbacks, Progress()]
         trainer: Any = super().instantiate_trainer(**kwargs)
-        trainer.callbacks += [RunDirectory(), EvaluationResults(own.forgetting)]
+        trainer.callbacks += [RunWriter(), EvaluationWriter(own.forgetting)]
         if not any(isinstance(callback, ModelCheckpoint) for callback in trainer.callbacks):
             trainer.callbacks.append(
                 ModelCheckpoint(f"{directory}/checkpoints", save_last=True, save_top_k=0)
@@ -94,16 +93,15 @@ class VisionLanguageCLI(LightningCLI):
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
-
-def data_of(adapters: dict[str, Any] | None) -> dict[str, dict[str, Any]] | None:
-    """The part of ``model.adapters`` that the data needs."""
-    if adapters is None:
-        return None
-
-    def own_data(finetune: Any) -> dict[str, Any]:
-        settings = finetune.get("init_args", finetune)
-        paths = {split: settings.get(split) for split in ("train", "val", "test")}
-        listed = {split: [path] if isinstance(path, str) else path for split, path in paths.items()}
-        return {**listed, **{key: settings.get(key) for key in ("max_steps", "shots_seed")}}
-
-    return {name: own_data(finetune) for name, finetune in adapters.items()}
+    def instantiate_classes(self) -> None:
+        """Hands the section ``test:`` to the module; its keys were once under ``data:``."""
+        super().instantiate_classes()
+        config: Any = self.config_init
+        section = (config[self.subcommand] if self.subcommand else config).test
+        moved = self.datamodule.moved
+        for name, value in moved.items():
+            if getattr(section, name) not in (getattr(EvaluationConfig, name), value):
+                raise RefusedError(
+                    f"data.{name} has moved to test.{name}, and both are given; keep the second"
+                )
+        self.model.evaluation_config = EvaluationConfig(**vars(section) | moved)

@@ -1,7 +1,7 @@
-"""The LightningModule: what trains, by which loss, with which optimiser, and what a checkpoint holds."""
+"""The LightningModule: Lightning's hooks, each a call of what does the work."""
 
 from collections import Counter
-from dataclasses import asdict, fields, is_dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,38 +9,32 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from mmpeft.adapters import AdapterConfig, ImagePromptConfig
-from mmpeft.data.batch import Batch
+from mmpeft.adapters import AdapterConfig
+from mmpeft.data.batch import Batch, Conversations
 from mmpeft.data.features import FeatureCache
-from mmpeft.data.packing import NO_CHOICES
+from mmpeft.data.template import Template
 from mmpeft.errors import RefusedError
-from mmpeft.evaluation.answer_log import AnswerLog
+from mmpeft.evaluation.evaluate import Evaluation, EvaluationConfig
 from mmpeft.hashing import hash_json, hash_tensors
-from mmpeft.models.build import build_model
-from mmpeft.models.language import LanguageConfig, load_tokenizer
-from mmpeft.models.multimodal import MultimodalModel
-from mmpeft.models.token_losses import TokenLosses, length_normalised
+from mmpeft.inference.engine import Engine, Work
+from mmpeft.models.language import LanguageConfig
+from mmpeft.models.token_losses import TokenLosses
 from mmpeft.models.vision import VisionConfig
-from mmpeft.runs.files import load_trained
-from mmpeft.runs.identity import check_identity, describe
-from mmpeft.runs.manifest import MANIFEST, read_manifest
+from mmpeft.runs.manifest import LEAST_NEW_TOKENS, MANIFEST
 from mmpeft.training import checkpoint
-from mmpeft.training.answering import add_likelihoods, answer
-from mmpeft.training.datamodule import VisionLanguageData
-from mmpeft.training.finetune_config import FinetuneConfig, Schedule
-from mmpeft.training.objectives import ChoiceLosses, exactly_right, in_answers, objective
-from mmpeft.training.optim import Finetune, Slice, TFewAdafactor, warmup_then
-from mmpeft.training.start import add_adapters, earlier_adapters
+from mmpeft.training.batches import Loader, ends_by_steps, loader_of, make_loader, total_steps
+from mmpeft.training.datamodule import VisionLanguageData, all_records, refuse_images
+from mmpeft.training.finetune import Finetune, FinetuneConfig, Schedule, Settings, make_finetunes
+from mmpeft.training.objectives import ChoiceLosses, exactly_right, in_answers, objective, rank_accuracy
+from mmpeft.training.optim import make_optimizer
+from mmpeft.training.start import Started, add_adapters, build_start
 
-SETTINGS = ("learning_rate", "projector_learning_rate", "weight_decay", "schedule", "warmup", "choice_losses")
-"""What a finetune of a joint run may have of its own."""
-ORDER_SETTINGS = ("seed", "shots", "shots_seed", "weights", "limit", "task", "style", "image_root")
-"""Of the data: what decides which example comes when, and how it reads."""
-RESUMED_SETTINGS = (*SETTINGS, "optimizer", "seed")
+Owned = tuple[Finetune, TokenLosses, Conversations]
+"""A finetune, and of a batch what is its own."""
 
 
 class VisionLanguageModule(L.LightningModule):
-    """A frozen encoder and language model; a projector and an adapter that train.
+    """A frozen encoder and language model; a projector and adapters that train.
 
     Args:
         language: the language model and how it is held.
@@ -82,138 +76,110 @@ class VisionLanguageModule(L.LightningModule):
         seed: int = 0,
     ):
         super().__init__()
-        if adapters is not None and (adapter is not None or not adapters):
-            raise RefusedError(
-                "model.adapters holds the finetunes of a joint run: give at least one, and no model.adapter beside them"
-            )
-        self.language, self.vision = language, vision
-        self.adapter, self.adapter_name, self.adapters = adapter, adapter_name, adapters
+        defaults = Settings(
+            learning_rate, projector_learning_rate, weight_decay, schedule, warmup, choice_losses
+        )
+        self.finetunes = make_finetunes(adapter, adapter_name, adapters, defaults)
         if start_adapter is not None and start_from is None:
             raise RefusedError(f"model.start_adapter is {start_adapter!r} of which run? Set model.start_from")
+        self.language, self.vision, self.optimizer, self.seed = language, vision, optimizer, seed
         self.train_projector = train_projector and vision is not None
         self.start_from, self.start_adapter = start_from, start_adapter
-        self.learning_rate, self.projector_learning_rate = learning_rate, projector_learning_rate
-        self.weight_decay, self.schedule, self.warmup, self.seed = weight_decay, schedule, warmup, seed
-        self.optimizer, self.choice_losses = optimizer, choice_losses
+        self.evaluation_config = EvaluationConfig()
+        """How a test answers and measures; the command line sets it from the section ``test:``."""
         self.strict_loading = False  # a checkpoint holds what trains, not the frozen base
-        self.model: MultimodalModel
-        self.tokenizer: Any
-        self.finetunes: list[Finetune] = []
-        self.answer_log: AnswerLog
+        self.started: Started
+        self.evaluation: Evaluation
+        self._train_loader: Loader | None = None
         self._tokens: Counter[str] = Counter()
-        self._with_images: set[str | None] = set()
+        self._with_images: set[str] = set()
         self._correct: dict[str, list[bool]] = {}
-        self.earlier_instructions: dict[str, str | None] = {}
 
     # -- building -------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Loads the frozen parts, once the data has been checked, and connects the data to them."""
+        """Loads the frozen parts, once the data has been checked."""
+        data, finetunes = self._data, list(self.finetunes.values())
+        self._check(stage)
+        if self.vision is None:
+            refuse_images(all_records(finetunes), "model.vision is null")
+        source, own_run = self._source()
         fresh = not hasattr(self, "model")
+        if fresh:
+            self.started = build_start(
+                *(self.language, self.vision, self.finetunes, self.trainer.strategy.root_device, self.seed),
+                *(source, self.start_adapter, own_run),
+            )
+            self.model = self.started.model
+        self.features = FeatureCache(data.cache, self.model.vision_encoder)
+        images = [image for record in all_records(finetunes) for image in record["images"]]
+        self.features.build(images, skip_unreadable=stage in ("test", "predict"))
+        self.template = Template(
+            *(
+                self.started.tokenizer,
+                self.model.vision_encoder.num_tokens,
+                data.style,
+                data.packing.max_length,
+            )
+        )
+        if fresh:
+            answering = self.trainer.state.fn != "fit"
+            add_adapters(self.model, self.finetunes, self.seed, self.some_batches, str(source), answering)
+            self.model.projector.requires_grad_(self.train_projector)
+        if stage in ("test", "predict"):
+            self.evaluation = self._make_evaluation(stage)
+
+    @property
+    def _data(self) -> VisionLanguageData:
+        return self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _check(self, stage: str) -> None:
+        trains = self.train_projector or any(own.adapter for own in self.finetunes.values())
         if self.trainer.world_size > 1:
             raise RefusedError(
                 f"the trainer has {self.trainer.world_size} processes, among which batches are not divided yet; "
                 "set trainer.devices to 1"
             )
-        if stage == "fit" and not any(self.wanted.values()) and not self.train_projector:
+        if stage == "fit" and not trains:
             raise RefusedError("nothing would train: give an adapter, or set train_projector to true")
-        if self.adapters is not None and self.trainer.accumulate_grad_batches > 1:
+        if len(self.finetunes) > 1 and self.trainer.accumulate_grad_batches > 1:
             raise RefusedError(
                 "a joint run takes one batch of each finetune a step; set accumulate_grad_batches to 1"
             )
-        data: VisionLanguageData = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        if self.vision is None:
-            data.refuse_images("model.vision is null")
-        if fresh:
-            self.model = self._build()
-        cache = FeatureCache(data.cache, self.model.vision_encoder)
-        cache.build(data.images())
-        data.connect(
-            self.tokenizer,
-            self.model.vision_encoder.num_tokens,
-            cache,
-            self._served_adapter,
-            self.with_choices,
-        )
-        if fresh:
-            source = str(self._own_run() or self.start_from)
-            answering = self.trainer.state.fn != "fit"
-            add_adapters(
-                self.model, self.wanted, self.seed, lambda *of: data.some_batches(*of), source, answering
-            )
-            self.model.projector.requires_grad_(self.train_projector)
-        if stage in ("test", "predict"):
-            self.answer_log = self._open_answer_log(data, cache)
-            data.answered = set(self.answer_log.answers)
-            if data.answered:
-                print(
-                    f"{len(data.answered)} of {len(data.records[self._split])} answers are there already; going on"
-                )
 
-    @property
-    def wanted(self) -> dict[str, AdapterConfig | None]:
-        """Finetune -> its method; None trains the projector alone."""
-        if self.adapters is None:
-            return {self.adapter_name: self.adapter}
-        return {name: finetune.adapter for name, finetune in self.adapters.items()}
+    def _source(self) -> tuple[str | None, bool]:
+        """The run to begin from, and whether it is this very one: outside of fit, a run's own results are meant."""
+        directory = Path(self.trainer.default_root_dir)
+        own = self.trainer.state.fn != "fit" and (directory / MANIFEST).exists()
+        return (str(directory), True) if own else (self.start_from, False)
 
-    @property
-    def with_choices(self) -> dict[str, bool]:
-        """Finetune -> whether it learns from wrong choices; under "" where there is just one."""
+    def adapters(self) -> dict[str, str | None]:
+        """Finetune -> the adapter of its rows; None is the base, where the projector alone trains."""
         return {
-            name if self.adapters else "": self._settings(name)["choice_losses"].wanted
-            for name in self.wanted
+            name: name if own.adapter is not None or name in self.model.bank else None
+            for name, own in self.finetunes.items()
         }
 
-    @property
-    def _served_adapter(self) -> str | None:
-        """Whose rows those of a run of one finetune are."""
-        trains = self.adapter is not None
-        return self.adapter_name if trains or self.adapter_name in self.model.bank else None
+    def train_loader(self) -> Loader:
+        if self._train_loader is None:
+            made = self._loader("train", self._data.seed, ends_by_steps(self.trainer))
+            assert made is not None, "a fit without training data was refused"
+            self._train_loader = made
+        return self._train_loader
 
-    def _build(self) -> MultimodalModel:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            model = build_model(
-                self.language, self.vision, self.trainer.strategy.root_device, list(self.adapters or ())
-            )
-        self.tokenizer = load_tokenizer(self.language.name)
-        self.identity = describe(self.language, model, self.tokenizer)
-        own_run = self._own_run()
-        if source := own_run or self.start_from:
-            manifest = read_manifest(source)
-            check_identity(manifest, self.identity, source)
-            self.earlier_instructions = manifest.instructions
-            start = None if own_run else self.start_adapter
-            sources = earlier_adapters(self.wanted, manifest.adapters, source, start, bool(own_run))
-            own = sources.get(self.adapter_name, self.adapter_name) if self.adapters is None else "base"
-            load_trained(source, model, sources, own)
-        return model
+    def val_loader(self) -> Loader | list:
+        return self._loader("val") or []
 
-    def _own_run(self) -> str | None:
-        """Outside of fit, a run's own results are what is meant."""
-        directory = Path(self.trainer.default_root_dir)
-        fitting = self.trainer.state.fn == "fit"
-        return str(directory) if not fitting and (directory / MANIFEST).exists() else None
+    def some_batches(self, name: str, number: int) -> list[Batch]:
+        """The first batches of a finetune's training data, without taking them from its epoch."""
+        own = loader_of(self.train_loader(), name)
+        return [own.batch(index) for index in range(min(number, len(own)))]
 
-    def _finetune(self, name: str, config: AdapterConfig | None) -> Finetune:
-        adapter: list[Slice] = []
-        if config is not None:
-            for _, stack, slot in self.model.bank.places(name):
-                of_images = stack.method == ImagePromptConfig.method
-                adapter += [
-                    Slice(parameter, slot, stack.origin, stack.own_dims(key, slot), of_images)
-                    for key, parameter in stack.named_parameters()
-                ]
-        slot = self.model.projector_slots.get(name, 0)
-        projector = list(self.model.projector.parameters()) if self.train_projector else []
-        return Finetune(name, adapter, [Slice(parameter, slot, of_images=True) for parameter in projector])
+    def _loader(self, split: Any, seed: int | None = None, cycle: bool = False) -> Loader | None:
+        how = (self.template, self.features, self._data.packing, self.adapters(), seed, cycle)
+        return make_loader(self.finetunes, split, *how)
 
     # -- training -------------------------------------------------------------------------------------------
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        if self.adapters is not None and self.trainer.train_dataloader.everybody_left():  # pyright: ignore
-            self.trainer.should_stop = True
 
     def on_fit_start(self) -> None:
         # from_pretrained leaves modules in eval mode and Lightning keeps each as it is, so dropout would stay off.
@@ -224,50 +190,51 @@ class VisionLanguageModule(L.LightningModule):
         exact when micro-batches of different length are accumulated (the terms that come from wrong choices are then
         averaged by the tokens of the right ones)."""
         losses = self.model.token_losses(batch)
-        self._with_images |= {batch.adapters[row] for row in batch.image_rows.tolist()}
         total = losses.nll.new_zeros(())
-        for name, (own, right) in self._by_finetune(batch, losses).items():
-            tokens = int(in_answers(own, right).sum())
+        for finetune, own, conversations in self._by_finetune(batch, losses):
+            name, tokens = finetune.name, int(in_answers(own, conversations).sum())
             self._tokens[name] += tokens
             terms: dict[str, Tensor] = {}
             if tokens == len(own.nll):  # summed as they are: a mean times its number would round
                 loss = own.nll.sum()
             else:
-                terms = objective(own, right, self._settings(name)["choice_losses"])
+                terms = objective(own, None, conversations, finetune.settings.choice_losses)
                 loss = tokens * torch.stack(list(terms.values())).sum()
             total = total + loss
             # NaN where it has no tokens: Lightning would repeat the last value of a finetune that has left
             mean = loss.detach() / tokens if tokens else torch.nan
-            self.log(self._curve("train_loss", name), mean, prog_bar=True, batch_size=max(1, tokens))
+            self.log(self.curve("train_loss", name), mean, prog_bar=True, batch_size=max(1, tokens))
             for term, value in terms.items():
-                self.log(self._curve(f"train_{term}", name), value.detach(), batch_size=tokens)
-        self.log("conversations", float(sum(map(len, batch.examples))), reduce_fx="sum", on_step=True)
+                self.log(self.curve(f"train_{term}", name), value.detach(), batch_size=tokens)
+        self.log("conversations", float(batch.conversations.num_examples), reduce_fx="sum", on_step=True)
         return total
 
-    def _curve(self, metric: str, name: str) -> str:
+    def curve(self, metric: str, name: str) -> str:
         """What a metric of a finetune is logged as: the report tells the curves of a joint run by it."""
-        return metric if self.adapters is None else f"{metric}/{name}"
+        return metric if len(self.finetunes) == 1 else f"{metric}/{name}"
 
-    def _by_finetune(self, batch: Batch, losses: TokenLosses) -> dict[str, tuple[TokenLosses, list[int]]]:
-        """The token losses of each finetune's rows, and `Batch.right` with the rows of others blank."""
-        if self.adapters is None:
-            return {self.adapter_name: (losses, batch.right)}
-        found: dict[str, tuple[TokenLosses, list[int]]] = {}
-        for name in self.adapters:
-            owned = torch.tensor([owner == name for owner in batch.adapters], device=losses.rows.device)
-            right = [
-                segment if own else NO_CHOICES
-                for segment, own in zip(batch.right, owned.tolist(), strict=True)
-            ]
-            found[name] = losses.where(owned[losses.rows]), right
-        return found
+    def _by_finetune(self, batch: Batch, losses: TokenLosses) -> Iterator[Owned]:
+        """Each finetune with its own rows of a batch; a single one has all of them."""
+        with_images = {batch.adapters[row] for row in batch.image_rows.tolist()}
+        for name, adapter in self.adapters().items():
+            if adapter in with_images:
+                self._with_images.add(name)
+            if len(self.finetunes) == 1:
+                yield self.finetunes[name], losses, batch.conversations
+                continue
+            owned = torch.tensor([owner == adapter for owner in batch.adapters], device=losses.rows.device)
+            table = batch.conversations
+            yield self.finetunes[name], losses.where(owned[losses.rows]), table.where(owned[table.rows])
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if getattr(self._train_loader, "everybody_left", bool)():
+            self.trainer.should_stop = True
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        for finetune in self.finetunes:
+        for name, parameters in self._trained():
             # Lightning divided the loss by the number of accumulated batches
-            tokens = self._tokens[finetune.name] / self.trainer.accumulate_grad_batches
-            images = self.adapters is None or finetune.name in self._with_images
-            finetune.take_gradients(tokens, images)
+            tokens = self._tokens[name] / self.trainer.accumulate_grad_batches
+            parameters.take_gradients(tokens, name in self._with_images)
         self._tokens.clear()
         self._with_images.clear()
 
@@ -278,14 +245,14 @@ class VisionLanguageModule(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clips each finetune by its own norm; one whose norm is not finite sits the step out."""
-        for finetune in self.finetunes:
-            skipped = finetune.skipped
-            norm = finetune.clip(gradient_clip_val)
+        for name, parameters in self._trained():
+            skipped = parameters.skipped
+            norm = parameters.clip(gradient_clip_val)
             if norm is not None:
-                self.log(self._curve("gradient_norm", finetune.name), norm)
-            if finetune.skipped > skipped:
-                end = "; it is given up, as it was left" if finetune.given_up else ""
-                told = f"{finetune.name!r} has a gradient that is not finite; its step is skipped"
+                self.log(self.curve("gradient_norm", name), norm)
+            if parameters.skipped > skipped:
+                end = "; it is given up, as it was left" if parameters.given_up else ""
+                told = f"{name!r} has a gradient that is not finite; its step is skipped"
                 print(f"step {self.global_step}: {told}{end}")
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
@@ -294,50 +261,31 @@ class VisionLanguageModule(L.LightningModule):
             parameter.grad = None
 
     def configure_optimizers(self) -> Any:
-        self.finetunes = [self._finetune(name, config) for name, config in self.wanted.items()]
-        data: VisionLanguageData = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        groups, factors, longest = [], [], 1
-        for finetune in self.finetunes:
-            setting = self._settings(finetune.name)
-            steps = data.total_steps(finetune.name)
-            longest = max(longest, steps)
-            factor = warmup_then(setting["schedule"], setting["warmup"], steps)
-            own = finetune.groups(
-                setting["learning_rate"], setting["projector_learning_rate"], setting["weight_decay"]
-            )
-            groups += own
-            # by the finetune's own steps: one that sat a step out goes on where it was
-            factors += [lambda _, finetune=finetune, factor=factor: factor(finetune.steps)] * len(own)
-        optimizer = torch.optim.AdamW(groups) if self.optimizer == "adamw" else TFewAdafactor(groups, longest)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+        groups = []
+        for finetune in self.finetunes.values():
+            steps = total_steps(finetune, self.train_loader(), self.trainer)
+            parameters = finetune.train_in(self.model, self.train_projector)
+            groups.append((parameters, finetune.settings, steps))
+        optimizer, scheduler = make_optimizer(self.optimizer, groups)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _settings(self, name: str) -> dict[str, Any]:
-        """A finetune's own settings, and the run's where it has none."""
-        own = self.adapters[name] if self.adapters else None
-        return {
-            key: value if (value := getattr(own, key, None)) is not None else getattr(self, key)
-            for key in SETTINGS
-        }
+    def _trained(self) -> Iterator[tuple[str, Any]]:
+        return ((name, own.parameters) for name, own in self.finetunes.items() if own.parameters)
 
     # -- evaluation -----------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         losses = self.model.token_losses(batch)
-        for name, (own, right) in self._by_finetune(batch, losses).items():
-            answers = own.where(in_answers(own, right))
+        for finetune, own, conversations in self._by_finetune(batch, losses):
+            answers, name = own.where(in_answers(own, conversations)), finetune.name
             if tokens := len(answers.nll):
-                terms = objective(own, right, self._settings(name)["choice_losses"])
+                terms = objective(own, None, conversations, finetune.settings.choice_losses)
                 loss = torch.stack(list(terms.values())).sum()
-                self.log(self._curve("val_loss", name), loss, batch_size=tokens, prog_bar=True)
-            matches = self._correct.setdefault(self._curve("val_exact_match", name), [])
-            matches += exactly_right(answers).values()
-            if any(segment != NO_CHOICES for segment in right):
-                best = length_normalised(own, len(right)).argmax(1).tolist()
-                ranked = self._correct.setdefault(self._curve("val_rank_accuracy", name), [])
-                ranked += [
-                    b + 1 == segment for b, segment in zip(best, right, strict=True) if segment != NO_CHOICES
-                ]
+                self.log(self.curve("val_loss", name), loss, batch_size=tokens, prog_bar=True)
+            right, ranked = list(exactly_right(answers).values()), rank_accuracy(own, conversations)
+            for metric, correct in (("val_exact_match", right), ("val_rank_accuracy", ranked)):
+                self._correct.setdefault(self.curve(metric, name), []).extend(correct)
+        self._with_images.clear()
 
     def on_validation_epoch_end(self) -> None:
         for name, correct in self._correct.items():
@@ -345,35 +293,38 @@ class VisionLanguageModule(L.LightningModule):
                 self.log(name, sum(correct) / len(correct), prog_bar=True)
         self._correct = {}
 
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Answers a batch and puts the answers on disk."""
-        data: VisionLanguageData = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        assert data.template is not None
-        answers = answer(self.model, data.template, batch, data.records[self._split])
-        if data.wants_likelihoods:
-            add_likelihoods(self.model, answers, batch, lambda own: data.with_truths(self._split, own))
-        self.answer_log.append(answers)
+    def test_step(self, work: Work, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.evaluation.run(work)
 
-    test_step = predict_step
+    predict_step = test_step
 
-    @property
-    def _split(self) -> Any:
-        """The split that is being answered."""
-        return self.trainer.state.fn.value  # pyright: ignore[reportOptionalMemberAccess]
+    def engine(self) -> Engine:
+        """Answers questions with the finetunes as they are."""
+        return Engine(self.model, self.template, self.features, self._data.packing)
 
-    def _open_answer_log(self, data: VisionLanguageData, cache: FeatureCache) -> AnswerLog:
-        """The answers so far, if the same model was stopped while it answered the same questions."""
+    def _make_evaluation(self, stage: Any) -> Evaluation:
+        config = self.evaluation_config
+        records = {name: own.records[stage] for name, own in self.finetunes.items()}
+        if stage == "test":
+            config.check(all_records(self.finetunes.values(), stage))
+        manifest = self.started.manifest
+        longest = manifest.max_new_tokens if manifest else LEAST_NEW_TOKENS
         trained = dict(self.model.projector.named_parameters(prefix="projector"))
         trained |= {str(number): tensor for number, tensor in enumerate(self.model.bank.state())}
-        questions = [
-            (r["id"], r["turns"], r.get("choices"), r["task"], [cache.key(image) for image in r["images"]])
-            for r in data.records[self._split]
-        ]
-        how = [data.answer_by, data.style, data.wants_likelihoods, asdict(data.packing)]
-        asked = [questions, how]
-        belongs_to = hash_json([self.identity, list(self.wanted), hash_tensors(trained), asked])
-        path = Path(self.trainer.default_root_dir) / f"{self._split}.partial.jsonl"
-        return AnswerLog(path, belongs_to)
+        identity = hash_json([self.started.identity, list(self.finetunes), hash_tensors(trained)])
+        log = Path(self.trainer.default_root_dir) / f"{stage}.partial.jsonl"
+        return Evaluation(
+            *(
+                self.engine(),
+                records,
+                self.adapters(),
+                config,
+                config.max_new_tokens or longest,
+                log,
+                identity,
+            ),
+            truths=stage == "test",
+        )
 
     # -- checkpoints ----------------------------------------------------------------------------------------
 
@@ -383,7 +334,9 @@ class VisionLanguageModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint_dict: dict[str, Any]) -> None:
         checkpoint_dict["mmpeft"] = checkpoint.stamp(self._belongs_to())
-        checkpoint_dict["mmpeft"]["finetunes"] = [finetune.state_dict() for finetune in self.finetunes]
+        checkpoint_dict["mmpeft"]["finetunes"] = [
+            parameters.state_dict() for _, parameters in self._trained()
+        ]
 
     def on_load_checkpoint(self, checkpoint_dict: dict[str, Any]) -> None:
         checkpoint.verify(checkpoint_dict, self._belongs_to())
@@ -392,35 +345,10 @@ class VisionLanguageModule(L.LightningModule):
     def on_train_start(self) -> None:
         if (resumed := getattr(self, "_resumed", None)) is not None:
             checkpoint.restore_rng(resumed["rng"])
-            for finetune, state in zip(self.finetunes, resumed["finetunes"], strict=True):
-                finetune.load_state_dict(state)
+            for (_, parameters), state in zip(self._trained(), resumed["finetunes"], strict=True):
+                parameters.load_state_dict(state)
 
     def _belongs_to(self) -> dict[str, Any]:
-        """What a checkpoint must agree with to be resumed. The settings are those whose old value resuming would
-        bring back, whatever the command line says."""
-        data: VisionLanguageData = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        settings = {name: _plain(getattr(self, name)) for name in RESUMED_SETTINGS}
-        settings["methods"] = {name: _parts(config) for name, config in self.wanted.items()}
-        settings["adapters"] = {
-            name: {
-                field.name: _plain(getattr(own, field.name))
-                for field in fields(own)
-                if field.name != "adapter"
-            }
-            for name, own in (self.adapters or {}).items()
-        }
-        order = {name: getattr(data, name) for name in ORDER_SETTINGS}
-        order |= {"packing": asdict(data.packing), "train": data.paths["train"]}
         shapes = {name: list(tensor.shape) for name, tensor in self.state_dict().items()}
-        return {"base": self.identity, "model": settings, "data": order, "tensors": shapes}
-
-
-def _plain(value: Any) -> Any:
-    """A checkpoint holds no classes of ours: torch would refuse to load them."""
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-
-
-def _parts(config: AdapterConfig | None) -> list[dict[str, Any]]:
-    """A config in plain types, method by method."""
-    parts = config.parts() if config else []
-    return [{"method": part.method, **vars(part)} for part in parts]
+        run = {"optimizer": self.optimizer, "seed": self.seed}
+        return checkpoint.belongs_to(self.started.identity, run, self.finetunes, self._data, shapes)

@@ -36,8 +36,8 @@ class Slice(NamedTuple):
         return tensor[self.slot, *self.own]
 
 
-class Finetune:
-    """One finetune's share of the trained Parameters.
+class SlotParameters:
+    """One finetune's share of the trained Parameters: views of its slots, and how they were stepped.
 
     Args:
         name: the finetune's.
@@ -45,12 +45,7 @@ class Finetune:
         projector: slices of the projector.
     """
 
-    def __init__(
-        self,
-        name: str,
-        adapter: Sequence[Slice] = (),
-        projector: Sequence[Slice] = (),
-    ):
+    def __init__(self, name: str, adapter: Sequence[Slice] = (), projector: Sequence[Slice] = ()):
         self.name = name
         self._slices = [*adapter, *projector]
         self.adapter, self.projector = _views(adapter), _views(projector)
@@ -191,3 +186,24 @@ def warmup_then(schedule: str, warmup: float, total_steps: int) -> Callable[[int
         ]
 
     return factor
+
+
+def make_optimizer(
+    kind: str, finetunes: Sequence[tuple[SlotParameters, Any, int]]
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """One optimiser over the views of all finetunes, each with its own learning rates, schedule and number of steps.
+
+    Args:
+        kind: "adamw", or T-Few's "adafactor".
+        finetunes: (parameters, `Settings`, steps that it will take) of each.
+    """
+    groups, factors = [], []
+    for parameters, setting, steps in finetunes:
+        factor = warmup_then(setting.schedule, setting.warmup, steps)
+        own = parameters.groups(setting.learning_rate, setting.projector_learning_rate, setting.weight_decay)
+        groups += own
+        # by the finetune's own steps: one that sat a step out goes on where it was
+        factors += [lambda _, own=parameters, factor=factor: factor(own.steps)] * len(own)
+    longest = max((steps for *_, steps in finetunes), default=1)
+    optimizer = torch.optim.AdamW(groups) if kind == "adamw" else TFewAdafactor(groups, longest)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factors)

@@ -1,17 +1,82 @@
-"""What finetunes begin as: adapters of an earlier run, or fresh ones."""
+"""What a run begins as: the frozen parts, and its finetunes as adapters of an earlier run or fresh ones."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
+
+import torch
 
 from mmpeft.adapters import AdapterBank, AdapterConfig, PromptConfig, PTuningConfig
 from mmpeft.adapters.bank import Part
 from mmpeft.errors import RefusedError
+from mmpeft.models.build import build_model
+from mmpeft.models.language import LanguageConfig, load_tokenizer
 from mmpeft.models.multimodal import MultimodalModel
+from mmpeft.models.vision import VisionConfig
+from mmpeft.runs.files import BASE, load_trained
+from mmpeft.runs.identity import check_identity, describe
+from mmpeft.runs.manifest import Manifest, read_manifest
+from mmpeft.training.finetune import Finetune
 from mmpeft.training.target_choice import choose_sites, has_budget
 
 COMPARED_BY_SITES = {"target_modules", "feedforward_modules", "layers"}
 """Fields of adapter configs that a file writes otherwise than the user did."""
+
+
+@dataclass
+class Started:
+    """The model of a run before fresh adapters are added, and what it belongs to."""
+
+    model: MultimodalModel
+    tokenizer: Any
+    identity: dict[str, Any]
+    """Hashes of the frozen parts."""
+    manifest: Manifest | None = None
+    """Of the run that it goes on from, or answers for."""
+
+
+def build_start(
+    language: LanguageConfig,
+    vision: VisionConfig | None,
+    finetunes: Mapping[str, Finetune],
+    device: torch.device,
+    seed: int,
+    source: str | None,
+    start_adapter: str | None,
+    own_run: bool,
+) -> Started:
+    """Frozen parts, projectors, and the adapters that an earlier run has.
+
+    Args:
+        language: the language model.
+        vision: the encoder; None is text alone.
+        finetunes: of several each gets a projector of its own.
+        device: of the model.
+        seed: start of fresh projectors.
+        source: run to go on from.
+        start_adapter: see `earlier_adapters`.
+        own_run: whether ``source`` is the run of these very finetunes.
+
+    Raises:
+        RefusedError: the earlier run is of another base, or lacks an adapter.
+    """
+    names = list(finetunes)
+    slots = {name: slot for slot, name in enumerate(names, start=1)} if len(names) > 1 else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_model(language, vision, device, slots)
+    tokenizer = load_tokenizer(language.name)
+    started = Started(model, tokenizer, describe(language, model, tokenizer))
+    if source is not None:
+        started.manifest = read_manifest(source)
+        check_identity(started.manifest, started.identity, source)
+        wanted = {name: finetune.adapter for name, finetune in finetunes.items()}
+        there = started.manifest.adapters
+        sources = earlier_adapters(wanted, there, source, None if own_run else start_adapter, own_run)
+        shared = BASE if slots else sources.get(names[0], names[0])
+        load_trained(source, model, sources, shared)
+    return started
 
 
 def earlier_adapters(
@@ -47,7 +112,7 @@ def earlier_adapters(
 
 def add_adapters(
     model: MultimodalModel,
-    wanted: Mapping[str, AdapterConfig | None],
+    finetunes: Mapping[str, Finetune],
     seed: int,
     some_batches: Callable[[str, int], Sequence[Any]],
     source: str,
@@ -57,7 +122,7 @@ def add_adapters(
 
     Args:
         model: holds the loaded ones already.
-        wanted: finetune -> its method; None trains the projector alone.
+        finetunes: all of the run.
         seed: start of the fresh ones.
         some_batches: (finetune, number) -> training data, for methods that choose their places by it.
         source: where the loaded ones come from, for the error.
@@ -66,7 +131,7 @@ def add_adapters(
     Raises:
         RefusedError: a loaded adapter is not what is wanted.
     """
-    bank = model.bank
+    bank, wanted = model.bank, {name: finetune.adapter for name, finetune in finetunes.items()}
     loaded = {name: config for name, config in wanted.items() if config and name in bank}
     for name, config in loaded.items():
         _check_loaded(bank, name, config, source, answering)

@@ -10,7 +10,7 @@ from transformers.optimization import Adafactor
 
 from mmpeft.adapters import LoraConfig
 from mmpeft.adapters.methods.lora import LoraStack
-from mmpeft.training.optim import PATIENCE, Finetune, Slice, TFewAdafactor, warmup_then
+from mmpeft.training.optim import PATIENCE, SlotParameters, Slice, TFewAdafactor, warmup_then
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def stacks():
 
 def finetune(stacks, slot):
     first, second = stacks
-    return Finetune(f"number {slot}", [Slice(first, slot)], [Slice(second, slot)])
+    return SlotParameters(f"number {slot}", [Slice(first, slot)], [Slice(second, slot)])
 
 
 def step(finetunes, optimizer, tokens=1, max_norm=None):
@@ -156,7 +156,7 @@ def test_adafactor_on_deltas_is_hugging_faces_on_the_vectors_themselves():
     gradients and with gradients large enough to be clipped."""
     generator = torch.Generator().manual_seed(0)
     delta, matrix = nn.Parameter(torch.zeros(2, 8)), nn.Parameter(torch.randn(1, 6, 4, generator=generator))
-    own = Finetune("t", [Slice(delta, 1, origin=1.0)], [Slice(matrix, 0)])
+    own = SlotParameters("t", [Slice(delta, 1, origin=1.0)], [Slice(matrix, 0)])
     vector, theirs = nn.Parameter(torch.ones(8)), nn.Parameter(matrix.detach()[0].clone())
     optimizer = TFewAdafactor(own.groups(3e-3, 3e-3, 0.0), 30)
     reference = Adafactor(
@@ -179,7 +179,7 @@ def test_adafactor_on_deltas_is_hugging_faces_on_the_vectors_themselves():
 def test_adafactor_leaves_the_bits_of_a_finetune_that_sits_out():
     deltas = nn.Parameter(torch.randn(1, 8, generator=torch.Generator().manual_seed(0)) * 1e-3)
     before = deltas.detach().clone()
-    own = Finetune("t", [Slice(deltas, 0, origin=1.0)])
+    own = SlotParameters("t", [Slice(deltas, 0, origin=1.0)])
     optimizer = TFewAdafactor(own.groups(3e-3, 3e-3, 0.0), 30)
     own.take_gradients(0)
     optimizer.step()
@@ -188,7 +188,7 @@ def test_adafactor_leaves_the_bits_of_a_finetune_that_sits_out():
 
 def test_adafactors_weight_decay_pulls_towards_the_base():
     deltas = nn.Parameter(torch.full((1, 8), 0.5))
-    own = Finetune("t", [Slice(deltas, 0, origin=1.0)])
+    own = SlotParameters("t", [Slice(deltas, 0, origin=1.0)])
     optimizer = TFewAdafactor(own.groups(1e-2, 1e-2, 0.5), 100)
     for _ in range(100):
         deltas.grad = torch.zeros(1, 8)
@@ -209,7 +209,7 @@ def test_adafactor_takes_the_steps_of_the_finetunes_own_size():
         stack.open(1, LoraConfig(rank=4), generator)
         stack.lora_A.data[1, :4] = start
         parts = [Slice(p, 1, 0.0, stack.own_dims(name, 1)) for name, p in stack.named_parameters()]
-        own = Finetune("t", parts)
+        own = SlotParameters("t", parts)
         assert [tuple(view.shape) for view in own.views] == [(4, 6), (5, 4)]
         optimizer = TFewAdafactor(own.groups(1e-2, 1e-2, 0.0), 20)
         for gradient in gradients:
@@ -223,7 +223,7 @@ def test_adafactor_takes_the_steps_of_the_finetunes_own_size():
 
 
 def test_a_rate_that_adafactor_would_lower_is_refused():
-    own = Finetune("t", [Slice(nn.Parameter(torch.ones(1, 8)), 0)])
+    own = SlotParameters("t", [Slice(nn.Parameter(torch.ones(1, 8)), 0)])
     with pytest.raises(
         ValueError, match=r"learning rate 0.3 of t adapter to 1 / sqrt\(step\), 0.1 after 100"
     ):
@@ -233,7 +233,7 @@ def test_a_rate_that_adafactor_would_lower_is_refused():
 def test_what_sees_images_rests_in_a_step_without_any():
     """Others' images leave zeros in its gradient, on which momentum and weight decay would go on."""
     adapter, projector = nn.Parameter(torch.ones(1, 2)), nn.Parameter(torch.ones(1, 2))
-    own = Finetune("t", [Slice(adapter, 0)], [Slice(projector, 0, of_images=True)])
+    own = SlotParameters("t", [Slice(adapter, 0)], [Slice(projector, 0, of_images=True)])
     optimizer = torch.optim.AdamW(own.groups(1e-1, 1e-1, 0.1))
     for images in (True, False):
         before = adapter.detach().clone(), projector.detach().clone()

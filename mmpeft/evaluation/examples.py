@@ -1,0 +1,48 @@
+"""Some held-out questions with the model's answers, for people to look at: ``examples/`` of a run directory."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mmpeft.data.images import load_image
+from mmpeft.data.records import IMAGE_MARKER, Record
+from mmpeft.inference.engine import Engine
+from mmpeft.inference.requests import Request
+
+NUM_EXAMPLES = 12
+
+
+def some_answers(engine: Engine, requests: Sequence[Request]) -> dict[int, str]:
+    """Answers to the first batches of questions, enough to choose examples from: number -> text."""
+    refused, works = engine.plan(requests)
+    if refused:  # a question that trains may be too long with all its choices
+        print(f"{len(refused)} questions are not among the examples: {refused[0][1].error}")
+    answers: dict[int, str] = {}
+    for work in works:
+        answers |= {number: own.text for number, own in engine.run(work, requests) if own.error is None}
+        if len(answers) >= 8 * NUM_EXAMPLES:
+            break
+    return answers
+
+
+def write_examples(directory: Path, records: Sequence[Record], answers: Mapping[int, str]) -> None:
+    """Examples spread over the answered ones, with their images, so that the directory can be moved."""
+    folder = directory / "examples"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    numbers = sorted(answers)
+    numbers = numbers[:: max(1, len(numbers) // NUM_EXAMPLES)][:NUM_EXAMPLES]
+    with (folder / "examples.jsonl").open("w") as file:
+        for place, number in enumerate(numbers):
+            record = records[number]
+            question, truth = record["turns"][-1]
+            name = f"{place:02d}.png" if record["images"] else None
+            if name:
+                load_image(record["images"][0]).save(folder / name)
+            row = {
+                "image": name,
+                "question": question.replace(IMAGE_MARKER, "").strip(),
+                "task": record["task"],
+            }
+            file.write(json.dumps(row | {"truth": truth, "answer": answers[number]}) + "\n")

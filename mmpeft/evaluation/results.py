@@ -1,0 +1,188 @@
+"""What an evaluation leaves in the run directory: predictions, metrics, pictures, and a table on the screen."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mmpeft.adapters.weight_change import weight_changes
+from mmpeft.data.records import IMAGE_MARKER, Record
+from mmpeft.evaluation.evaluate import Evaluation, as_answer
+from mmpeft.evaluation.examples import write_examples
+from mmpeft.evaluation.forgetting import measure_forgetting
+from mmpeft.inference.requests import Completion
+from mmpeft.metrics.answer import Answer
+from mmpeft.metrics.calibration import reliability
+from mmpeft.metrics.classification import confusion
+from mmpeft.metrics.registry import evaluate, fitting_metrics
+from mmpeft.models.multimodal import MultimodalModel
+from mmpeft.reporting.figures import MAX_CLASSES, draw_confusion, draw_reliability
+from mmpeft.reporting.heat_map import draw_changes
+from mmpeft.reporting.run_report import remove_pictures, write_report
+from mmpeft.runs.identity import base_hash
+from mmpeft.runs.manifest import MANIFEST, read_manifest, write_manifest
+
+Metrics = dict[str, dict[str, float]]
+"""Finetune -> metric -> value."""
+
+
+def write_predictions(path: Path, evaluation: Evaluation) -> int:
+    """A row per question, in the order of the data. Returns how many there are."""
+    joint = len(set(evaluation.owners)) > 1
+    rows = [_row(*answered, joint) for answered in evaluation.answered()]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return len(rows)
+
+
+def write_results(
+    directory: Path,
+    evaluation: Evaluation,
+    metrics: Sequence[str] | None,
+    tokenizer: Any,
+    held_texts: Sequence[str] = (),
+) -> None:
+    """Measures the answers and writes predictions, metrics, pictures and a fresh report.
+
+    Args:
+        directory: the run's.
+        evaluation: all of whose questions were answered.
+        metrics: by name; None takes those that fit.
+        tokenizer: of the model.
+        held_texts: plain text on which base and finetune are compared; none measures no forgetting.
+    """
+    write_predictions(directory / "predictions.jsonl", evaluation)
+    remove_pictures(directory)
+    answered = _by_finetune(evaluation)
+    measured: Metrics = {}
+    for name, pairs in answered.items():
+        answers = [as_answer(record, own) for record, own in pairs if own.error is None]
+        measured[name] = (evaluate(answers, metrics) if answers else {}) | _counts(pairs)
+        _draw(directory, answers, _suffix(name, answered), name)
+    told: dict[str, str] = {}
+    if held_texts:
+        told = _forgotten(directory, evaluation.engine.model, tokenizer, held_texts, measured)
+    flat = _flat(measured)
+    (directory / "metrics.json").write_text(json.dumps(flat, indent=2) + "\n")
+    if (directory / MANIFEST).exists():
+        manifest = read_manifest(directory)
+        manifest.metrics = flat
+        manifest.facts |= told
+        write_manifest(directory, manifest)
+        write_examples(directory, evaluation.records, evaluation.texts())
+        write_report(directory)
+    _print(measured)
+
+
+def _row(record: Record, owner: str, completion: Completion, joint: bool) -> dict[str, Any]:
+    question, truth = record["turns"][-1]
+    row: dict[str, Any] = {
+        "id": record["id"],
+        "question": question.replace(IMAGE_MARKER, ""),
+        "answer": completion.text,
+    }
+    if joint:
+        row["adapter"] = owner
+    if completion.scores is not None:
+        row["scores"] = dict(zip(record.get("choices", ()), completion.scores, strict=True))
+    if completion.finish_reason == "length":
+        row["cut"] = True
+    if completion.error is not None:
+        row |= {"answer": None, "error": completion.error}
+    return row | {"truth": truth}
+
+
+def _by_finetune(evaluation: Evaluation) -> dict[str, list[tuple[Record, Completion]]]:
+    found: dict[str, list[tuple[Record, Completion]]] = {}
+    for record, owner, completion in evaluation.answered():
+        found.setdefault(owner, []).append((record, completion))
+    return found
+
+
+def _counts(pairs: Sequence[tuple[Record, Completion]]) -> dict[str, float]:
+    """How many were asked, could not be asked, and were cut before their end."""
+    counts: dict[str, float] = {"questions": len(pairs)}
+    if errors := sum(own.error is not None for _, own in pairs):
+        counts["errors"] = errors
+    if any(own.finish_reason in ("stop", "length") for _, own in pairs):
+        counts["cut_answers"] = sum(own.finish_reason == "length" for _, own in pairs)
+    return counts
+
+
+def _suffix(name: str, names: Mapping[str, Any]) -> str:
+    return f"_{name}" if len(names) > 1 else ""
+
+
+def _draw(directory: Path, answers: list[Answer], suffix: str, name: str) -> None:
+    """What was taken for what, where the answers are classes; and what their confidence is worth."""
+    if not answers:
+        return
+    fitting, title = fitting_metrics(answers), name if suffix else directory.name
+    if "f1" in fitting and len((table := confusion(answers))[0]) <= MAX_CLASSES:
+        draw_confusion(directory / f"confusion{suffix}.png", *table, title=title)
+    if "calibration_error" in fitting:
+        draw_reliability(directory / f"calibration{suffix}.png", reliability(answers), title=title)
+
+
+def _forgotten(
+    directory: Path, model: MultimodalModel, tokenizer: Any, texts: Sequence[str], measured: Metrics
+) -> dict[str, str]:
+    """Adds to the metrics what each finetune changed in the base's own abilities, and draws where it moved.
+
+    Returns:
+        The same in words.
+    """
+    told: dict[str, str] = {}
+    for name, own in measured.items():
+        adapter, suffix = name if name in model.bank else None, _suffix(name, measured)
+        found = measure_forgetting(model, tokenizer, texts, adapter)
+        own |= {
+            "forgetting/perplexity_base": found.base_perplexity,
+            "forgetting/perplexity": found.perplexity,
+            "forgetting/same_token": found.agreement,
+            "forgetting/kl": found.divergence,
+        }
+        told[f"forgetting {name if suffix else ''}".strip()] = str(found)
+        if adapter and (changes := weight_changes(model.bank, adapter)):
+            draw_changes(directory / f"changes{suffix}.png", changes, title=adapter)
+    if (directory / MANIFEST).exists() and (trained := read_manifest(directory).base):
+        same = trained == base_hash(model)
+        told["base weights"] = (
+            "unchanged by the training, to the bit" if same else "NOT those after the training"
+        )
+        print(f"base weights: {told['base weights']}")
+    return told
+
+
+def _flat(measured: Metrics) -> dict[str, float]:
+    """``metric`` or, of several finetunes, ``metric/finetune``."""
+    joint = len(measured) > 1
+    return {
+        f"{metric}/{name}" if joint else metric: value
+        for name, own in measured.items()
+        for metric, value in own.items()
+    }
+
+
+def _print(measured: Metrics) -> None:
+    """Metrics down, finetunes across."""
+    most = max((int(own["questions"]) for own in measured.values()), default=0)
+    table = Table("metric", title=f"test: {most:,} questions")
+    for name in measured:
+        table.add_column(name if len(measured) > 1 else "value", justify="right")
+    for metric in dict.fromkeys(
+        metric for own in measured.values() for metric in own if metric != "questions"
+    ):
+        shown = [own.get(metric) for own in measured.values()]
+        table.add_row(
+            metric, *("" if v is None else f"{v:.4f}" if isinstance(v, float) else f"{v:,}" for v in shown)
+        )
+    Console().print(table)
+    for name, own in measured.items():
+        if own.get("cut_answers"):
+            whose = f"{name}: " if len(measured) > 1 else ""
+            print(
+                f"{whose}{own['cut_answers']:,} answers were cut before their end; raise test.max_new_tokens"
+            )

@@ -1,0 +1,272 @@
+"""The engine that answers: requests in, for each a completion or its own error out.
+
+``ask``, ``caption``, ``rank``, ``mmpeft test`` and ``predict``, the report's examples, the demo and captioning all
+stand on it. It alone turns records into batches to be answered::
+
+    Request(record, adapter, sampling)  -->  encode  -->  pack into rows, rows into batches  -->  Completion
+                                                          written: prefill, then a token a step
+                                                          ranked:  all choices of a question in one row
+
+An unreadable image, a prompt that is too long or an unknown finetune is the error of the requests that need it; all
+others are answered.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmpeft.data.batch import Batch
+from mmpeft.data.features import FeatureCache
+from mmpeft.data.loader import PackingConfig, make_batch, packing_key, plan_batches
+from mmpeft.data.packing import PREFIX, Role
+from mmpeft.data.template import Encoded, Example, Template
+from mmpeft.errors import RefusedError
+from mmpeft.inference.decoding import Decoder, Sampling
+from mmpeft.inference.requests import Completion, Request
+from mmpeft.models.multimodal import MultimodalModel
+from mmpeft.models.token_losses import TokenLosses, length_normalised
+
+Numbered = tuple[int, Completion]
+"""(number of the request, its completion)"""
+
+
+@dataclass
+class Work:
+    """Requests that are answered together: one batch, all written or all ranked."""
+
+    rows: list[list[int]]
+    """Per row the numbers of its requests, which are about the same images."""
+    examples: dict[int, Example]
+    """Number -> what the model reads, with the keys of its images in their place."""
+
+
+class Engine:
+    """Answers requests on one model.
+
+    Args:
+        model: in eval mode while it answers.
+        template: writes the prompts.
+        features: of images, by content.
+        packing: how requests fill rows and batches.
+    """
+
+    def __init__(
+        self,
+        model: MultimodalModel,
+        template: Template,
+        features: FeatureCache,
+        packing: PackingConfig | None = None,
+    ):
+        self.model, self.template, self.features = model, template, features
+        self.packing = packing or PackingConfig(max_length=template.max_length)
+
+    def answer(self, requests: Sequence[Request]) -> list[Completion]:
+        """The completion of every request, in their order."""
+        found = dict(self.stream(requests))
+        return [found[number] for number in range(len(requests))]
+
+    def stream(self, requests: Sequence[Request]) -> Iterator[Numbered]:
+        """Completions as they are done, in any order."""
+        refused, works = self.plan(requests)
+        yield from refused
+        for work in works:
+            yield from self.run(work, requests)
+
+    def plan(
+        self, requests: Sequence[Request], among: Iterable[int] | None = None
+    ) -> tuple[list[Numbered], list[Work]]:
+        """Encodes requests and shares them out: those that cannot be asked, and the batches of the others.
+
+        Args:
+            requests: all there are.
+            among: numbers of those to be answered; all by default.
+        """
+        refused: list[Numbered] = []
+        written: dict[int, Example] = {}
+        ranked: dict[int, Example] = {}
+        for number in range(len(requests)) if among is None else among:
+            try:
+                example = self._encode(requests[number])
+            except RefusedError as error:
+                refused.append((number, _refused(error)))
+            else:
+                (ranked if requests[number].rank else written)[number] = example
+        groups = [group for group in (written, ranked) if group]
+        return refused, [work for group in groups for work in self._share_out(group, requests)]
+
+    def run(self, work: Work, requests: Sequence[Request]) -> list[Numbered]:
+        """Answers one batch."""
+        loaded = self._load_images(work, requests)
+        answers: list[Numbered] = []
+        rows: list[list[int]] = []
+        for row in work.rows:
+            own = [loaded[key] for key in work.examples[row[0]].images]
+            if errors := [each for each in own if isinstance(each, RefusedError)]:
+                answers += [(number, _refused(errors[0])) for number in row]
+            else:
+                rows.append(row)
+        if rows:
+            features: dict[str, Any] = loaded  # those of the rows left are all there
+            asked = _Asked(self.model, requests, rows, lambda keys: torch.stack([features[k] for k in keys]))
+            with torch.inference_mode():
+                ranks = requests[rows[0][0]].rank
+                found = self._rank(asked, work.examples) if ranks else self._write(asked, work.examples)
+                self._read_truths(asked, found)
+            answers += found.items()
+        return answers
+
+    def tokens(self, request: Request) -> Iterator[str]:
+        """One answer as it is written, piece by piece.
+
+        Raises:
+            RefusedError: it cannot be asked.
+        """
+        example = self._encode(request)
+        features = self.features(request.record["images"]) if request.record["images"] else None
+        asked = _Asked(self.model, [request], [[0]], lambda keys: features)  # pyright: ignore
+        told = ""
+        for writer in self._steps(asked, {0: example}):
+            text = writer.text(0)
+            if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # the rest of a character is still to come
+                yield text[len(told) :]
+                told = text
+
+    # -- planning -------------------------------------------------------------------------------------------
+
+    def _encode(self, request: Request) -> Example:
+        """Images go by their content: equal ones share a row and are encoded once."""
+        if request.adapter is not None:
+            self.model.bank.entry(request.adapter)
+        record = request.record
+        by_key: Any = record | {"images": [self.features.key(image) for image in record["images"]]}
+        return self.template.encode_choices(by_key) if request.rank else self.template.encode_prompt(by_key)
+
+    def _share_out(self, examples: dict[int, Example], requests: Sequence[Request]) -> list[Work]:
+        numbers, encoded = list(examples), list(examples.values())
+        keys = [(packing_key(n, example), requests[n].adapter) for n, example in examples.items()]
+        plans = plan_batches(keys, encoded, self.packing)
+        rows = [[[numbers[place] for place in row] for row in batch] for batch in plans]
+        return [Work(batch, {n: examples[n] for row in batch for n in row}) for batch in rows]
+
+    def _load_images(self, work: Work, requests: Sequence[Request]) -> dict[str, Tensor | RefusedError]:
+        """Key -> features, or why there are none."""
+        images = {
+            key: image
+            for row in work.rows
+            for key, image in zip(
+                work.examples[row[0]].images, requests[row[0]].record["images"], strict=True
+            )
+        }
+        return dict(zip(images, self.features.load(list(images.values())), strict=True))
+
+    # -- answering ------------------------------------------------------------------------------------------
+
+    def _write(self, asked: "_Asked", examples: dict[int, Example]) -> dict[int, Completion]:
+        *_, writer = self._steps(asked, examples)
+        return {number: writer.completion(place) for place, number in enumerate(asked.numbers)}
+
+    def _steps(self, asked: "_Asked", examples: dict[int, Example]) -> Iterator["_Writer"]:
+        """What has been written after every step."""
+        samplings = [asked.requests[number].sampling for number in asked.numbers]
+        with torch.inference_mode():
+            decoder = Decoder(self.model, self.template.tokenizer.eos_token_id)
+            writer = _Writer(self.template, samplings, decoder.join(asked.batch(examples), samplings))
+        while len(decoder):
+            with torch.inference_mode():
+                writer.take(decoder)
+            yield writer
+
+    def _rank(self, asked: "_Asked", examples: dict[int, Example]) -> dict[int, Completion]:
+        batch = asked.batch(examples)
+        losses, table = self.model.token_losses(batch), batch.conversations
+        found: dict[int, Completion] = {}
+        for row, scores in enumerate(length_normalised(losses, len(asked.rows)).tolist()):
+            (number,) = asked.rows[row]
+            choices = asked.requests[number].record["choices"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
+            scores = scores[: len(choices)]
+            found[number] = Completion(choices[scores.index(max(scores))], "choice", scores)
+            for segment in table.segments[(table.rows == row) & (table.roles == Role.RIGHT)].tolist():
+                _add_likelihood(found[number], losses, row, segment)
+        return found
+
+    def _read_truths(self, asked: "_Asked", found: dict[int, Completion]) -> None:
+        """Adds how likely the records' own answers are; those that were ranked know it already."""
+        if not any(asked.requests[n].read_truth and not asked.requests[n].rank for n in asked.numbers):
+            return
+        losses = self.model.token_losses(
+            asked.batch({n: self._truth(asked.requests[n]) for n in asked.numbers})
+        )
+        for row, numbers in enumerate(asked.rows):
+            for segment, number in enumerate(numbers, start=PREFIX + 1):
+                _add_likelihood(found[number], losses, row, segment)
+
+    def _truth(self, request: Request) -> Encoded:
+        prompt = self._encode(request)
+        assert isinstance(prompt, Encoded), "a question that was written has no choices"
+        return self.template.encode_answer(prompt, str(request.record["turns"][-1][1]))
+
+
+@dataclass
+class _Asked:
+    """Requests of one batch whose images are there."""
+
+    model: MultimodalModel
+    requests: Sequence[Request]
+    rows: list[list[int]]
+    features: Callable[[Sequence[Any]], Tensor]
+
+    @property
+    def numbers(self) -> list[int]:
+        return [number for row in self.rows for number in row]
+
+    def batch(self, examples: dict[int, Example]) -> Batch:
+        adapters = [self.requests[row[0]].adapter for row in self.rows]
+        return make_batch(examples, self.rows, self.features, adapters).to(self.model.device)
+
+
+class _Writer:
+    """Collects the tokens of conversations that are being written, and ends them at stop strings."""
+
+    def __init__(self, template: Template, samplings: Sequence[Sampling], handles: Sequence[int]):
+        self.template, self.samplings = template, samplings
+        self.places = {handle: place for place, handle in enumerate(handles)}
+        self.ids: list[list[int]] = [[] for _ in samplings]
+        self.completions = [Completion() for _ in samplings]
+
+    def take(self, decoder: Decoder) -> None:
+        """One step."""
+        for step in decoder.step():
+            place = self.places[step.conversation]
+            if step.token >= 0:
+                self.ids[place].append(step.token)
+            if step.finish_reason is not None:
+                self.completions[place].finish_reason = step.finish_reason
+            elif self._stopped(place):
+                decoder.leave(step.conversation)
+
+    def text(self, place: int) -> str:
+        """What has been written, up to a stop string."""
+        text = self.template.decode(self.ids[place])
+        ends = [at for stop in self.samplings[place].stop if (at := text.find(stop)) >= 0]
+        return text[: min(ends)] if ends else text
+
+    def completion(self, place: int) -> Completion:
+        """The whole answer."""
+        self.completions[place].text = self.text(place)
+        return self.completions[place]
+
+    def _stopped(self, place: int) -> bool:
+        stops = self.samplings[place].stop
+        return bool(stops) and any(stop in self.template.decode(self.ids[place]) for stop in stops)
+
+
+def _refused(error: RefusedError) -> Completion:
+    return Completion(finish_reason="error", error=str(error))
+
+
+def _add_likelihood(completion: Completion, losses: TokenLosses, row: int, segment: int) -> None:
+    own = losses.nll[(losses.rows == row) & (losses.segments == segment)]
+    completion.log_likelihood, completion.num_tokens = -float(own.sum()), len(own)

@@ -1,0 +1,39 @@
+"""What the engine is asked, and what it answers: a request, and its completion or error."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mmpeft.data.records import Record
+from mmpeft.inference.decoding import Sampling
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question: a record whose last turn is to be answered, and how."""
+
+    record: Record
+    adapter: str | None = None
+    """The finetune that answers; None is the frozen base."""
+    rank: bool = False
+    """Whether to pick the most likely of the record's choices instead of writing."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """How the answer is written."""
+    read_truth: bool = False
+    """Whether to also read the record's own answer, for its likelihood."""
+
+
+@dataclass
+class Completion:
+    """The answer to one request."""
+
+    text: str = ""
+    finish_reason: Literal["stop", "length", "choice", "error"] = "stop"
+    """The model ended it; it was cut at ``max_new_tokens``; it was picked from choices; there is none."""
+    scores: list[float] | None = None
+    """The mean log-probability of each of the record's choices, where it was answered by ranking them."""
+    log_likelihood: float | None = None
+    """Natural log-probability of the record's own answer, where that was read."""
+    num_tokens: int | None = None
+    """Tokens of the record's own answer."""
+    error: str | None = None
+    """Why there is no answer."""

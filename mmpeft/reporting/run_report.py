@@ -1,0 +1,60 @@
+"""The report and the model card of a run, from what its directory holds."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from mmpeft.reporting.card import model_card
+from mmpeft.reporting.report import Example, draw_report
+from mmpeft.runs.manifest import read_manifest
+
+PICTURES = ("confusion", "calibration", "changes")
+"""What `mmpeft test` draws beside the report."""
+SHOWN_METRICS, NUM_SCORES = ("exact_match", "vqa_accuracy", "perplexity", "cider"), 4
+"""Metrics that the report names, and at most how many of them."""
+
+
+def remove_pictures(directory: Path) -> None:
+    """Those that an earlier test drew: they are not of these weights or answers."""
+    for stem in PICTURES:
+        for old in directory.glob(f"{stem}*.png"):
+            old.unlink()
+
+
+def write_report(directory: Path) -> None:
+    """Draws the report anew, and writes the model card."""
+    manifest = read_manifest(directory)
+    rows = [json.loads(line) for line in (directory / "examples" / "examples.jsonl").read_text().splitlines()]
+    examples = [
+        Example(
+            row["image"] and str(directory / "examples" / row["image"]),
+            row["question"],
+            row["truth"],
+            row["answer"],
+        )
+        for row in rows
+    ]
+    facts = {**_scores(manifest.metrics), **manifest.facts}
+    curves = directory / "metrics.csv"
+    draw_report(
+        directory / "report.png", curves if curves.exists() else None, examples, directory.name, facts
+    )
+    card = model_card(
+        asdict(manifest),
+        title=directory.name,
+        metrics=manifest.metrics,
+        facts=facts,
+        examples=examples,
+        command="mmpeft fit --config config.yaml",
+        pictures=[path.name for stem in PICTURES for path in sorted(directory.glob(f"{stem}*.png"))],
+    )
+    (directory / "README.md").write_text(card)
+
+
+def _scores(metrics: dict[str, float]) -> dict[str, str]:
+    """The first metrics of a test, in words: exact match, and accuracy where classes were told apart."""
+    shown = [name for name in metrics if name.split("/")[0] in SHOWN_METRICS][:NUM_SCORES]
+    counts = {name: metrics[name.replace(name.split("/")[0], "questions", 1)] for name in shown}
+    return {
+        name.replace("_", " "): f"{metrics[name]:.4f} on {int(counts[name]):,} questions" for name in shown
+    }

@@ -1,0 +1,103 @@
+"""The data of a run, second step: the records of its finetunes -> batches, once template and features are there."""
+
+import math
+from collections.abc import Mapping
+from itertools import groupby
+from typing import Any
+
+from mmpeft.data.loader import Features, JointLoader, PackedLoader, PackingConfig
+from mmpeft.data.template import IGNORE_INDEX, Example, Template
+from mmpeft.errors import RefusedError
+from mmpeft.training.finetune import Finetune, Split
+
+Loader = PackedLoader | JointLoader
+
+
+def make_loader(
+    finetunes: Mapping[str, Finetune],
+    split: Split,
+    template: Template,
+    features: Features,
+    packing: PackingConfig,
+    adapters: Mapping[str, str | None],
+    seed: int | None = None,
+    cycle: bool = False,
+) -> Loader | None:
+    """The batches of a split; None where no finetune has records of it.
+
+    Args:
+        finetunes: with their records.
+        split: which records.
+        template: turns a record into tokens.
+        features: of images.
+        packing: how examples fill rows and batches.
+        adapters: finetune -> the adapter of its rows; None is the base.
+        seed: of the order; None keeps that of the data and leaves ``mix`` and ``max_steps`` out.
+        cycle: see `JointLoader`.
+    """
+    once: dict[tuple[int, bool], Example] = {}
+    loaders: dict[str, PackedLoader] = {}
+    for name, finetune in finetunes.items():
+        if records := finetune.records.get(split):
+            examples = [_encode(record, finetune, template, once) for record in records]
+            mix = finetune.mix if seed is not None else None
+            loaders[name] = PackedLoader(examples, features, packing, adapters[name], seed, mix)
+    if truncated := sum(example.truncated for example in once.values()):
+        print(f"{split}: {truncated} of {len(once)} conversations were cut at max_length")
+    limits = {} if seed is None else {name: own.max_steps for name, own in finetunes.items() if own.max_steps}
+    if len(loaders) > 1 or limits:
+        return JointLoader(loaders, limits, cycle)
+    return next(iter(loaders.values()), None)
+
+
+def loader_of(loader: Loader, name: str) -> PackedLoader:
+    """A finetune's own part."""
+    return loader.loaders[name] if isinstance(loader, JointLoader) else loader
+
+
+def longest_answer(loader: Loader) -> int:
+    """Tokens of the longest answer, without its end."""
+    loaders = loader.loaders.values() if isinstance(loader, JointLoader) else [loader]
+    conversations = (part for own in loaders for example in own.examples for part in example.conversations)
+    answers = (
+        len(list(run)) - 1
+        for part in conversations
+        for carries_loss, run in groupby(part.targets, IGNORE_INDEX.__ne__)
+        if carries_loss
+    )
+    return max(answers, default=0)
+
+
+def total_steps(finetune: Finetune, loader: Loader, trainer: Any) -> int:
+    """Optimiser steps that a finetune will take.
+
+    Not Lightning's ``estimated_stepping_batches``: where training ends by epochs that sets the loaders up before
+    a checkpoint's state is there for them, and a resumed run would begin its epoch again (2.6.6).
+    """
+    most = [trainer.max_steps] if trainer.max_steps > 0 else []
+    if finetune.max_steps:
+        most.append(finetune.max_steps)
+    if not ends_by_steps(trainer):
+        own = loader_of(loader, finetune.name)
+        limit = trainer.limit_train_batches
+        batches = min(len(own), limit) if isinstance(limit, int) else int(len(own) * (limit or 1.0))
+        most.append(trainer.max_epochs * math.ceil(batches / trainer.accumulate_grad_batches))
+    if not most:
+        raise RefusedError("the run has no end: set trainer.max_steps or trainer.max_epochs")
+    return max(1, min(most))
+
+
+def ends_by_steps(trainer: Any) -> bool:
+    """Whether no number of epochs ends the training."""
+    return trainer is not None and trainer.max_epochs in (None, -1)
+
+
+def _encode(
+    record: Any, finetune: Finetune, template: Template, once: dict[tuple[int, bool], Example]
+) -> Example:
+    """A record that several finetunes share is encoded once."""
+    ranked = finetune.learns_from_choices and "choices" in record
+    if (id(record), ranked) not in once:
+        encode = template.encode_choices if ranked else template.encode
+        once[id(record), ranked] = encode(record)
+    return once[id(record), ranked]

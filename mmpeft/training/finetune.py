@@ -1,0 +1,148 @@
+"""The finetunes of a run: what each is called, its method, settings, data, slots and projector.
+
+A run is a dict of them. `model.adapter` in the YAML is short for one entry, called `model.adapter_name`.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from mmpeft.adapters import AdapterConfig, ImagePromptConfig
+from mmpeft.data.records import Record
+from mmpeft.errors import RefusedError
+from mmpeft.models.multimodal import MultimodalModel
+from mmpeft.training.objectives import ChoiceLosses
+from mmpeft.training.optim import Slice, SlotParameters
+
+Schedule = Literal["cosine", "linear", "constant"]
+Split = Literal["train", "val", "test", "predict"]
+
+
+@dataclass
+class FinetuneConfig:
+    """One of several finetunes that train together; what is not given is as for the whole run."""
+
+    adapter: AdapterConfig
+    """Its method."""
+    train: str | list[str] | None = None
+    """Its own training data."""
+    val: str | list[str] | None = None
+    """Its own validation data."""
+    test: str | list[str] | None = None
+    """Its own held-out data."""
+    learning_rate: float | None = None
+    """Of its adapter."""
+    projector_learning_rate: float | None = None
+    """Of its projector."""
+    weight_decay: float | None = None
+    """Of both."""
+    schedule: Schedule | None = None
+    """Decay of both learning rates after warm-up."""
+    warmup: float | None = None
+    """Share of its steps over which they rise from zero."""
+    max_steps: int | None = None
+    """It leaves after so many steps while the others go on."""
+    shots_seed: int | None = None
+    """Which few-shot examples it trains on, where data.shots is given."""
+    choice_losses: ChoiceLosses | None = None
+    """Weights of what it learns from wrong choices."""
+
+
+@dataclass
+class Settings:
+    """How a finetune trains: its own settings, and the run's where it has none."""
+
+    learning_rate: float
+    projector_learning_rate: float
+    weight_decay: float
+    schedule: Schedule
+    warmup: float
+    choice_losses: ChoiceLosses
+
+    def __post_init__(self):
+        for name in ("learning_rate", "projector_learning_rate", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise RefusedError(f"{name} is {getattr(self, name)}; it must be a number of at least 0")
+        if not 0 <= self.warmup <= 1:
+            raise RefusedError(f"warmup is {self.warmup}; it is a share of the steps, from 0 to 1")
+
+
+@dataclass
+class Finetune:
+    """One finetune of a run. What is None or empty comes with the data, or with the model."""
+
+    name: str
+    adapter: AdapterConfig | None
+    """Its method; None trains the projector alone."""
+    settings: Settings
+    paths: dict[Split, list[str]] = field(default_factory=dict)
+    """Its own data files, where they are not the run's."""
+    max_steps: int | None = None
+    shots_seed: int | None = None
+    records: dict[Split, list[Record]] = field(default_factory=dict)
+    """What it trains on and is asked, once that was read."""
+    mix: list[tuple[int, float]] | None = None
+    """(examples, weight) of every training file, where they are mixed by weight."""
+    parameters: SlotParameters | None = None
+    """What of the stacks and of the projector is its own, once it trains."""
+
+    @property
+    def learns_from_choices(self) -> bool:
+        return self.settings.choice_losses.wanted
+
+    def adapter_in(self, model: MultimodalModel) -> str | None:
+        """Whose rows its rows are; None is the base, where the projector alone trains."""
+        return self.name if self.name in model.bank else None
+
+    def train_in(self, model: MultimodalModel, train_projector: bool) -> SlotParameters:
+        """Takes hold of its slots."""
+        adapter: list[Slice] = []
+        if self.adapter is not None:
+            for _, stack, slot in model.bank.places(self.name):
+                of_images = stack.method == ImagePromptConfig.method
+                adapter += [
+                    Slice(parameter, slot, stack.origin, stack.own_dims(key, slot), of_images)
+                    for key, parameter in stack.named_parameters()
+                ]
+        slot = model.projector_slots.get(self.name, 0)
+        projector = list(model.projector.parameters()) if train_projector else []
+        own = [Slice(parameter, slot, of_images=True) for parameter in projector]
+        self.parameters = SlotParameters(self.name, adapter, own)
+        return self.parameters
+
+
+def make_finetunes(
+    adapter: AdapterConfig | None,
+    adapter_name: str,
+    adapters: Mapping[str, FinetuneConfig] | None,
+    defaults: Settings,
+) -> dict[str, Finetune]:
+    """The finetunes that a config names.
+
+    Raises:
+        RefusedError: both ways of naming them are used, or none is named.
+    """
+    if adapters is None:
+        return {adapter_name: Finetune(adapter_name, adapter, defaults)}
+    if adapter is not None or not adapters:
+        raise RefusedError(
+            "model.adapters holds the finetunes of a joint run: give at least one, and no model.adapter beside them"
+        )
+    return {name: _finetune(name, config, defaults) for name, config in adapters.items()}
+
+
+def _finetune(name: str, config: FinetuneConfig, defaults: Settings) -> Finetune:
+    settings: dict[str, Any] = {}
+    for each in fields(Settings):
+        own = getattr(config, each.name)
+        settings[each.name] = getattr(defaults, each.name) if own is None else own
+    given: dict[Split, str | list[str] | None] = {
+        "train": config.train,
+        "val": config.val,
+        "test": config.test,
+    }
+    paths = {
+        split: [path] if isinstance(path, str) else path for split, path in given.items() if path is not None
+    }
+    return Finetune(name, config.adapter, Settings(**settings), paths, config.max_steps, config.shots_seed)
