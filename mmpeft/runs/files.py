@@ -27,7 +27,7 @@ from mmpeft.models.build import build_model
 from mmpeft.models.language import LanguageConfig, load_tokenizer
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.runs.identity import check_identity, describe
-from mmpeft.runs.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from mmpeft.runs.manifest import FORMAT, MANIFEST, Manifest, read_manifest, write_manifest
 
 PROJECTOR = "projector.safetensors"
 BASE = "base"
@@ -38,7 +38,7 @@ def save_run(directory: str | Path, manifest: Manifest, model: MultimodalModel) 
     """Writes the manifest and every finetune of the model: its adapter and its projector."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    manifest.adapters = model.bank.names
+    manifest.adapters, manifest.format, manifest.projector = model.bank.names, FORMAT, ""
     for name in model.bank.names:
         save_adapter(model.bank, name, adapter_folder(directory, name), manifest.language["name"])
     if manifest.vision is not None:

@@ -142,7 +142,7 @@ def _finetune(name: str, config: FinetuneConfig, defaults: Settings) -> Finetune
         "val": config.val,
         "test": config.test,
     }
-    paths = {
+    paths: dict[Split, list[str]] = {
         split: [path] if isinstance(path, str) else path for split, path in given.items() if path is not None
     }
     return Finetune(name, config.adapter, Settings(**settings), paths, config.max_steps, config.shots_seed)

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mmpeft.data.batch import Conversations
 from mmpeft.data.loader import PackedLoader, PackingConfig, split_evenly
+from mmpeft.data.packing import Role
 from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN, ChoiceSet, Encoded
 
 NUM_EXAMPLES = 23
@@ -34,8 +36,16 @@ def make_loader(seed: int | None = 0, **packing):
     return PackedLoader(examples(), features, PackingConfig(**sizes), "mine", seed)
 
 
+def by_row(batch):
+    """The numbers of the examples of every row."""
+    found = [{} for _ in batch.adapters]
+    for row, example in zip(batch.conversations.rows, batch.conversations.examples, strict=True):
+        found[int(row)][int(example)] = None
+    return [list(row) for row in found]
+
+
 def order(batches):
-    return [batch.examples for batch in batches]
+    return [by_row(batch) for batch in batches]
 
 
 def same(one, other):
@@ -43,6 +53,8 @@ def same(one, other):
         left, right = getattr(one, field.name), getattr(other, field.name)
         if isinstance(left, Tensor):
             assert torch.equal(left, right), field.name
+        elif isinstance(left, Conversations):
+            same(left, right)
         else:
             assert left == right, field.name
 
@@ -148,7 +160,7 @@ def test_rows_carry_the_adapter_and_the_features_of_their_images():
         assert set(batch.adapters) == {"mine"}
         assert len(batch.image_rows) == (0 if batch.features is None else len(batch.features))
         for image, row in enumerate(batch.image_rows.tolist()):
-            assert float(batch.features[image, 0, 0]) == batch.examples[row][0] // 6
+            assert float(batch.features[image, 0, 0]) == by_row(batch)[row][0] // 6
 
 
 def test_batches_of_text_alone_have_no_features():
@@ -161,7 +173,7 @@ def test_an_epoch_sees_files_by_weight_and_has_its_usual_length():
     plain = make_loader()
     loader = PackedLoader(examples(), features, PackingConfig(5, 3, 64), "mine", 0, mix=[(18, 1.0), (5, 1.0)])
     for _ in range(2):
-        seen = [number for batch in loader for row in batch.examples for number in row]
+        seen = [number for batch in loader for row in by_row(batch) for number in row]
         assert (sum(n < 18 for n in seen), sum(n >= 18 for n in seen)) == (12, 11)
         assert {seen.count(n) for n in range(18)} == {0, 1}
         assert {seen.count(n) for n in range(18, 23)} == {2, 3}
@@ -173,6 +185,9 @@ def test_a_question_with_choices_has_a_row_of_its_own():
     choices = ChoiceSet([first, others[0], others[1]], right=1)
     loader = PackedLoader([choices, *others], features, PackingConfig(50, 50, 640), "mine", None)
     (batch,) = loader
-    assert sorted(len(row) for row in batch.examples) == [1, 5, 5, 6, 6]
-    assert [right for row, right in zip(batch.examples, batch.right, strict=True) if 0 in row] == [2]
-    assert sum(batch.right) == 2
+    assert sorted(len(row) for row in by_row(batch)) == [1, 5, 5, 6, 6]
+    table = batch.conversations
+    (row,) = [number for number, own in enumerate(by_row(batch)) if 0 in own]
+    assert table.roles[table.rows == row].tolist() == [Role.WRONG, Role.RIGHT, Role.WRONG]
+    assert (table.roles[table.rows != row] == Role.ANSWER).all()
+    assert table.num_examples == 23

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import parquet
 
-from mmpeft.data.sources import MARKER, DataError, check_images, load_records
+from mmpeft.data.records import IMAGE_MARKER
+from mmpeft.data.sources import DataError, check_images, load_records
 
 
 def png(colour="red") -> bytes:
@@ -206,17 +207,17 @@ def test_markers_of_later_turns_stay_in_their_turn(folder):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.sampled_from([MARKER, " ", "\n", "Text", "?"]), max_size=12))
+@given(st.lists(st.sampled_from([IMAGE_MARKER, " ", "\n", "Text", "?"]), max_size=12))
 def test_the_number_and_order_of_markers_and_words_is_kept(tmp_path_factory, pieces):
     folder, question = tmp_path_factory.getbasetemp(), "".join(pieces)
-    count = pieces.count(MARKER)
+    count = pieces.count(IMAGE_MARKER)
     row = llava(question, "A.", images=[f"{number}.png" for number in range(count)])
     if not question.strip():
         refuse(folder, row, "question is empty")
         return
     ((placed, _),) = load_row(folder, row)["turns"]
-    assert placed.count(MARKER) == count
-    assert "".join(placed.replace(MARKER, "").split()) == "".join(question.replace(MARKER, "").split())
+    assert placed.count(IMAGE_MARKER) == count
+    assert "".join(placed.replace(IMAGE_MARKER, "").split()) == "".join(question.replace(IMAGE_MARKER, "").split())
     assert load_row(folder, llava(placed, "A.", images=row["images"]))["turns"] == [(placed, "A.")]
 
 

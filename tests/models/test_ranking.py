@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from mmpeft.adapters import IA3Config
 from mmpeft.data.batch import collate
-from mmpeft.data.packing import UNKNOWN, pack, pack_choices
+from mmpeft.data.packing import Role, pack, pack_choices
 from mmpeft.data.sources import DataError
 from mmpeft.data.template import Encoded, Template
 from mmpeft.models.token_losses import length_normalised
@@ -68,7 +68,7 @@ def test_shared_prompts_score_like_rows_of_their_own(model, rows, features_of):
 
 def test_of_a_question_that_nobody_answered_no_choice_is_right(template):
     encoded = template.encode_choices(RECORDS[0] | {"turns": [("<image>what color is it?", None)]})
-    assert (encoded.right, pack_choices(encoded).right) == (None, UNKNOWN)
+    assert (encoded.right, pack_choices(encoded).roles) == (None, [Role.CHOICE] * 3)
 
 
 def test_a_choice_that_does_not_fit_is_named(tiny_tokenizer):
@@ -99,10 +99,8 @@ def test_ia3_learns_from_choices_as_peft_does_from_the_formulas(make_model, temp
         stack.fill(slot, {"ia3_l": vector})
         vectors[path].data.copy_(vector)
 
-    losses = model.token_losses(
-        batch_of([pack_choices(row) for row in rows], features_of, ["new"] * len(rows))
-    )
-    terms = objective(losses, [row.right + 1 for row in rows], ChoiceLosses())
+    batch = batch_of([pack_choices(row) for row in rows], features_of, ["new"] * len(rows))
+    terms = objective(model.token_losses(batch), None, batch.conversations, ChoiceLosses())
     torch.stack(list(terms.values())).sum().backward()
 
     written_out(theirs, rows).backward()

@@ -9,8 +9,10 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mmpeft.hashing import hash_tensors
 from mmpeft.inference.vlm import VisionLanguageModel, load
-from mmpeft.runs.files import PROJECTOR, load_run, save_run
+from mmpeft.models.projector import Projector
+from mmpeft.runs.files import PROJECTOR, adapter_folder, load_run, save_run
 from mmpeft.runs.manifest import FORMAT, MANIFEST, read_manifest, write_manifest
 from tests.tiny import make_base
 
@@ -127,15 +129,67 @@ def test_a_base_that_moved_is_the_same_base(run, tiny_base, tmp_path, images):
 
 
 def test_a_changed_projector_is_refused(run):
-    tensors = load_file(run / PROJECTOR)
-    tensors["base.weight"][0, 0] += 1
-    save_file(tensors, run / PROJECTOR)
+    path = adapter_folder(run, "default") / PROJECTOR
+    tensors = load_file(path)
+    tensors["weight"][0, 0] += 1
+    save_file(tensors, path)
     with pytest.raises(ValueError, match=r"projector.safetensors is not the projector that mmpeft.json was"):
         load_run(run)
 
 
+def in_format_1(run):
+    """The same run as it was written before projectors lay with their finetunes."""
+    manifest = read_manifest(run)
+    tensors = {}
+    for name, path in {"base": run / PROJECTOR, "default": adapter_folder(run, "default") / PROJECTOR}.items():
+        if path.exists():
+            tensors |= {f"{name}.{key}": tensor for key, tensor in load_file(path).items()}
+            path.unlink()
+    if "base.weight" not in tensors:  # a single finetune's was the one of all rows
+        tensors = {key.replace("default.", "base."): tensor for key, tensor in tensors.items()}
+    save_file(tensors, run / PROJECTOR)
+    content = json.loads((run / MANIFEST).read_text())
+    for key in ("projectors", "answer_tokens"):
+        del content[key]
+    (run / MANIFEST).write_text(json.dumps(content | {"format": 1, "projector": hash_tensors(tensors)}))
+    return manifest
+
+
+def test_a_run_of_format_1_is_read_and_answers_as_before(run, images, randomise):
+    model, _, manifest = load_run(run)
+    randomise(model.bank, "default")
+    torch.nn.init.normal_(model.projector.weight)
+    save_run(run, manifest, model)
+    asked = ["red", "blue", "yes"]
+    before = load(str(run), device="cpu").rank(images, QUESTIONS, asked)
+    in_format_1(run)
+    vlm = load(str(run), device="cpu")
+    assert vlm.rank(images, QUESTIONS, asked) == before
+    assert vlm.rank(images, QUESTIONS, asked, adapter="base") != before
+    save_run(run, vlm.manifest, vlm.model)
+    assert json.loads((run / MANIFEST).read_text())["format"] == FORMAT
+    assert load(str(run), device="cpu").rank(images, QUESTIONS, asked) == before
+
+
+def test_finetunes_with_equal_projectors_share_a_slot_and_others_have_their_own(run, randomise):
+    """Equal ones go through the plain product as alone, so that answers stay the same to the bit."""
+    model, _, manifest = load_run(run)
+    for name in ("second", "third"):
+        model.bank.add(name, model.bank.entry("default").config)
+    model.projector_slots = {"third": 1}
+    grown = Projector(model.vision_encoder.dim, model.projector.weight.shape[1], 2)
+    grown.fill(model.projector.tensors(0), 0)
+    grown.fill({key: tensor + 1 for key, tensor in model.projector.tensors(0).items()}, 1)
+    model.projector = grown
+    save_run(run, manifest, model)
+    again, _, _ = load_run(run)
+    assert again.projector_slots == {"third": 1}
+    for slot in (0, 1):
+        assert torch.equal(again.projector.weight[slot], grown.weight[slot])
+
+
 def test_a_truncated_projector_is_refused(run):
-    path = run / PROJECTOR
+    path = adapter_folder(run, "default") / PROJECTOR
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"projector.safetensors"):
         load_run(run)

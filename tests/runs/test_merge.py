@@ -92,8 +92,8 @@ def test_lora_is_refused_on_a_quantised_base(run, tmp_path):
 def test_the_projector_goes_along(run, tmp_path):
     merge_run(run, "default", tmp_path / "merged")
     projector = load_file(tmp_path / "merged" / PROJECTOR)
-    trained = load_file(run / PROJECTOR)
-    assert projector.keys() == {"base.weight", "base.bias"}
+    trained = load_file(run / "adapters" / "default" / PROJECTOR)
+    assert projector.keys() == {"weight", "bias"}
     assert all(torch.equal(projector[key], trained[key]) for key in projector)
 
 

@@ -1,5 +1,7 @@
 """The module: what a step's gradient is, what is skipped, what trains and what stays."""
 
+from dataclasses import replace
+
 import lightning as L
 import pytest
 import torch
@@ -7,11 +9,12 @@ from safetensors.torch import load_file
 
 from mmpeft.adapters import LoraConfig
 from mmpeft.cli import main
-from mmpeft.data.batch import Batch, collate
-from mmpeft.data.packing import NO_CHOICES, pack
+from mmpeft.data.batch import Batch, collate, concatenate
+from mmpeft.data.packing import pack
 from mmpeft.data.template import Template
 from mmpeft.models.language import LanguageConfig, load_language_model
 from mmpeft.models.vision import VisionConfig
+from mmpeft.training.datamodule import VisionLanguageData
 from mmpeft.training.cli import VisionLanguageCLI
 from mmpeft.training.module import VisionLanguageModule
 from tests.tiny import make_base, make_config, run_directory
@@ -41,24 +44,15 @@ class Loader:
         return iter(self.batches)
 
 
-class Given(L.LightningDataModule):
-    """Batches that were made beforehand; the module finds nothing to encode and connects to nothing."""
+class Given(VisionLanguageData):
+    """Batches that were made beforehand."""
 
     def __init__(self, batches: list[Batch], cache):
-        super().__init__()
-        self.batches, self.cache = batches, cache
+        super().__init__(cache=str(cache))
+        self.batches = batches
 
-    def images(self):
-        return []
-
-    def connect(self, *_):
-        pass
-
-    def total_steps(self, name):
-        return 10
-
-    def train_dataloader(self):
-        return Loader(self.batches)
+    def setup(self, stage):
+        self._module._train_loader = Loader(self.batches)
 
 
 @pytest.fixture
@@ -103,25 +97,8 @@ def micro_batches(tiny_tokenizer):
 
 
 def merged(batches: list[Batch]) -> Batch:
-    """One batch of all rows."""
-    width = max(batch.input_ids.shape[1] for batch in batches)
-
-    def padded(name, value):
-        rows = [getattr(batch, name) for batch in batches]
-        return torch.cat(
-            [torch.nn.functional.pad(row, (0, width - row.shape[1]), value=value) for row in rows]
-        )
-
-    return Batch(
-        padded("input_ids", 0),
-        padded("targets", -100),
-        padded("positions", 0),
-        padded("segments", -1),
-        torch.cat([batch.features for batch in batches]),
-        torch.arange(len(batches)),
-        ["default"] * len(batches),
-        [NO_CHOICES] * len(batches),
-    )
+    """One batch of all rows, not the ones that a test may change."""
+    return replace(concatenate(batches))
 
 
 def test_accumulated_micro_batches_give_the_gradient_of_one_big_batch(make_module, fit, micro_batches):
@@ -180,7 +157,7 @@ def test_a_step_with_a_nan_gradient_is_left_out_counted_and_told(
     batches = [*micro_batches[:poisoned], bad, *micro_batches[poisoned:]]
     snapshots = Snapshots()
     module = fit(make_module(weight_decay=0.1), batches, callbacks=[snapshots])
-    assert module.finetunes[0].skipped == 1
+    assert module.finetunes["default"].parameters.skipped == 1
     assert "'default' has a gradient that is not finite" in capsys.readouterr().out
     before, after = snapshots.taken[poisoned : poisoned + 2]
     for name, tensor in after.items():
@@ -245,7 +222,7 @@ def test_every_validation_sees_all_of_the_data(tiny_base, tiny_data, tmp_path, m
     validated, step = [], VisionLanguageModule.validation_step
 
     def count(self, batch, batch_idx):
-        validated.extend(batch.examples)
+        validated.extend(set(batch.conversations.examples.tolist()))
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(VisionLanguageModule, "validation_step", count)
@@ -262,7 +239,7 @@ def test_every_validation_sees_all_of_the_data(tiny_base, tiny_data, tmp_path, m
         trainer={"max_epochs": 1, "max_steps": -1},
     )
     main(["fit", "--config", str(config)])
-    assert sorted(number for row in validated for number in row) == list(range(24))
+    assert sorted(validated) == list(range(24))
 
 
 def test_stage_two_starts_from_the_projector_of_stage_one(tiny_base, tiny_data, tmp_path):
@@ -284,7 +261,7 @@ def test_stage_two_starts_from_the_projector_of_stage_one(tiny_base, tiny_data, 
     )
     main(["fit", "--config", str(second)])
     before = load_file(stage_one / "projector.safetensors")
-    after = load_file(run_directory(second) / "projector.safetensors")
+    after = load_file(run_directory(second) / "adapters" / "default" / "projector.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert (run_directory(second) / "adapters" / "default").is_dir()

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from mmpeft.data.packing import NO_CHOICES
+from mmpeft.data.batch import Conversations
+from mmpeft.data.packing import Role
 from mmpeft.models.token_losses import TokenLosses, length_normalised
 from mmpeft.training.objectives import FLOOR, ChoiceLosses, objective
 
@@ -13,10 +14,22 @@ from mmpeft.training.objectives import FLOOR, ChoiceLosses, objective
 ROWS = [
     ([[-0.1, -0.3], [-2.0, -0.5, -1.5], [-3.0]], 1),
     ([[-4.0], [-0.01, -0.02]], 2),
-    ([[-0.7, -0.9], [-1.1]], NO_CHOICES),
+    ([[-0.7, -0.9], [-1.1]], None),
     ([[-1.0, -2.0], [-1.5, -1.0, -0.2, -0.1], [-0.4], [-5.0, -6.0]], 3),
 ]
-RIGHT = [right for _, right in ROWS]
+
+
+def table(rights):
+    """The conversations of `ROWS`; ``rights`` says which segment of a row is right, None that its rows are answers."""
+    entries = [
+        (row, segment, Role.ANSWER if right is None else Role.RIGHT if segment == right else Role.WRONG, row)
+        for row, ((conversations, _), right) in enumerate(zip(ROWS, rights, strict=True))
+        for segment in range(1, len(conversations) + 1)
+    ]
+    return Conversations(*torch.tensor(entries).unbind(1))
+
+
+RIGHT = table([right for _, right in ROWS])
 
 
 @pytest.fixture
@@ -37,7 +50,7 @@ def losses():
 def by_the_formulas() -> dict[str, float]:
     right_tokens, wrong, choice = [], [], []
     for conversations, right in ROWS:
-        if right == NO_CHOICES:
+        if right is None:
             right_tokens += [token for conversation in conversations for token in conversation]
             continue
         right_tokens += conversations[right - 1]
@@ -54,7 +67,7 @@ def by_the_formulas() -> dict[str, float]:
 
 
 def test_each_term_is_its_formula(losses):
-    terms = objective(losses, RIGHT, ChoiceLosses())
+    terms = objective(losses, None, RIGHT, ChoiceLosses())
     want = by_the_formulas()
     assert terms.keys() == want.keys()
     for name, value in want.items():
@@ -62,8 +75,8 @@ def test_each_term_is_its_formula(losses):
 
 
 def test_weights_scale_their_terms_and_zero_leaves_them_out(losses):
-    plain = objective(losses, RIGHT, ChoiceLosses())
-    weighted = objective(losses, RIGHT, ChoiceLosses(unlikelihood=0.5, length_normalised=0))
+    plain = objective(losses, None, RIGHT, ChoiceLosses())
+    weighted = objective(losses, None, RIGHT, ChoiceLosses(unlikelihood=0.5, length_normalised=0))
     assert weighted.keys() == {"lm", "unlikelihood"}
     assert float(weighted["unlikelihood"].detach()) == pytest.approx(
         0.5 * float(plain["unlikelihood"].detach()), rel=1e-9
@@ -71,7 +84,7 @@ def test_weights_scale_their_terms_and_zero_leaves_them_out(losses):
 
 
 def test_rows_without_choices_have_the_mean_of_their_tokens_alone(losses):
-    terms = objective(losses, [NO_CHOICES] * len(ROWS), ChoiceLosses())
+    terms = objective(losses, None, table([None] * len(ROWS)), ChoiceLosses())
     assert terms.keys() == {"lm"}
     assert float(terms["lm"].detach()) == pytest.approx(float(losses.nll.detach().mean()))
 
@@ -79,7 +92,7 @@ def test_rows_without_choices_have_the_mean_of_their_tokens_alone(losses):
 def test_gradients_are_right_and_finite_with_any_number_of_choices(losses):
     def total(nll):
         own = TokenLosses(nll, losses.correct, losses.rows, losses.segments)
-        return torch.stack(list(objective(own, RIGHT, ChoiceLosses()).values())).sum()
+        return torch.stack(list(objective(own, None, RIGHT, ChoiceLosses()).values())).sum()
 
     assert torch.autograd.gradcheck(total, (losses.nll,))
 
@@ -87,7 +100,8 @@ def test_gradients_are_right_and_finite_with_any_number_of_choices(losses):
 def test_a_wrong_answer_that_is_certain_has_a_finite_gradient():
     nll = torch.tensor([0.5, 0.0], requires_grad=True)
     losses = TokenLosses(nll, torch.zeros(2, dtype=torch.bool), torch.tensor([0, 0]), torch.tensor([1, 2]))
-    torch.stack(list(objective(losses, [1], ChoiceLosses()).values())).sum().backward()
+    two = Conversations(*torch.tensor([(0, 1, Role.RIGHT, 0), (0, 2, Role.WRONG, 0)]).unbind(1))
+    torch.stack(list(objective(losses, None, two, ChoiceLosses()).values())).sum().backward()
     assert torch.isfinite(nll.grad).all()
 
 

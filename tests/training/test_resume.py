@@ -46,7 +46,7 @@ def checkpoint_of(run, step):
 
 def trained(run):
     adapter = load_file(run / "adapters" / "default" / "adapter_model.safetensors")
-    return adapter | load_file(run / "projector.safetensors")
+    return adapter | load_file(run / "adapters" / "default" / "projector.safetensors")
 
 
 def curve(run, column, first=0):
