@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from mmpeft.data.packing import PREFIX, PackedRow
+from mmpeft.data.packing import PREFIX, PackedRow, Role
 from mmpeft.data.template import IGNORE_INDEX
 from mmpeft.errors import RefusedError
 
@@ -41,7 +41,8 @@ class Conversations(Tensors):
     @property
     def num_examples(self) -> int:
         """How many questions or captions there are; one with choices counts once."""
-        return len(torch.stack([self.rows, self.examples]).unique(dim=1).T)
+        answers = self.roles == Role.ANSWER
+        return int(answers.sum()) + len(self.rows[~answers].unique())
 
     def where(self, mask: Tensor) -> "Conversations":
         """Those that ``mask`` (conversations,) bool picks."""

@@ -29,7 +29,8 @@ class VisionLanguageCLI(LightningCLI):
     """`mmpeft fit|validate|test|predict`; everything goes to ``trainer.default_root_dir``."""
 
     def add_arguments_to_parser(self, parser: Any) -> None:
-        parser.add_class_arguments(EvaluationConfig, "test")
+        # Lightning calls the arguments of `mmpeft test` a group of that name already.
+        parser.add_class_arguments(EvaluationConfig, "test", as_group=False)
         parser.add_argument(
             "--forgetting",
             action="store_true",

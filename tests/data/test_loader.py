@@ -38,10 +38,10 @@ def make_loader(seed: int | None = 0, **packing):
 
 def by_row(batch):
     """The numbers of the examples of every row."""
-    found = [{} for _ in batch.adapters]
-    for row, example in zip(batch.conversations.rows, batch.conversations.examples, strict=True):
-        found[int(row)][int(example)] = None
-    return [list(row) for row in found]
+    table = batch.conversations
+    found = [table.examples[table.rows == row].tolist() for row in range(len(batch.adapters))]
+    choices = set(table.rows[table.roles != Role.ANSWER].tolist())
+    return [own[:1] if row in choices else own for row, own in enumerate(found)]
 
 
 def order(batches):

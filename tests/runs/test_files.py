@@ -196,8 +196,14 @@ def test_a_truncated_projector_is_refused(run):
 
 
 def test_an_adapter_that_is_gone_is_refused(run):
-    shutil.rmtree(run / "adapters" / "default")
+    (run / "adapters" / "default" / "adapter_config.json").unlink()
     with pytest.raises(ValueError, match=r"adapters/default is no PEFT adapter"):
+        load_run(run)
+
+
+def test_a_finetune_that_is_gone_is_refused(run):
+    shutil.rmtree(run / "adapters" / "default")
+    with pytest.raises(ValueError, match=r"adapters/default/projector.safetensors is missing"):
         load_run(run)
 
 
