@@ -13,6 +13,7 @@ from mmpeft.data.images import ImageLike, image_key
 from mmpeft.data.packing import pack
 from mmpeft.data.template import IMAGE_MARKER, Encoded, Template
 from mmpeft.errors import RefusedError
+from mmpeft.inference.decoding import generate
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.models.token_losses import length_normalised
 from mmpeft.runs.files import load_run
@@ -158,7 +159,7 @@ class VisionLanguageModel:
             batch = self._batch(
                 [[prompts[number] for number in row] for row in part], [names[row[0]] for row in part]
             )
-            generated = self.model.generate(batch, self.template.tokenizer.eos_token_id, max_new_tokens)
+            generated = generate(self.model, batch, self.template.tokenizer.eos_token_id, max_new_tokens)
             for row, texts in zip(part, generated, strict=True):
                 for number, ids in zip(row, texts, strict=True):
                     answers[number] = self.template.decode(ids)

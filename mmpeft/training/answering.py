@@ -9,6 +9,7 @@ from mmpeft.data.batch import Batch
 from mmpeft.data.packing import NO_CHOICES, UNKNOWN
 from mmpeft.data.template import Template
 from mmpeft.evaluation.answer_log import Answered
+from mmpeft.inference.decoding import generate
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.models.token_losses import length_normalised
 
@@ -21,7 +22,7 @@ def answer(model: MultimodalModel, template: Template, batch: Batch, records: Se
     """The answers to a batch of prompts, or of questions with their choices; of one kind."""
     if batch.right[0] != NO_CHOICES:
         return _ranked(model, batch, records)
-    written = model.generate(batch, template.tokenizer.eos_token_id)
+    written = generate(model, batch, template.tokenizer.eos_token_id)
     return [
         (number, Answered(template.decode(ids)))
         for numbers, row in zip(batch.examples, written, strict=True)
