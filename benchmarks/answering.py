@@ -18,6 +18,7 @@ from mmpeft.data.batch import collate
 from mmpeft.data.features import encode_images
 from mmpeft.data.packing import pack
 from mmpeft.data.sources import load_records
+from mmpeft.inference.decoding import generate
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.paths import resolve
 from mmpeft.runs.files import load_run
@@ -53,7 +54,7 @@ def answering(
 
     def answers(model: MultimodalModel, adapter: str | None) -> Callable[[], Any]:
         batch = collate(rows, features, [adapter] * len(rows)).to(model.device)
-        return lambda: model.generate(batch, NO_TOKEN, tokens)
+        return lambda: generate(model, batch, NO_TOKEN, tokens)
 
     base, *_ = load_run(run, vlm.model.device, with_adapters=False)
     cases = {"base": answers(base.eval(), None), "finetune": answers(vlm.model, vlm.adapters[0])}

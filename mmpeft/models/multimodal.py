@@ -1,12 +1,13 @@
-"""Vision features, projector, language model and adapters as one model: forward on packed rows, and decoding."""
+"""Vision features, projector, language model and adapters as one model: forward on packed rows."""
 
-from dataclasses import replace
+import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from mmpeft.adapters import AdapterBank
 from mmpeft.data.batch import PADDING, Batch
@@ -15,7 +16,7 @@ from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN
 from mmpeft.errors import RefusedError
 from mmpeft.models.projector import Projector
 from mmpeft.models.token_losses import TokenLosses
-from mmpeft.models.virtual import VirtualTokens, virtual_tokens
+from mmpeft.models.virtual import virtual_tokens
 from mmpeft.models.vision import NoVision, VisionEncoder
 
 
@@ -35,6 +36,8 @@ class MultimodalModel(nn.Module):
         self.bank = AdapterBank(language_model, (vision_encoder.num_tokens, vision_encoder.dim))
         self.projector_slots: dict[str, int] = {}
         """Adapters that own a projector; any other row uses slot 0."""
+        arguments = inspect.signature(language_model.get_decoder().forward).parameters  # pyright: ignore
+        self._cache_argument = "cache" if "cache" in arguments else "past_key_values"
 
     @property
     def device(self) -> torch.device:
@@ -62,38 +65,6 @@ class MultimodalModel(nn.Module):
         nll = F.cross_entropy(logits.float(), labels, reduction="none")
         return TokenLosses(nll, logits.argmax(-1) == labels, labelled.nonzero()[:, 0], segments[labelled])
 
-    @torch.no_grad()
-    def generate(self, batch: Batch, eos_token_id: int, max_new_tokens: int = 32) -> list[list[list[int]]]:
-        """Greedy answers to every conversation of every packed row.
-
-        Each step appends one token per conversation to its row; a token sees what its conversation saw, so the
-        image and whatever else is shared are computed once.
-
-        Returns:
-            Per row and conversation the new token ids, without the end token.
-        """
-        cache = DynamicCache(config=self.language_model.config)
-        hidden = self.hidden_states(batch, cache)
-        rows, columns = last_positions(batch)
-        tokens = self.logits(hidden[rows, columns]).argmax(-1)
-        answers: list[list[int]] = [[] for _ in range(len(rows))]
-        done = torch.zeros_like(tokens, dtype=torch.bool)
-        step = _Appended(batch, rows, columns)
-        for number in range(max_new_tokens):
-            done |= tokens == eos_token_id
-            for answer, token, ended in zip(answers, tokens.tolist(), done.tolist(), strict=True):
-                if not ended:
-                    answer.append(token)
-            if bool(done.all()) or number + 1 == max_new_tokens:
-                break
-            batch = step.append(batch, tokens)
-            hidden = self.hidden_states(batch, cache, new=step.width)
-            tokens = self.logits(hidden[rows, step.places]).argmax(-1)
-        grouped: list[list[list[int]]] = [[] for _ in range(len(batch.input_ids))]
-        for row, answer in zip(rows.tolist(), answers, strict=True):
-            grouped[row].append(answer)
-        return grouped
-
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., dim) hidden states -> (..., vocabulary)."""
         logits = self.language_model.get_output_embeddings()(hidden)
@@ -108,47 +79,72 @@ class MultimodalModel(nn.Module):
     ) -> Tensor:
         """What the decoder makes of the last ``new`` columns, or of all, (rows, columns, dim); `logits` are computed
         from it. ``cache`` holds the columns before them and gets theirs."""
+        return self.read(self.inputs(batch, new), cache)
+
+    def inputs(self, batch: Batch, new: int | None = None) -> "Inputs":
+        """What the decoder reads of the last ``new`` columns, or of all with the virtual tokens before them; routes
+        the bank."""
         columns = slice(None) if new is None else slice(batch.input_ids.shape[1] - new, None)
         self.bank.route(batch.adapters)
         embeds, positions = self._embed(batch, columns), batch.positions[:, columns]
         queries, keys = batch.segments[:, columns], batch.segments
         virtual = virtual_tokens(self.bank, len(keys), keys.device)
-        skip = 0
-        if virtual is not None:
-            positions = positions + virtual.lengths[:, None]
-            keys = torch.cat([virtual.segments, keys], 1)
-            if new is None:
-                cache = self._with_prefix(cache, virtual)
-                if skip := virtual.num_prompts:
-                    embeds = torch.cat([virtual.embeds.to(embeds.dtype), embeds], 1)
-                    positions = torch.cat([virtual.positions, positions], 1)
-                    queries = torch.cat([virtual.segments[:, -skip:], queries], 1)
-        self._check_window(keys.shape[1])
-        decoder = self.language_model.get_decoder()
-        hidden = decoder(
-            inputs_embeds=embeds,
-            attention_mask=self._additive(attention_mask(queries, keys)),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state
-        return hidden[:, skip:]
+        if virtual is None:
+            return Inputs(embeds, positions, queries, keys)
+        positions = positions + virtual.lengths[:, None]
+        keys = torch.cat([virtual.segments, keys], 1)
+        if new is not None:
+            return Inputs(embeds, positions, queries, keys)
+        if num_prompts := virtual.num_prompts:
+            embeds = torch.cat([virtual.embeds.to(embeds.dtype), embeds], 1)
+            positions = torch.cat([virtual.positions, positions], 1)
+            queries = torch.cat([virtual.segments[:, -num_prompts:], queries], 1)
+        return Inputs(embeds, positions, queries, keys, num_prompts, virtual.keys_values)
 
-    def _with_prefix(self, cache: DynamicCache | None, virtual: VirtualTokens) -> DynamicCache | None:
+    def read(self, inputs: "Inputs", cache: DynamicCache | None = None) -> Tensor:
+        """(rows, columns, dim) hidden states of the batch's own columns."""
+        if inputs.prefix is not None:
+            cache = self._with_prefix(cache, inputs.prefix)
+        self.check_window(inputs.keys.shape[1])
+        mask = additive(attention_mask(inputs.queries, inputs.keys), self.dtype)
+        return self.decode(inputs.embeds, mask, inputs.positions, cache)[:, inputs.num_prompts :]
+
+    def decode(self, embeds: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None) -> Tensor:
+        """The decoder's forward.
+
+        Args:
+            embeds: (rows, queries, dim)
+            mask: (rows, 1, queries, keys), added to the scores.
+            positions: (rows, queries)
+            cache: gets the queries' keys and values, and returns all that ``mask`` speaks of.
+
+        Returns:
+            (rows, queries, dim) hidden states.
+        """
+        return self.language_model.get_decoder()(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=cache is not None,
+            **{self._cache_argument: cache},
+        ).last_hidden_state
+
+    def _with_prefix(self, cache: DynamicCache | None, prefix: Tensor) -> DynamicCache:
         """The cache with every row's trained keys and values in it; a new one where there was none."""
-        if virtual.keys_values is None:
-            return cache
         if self.language_model.training and self.language_model.is_activation_checkpointing:
             raise RefusedError(
                 "prefix tuning keeps its keys and values in the cache, which transformers drops under gradient "
                 "checkpointing; set model.language.gradient_checkpointing to false"
             )
         cache = DynamicCache(config=self.language_model.config) if cache is None else cache
-        for layer, (keys, values) in enumerate(virtual.keys_values.to(self.dtype)):
+        for layer, (keys, values) in enumerate(prefix.to(self.dtype)):
             cache.update(keys, values, layer)
         return cache
 
-    def _check_window(self, width: int) -> None:
+    def check_window(self, width: int) -> None:
+        """Raises:
+        RefusedError: a row of so many tokens does not fit into the language model's sliding window.
+        """
         window = getattr(self.language_model.config, "sliding_window", None)
         if window and width > window:
             raise RefusedError(
@@ -175,11 +171,35 @@ class MultimodalModel(nn.Module):
             )
         return embeds.masked_scatter(slots.unsqueeze(-1), projected)
 
-    def _additive(self, allowed: Tensor) -> Tensor:
-        lowest = torch.finfo(self.dtype).min
-        return torch.zeros(allowed.shape, dtype=self.dtype, device=allowed.device).masked_fill(
-            ~allowed, lowest
-        )
+
+@dataclass
+class Inputs:
+    """What the decoder reads of a batch."""
+
+    embeds: Tensor
+    """(rows, columns, dim)"""
+    positions: Tensor
+    """(rows, columns) int64"""
+    queries: Tensor
+    """(rows, columns) int64: their segments"""
+    keys: Tensor
+    """(rows, keys) int64: the segments of everything in the cache and of these columns, which are the last"""
+    num_prompts: int = 0
+    """How many of the first columns are virtual tokens."""
+    prefix: Tensor | None = None
+    """(layers, 2, rows, heads, prefix columns, head dim): keys and values before all columns."""
+
+
+def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where ``allowed`` (bool), else the lowest number of ``dtype``."""
+    lowest = torch.finfo(dtype).min
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, lowest)
+
+
+def sees(query_segments: Tensor, key_segments: Tensor) -> Tensor:
+    """Which earlier key each query sees: (rows, queries) and (rows, keys) -> (rows, queries, keys) bool."""
+    q, k = query_segments[:, :, None], key_segments[:, None, :]
+    return (k == q) | ((k == PREFIX) & (q != PADDING))
 
 
 def attention_mask(query_segments: Tensor, key_segments: Tensor) -> Tensor:
@@ -202,9 +222,7 @@ def attention_mask(query_segments: Tensor, key_segments: Tensor) -> Tensor:
     queries, keys = query_segments.shape[1], key_segments.shape[1]
     index = torch.arange(keys, device=key_segments.device)
     causal = index[None, :] <= index[keys - queries :, None]
-    q, k = query_segments[:, :, None], key_segments[:, None, :]
-    visible = (k == q) | ((k == PREFIX) & (q != PADDING))
-    return (visible & causal)[:, None]
+    return (sees(query_segments, key_segments) & causal)[:, None]
 
 
 def last_positions(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -213,31 +231,3 @@ def last_positions(batch: Batch) -> tuple[Tensor, Tensor]:
     following = torch.cat([segments[:, 1:], segments.new_full((len(segments), 1), PADDING)], dim=1)
     rows, columns = ((segments > PREFIX) & (segments != following)).nonzero(as_tuple=True)
     return rows, columns
-
-
-class _Appended:
-    """Where the next token of every conversation goes: one new column per conversation of the fullest row."""
-
-    def __init__(self, batch: Batch, rows: Tensor, columns: Tensor):
-        counts = torch.bincount(rows, minlength=len(batch.input_ids))
-        self.width = int(counts.max())
-        first = torch.cumsum(counts, 0) - counts
-        self.rows = rows
-        self.places = torch.arange(len(rows), device=rows.device) - first[rows]
-        self.segments = self._columns(batch.segments[rows, columns], PADDING)
-        self.positions = self._columns(batch.positions[rows, columns], 0)
-
-    def append(self, batch: Batch, tokens: Tensor) -> Batch:
-        self.positions = self.positions + 1
-        return replace(
-            batch,
-            input_ids=torch.cat([batch.input_ids, self._columns(tokens, 0)], dim=1),
-            segments=torch.cat([batch.segments, self.segments], dim=1),
-            positions=torch.cat([batch.positions, self.positions], dim=1),
-        )
-
-    def _columns(self, values: Tensor, padding: int) -> Tensor:
-        num_rows = int(self.rows.max()) + 1
-        out = values.new_full((num_rows, self.width), padding)
-        out[self.rows, self.places] = values
-        return out

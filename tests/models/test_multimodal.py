@@ -7,6 +7,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from mmpeft.data.batch import PADDING
 from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN, Encoded
+from mmpeft.inference.decoding import generate
 from mmpeft.models.multimodal import MultimodalModel, attention_mask
 from mmpeft.models.projector import Projector
 from mmpeft.training.objectives import exactly_right
@@ -115,9 +116,9 @@ def test_greedy_answer_of_a_single_row_is_hugging_faces_own(
     )[0].tolist()
     assert len(set(theirs)) > 1
     batch = make_batch([[prompt]], [adapter])
-    assert model.generate(batch, eos_token_id=-5, max_new_tokens=12) == [[theirs]]
+    assert generate(model, batch, eos_token_id=-5, max_new_tokens=12) == [[theirs]]
     end = theirs[4]
-    assert model.generate(batch, end, max_new_tokens=12) == [[theirs[: theirs.index(end)]]]
+    assert generate(model, batch, end, max_new_tokens=12) == [[theirs[: theirs.index(end)]]]
 
 
 def prompt_rows(conversations):
@@ -133,13 +134,13 @@ def test_packed_answers_are_those_of_rows_of_their_own(model, make_batch, conver
     rows = prompt_rows(conversations)
     names = ["lora", None, "ia3", "lora"]
     batch = make_batch(rows, names)
-    endless = model.generate(batch, eos_token_id=-5, max_new_tokens=8)
+    endless = generate(model, batch, eos_token_id=-5, max_new_tokens=8)
     ends = {answer[3] for row in endless for answer in row}
     for end in [-5, *sorted(ends)[:4]]:
-        packed = model.generate(batch, end, max_new_tokens=8)
+        packed = generate(model, batch, end, max_new_tokens=8)
         alone_rows, alone_names = separate(rows, names)
         alone = [
-            model.generate(make_batch([row], [name]), end, max_new_tokens=8)[0][0]
+            generate(model, make_batch([row], [name]), end, max_new_tokens=8)[0][0]
             for row, name in zip(alone_rows, alone_names, strict=True)
         ]
         assert [len(row) for row in packed] == [len(row) for row in rows]
@@ -198,7 +199,7 @@ def test_eager_and_sdpa_attention_agree(make_model, make_batch, rows, conversati
     batch = make_batch(rows, ADAPTERS)
     torch.testing.assert_close(eager.token_losses(batch).nll, sdpa.token_losses(batch).nll, **CLOSE)
     prompts = make_batch(prompt_rows(conversations), ADAPTERS)
-    assert eager.generate(prompts, -5, 6) == sdpa.generate(prompts, -5, 6)
+    assert generate(eager, prompts, -5, 6) == generate(sdpa, prompts, -5, 6)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(make_model, make_batch, rows):
@@ -228,7 +229,7 @@ def test_all_labels_most_likely_is_the_same_as_greedy_writing_that_answer(model,
     prompts = prompt_rows(conversations)[0]
     outcomes = []
     for prompt in prompts:
-        ((greedy,),) = model.generate(make_batch([[prompt]]), -5, max_new_tokens=5)
+        ((greedy,),) = generate(model, make_batch([[prompt]]), -5, max_new_tokens=5)
         end = greedy[-1]
         greedy = greedy[: greedy.index(end)]
         candidates = [greedy, [*greedy, 7], greedy[:-1], [7, *greedy[1:]], [*greedy[:-1], 7], [7]]
@@ -236,7 +237,7 @@ def test_all_labels_most_likely_is_the_same_as_greedy_writing_that_answer(model,
             tokens = [*answer, end]
             ids, targets = [*prompt.ids, *answer], [*prompt.targets[:-1], *tokens]
             losses = model.token_losses(make_batch([[Encoded(ids, targets, prompt.images)]]))
-            written = model.generate(make_batch([[prompt]]), end, max_new_tokens=8)[0][0]
+            written = generate(model, make_batch([[prompt]]), end, max_new_tokens=8)[0][0]
             assert list(exactly_right(losses).values()) == [written == answer]
             outcomes.append(written == answer)
     assert True in outcomes, "no candidate was what is written, so only one side was compared"

@@ -14,6 +14,7 @@ from mmpeft.adapters import (
 )
 from mmpeft.adapters.peft_format import load_adapter, read_config, save_adapter
 from mmpeft.data.template import IGNORE_INDEX
+from mmpeft.inference.decoding import generate
 from mmpeft.models.language import LanguageConfig, load_language_model
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
@@ -65,8 +66,8 @@ def test_packed_mixed_rows_have_the_losses_of_rows_of_their_own(model, make_batc
 def test_packed_mixed_answers_are_those_of_rows_of_their_own(model, make_batch, conversations):
     questions = [("what color is it?", ""), ("is it red?", ""), ("why?", "")]
     rows = [conversations(each, *questions, prompts=True) for each in ["a", "b", "", "", "bc", "", "c", "a"]]
-    packed = model.generate(make_batch(rows, NAMES), eos_token_id=-5, max_new_tokens=6)
-    alone = model.generate(make_batch(*separate(rows, NAMES)), eos_token_id=-5, max_new_tokens=6)
+    packed = generate(model, make_batch(rows, NAMES), eos_token_id=-5, max_new_tokens=6)
+    alone = generate(model, make_batch(*separate(rows, NAMES)), eos_token_id=-5, max_new_tokens=6)
     assert [answer for row in packed for answer in row] == [answer for (answer,) in alone]
 
 

@@ -1,0 +1,156 @@
+"""KV cache with a length per row: rows join, grow by columns of their own, and leave, in preallocated memory.
+
+::
+
+    row 0   k k k k k k | k k . .      prompt | answer, then room
+    row 1   k k k | k k . . . . .      every row writes at its own end
+    row 2   k k k k | k . . . . .
+
+A column of a row is a token that the row has read: of its prefix, its prompt or its answers; none is padding.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from mmpeft.data.batch import PADDING
+
+BLOCK = 64
+"""Capacities are multiples of so many columns."""
+READ_BLOCK = 32
+"""Attention reads multiples of so many columns: oneDNN compiles its products anew for every other width."""
+
+
+class KVCache(Cache):
+    """Keys and values of every layer, (rows, key heads, capacity, head dim), and whose they are.
+
+    What lies beyond a row's length is finite: masked, a NaN would still reach the row.
+    """
+
+    def __init__(self):
+        super().__init__(layers=[])
+        self.lengths: list[int] = []
+        """Columns of every row."""
+        self.segments = torch.empty(0, 0, dtype=torch.int64)
+        """(row capacity, capacity) int64: the segment of every column, `PADDING` beyond the row's length."""
+        self._width = 0
+        self._writes: tuple[Tensor, Tensor, Tensor]
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def capacity(self) -> int:
+        """Columns that there is room for."""
+        return self.segments.shape[1]
+
+    def insert(self, prefilled: Cache, segments: Tensor) -> None:
+        """Appends rows.
+
+        Args:
+            prefilled: what the decoder made of their prompts.
+            segments: (rows, columns) of its columns; those of `PADDING` are left out.
+        """
+        used = segments != PADDING
+        lengths = used.sum(1).tolist()
+        order = used.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, : max(lengths)]
+        first, columns = self.num_rows, order.shape[1]
+        if not self.layers:
+            self.layers = [_Layer(self, layer.keys, layer.values) for layer in prefilled.layers]  # pyright: ignore
+            self.segments = segments.new_full((0, 0), PADDING)
+        self._reserve(first + len(lengths), columns)
+        rows = slice(first, first + len(lengths))
+        self.segments[rows] = PADDING
+        self.segments[rows, :columns] = segments.gather(1, order)
+        every = torch.arange(len(lengths), device=order.device)[:, None]
+        for own, layer in zip(self.layers, prefilled.layers, strict=True):
+            for buffer, new in ((own.keys, layer.keys), (own.values, layer.values)):  # pyright: ignore
+                buffer[rows, :, columns:] = 0
+                buffer[rows, :, :columns] = new[every, :, order].transpose(1, 2)
+        self.lengths += lengths
+
+    def remove(self, row: int) -> None:
+        """Takes a row out; the last row moves into its place."""
+        last = self.num_rows - 1
+        if row != last:
+            for buffer in (self.segments, *self._buffers()):
+                buffer[row] = buffer[last]
+            self.lengths[row] = self.lengths[last]
+        self.lengths.pop()
+
+    def extend(self, counts: Sequence[int]) -> int:
+        """Makes every row longer by its count of columns.
+
+        Returns:
+            The width that attention reads: the longest row's, rounded up.
+        """
+        self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
+        longest = max(self.lengths)
+        self._reserve(self.num_rows, longest)
+        self._width = -(-longest // READ_BLOCK) * READ_BLOCK
+        return self._width
+
+    def write_next(self, rows: Tensor, queries: Tensor, columns: Tensor, segments: Tensor) -> None:
+        """Says where the coming forward's keys and values go: of row ``rows[i]`` those of its ``queries[i]``-th token
+        into column ``columns[i]``, which is of ``segments[i]``; all (tokens,) int64."""
+        self._writes = rows, queries, columns
+        self.segments[rows, columns] = segments
+
+    def _reserve(self, rows: int, columns: int) -> None:
+        """Room for so many rows and columns, with a quarter more wherever it has to grow."""
+        have_rows, have_columns = self.segments.shape
+        if rows > have_rows and have_rows:
+            rows += rows // 4
+        if columns > have_columns:
+            columns = -(-(columns + columns // 4) // BLOCK) * BLOCK
+        if rows <= have_rows and columns <= have_columns:
+            return
+        rows, columns = max(rows, have_rows), max(columns, have_columns)
+        self.segments = _grown(self.segments, (rows, columns), PADDING)
+        for layer in self.layers:
+            layer.keys = _grown(layer.keys, (rows, layer.keys.shape[1], columns), 0)  # pyright: ignore
+            layer.values = _grown(layer.values, (rows, layer.values.shape[1], columns), 0)  # pyright: ignore
+
+    def _buffers(self) -> list[Tensor]:
+        return [buffer for layer in self.layers for buffer in (layer.keys, layer.values)]  # pyright: ignore
+
+
+class _Layer(CacheLayerMixin):
+    """One layer of the cache, as transformers calls it."""
+
+    def __init__(self, cache: KVCache, keys: Tensor, values: Tensor):
+        super().__init__()
+        self.cache = cache
+        self.keys = keys.new_empty(0, keys.shape[1], 0, keys.shape[3])
+        self.values = values.new_empty(0, values.shape[1], 0, values.shape[3])
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        rows, queries, columns = self.cache._writes
+        read = slice(self.cache.num_rows), slice(None), slice(self.cache._width)
+        self.keys[rows, :, columns] = key_states[rows, :, queries]  # pyright: ignore
+        self.values[rows, :, columns] = value_states[rows, :, queries]  # pyright: ignore
+        return self.keys[read], self.values[read]  # pyright: ignore
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing: the buffers are there."""
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.cache._width, 0
+
+    def get_seq_length(self) -> int:
+        return max(self.cache.lengths, default=0)
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+def _grown(tensor: Tensor, sizes: tuple[int, ...], value: int) -> Tensor:
+    """``tensor`` with its leading dims padded at their end."""
+    out = tensor.new_full((*sizes, *tensor.shape[len(sizes) :]), value)
+    out[tuple(slice(size) for size in tensor.shape)] = tensor
+    return out
