@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmpeft.reporting.report import Example
+from mmpeft.reporting.report import ShownExample
 
 EMBEDDED_ORIGINS = {"embedded/smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """Hub models that the embedded ones were made from: ``base_model`` tells descent."""
@@ -22,7 +22,7 @@ def model_card(
     title: str,
     metrics: Mapping[str, float],
     facts: Mapping[str, str],
-    examples: Sequence[Example],
+    examples: Sequence[ShownExample],
     command: str,
     pictures: Sequence[str] = (),
 ) -> str:
@@ -73,13 +73,15 @@ def _front_matter(base: str, metrics: Mapping[str, float]) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
-def _usage(base: str, adapters: Sequence[str], examples: Sequence[Example], sees: bool) -> str:
+def _usage(base: str, adapters: Sequence[str], examples: Sequence[ShownExample], sees: bool) -> str:
     """Code to paste, about the first example with an image where there is one."""
-    shown = next((e for e in examples if e.image), Example("photo.png", "what is in the picture?", None, ""))
+    shown = next(
+        (e for e in examples if e.image), ShownExample("photo.png", "what is in the picture?", None, "")
+    )
     path = Path(str(shown.image))
     image = f"examples/{path.name}" if path.parent.name == "examples" else "photo.png"
     if not sees:
-        shown = examples[0] if examples else Example(None, "what is it?", None, "")
+        shown = examples[0] if examples else ShownExample(None, "what is it?", None, "")
     ask = f"vlm.ask({_quoted(image) if sees else None}, {_quoted(shown.question)})"
     option = f"--image {shlex.quote(_line(image))} " if sees else ""
     shell = f"mmpeft ask --run . {option}{shlex.quote(_line(shown.question))}"

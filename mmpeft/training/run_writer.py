@@ -18,7 +18,7 @@ from mmpeft.data.images import load_image
 from mmpeft.data.sources import DataError
 from mmpeft.data.template import IMAGE_MARKER
 from mmpeft.reporting.card import model_card
-from mmpeft.reporting.report import Example, draw_report
+from mmpeft.reporting.report import ShownExample, draw_report
 from mmpeft.runs.files import save_run
 from mmpeft.runs.identity import base_hash
 from mmpeft.runs.manifest import Manifest, read_manifest
@@ -159,7 +159,7 @@ def write_report(directory: Path) -> None:
     manifest = read_manifest(directory)
     rows = [json.loads(line) for line in (directory / "examples" / "examples.jsonl").read_text().splitlines()]
     examples = [
-        Example(
+        ShownExample(
             row["image"] and str(directory / "examples" / row["image"]),
             row["question"],
             row["truth"],
