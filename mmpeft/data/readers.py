@@ -61,8 +61,8 @@ def _read_json(path: Path) -> Iterator[tuple[Place, Any]]:
     if data[start:].lstrip()[:1] == b"[":
         yield from _read_array(data, start)
         return
-    if spread := _object_over_lines(data[start:].decode(errors="replace")):
-        yield 1, spread
+    if refused := _object_over_lines(data[start:].decode(errors="replace"), start):
+        yield refused
         return
     for number, line in enumerate(data[start:].split(b"\n"), 1):
         if line and not line.isspace():
@@ -90,18 +90,19 @@ def _read_array(data: bytes, start: int) -> Iterator[tuple[Place, Any]]:
             yield f"element {number}", _json_error(error, start)
 
 
-def _object_over_lines(text: str) -> DataError | None:
-    """What to say of a file that begins with an object of several lines, which no line of it can be read as."""
+def _object_over_lines(text: str, start: int) -> tuple[Place, DataError] | None:
+    """(line, what to say) of a file that begins with an object of several lines, none of which is a row."""
+    begin = len(text) - len(text.lstrip())
     try:
-        found, end = _DECODER.raw_decode(text.lstrip())
-    except (ValueError, RecursionError):
+        found, end = json.JSONDecoder().raw_decode(text, begin)
+    except (ValueError, RecursionError) as error:
+        alone = text[begin:].partition("\n")[0].strip() == "{"
+        return (getattr(error, "lineno", 1), _json_error(error, start)) if alone else None
+    if not (breaks := text.count("\n", begin, end)):
         return None
-    if (lines := text.lstrip().count("\n", 0, end) + 1) == 1:
-        return None
-    keys = list(found)[:10] if isinstance(found, dict) else found
-    return DataError(
-        f"found one object over {lines} lines with the keys {keys}; wanted an array of objects, or one object a "
-        "line: put [ ] around it, or write the list that holds the rows into a file of its own"
+    return text.count("\n", 0, begin) + 1, DataError(
+        f"found one object over {breaks + 1} lines with the keys {list(found)[:10]}; wanted an array of objects, or "
+        "one object a line: put [ ] around it, or write the list that holds the rows into a file of its own"
     )
 
 

@@ -134,7 +134,7 @@ def printable(text: object) -> str:
     return "".join(char if char.isprintable() else " " for char in str(text))
 
 
-def one_line(text: str) -> str:
+def one_line(text: object) -> str:
     """A text as one line with single spaces."""
     return " ".join(printable(text).split())
 

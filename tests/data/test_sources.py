@@ -397,11 +397,16 @@ def test_an_array_of_one_line_reads_as_its_rows(folder):
 
 @pytest.mark.parametrize("objects", [1, 2])
 def test_an_object_over_several_lines_is_told_once(folder, objects):
-    text = json.dumps({"info": "", "annotations": [qa()] * 100}, indent=1)
+    text = json.dumps({"info": float("nan"), "annotations": [qa()] * 100}, indent=1)
     with pytest.raises(DataError, match=r"data\.json:1: found one object over \d+ lines") as caught:
         load_records(write(folder, *[text] * objects, name="data.json"))
     assert "1 problem(s)" in str(caught.value)
     assert "['info', 'annotations']" in str(caught.value)
+    with pytest.raises(
+        DataError, match=r"data\.json:3: not valid JSON at byte 3: expected property"
+    ) as caught:
+        load_records(write(folder, "\n{\n'", *[text] * objects, name="data.json"))
+    assert "1 problem(s)" in str(caught.value)
 
 
 def test_duplicate_ids_name_both_lines(folder):
