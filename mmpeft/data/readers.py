@@ -1,6 +1,6 @@
 """From a file to its rows: JSON, JSONL, CSV, parquet and imagefolders. It is the only module that uses `datasets`.
 
-A reader yields (line, row), with a `DataError` in place of a row that it could not read.
+A reader yields (place, row), with a `DataError` in place of a row that it could not read.
 """
 
 import csv
@@ -15,13 +15,16 @@ from typing import Any
 
 from mmpeft.errors import RefusedError
 
+Place = int | str
+"""Where a row stands in its file: its line, or "element 17" of a JSON array."""
+
 
 class DataError(RefusedError):
     """A data set cannot be used; the message names file, line and id, what was found and what to do."""
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line, row) of every row of a file that `find_files` gave; a `DataError` stands for an unreadable one."""
+def read_rows(path: Path) -> Iterator[tuple[Place, Any]]:
+    """(place, row) of every row of a file that `find_files` gave; a `DataError` stands for an unreadable one."""
     return _READERS[path.suffix.lower()](path)
 
 
@@ -52,11 +55,14 @@ def find_files(path: Path) -> list[Path]:
     return [path]
 
 
-def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
+def _read_json(path: Path) -> Iterator[tuple[Place, Any]]:
     data = path.read_bytes()
     start = 3 if data.startswith(b"\xef\xbb\xbf") else 0
     if data[start:].lstrip()[:1] == b"[":
         yield from _read_array(data, start)
+        return
+    if refused := _object_over_lines(data[start:].decode(errors="replace"), start):
+        yield refused
         return
     for number, line in enumerate(data[start:].split(b"\n"), 1):
         if line and not line.isspace():
@@ -67,39 +73,37 @@ def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
         start += len(line) + 1
 
 
-def _read_array(data: bytes, start: int) -> Iterator[tuple[int, Any]]:
-    """The elements of one JSON array, each with the line it begins on."""
-    line = 1
+def _read_array(data: bytes, start: int) -> Iterator[tuple[Place, Any]]:
+    """The elements of one JSON array, numbered from 1; of an array that is not valid the line of its fault."""
     try:
         text = data[start:].decode()
-        position = _skip_space(text, text.index("[") + 1)
-        counted, closed = 0, text[position : position + 1] == "]"
-        while not closed:
-            line += text.count("\n", counted, position)
-            counted = position
-            row, end = _DECODER.raw_decode(text, position)
-            yield line, row
-            position = _skip_space(text, end)
-            closed = text[position : position + 1] == "]"
-            if not closed:
-                if text[position : position + 1] != ",":
-                    raise json.JSONDecodeError("expected ',' or ']' after an element", text, position)
-                position = _skip_space(text, position + 1)
-        position = _skip_space(text, position + 1)
-        if position < len(text):
-            raise json.JSONDecodeError("something follows the array", text, position)
+        rows = json.loads(text)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, json.JSONDecodeError):
-            line = error.lineno
-        elif isinstance(error, UnicodeDecodeError):
-            line = data.count(b"\n", 0, start + error.start) + 1
-        yield line, _json_error(error, start)
+        line = data.count(b"\n", 0, start + error.start) + 1 if isinstance(error, UnicodeDecodeError) else 1
+        yield getattr(error, "lineno", line), _json_error(error, start)
+        return
+    constants = "NaN" in text or "Infinity" in text  # perhaps inside of a text: each row is read again
+    for number, row in enumerate(rows, 1):
+        try:
+            yield f"element {number}", _DECODER.decode(json.dumps(row)) if constants else row
+        except RefusedError as error:
+            yield f"element {number}", _json_error(error, start)
 
 
-def _skip_space(text: str, position: int) -> int:
-    while text[position : position + 1].isspace():
-        position += 1
-    return position
+def _object_over_lines(text: str, start: int) -> tuple[Place, DataError] | None:
+    """(line, what to say) of a file that begins with an object of several lines, none of which is a row."""
+    begin = len(text) - len(text.lstrip())
+    try:
+        found, end = json.JSONDecoder().raw_decode(text, begin)
+    except (ValueError, RecursionError) as error:
+        alone = text[begin:].partition("\n")[0].strip() == "{"
+        return (getattr(error, "lineno", 1), _json_error(error, start)) if alone else None
+    if not (breaks := text.count("\n", begin, end)):
+        return None
+    return text.count("\n", 0, begin) + 1, DataError(
+        f"found one object over {breaks + 1} lines with the keys {list(found)[:10]}; wanted an array of objects, or "
+        "one object a line: put [ ] around it, or write the list that holds the rows into a file of its own"
+    )
 
 
 def _json_error(error: Exception, start: int) -> DataError:
@@ -108,9 +112,10 @@ def _json_error(error: Exception, start: int) -> DataError:
         return DataError(f"not UTF-8 at byte {start + error.start}; save the file as UTF-8")
     if isinstance(error, json.JSONDecodeError):
         offset = start + len(error.doc[: error.pos].encode())
-        return DataError(
-            f"not valid JSON at byte {offset}: {error.msg}; wanted an array or one object a line"
+        fault = error.msg.replace("Expecting", "expected").replace(
+            "Extra data", "something follows the value"
         )
+        return DataError(f"not valid JSON at byte {offset}: {fault}; wanted an array or one object a line")
     return DataError(f"not valid JSON: {error}")
 
 
@@ -121,7 +126,7 @@ def _refuse_constant(name: str) -> None:
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
-def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
+def _read_csv(path: Path) -> Iterator[tuple[Place, Any]]:
     """Rows with the line they end on; an empty cell counts as absent."""
     line = 1
     try:
@@ -138,7 +143,7 @@ def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
         yield line + 1, DataError(f"not valid CSV: {error}")
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
+def _read_parquet(path: Path) -> Iterator[tuple[Place, Any]]:
     """Rows numbered from 1. Streamed, so that no second copy lands in the cache of `datasets`."""
     from datasets import load_dataset
 

@@ -1,6 +1,6 @@
 """From every accepted data format to records, and whether their images are there.
 
-A file is read row by row (`rows.py`), then each row becomes a `Record` (`records.py`). All problems of a file are
+A file is read row by row (`readers.py`), then each row becomes a `Record` (`records.py`). All problems of a file are
 collected and raised as one `DataError`, so that one run shows them all.
 """
 
@@ -41,10 +41,10 @@ def load_records(
     images = ImageRoot(root)
     records, problems, seen = [], [], {}
     for file in files:
-        for line, row in read_rows(file):
-            where = f"{file.name}:{line}"
+        for place, row in read_rows(file):
+            where = f"{file.name}:{place}"
             try:
-                record = make_record(row, f"{file.stem}-{line}", where, images, task, require_answers)
+                record = make_record(row, f"{file.stem}-{place}", where, images, task, require_answers)
                 first = seen.setdefault(record["id"], where)
                 if first is not where:
                     raise DataError(f"the id is also used at {first}; make ids unique, or drop them all")

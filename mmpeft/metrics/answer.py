@@ -16,7 +16,7 @@ class Answer:
 
     id: str
     where: str
-    """File and line of the row, e.g. "test.jsonl:12"."""
+    """File and place of the row, e.g. "test.jsonl:12" or "test.json:element 12"."""
     prediction: str
     references: list[str]
     """The right answers, at least one. The first is the truth where a metric knows only one."""

@@ -12,7 +12,6 @@ from mmpeft.errors import RefusedError
 from mmpeft.metrics import calibration, classification
 from mmpeft.metrics import text_overlap as overlap
 from mmpeft.metrics.answer import Answer as Answer
-from mmpeft.metrics.chrf import chrf
 from mmpeft.metrics.cider import cider
 from mmpeft.metrics.vqa import vqa_score
 from mmpeft.metrics.words import words
@@ -188,7 +187,7 @@ METRICS: dict[str, Metric] = {
     "rouge1": Metric(_texts(partial(overlap.rouge, kind="rouge1")), _are_texts),
     "rouge2": Metric(_texts(partial(overlap.rouge, kind="rouge2")), _are_texts),
     "rougeL": Metric(_texts(partial(overlap.rouge, kind="rougeL")), _are_texts),
-    "chrf": Metric(_texts(chrf), _are_texts),
+    "chrf": Metric(_texts(overlap.chrf), _are_texts),
     "cider": Metric(_texts(cider), lambda a: len(a) > 1 and _are_texts(a)),
     "perplexity": Metric(_perplexity, _always, _lacks_likelihood),
     "calibration_error": Metric(calibration.calibration_error, _always, calibration.lacks_scores),

@@ -1,8 +1,9 @@
 """VQA accuracy: an answer is right as far as people gave it.
 
 Source: the evaluation of VQA v2 (Antol et al. 2015, Goyal et al. 2017), as told on visualqa.org/evaluation and done
-by its published code. One difference: that code leaves out the normalisation of rows whose references are all
-the same text; we normalise every row, as the rules say.
+by its published code. Two differences: that code leaves out the normalisation of rows whose references are all
+the same text; we normalise every row, as the rules say. And where the rules leave nothing of an answer ("A", the
+letter; "?"), we compare it as it was said, so that it equals neither "the" nor an empty answer.
 """
 
 import re
@@ -41,15 +42,18 @@ REPAIRED = {lost: word for word in CONTRACTIONS.split() for lost in _with_one_ap
 
 @lru_cache(1 << 16)
 def normalise(text: str) -> str:
-    """A short answer without what does not matter: case, articles, punctuation, how numbers are spelt."""
+    """A short answer without what does not matter: case, articles, punctuation, how numbers are spelt.
+
+    Articles alone stay, and so does punctuation alone.
+    """
     text = text.replace("\n", " ").replace("\t", " ").strip()
     between_digits, bare = re.search(r"\d,\d", text), text
     for mark in PUNCTUATION:
         glued = not (f"{mark} " in text or f" {mark}" in text or between_digits)
         bare = bare.replace(mark, " " if glued else "")
     bare = re.sub(r"\.(?!\d)", "", bare)
-    numbers = (DIGITS.get(word, word) for word in bare.lower().split())
-    return " ".join(REPAIRED.get(word, word) for word in numbers if word not in ARTICLES)
+    said = [REPAIRED.get(word, word) for word in (DIGITS.get(word, word) for word in bare.lower().split())]
+    return " ".join([word for word in said if word not in ARTICLES] or said) or text
 
 
 def vqa_score(prediction: str, references: Sequence[str]) -> float:

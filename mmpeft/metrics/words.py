@@ -1,14 +1,18 @@
 """What a word is to the metrics that compare texts."""
 
-import re
 import unicodedata
+
+import regex
 
 UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 """Kana and Han: written without spaces, so that each character counts as a word."""
-LETTER = rf"[^\W_{UNSPACED}]"
+LETTER = rf"(?:[\p{{L}}\p{{N}}--{UNSPACED}][\p{{M}}\u200c\u200d]*)"
+"""A letter or digit with its vowel signs, points and joiners, which `re` does not count among the letters."""
 CLITIC = r"(?:n't|'(?:s|m|d|re|ve|ll))\b"
 """What the Penn Treebank splits off a word: "man's" is "man" and "'s", "don't" is "do" and "n't"."""
-WORD = re.compile(rf"\d+(?:[.,:]\d+)+|[{UNSPACED}]|{CLITIC}|{LETTER}+?(?={CLITIC})|{LETTER}+(?:-{LETTER}+)*")
+WORD = regex.compile(
+    rf"\d+(?:[.,:]\d+)+|[{UNSPACED}]|{CLITIC}|{LETTER}+?(?={CLITIC})|{LETTER}+(?:-{LETTER}+)*", regex.V1
+)
 """3.5, a character, a clitic, what stands before one, or a word such as red-haired."""
 
 

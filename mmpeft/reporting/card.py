@@ -7,7 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmpeft.reporting.report import Example
+from huggingface_hub import ModelCardData
+
+from mmpeft.reporting.canvas import one_line, printable
+from mmpeft.reporting.report import ShownExample
 
 EMBEDDED_ORIGINS = {"embedded/smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """Hub models that the embedded ones were made from: ``base_model`` tells descent."""
@@ -22,7 +25,7 @@ def model_card(
     title: str,
     metrics: Mapping[str, float],
     facts: Mapping[str, str],
-    examples: Sequence[Example],
+    examples: Sequence[ShownExample],
     command: str,
     pictures: Sequence[str] = (),
 ) -> str:
@@ -63,26 +66,30 @@ def model_card(
 
 def _front_matter(base: str, metrics: Mapping[str, float]) -> str:
     """YAML that the hub accepts: a base that is no hub id, such as a local path, is left out."""
-    lines = ["library_name: mmpeft", "pipeline_tag: image-text-to-text"]
     base = EMBEDDED_ORIGINS.get(base, base)
-    if HUB_ID.fullmatch(base):
-        lines.append(f"base_model: {_quoted(base)}")
-    shares = [name for name, value in metrics.items() if 0 <= value <= 1 and "/" not in name]
-    lists = {"tags": ["mmpeft", "peft", "vision-language"], "metrics": shares}
-    lines += [f"{key}: [{', '.join(map(_quoted, values))}]" for key, values in lists.items() if values]
-    return "\n".join(["---", *lines, "---"])
+    data = ModelCardData(
+        library_name="mmpeft",
+        pipeline_tag="image-text-to-text",
+        base_model=base if HUB_ID.fullmatch(base) else None,
+        tags=["mmpeft", "peft", "vision-language"],
+        metrics=[printable(name) for name, value in metrics.items() if 0 <= value <= 1 and "/" not in name]
+        or None,
+    )
+    return f"---\n{data.to_yaml()}\n---"
 
 
-def _usage(base: str, adapters: Sequence[str], examples: Sequence[Example], sees: bool) -> str:
+def _usage(base: str, adapters: Sequence[str], examples: Sequence[ShownExample], sees: bool) -> str:
     """Code to paste, about the first example with an image where there is one."""
-    shown = next((e for e in examples if e.image), Example("photo.png", "what is in the picture?", None, ""))
+    shown = next(
+        (e for e in examples if e.image), ShownExample("photo.png", "what is in the picture?", None, "")
+    )
     path = Path(str(shown.image))
     image = f"examples/{path.name}" if path.parent.name == "examples" else "photo.png"
     if not sees:
-        shown = examples[0] if examples else Example(None, "what is it?", None, "")
+        shown = examples[0] if examples else ShownExample(None, "what is it?", None, "")
     ask = f"vlm.ask({_quoted(image) if sees else None}, {_quoted(shown.question)})"
-    option = f"--image {shlex.quote(_line(image))} " if sees else ""
-    shell = f"mmpeft ask --run . {option}{shlex.quote(_line(shown.question))}"
+    option = f"--image {shlex.quote(printable(image))} " if sees else ""
+    shell = f"mmpeft ask --run . {option}{shlex.quote(printable(shown.question))}"
     parts = [
         "From inside this directory (from elsewhere write its path instead of `.`):",
         _code("python", "import mmpeft", "", 'vlm = mmpeft.load(".")', f"print({ask})"),
@@ -116,19 +123,14 @@ def _identity(manifest: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [*rows, ("projector", manifest["projector"])] if manifest.get("projector") else rows
 
 
-def _line(text: object) -> str:
-    """One line without control characters and lone surrogates."""
-    return "".join(c if c.isprintable() else " " for c in str(text))
-
-
 def _quoted(text: str) -> str:
-    """A string literal that JSON, YAML and Python read alike."""
-    return json.dumps(_line(text), ensure_ascii=False)
+    """A string literal that Python reads."""
+    return json.dumps(printable(text), ensure_ascii=False)
 
 
 def _text(text: object) -> str:
     """Text that markdown shows as it is."""
-    return re.sub(r"([\\`*_{}\[\]<>|~$&#!])", r"\\\1", " ".join(_line(text).split()))
+    return re.sub(r"([\\`*_{}\[\]<>|~$&#!])", r"\\\1", one_line(text))
 
 
 def _list(names: Iterable[str]) -> str:
@@ -145,4 +147,4 @@ def _code(language: str, *lines: str) -> str:
     """A fenced block whose fence is longer than any run of backticks in it."""
     longest = max(map(len, re.findall("`+", "\n".join(lines))), default=0)
     fence = "`" * max(3, longest + 1)
-    return "\n".join([fence + language, *map(_line, lines), fence])
+    return "\n".join([fence + language, *map(printable, lines), fence])

@@ -1,21 +1,28 @@
 """Pictures of answers as a whole: what was taken for what, and how far confidence can be trusted."""
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from matplotlib.font_manager import fontManager
 from matplotlib.ticker import MaxNLocator
 
 from mmpeft.errors import RefusedError
 from mmpeft.metrics.calibration import Bin, mean_gap
-from mmpeft.reporting.report import BLUE, DPI, FONTS, GREY, INK, LINE, PALE, WRONG
+from mmpeft.reporting.canvas import (
+    BLUE,
+    DPI,
+    GREY,
+    INK,
+    LINE,
+    PALE,
+    WRONG,
+    Sheet,
+    new_sheet,
+    separate_cells,
+    shorten,
+    write_cell,
+)
 
 MAX_CLASSES, MAX_LABEL, MAX_TITLE = 40, 20, 40
 """Most labels that stay readable, and most characters of one and of the title."""
@@ -42,13 +49,13 @@ def draw_confusion(
             f"found {len(labels)} labels to draw; wanted 1 to {MAX_CLASSES}; group or drop some"
         )
     columns = len(labels) + any(row[-1] for row in matrix)
-    shown = [_label(label) for label in labels]
+    shown = [shorten(label, MAX_LABEL) for label in labels]
     heads = [*shown, OTHER][:columns]
     cell = 64 if len(labels) <= 12 else 44 if len(labels) <= 24 else 34
     left = 80 + 11 * max(map(len, heads))
     top, width, height = left + 50, columns * cell, len(labels) * cell
-    with _canvas(max(left + width + 40, MIN_WIDTH), top + height + 40) as canvas:
-        axes = _axes(canvas.figure, left, top, width, height)
+    with new_sheet(max(left + width + 40, MIN_WIDTH), top + height + 40) as sheet:
+        axes = _axes(sheet, left, top, width, height)
         _fill(axes, [row[:columns] for row in matrix], cell)
         axes.set_xticks(range(columns), heads, rotation=90)
         axes.set_yticks(range(len(labels)), shown)
@@ -57,7 +64,7 @@ def draw_confusion(
         axes.set(xlabel="answered", ylabel="truth")
         if columns > len(labels):
             axes.axvline(columns - 1.5, color=GREY, linewidth=1)
-        _save(canvas, path, title)
+        _save(sheet, path, title)
 
 
 def draw_reliability(path: str | Path, bins: Sequence[Bin], title: str = "") -> None:
@@ -69,9 +76,9 @@ def draw_reliability(path: str | Path, bins: Sequence[Bin], title: str = "") -> 
         bins: what `calibration.reliability` returns.
     """
     size = BIN_PIXELS * 15
-    with _canvas(size + 150, size + 320) as canvas:
-        above = _axes(canvas.figure, 100, 80, size, size)
-        below = _axes(canvas.figure, 100, size + 110, size, 110)
+    with new_sheet(size + 150, size + 320) as sheet:
+        above = _axes(sheet, 100, 80, size, size)
+        below = _axes(sheet, 100, size + 110, size, 110)
         edges, widths = [part.low for part in bins], [part.high - part.low for part in bins]
         style = {"align": "edge", "edgecolor": "white", "linewidth": 1}
         above.bar(edges, [part.accuracy for part in bins], widths, color=BLUE, **style)
@@ -86,7 +93,7 @@ def draw_reliability(path: str | Path, bins: Sequence[Bin], title: str = "") -> 
         below.set(xlim=(0, 1), xlabel="confidence", ylabel="answers")
         below.yaxis.set_major_locator(MaxNLocator(3, integer=True))
         above.set_xticklabels([])
-        _save(canvas, path, title)
+        _save(sheet, path, title)
 
 
 def _fill(axes: Axes, counts: Sequence[Sequence[int]], cell: int) -> None:
@@ -101,49 +108,21 @@ def _fill(axes: Axes, counts: Sequence[Sequence[int]], cell: int) -> None:
         for x, count in enumerate(row):
             text = f"{count}" if count < 10_000 else f"{count / 1000:.0f}k"
             size = min(9.0, 0.42 * cell * 72 / DPI, 1.3 * cell * 72 / DPI / max(1, len(text)))
-            colour = "white" if shares[y][x] > 0.5 else INK
-            axes.text(x, y, text if count else "", size=size, color=colour, ha="center", va="center_baseline")
-    axes.set_xticks([x - 0.5 for x in range(1, len(counts[0]))], minor=True)
-    axes.set_yticks([y - 0.5 for y in range(1, len(counts))], minor=True)
-    axes.grid(which="minor", color=LINE, linewidth=0.5)
+            write_cell(axes, x, y, text if count else "", size, dark=shares[y][x] > 0.5)
+    separate_cells(axes, len(counts[0]), len(counts), LINE, 0.5)
 
 
 def _blend(colour: str, share: float) -> tuple[float, ...]:
     return tuple(1 - share * (1 - part) for part in to_rgb(colour))
 
 
-def _label(text: str, longest: int = MAX_LABEL) -> str:
-    """A text as one short line."""
-    line = " ".join("".join(char if char.isprintable() else " " for char in text).split()) or "(empty)"
-    end = longest // 3  # names of one kind often differ at their end
-    return line if len(line) <= longest else f"{line[: longest - end - 1]}…{line[-end:]}"
-
-
-@contextmanager
-def _canvas(width: int, height: int) -> Iterator[FigureCanvasAgg]:
-    """A white sheet of so many pixels; the caller's matplotlib settings stay as they are."""
-    installed = set(fontManager.get_font_names())
-    fonts = [font for font in FONTS if font in installed]
-    with rc_context({"font.family": fonts, "text.parse_math": False}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")
-        yield FigureCanvasAgg(Figure((width / DPI, height / DPI), dpi=DPI, facecolor="white"))
-
-
-def _axes(figure: Figure, left: int, top: int, width: int, height: int) -> Axes:
-    """Axes placed in pixels from the top left of the sheet."""
-    across, down = figure.get_size_inches() * DPI
-    axes = figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
+def _axes(sheet: Sheet, left: int, top: int, width: int, height: int) -> Axes:
+    axes = sheet.axes(left, top, width, height, labels=INK)
     axes.set_facecolor(PALE)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(which="both", length=0, labelsize=8, labelcolor=INK)
-    axes.xaxis.label.set(color=GREY, size=8)
-    axes.yaxis.label.set(color=GREY, size=8)
     return axes
 
 
-def _save(canvas: FigureCanvasAgg, path: str | Path, title: str) -> None:
-    figure = canvas.figure
+def _save(sheet: Sheet, path: str | Path, title: str) -> None:
     if title:
-        top = 1 - 24 / (figure.get_figheight() * DPI)
-        figure.text(0.03, top, _label(title, MAX_TITLE), size=10, weight="bold", color=INK, va="top")
-    canvas.print_png(path)
+        sheet.write(0.03 * sheet.width, 24, shorten(title, MAX_TITLE), 10, weight="bold", va="top")
+    sheet.save(path)

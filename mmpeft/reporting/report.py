@@ -2,7 +2,6 @@
 
 import csv
 import math
-import textwrap
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,34 +9,37 @@ from dataclasses import dataclass
 from itertools import accumulate, cycle
 from pathlib import Path
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, fontManager
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator
 from PIL import Image
 
 from mmpeft.data.images import load_image
 from mmpeft.metrics.registry import exact_match
+from mmpeft.reporting.canvas import (
+    BLUE,
+    GREY,
+    INK,
+    LINE,
+    MARGIN,
+    PALE,
+    PALETTE,
+    RIGHT,
+    WIDTH,
+    WRONG,
+    Sheet,
+    new_sheet,
+)
+from mmpeft.reporting.canvas import DPI as DPI
 
-WIDTH, TALLEST, DPI, MARGIN, GAP = 1600, 4000, 160, 56, 28
-"""Pixels. All is placed from the top left of a page that is cut to what was drawn."""
+TALLEST, GAP = 4000, 28
+"""Pixels. The page is cut to what was drawn."""
 PANEL_HEIGHT, FACTS_WIDTH, FACTS_NAME, MAX_EXAMPLES = 216, 520, 156, 12
-INK, GREY, LINE, PALE = "#1b1f24", "#6b7280", "#dfe2e6", "#f4f5f7"
-BLUE, RIGHT, WRONG = "#0067a5", "#00795a", "#c24a00"
-"""Colour-blind safe: Okabe and Ito's blue, green and vermilion, darkened to be read on white."""
-PALETTE = ("#0067a5", "#c24a00", "#00795a", "#a3467f", "#8a6d00", "#3b8fc4", "#4d4d4d", "#e08a00")
-"""Of several finetunes, in order; the same source."""
-FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "Microsoft YaHei")
-"""The first comes with matplotlib; the others, where installed, draw what it lacks."""
 Curve = list[tuple[float, float]]
 """(step, value) in the order of the steps."""
 
 
 @dataclass
-class Example:
+class ShownExample:
     """One question as it was answered."""
 
     image: str | None
@@ -56,7 +58,7 @@ class Example:
 def draw_report(
     path: str | Path,
     curves: str | Path | None,
-    examples: Sequence[Example],
+    examples: Sequence[ShownExample],
     title: str,
     facts: Mapping[str, str],
 ) -> None:
@@ -70,11 +72,7 @@ def draw_report(
     Raises:
         ImageError: an example's image cannot be read.
     """
-    installed = set(fontManager.get_font_names())
-    fonts = [font for font in FONTS if font in installed]
-    with rc_context({"font.family": fonts, "text.parse_math": False}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")
-        page = _Page()
+    with new_sheet(WIDTH, TALLEST) as page:
         y = page.text(MARGIN, 26, title, WIDTH - 2 * MARGIN, size=17, weight="bold") + 14
         y = _draw_summary(page, y, read_curves(curves) if curves else {}, facts)
         page.save(path, _draw_examples(page, y, examples[:MAX_EXAMPLES]) + GAP)
@@ -100,60 +98,7 @@ def read_curves(path: str | Path) -> dict[str, Curve]:
     return {name: sorted(values.items()) for name, values in columns.items() if values}
 
 
-class _Page:
-    """A tall sheet to draw on in pixels from the top left."""
-
-    def __init__(self):
-        self.figure = Figure((WIDTH / DPI, TALLEST / DPI), dpi=DPI, facecolor="white")
-        self.canvas = FigureCanvasAgg(self.figure)
-
-    def axes(self, x: float, y: float, width: float, height: float) -> Axes:
-        axes = self.figure.add_axes((x / WIDTH, 1 - (y + height) / TALLEST, width / WIDTH, height / TALLEST))
-        axes.spines[:].set_visible(False)
-        axes.grid(axis="y", color=LINE, linewidth=0.7)
-        axes.tick_params(which="both", length=0, pad=6, labelsize=8, labelcolor=GREY)
-        axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
-        return axes
-
-    def box(self, x: float, y: float, width: float, height: float, color: str) -> None:
-        corner = (x / WIDTH, 1 - (y + height) / TALLEST)
-        self.figure.add_artist(Rectangle(corner, width / WIDTH, height / TALLEST, color=color, linewidth=0))
-
-    def text(
-        self,
-        x: float,
-        y: float,
-        text: str,
-        width: float,
-        lines: int = 1,
-        size: float = 8.5,
-        color: str = INK,
-        weight: str = "normal",
-    ) -> float:
-        """Text wrapped to a width in pixels and a number of lines. Returns where it ends."""
-        em, font = size * DPI / 72, FontProperties(size=size, weight=weight)
-        for line in self._wrap(text, font, width, lines, start=int(4 * width / em)):
-            y += 1.4 * em
-            self.figure.text(x / WIDTH, 1 - (y - 0.4 * em) / TALLEST, line, fontproperties=font, color=color)
-        return y
-
-    def _wrap(self, text: str, font: FontProperties, width: float, lines: int, start: int) -> list[str]:
-        """The longest lines that fit, measured in the font; an ellipsis stands for what does not."""
-        text = " ".join("".join(c if c.isprintable() else " " for c in text[:1000]).split())
-        measure = self.canvas.get_renderer().get_text_width_height_descent
-        for characters in range(start, 1, -1):
-            wrapped = textwrap.wrap(text, characters, max_lines=lines, placeholder=" …")
-            if all(measure(line, font, False)[0] <= width for line in wrapped):
-                return wrapped
-        return ["…"]
-
-    def save(self, path: str | Path, height: float) -> None:
-        self.canvas.draw()
-        sheet = Image.frombytes("RGBA", self.canvas.get_width_height(), bytes(self.canvas.buffer_rgba()))
-        sheet.crop((0, 0, WIDTH, min(TALLEST, round(height)))).convert("RGB").save(path, "PNG", optimize=True)
-
-
-def _draw_summary(page: _Page, y: float, curves: Mapping[str, Curve], facts: Mapping[str, str]) -> float:
+def _draw_summary(page: Sheet, y: float, curves: Mapping[str, Curve], facts: Mapping[str, str]) -> float:
     """Panels on the left, facts on the right; either alone takes the whole width."""
     train, val, match = (curves.get(name, []) for name in ("train_loss", "val_loss", "val_exact_match"))
     losses, matches = (_by_finetune(curves, name) for name in ("train_loss", "val_exact_match"))
@@ -168,6 +113,9 @@ def _draw_summary(page: _Page, y: float, curves: Mapping[str, Curve], facts: Map
         width = (WIDTH - 2 * MARGIN - (FACTS_WIDTH if facts else 0)) // len(panels)
         page.text(left, y, title, width, size=10, weight="bold")
         axes = page.axes(left + 52, y + 50, width - 52 - 2 * GAP, PANEL_HEIGHT)
+        axes.grid(axis="y", color=LINE, linewidth=0.7)
+        axes.tick_params(which="both", pad=6)
+        axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
         draw(axes, *drawn)
         axes.set_xlim(0, 1.02 * last)
         left, bottoms = left + width, [y + PANEL_HEIGHT + 96]
@@ -251,7 +199,7 @@ def _smooth(curve: Curve) -> Curve:
     return [(x, (sums[b] - sums[a]) / (b - a)) for (x, _), (a, b) in zip(curve, spans, strict=True)]
 
 
-def _draw_examples(page: _Page, y: float, examples: Sequence[Example]) -> float:
+def _draw_examples(page: Sheet, y: float, examples: Sequence[ShownExample]) -> float:
     """A grid of one row, or two from seven examples on."""
     verdicts = [example.right for example in examples if example.right is not None]
     heading = f"Examples: {sum(verdicts)} of {len(verdicts)} right" if verdicts else "Examples"
@@ -264,7 +212,7 @@ def _draw_examples(page: _Page, y: float, examples: Sequence[Example]) -> float:
     return y
 
 
-def _draw_example(page: _Page, x: int, y: float, width: int, example: Example) -> float:
+def _draw_example(page: Sheet, x: int, y: float, width: int, example: ShownExample) -> float:
     """Image, question, answer and truth under each other. Returns where they end."""
     height, top = round(0.8 * width), round(y)
     color, mark = {True: (RIGHT, "✓ "), False: (WRONG, "✗ "), None: (INK, "")}[example.right]
@@ -274,7 +222,7 @@ def _draw_example(page: _Page, x: int, y: float, width: int, example: Example) -
         page.text(x + 20, top + 16, example.question, width - 40, lines=(height - 32) // 27)
     else:
         image = _fit(load_image(example.image), width, height)
-        page.figure.figimage(image, x, TALLEST - top - height, origin="upper")  # pyright: ignore[reportArgumentType]
+        page.image(x, top + height, image)
         y, drawn = page.text(x, y, example.question, width, lines=3), image.width
     page.box(x, top + height, drawn, 5, color if mark else LINE)
     answer = mark + (example.answer.strip() or "(empty)")

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mmpeft.reporting.card import model_card
-from mmpeft.reporting.report import Example, draw_report
+from mmpeft.reporting.report import ShownExample, draw_report
 from mmpeft.runs.manifest import read_manifest
 
 PICTURES = ("confusion", "calibration", "changes")
@@ -26,7 +26,7 @@ def write_report(directory: Path) -> None:
     manifest = read_manifest(directory)
     rows = [json.loads(line) for line in (directory / "examples" / "examples.jsonl").read_text().splitlines()]
     examples = [
-        Example(
+        ShownExample(
             row["image"] and str(directory / "examples" / row["image"]),
             row["question"],
             row["truth"],

@@ -9,7 +9,7 @@ sets made from what is already there: `docstrings`, `modules` and `manual` from 
 `mmpeft.paths.resolve` turns such a name into a path.
 """
 
-from mmpeft.samples.part import PrepareError
 from mmpeft.samples.preparation import prepare
+from mmpeft.samples.sample import PrepareError
 
 __all__ = ["PrepareError", "prepare"]

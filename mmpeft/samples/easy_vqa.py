@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from zipfile import ZipFile
 
-from mmpeft.samples.part import PrepareError
 from mmpeft.samples.rows import conversation, write_rows
+from mmpeft.samples.sample import PrepareError
 
 COLORS = frozenset({"black", "blue", "brown", "gray", "green", "red", "teal", "yellow"})
 SHAPES = frozenset({"circle", "rectangle", "triangle"})

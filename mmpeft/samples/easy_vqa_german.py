@@ -7,7 +7,7 @@ answer as clearly as yes and no answer the English one; after a plain German neg
 import re
 from dataclasses import dataclass
 
-from mmpeft.samples.part import PrepareError
+from mmpeft.samples.sample import PrepareError
 
 ADJECTIVES = {
     "black": "schwarze",

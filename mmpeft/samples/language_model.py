@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import ZipFile
 
-from mmpeft.samples.part import PrepareError
+from mmpeft.samples.sample import PrepareError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,8 +10,8 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmpeft.samples.part import PrepareError
 from mmpeft.samples.rows import draw, write_rows
+from mmpeft.samples.sample import PrepareError
 from mmpeft.samples.standard_library import MARKUP, write_readme
 
 MOST = 300

@@ -7,8 +7,8 @@ have the same number of rows in every split. A sentence does not name its kind o
 import re
 from pathlib import Path
 
-from mmpeft.samples.part import PrepareError
 from mmpeft.samples.rows import SPLITS, conversation, draw, write_rows
+from mmpeft.samples.sample import PrepareError
 from mmpeft.samples.standard_library import Documented, documented, write_readme
 
 KINDS = {

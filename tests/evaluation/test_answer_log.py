@@ -2,9 +2,10 @@
 
 import pytest
 
-from mmpeft.evaluation.answer_log import Answered, AnswerLog
+from mmpeft.evaluation.answer_log import AnswerLog
+from mmpeft.inference.requests import Completion
 
-ANSWERS = [(0, Answered("red")), (3, Answered("blue", [-0.1, -2.0], -0.3, 2)), (1, Answered("two\nlines"))]
+ANSWERS = [(0, Completion("red")), (3, Completion("blue", [-0.1, -2.0], -0.3, 2)), (1, Completion("two\nlines"))]
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def test_an_evaluation_goes_on_but_for_the_last_line(path):
     assert again.resumed
     assert again.answers == dict(ANSWERS[:2])
     again.append(ANSWERS[2:])
-    again.append([(5, Answered("last"))])
+    again.append([(5, Completion("last"))])
     assert AnswerLog(path, "a model").answers == dict(ANSWERS)
 
 

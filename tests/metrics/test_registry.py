@@ -38,6 +38,11 @@ def test_labels_that_repeat_are_classes(make):
     assert fitting_metrics(make(*many, *[("30", "30")] * 2)) == ["exact_match"]
 
 
+def test_a_long_word_with_vowel_signs_is_one_word(make):
+    names = [("प्रधानमन्त्री", "हिन्दुस्तान"), ("हिन्दुस्तान", "प्रधानमन्त्री")] * 2
+    assert fitting_metrics(make(*names)) == ["exact_match", *CLASSES]
+
+
 def test_long_repeated_references_are_no_classes(make):
     assert fitting_metrics(make(*CAPTIONS, *CAPTIONS)) == ["exact_match", *TEXTS]
     assert fitting_metrics(make(CAPTIONS[0])) == ["exact_match", *TEXTS[:-1]]  # CIDEr needs two rows
@@ -135,7 +140,8 @@ def test_an_answer_whose_parts_contradict_names_its_row(parts, message):
 
 def test_import_is_light():
     code = (
-        "import sys, mmpeft.metrics.registry; print(sys.modules.keys() & {'torch', 'torchmetrics', 'numpy'})"
+        "import sys, mmpeft.metrics.registry; "
+        "print(sys.modules.keys() & {'torch', 'torchmetrics', 'numpy', 'sacrebleu'})"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"

@@ -1,14 +1,16 @@
-"""BLEU, ROUGE and chrF against values worked out by hand, published ones and torchmetrics."""
+"""BLEU, ROUGE and chrF against values worked out by hand, published ones and sacrebleu."""
 
 import math
 import random
 import sys
+import unicodedata
+from itertools import zip_longest
 
 import pytest
-from torchmetrics.functional.text import chrf_score
+from sacrebleu.metrics import BLEU, CHRF
 
-from mmpeft.metrics.chrf import chrf
-from mmpeft.metrics.text_overlap import bleu, rouge
+from mmpeft.metrics.cider import cider_scores
+from mmpeft.metrics.text_overlap import bleu, chrf, rouge
 from mmpeft.metrics.words import words
 
 MAT = ["There is a cat on the mat.", "A cat is on the mat!"]
@@ -23,23 +25,66 @@ MAT = ["There is a cat on the mat.", "A cat is on the mat!"]
         ("eine grüne Tür / l'été", "eine grüne tür l été"),
         ("一只猫 cat猫", "一 只 猫 cat 猫"),
         ("e\u0301te\u0301", "été"),
+        ("हिन्दी, की।", "हिन्दी की"),  # vowel signs, virama
+        ("ภาษาไทย สวัสดีครับ", "ภาษาไทย สวัสดีครับ"),
+        ("বাংলা-ভাষা ৩.৫", "বাংলা-ভাষা ৩.৫"),
+        ("שָׁלוֹם עוֹלָם!", "שָׁלוֹם עוֹלָם"),  # points; as they are ordered by NFC
+        ("مُحَمَّدٌ كَتَبَ", "مُحَمَّدٌ كَتَبَ"),
+        ("می‌خواهم क्‍ष", "می‌خواهم क्‍ष"),  # joiners without a width
+        ("m² x_y 👁️ \u0301", "m² x y"),  # signs without a letter are no words
         (" .\n", ""),
     ],
 )
 def test_words(text, wanted):
-    assert words(text) == wanted.split()
+    assert words(text) == unicodedata.normalize("NFC", wanted).split()
+
+
+@pytest.fixture(scope="module")
+def captions() -> tuple[list[str], list[list[str]]]:
+    """Random predictions, the last of them empty, and one to four references of each."""
+    generator = random.Random(0)
+    vocabulary = ["a", "Man", "is", "Speaking.", "while", "the", "bird,", "sits", "on", "red-haired", "3.5"]
+
+    def text() -> str:
+        return " ".join(generator.choices(vocabulary, k=generator.randint(2, 9)))
+
+    said = [text() for _ in range(40)] + ["", "uvw"]
+    return said, [[text() for _ in range(1 + row % 4)] for row in range(len(said))]
+
+
+@pytest.mark.parametrize(("score", "oracle"), [(bleu, BLEU), (chrf, CHRF)])
+def test_numbers_are_those_of_sacrebleu(captions, score, oracle):
+    said, references = captions
+    first = [[texts[0]] for texts in references]
+    wanted = oracle().corpus_score(said, [[texts[0] for texts in references]])
+    assert score(said, first) == pytest.approx(wanted.score / 100, abs=1e-12)
+    wanted = oracle().corpus_score(said, list(zip_longest(*map(sorted, references))))
+    assert score(said, references) == pytest.approx(wanted.score / 100, abs=1e-12)
+    assert 0 < score(said, references) < 1
+    assert score([MAT[0]] * 3, [MAT] * 3) == 1  # not a little more
+
+
+@pytest.mark.parametrize("score", [bleu, chrf, lambda *texts: rouge(*texts, "rougeL")])
+def test_the_order_of_references_does_not_matter(captions, score):
+    said, references = captions
+    backwards = [texts[::-1] for texts in references]
+    assert score(said, backwards) == score(said, references)
+    assert score(["abc", ""], [["abc"], ["x", "long"]]) == score(["abc", ""], [["abc"], ["long", "x"]])
 
 
 def test_bleu_by_hand():
-    # clipped n-grams of 1 to 4 words: 5/6 4/5 3/4 2/3, whose product is 1/3; the nearest reference is as long
-    assert bleu(["The cat is on the mat."], [MAT]) == pytest.approx((1 / 3) ** 0.25, abs=1e-6)
-    assert bleu(["a cat is on"], [[MAT[1]]]) == pytest.approx(math.exp(1 - 6 / 4), abs=1e-6)
+    # clipped n-grams of 1 to 4 tokens: "The" is not "the", "." is a token; the nearest reference is as long
+    value = bleu(["The cat is on the mat."], [MAT])
+    assert value == pytest.approx((6 / 7 * 5 / 6 * 4 / 5 * 3 / 4) ** 0.25, abs=1e-12)
+    assert bleu(["cat is on the"], [[MAT[1]]]) == pytest.approx(math.exp(1 - 7 / 4), abs=1e-12)
+    smoothed = (3 / 4 * 2 / 3 * 1 / 2 * (1 / 2) / 1) ** 0.25  # no run of 4 is shared: counted as half a one
+    assert bleu(["a cat is on"], [[MAT[1]]]) == pytest.approx(smoothed * math.exp(1 - 7 / 4), abs=1e-12)
 
 
 def test_bleu_is_of_the_whole_set_and_of_words():
     # n-grams of the first row as above, of the second 4/4 3/3 2/2 1/1, added up
-    value = bleu(["the cat is on the mat", "a dog runs fast"], [MAT, ["a dog runs fast"]])
-    assert value == pytest.approx((9 / 10 * 7 / 8 * 5 / 6 * 3 / 4) ** 0.25, abs=1e-6)
+    value = bleu(["The cat is on the mat.", "a dog runs fast"], [MAT, ["a dog runs fast"]])
+    assert value == pytest.approx((10 / 11 * 8 / 9 * 6 / 7 * 4 / 5) ** 0.25, abs=1e-12)
     assert bleu(["abcd efgh ijkl mnop"], [["abcdefgh ijklmnop"]]) == 0
     assert bleu([""], [MAT]) == 0
 
@@ -69,17 +114,14 @@ def test_rouge_is_the_mean_over_rows():
     assert value == pytest.approx(0.75, abs=1e-6)
 
 
-def test_chrf_equals_torchmetrics():
-    generator = random.Random(0)
-    vocabulary = ["a", "man", "is", "Speaking.", "while", "the", "bird,", "sits", "on", "red", "table"]
-    said, *people = ([" ".join(generator.choices(vocabulary, k=k)) for k in (2, 5, 9, 4)] for _ in range(4))
-    references = list(zip(*people, strict=True))
-    wanted = chrf_score(said, references, n_char_order=6, n_word_order=0, beta=2.0)
-    assert chrf(said, references) == pytest.approx(wanted.item(), abs=1e-6)
-
-
 def test_chrf_by_hand():
-    # "abcd" in "abcde": 4 3 2 1 0 0 shared runs of 4 3 2 1 0 0 said and 5 4 3 2 1 0 true
-    wanted = sum(5 * n / (n + 4 * (n + 1)) for n in (4, 3, 2, 1)) / 6
-    assert chrf(["ab cd"], [["abcde"]]) == pytest.approx(wanted, abs=1e-12)
+    # "abcd" in "abcde": of runs of 1 to 4 all said are true, and 4/5 3/4 2/3 1/2 of the true ones said
+    recall = (4 / 5 + 3 / 4 + 2 / 3 + 1 / 2) / 4
+    assert chrf(["ab cd"], [["abcde"]]) == pytest.approx(5 * recall / (4 + recall), abs=1e-12)
     assert chrf(["abcdef", ""], [["abcdef"], ["uvwxyz"]]) < chrf(["abcdef"], [["abcdef"]]) == 1
+
+
+def test_words_that_differ_in_a_vowel_sign_are_other_words():
+    for said, true in (("की", "का"), ("दिन", "दान")):
+        assert [rouge([said], [[true]], kind) for kind in ("rouge1", "rougeL")] == [0, 0]
+    assert cider_scores(["की", "दिन"], [["का"], ["दान"]]) == [0, 0]

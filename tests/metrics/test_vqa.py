@@ -35,6 +35,9 @@ from mmpeft.metrics.vqa import CONTRACTIONS, REPAIRED, normalise, vqa_score
         ("yall'd've", "y'all'd've"),
         ("Im", "im"),
         ("", ""),
+        ("A", "a"),  # nothing would be left
+        ("The.", "the"),
+        ("?", "?"),
     ],
 )
 def test_normalisation(text, wanted):
@@ -67,3 +70,15 @@ def test_of_fewer_than_four_people_no_answer_is_wholly_right():
     assert vqa_score("yes", ["yes"] * 3) == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="several"):
         vqa_score("yes", ["yes"])
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "wanted"),
+    [
+        *(("", "A", 0), ("an", "A", 0), ("the", "A", 0), ("?", "A", 0), ("B", "A", 0)),
+        *(("A", "A", 1), ("a", "A", 1), (" A\n", "A", 1), ("", "?", 0), ("!", "?", 0), ("?", "?", 1)),
+        *(("", "yes", 0), ("a", "yes", 0), ("the a", "a", 0)),
+    ],
+)
+def test_an_answer_that_the_rules_leave_nothing_of_is_compared_as_it_was_said(prediction, reference, wanted):
+    assert vqa_score(prediction, [reference] * 10) == wanted

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from mmpeft.reporting.card import model_card
-from mmpeft.reporting.report import Example
+from mmpeft.reporting.report import ShownExample
 
 HOSTILE = "a|b \"'`$(x)` \n---\n# no: [head]{y}: !!x & *z \x00\x85\u2028\x7f\ud800 ```` 🙂 <script> \\"
 
@@ -32,7 +32,10 @@ def make_card():
             "title": text,
             "metrics": {"exact_match": 0.98, "questions": 500},
             "facts": {text: text},
-            "examples": [Example("/x/examples/00.png", text, text, text), Example(None, text, None, "")],
+            "examples": [
+                ShownExample("/x/examples/00.png", text, text, text),
+                ShownExample(None, text, None, ""),
+            ],
             "command": text,
         }
         return model_card(manifest, **(fields | changes))

@@ -7,8 +7,8 @@ import pytest
 from matplotlib import rcParams
 from PIL import Image
 
-from mmpeft.reporting.heat_map import COLORS, _labels, draw_changes
-from mmpeft.reporting.report import WIDTH
+from mmpeft.reporting.canvas import SHADES, WIDTH
+from mmpeft.reporting.heat_map import _labels, draw_changes
 
 LINEARS = [f"self_attn.{kind}_proj" for kind in "qkvo"] + [
     f"mlp.{kind}_proj" for kind in ("gate", "up", "down")
@@ -32,7 +32,7 @@ def draw(tmp_path):
 
 def color(share: float) -> tuple[int, ...]:
     """What a cell of this share of the largest change looks like."""
-    return tuple(map(int, COLORS(share, bytes=True)[:3]))
+    return tuple(map(int, SHADES(share, bytes=True)[:3]))
 
 
 def area(image: Image.Image, wanted: tuple[int, ...]) -> int:

@@ -6,7 +6,7 @@ import pytest
 from matplotlib import rcParams
 from PIL import Image, ImageStat
 
-from mmpeft.reporting.report import WIDTH, Example, _fit, draw_report, read_curves
+from mmpeft.reporting.report import WIDTH, ShownExample, _fit, draw_report, read_curves
 
 FACTS = {"exact match": "0.981 on 500 questions", "time": "5.1 min"}
 CSV = "step,epoch,train_loss,val_loss,val_exact_match\n" + "".join(
@@ -17,11 +17,13 @@ CSV = "step,epoch,train_loss,val_loss,val_exact_match\n" + "".join(
 
 @pytest.fixture
 def make_examples(tmp_path):
-    def make(number: int, size=(64, 64)) -> list[Example]:
+    def make(number: int, size=(64, 64)) -> list[ShownExample]:
         path = tmp_path / f"{size}.png"
         Image.new("RGB", size, (200, 30, 60)).save(path)
         answers = ["red" if n % 3 else "blue" for n in range(number)]
-        return [Example(str(path), f"what color is number {n}?", "red", a) for n, a in enumerate(answers)]
+        return [
+            ShownExample(str(path), f"what color is number {n}?", "red", a) for n, a in enumerate(answers)
+        ]
 
     return make
 
@@ -85,9 +87,9 @@ def test_every_kind_of_text(draw, make_examples):
     hostile = "$x_{$ \\frac **b** <i> \x00 \n\t \ud800 🙂 什么 " + "W" * 300 + " word" * 2000
     image = make_examples(1, (1000, 3))[0].image
     examples = [
-        Example(image, hostile, hostile, hostile),
-        Example(None, hostile, None, hostile),
-        Example(None, "", "", ""),
+        ShownExample(image, hostile, hostile, hostile),
+        ShownExample(None, hostile, None, hostile),
+        ShownExample(None, "", "", ""),
     ]
     picture = draw(CSV, examples, title=hostile, facts={hostile: hostile, "": ""})
     assert picture.height < 1400
@@ -125,5 +127,5 @@ def test_small_images_keep_sharp_pixels_and_large_ones_their_shape():
 
 
 def test_the_verdict_needs_a_truth():
-    verdicts = [Example(None, "q", truth, "red").right for truth in ("red", "Red", None)]
+    verdicts = [ShownExample(None, "q", truth, "red").right for truth in ("red", "Red", None)]
     assert verdicts == [True, False, None]

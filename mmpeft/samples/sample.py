@@ -9,12 +9,12 @@ from mmpeft.errors import RefusedError
 
 
 class PrepareError(RefusedError):
-    """`prepare` could not obtain or convert a part; the message says what to do."""
+    """`prepare` could not obtain or convert a sample; the message says what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """What every part has."""
+class Sample:
+    """What every sample has."""
 
     name: str
     package: str
@@ -30,7 +30,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WheelPart(Part):
+class WheelSample(Sample):
     """Read out of a wheel of the package index."""
 
     wheel: str
@@ -44,8 +44,8 @@ class WheelPart(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MadePart(Part):
-    """Made on this machine: from Python's own sources, from an earlier part, or from a seed."""
+class MadeSample(Sample):
+    """Made on this machine: from Python's own sources, from an earlier sample, or from a seed."""
 
     build: Callable[[Path, Path], None]
-    """Reads the `embedded` folder, where the parts before it are, and fills the (empty) folder."""
+    """Reads the `embedded` folder, where the samples before it are, and fills the (empty) folder."""
