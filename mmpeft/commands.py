@@ -1,13 +1,40 @@
-"""Our own commands. A function's signature is its command line, its docstring the help."""
+"""Our own commands but for the experiments'. A function's signature is its command line, its docstring the help.
 
+The libraries come in only where a command needs them, so that `mmpeft --help` stays instant.
+"""
+
+import sys
 from argparse import ArgumentParser, RawTextHelpFormatter
 from typing import Literal
 
 from mmpeft.errors import RefusedError
 from mmpeft.paths import resolve
-from mmpeft.samples import prepare
 
-__all__ = ["ask", "check", "few_shot", "merge", "prepare", "sites"]
+
+def fit(arguments: list[str]) -> None:
+    """Trains; --print_config shows every setting, --model.learning_rate=... changes one."""
+    _lightning("fit", arguments)
+
+
+def validate(arguments: list[str]) -> None:
+    """Measures loss and exact match on data.val."""
+    _lightning("validate", arguments)
+
+
+def test(arguments: list[str]) -> None:
+    """Answers data.test; writes predictions.jsonl, metrics.json and a fresh report."""
+    _lightning("test", arguments)
+
+
+def predict(arguments: list[str]) -> None:
+    """Answers data.predict, whose rows need no answers."""
+    _lightning("predict", arguments)
+
+
+def _lightning(command: str, arguments: list[str]) -> None:
+    from mmpeft.training.cli import VisionLanguageCLI
+
+    VisionLanguageCLI.run([command, *arguments])
 
 
 def ask(
@@ -29,6 +56,45 @@ def ask(
     from mmpeft.inference.vlm import load
 
     print(load(run).ask(image, question, adapter, max_new_tokens))
+
+
+def caption(
+    folder: str,
+    run: str = "runs/quickstart",
+    output: str = "captions.jsonl",
+    adapter: str | None = None,
+    batch_size: int = 32,
+    overwrite: bool = False,
+    strict: bool = False,
+) -> None:
+    """Captions every image of a folder and of the folders in it; run it again to go on where it stopped.
+
+    One JSON row per image, in the order of the sorted paths:
+
+        {"image": "2024/cat.jpg", "caption": "a cat on a sofa", "adapter": "default"}
+        {"image": "2024/cut.jpg", "error": "'2024/cut.jpg': cannot be decoded (...)"}
+
+    Args:
+        folder: folder of images.
+        run: directory that `mmpeft fit` wrote.
+        output: file of JSON lines to write or go on with; <output>.meta.json says what it belongs to.
+        adapter: a finetune of the run, or "base" for the frozen model; the run's first by default.
+        batch_size: images captioned together; may change when going on.
+        overwrite: start again instead of going on.
+        strict: exit with code 1 if an image could not be read.
+    """
+    from filelock import Timeout
+
+    from mmpeft.inference.captioning import caption_folder
+
+    try:
+        unreadable = caption_folder(folder, run, output, adapter, batch_size, overwrite)
+    except Timeout as error:
+        raise RefusedError(
+            f"another run is writing this output: it holds {error.lock_file}; wait for it, or name another --output"
+        ) from None
+    if strict and unreadable:
+        sys.exit(1)
 
 
 def inspect(arguments: list[str]) -> None:
@@ -93,30 +159,6 @@ def sites(model: str, data: str | None = None, batches: int = 8, budget: int | N
     print_ranking(model, data, batches, budget)
 
 
-def few_shot(
-    configs: list[str],
-    shots: int = 16,
-    seeds: int = 5,
-    max_steps: int | None = None,
-    output: str = "runs/few_shot",
-) -> None:
-    """Trains on a few examples of every class, once per seed, and prints median and interquartile range.
-
-    All seeds of a config train side by side on one base, each as it would alone. Rows with `choices` are answered
-    by ranking them; the classes are those choices.
-
-    Args:
-        configs: YAML files of `mmpeft fit`, such as [configs/tfew.yaml,configs/few_shot_lora.yaml].
-        shots: training examples of every class.
-        seeds: how often, each time with other examples.
-        max_steps: in place of the configs' own.
-        output: folder for the runs.
-    """
-    from mmpeft.experiments.few_shot import print_few_shot
-
-    print_few_shot(configs, shots, range(seeds), output, max_steps)
-
-
 def merge(
     run: str,
     adapter: str | None = None,
@@ -138,3 +180,37 @@ def merge(
         f"merged {merged.adapter!r} into {merged.directory}: on a fixed prompt no logit differs by more than "
         f"{merged.difference:.2g} from the adapted model's, which differ from the base's by up to {merged.change:.2g}"
     )
+
+
+def combine(
+    run: str,
+    adapters: list[str] | None = None,
+    name: str = "combined",
+    method: str = "linear",
+    weights: list[float] | None = None,
+    density: float = 0.5,
+    rank: int | None = None,
+    projector_of: str | None = None,
+    output: str | None = None,
+) -> None:
+    """Makes one finetune of several of a run, and a run directory of it that `mmpeft ask --run` takes.
+
+    Methods: linear, magnitude_prune, ties, dare_linear, dare_ties; of LoRA also cat, svd, magnitude_prune_svd,
+    ties_svd, dare_linear_svd, dare_ties_svd; of IA3 also log; of any one config federated, the mean of clients that
+    trained apart.
+
+    Args:
+        run: directory that `mmpeft fit` wrote.
+        adapters: finetunes of the run, such as [a,b]; all by default.
+        name: of the new finetune.
+        method: one of the above.
+        weights: one for each, of any sign and sum, equal by default; of federated the clients' numbers of examples.
+        density: share that pruning keeps.
+        rank: of the methods ending in svd; the largest of the finetunes' by default.
+        projector_of: finetune whose projector the new one reads images with, where they own different ones.
+        output: new or empty folder; RUN/combined/NAME by default.
+    """
+    from mmpeft.runs.combine import combine_run
+
+    made = combine_run(run, adapters, name, method, weights, density, rank, projector_of, output)
+    print(f"combined into {name!r} in {made}; ask it with `mmpeft ask --run {made}`")

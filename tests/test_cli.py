@@ -2,10 +2,12 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
-from mmpeft.cli import HELP, main
+from mmpeft.cli import COMMANDS, HELP, main, spelt_out
 from mmpeft.runs.files import PROJECTOR
 from mmpeft.runs.manifest import MANIFEST
 from tests.tiny import make_config, make_data, run_directory, write_jsonl
@@ -40,11 +42,11 @@ def fit(tiny_base, tiny_data, tmp_path):
 def test_help_lists_every_command(capsys, arguments):
     main(arguments)
     assert capsys.readouterr().out.strip() == HELP.strip()
-    for command in ("prepare", "inspect", "fit", "validate", "test", "predict", "ask", "check", "sites"):
+    for command in COMMANDS:
         assert f"\n  {command} " in HELP
 
 
-@pytest.mark.parametrize("command", ["prepare", "inspect", "ask", "check", "sites", "fit"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(capsys, command):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
@@ -55,8 +57,35 @@ def test_every_command_explains_itself(capsys, command):
 
 
 def test_an_unknown_command_is_named():
-    with pytest.raises(SystemExit, match=r"no command 'fti'; `mmpeft --help` lists them"):
+    with pytest.raises(
+        SystemExit, match=r"no command 'fti'; `mmpeft --help` lists them; the closest is 'fit'"
+    ):
         main(["fti"])
+    with pytest.raises(SystemExit, match=r"no command 'zzz'; `mmpeft --help` lists them$"):
+        main(["zzz"])
+
+
+def test_help_is_instant():
+    code = "import sys; from mmpeft.cli import main; main([]); print({'torch', 'numpy'} & set(sys.modules))"
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert told.splitlines()[-1] == "set()"
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "wanted"),
+    [
+        ("caption", "photos --strict --run r", "photos --strict=true --run r"),
+        ("caption", "--overwrite photos", "--overwrite=true photos"),
+        ("caption", "--overwrite false photos", "--overwrite false photos"),
+        ("compare-prompting", "--shots 1 4 16 --run r", "--shots=[1,4,16] --run r"),
+        ("compare-prompting", "--shots [1,4]", "--shots [1,4]"),
+        ("compare-methods", "--limit-test 5 --start-from=a-b", "--limit_test 5 --start_from=a-b"),
+        ("combine", "r --weights 0.5 -0.5", "r --weights=[0.5,-0.5]"),
+        ("caption", "--no-such-option 1", "--no-such-option 1"),
+    ],
+)
+def test_options_may_be_written_as_people_write_them(command, words, wanted):
+    assert spelt_out(COMMANDS[command], words.split()) == wanted.split()
 
 
 @pytest.mark.parametrize(

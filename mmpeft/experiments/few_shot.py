@@ -1,6 +1,5 @@
 """Few-shot runs over several seeds: every seed is a finetune of one joint run, and the table shows their spread."""
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,17 @@ from rich.console import Console
 from rich.table import Table
 
 from mmpeft.errors import RefusedError
-from mmpeft.training.cli import VisionLanguageCLI
+from mmpeft.experiments.steps import (
+    Settings,
+    content,
+    evaluate_once,
+    fit_once,
+    merged,
+    read_metrics,
+    weights_of,
+    write_json,
+)
+from mmpeft.paths import resolve
 
 METRIC = "accuracy"
 
@@ -21,7 +30,8 @@ def run_seeds(
 ) -> dict[str, Any]:
     """Trains one finetune per seed, each on its own ``shots`` examples of every class, and tests all.
 
-    All seeds go through one base side by side, each as it would alone; only the examples differ between them.
+    All seeds go through one base side by side, each as it would alone; only the examples differ between them. What
+    was trained or tested before with the same settings and data is not done again.
 
     Args:
         config: YAML of `mmpeft fit` with one adapter and data whose answers are classes.
@@ -32,31 +42,49 @@ def run_seeds(
 
     Returns:
         {"name", "untrained": accuracy before training, "accuracies": one for every seed}
+
+    Raises:
+        RefusedError: a config without an adapter, answers that are no classes, or a folder with other results.
     """
+    named = [part for part in Path(config).with_suffix("").parts[-2:] if part != "configs"]
+    directory = Path(output) / "_".join(named)
+    untrained, joint = _settings(config, directory, shots, seeds, max_steps)
+    made_from = _made_from(untrained)
+    before, after = directory / "untrained", directory / "seeds"
+    evaluate_once(untrained, made_from | {"settings": untrained})
+    if METRIC not in read_metrics(before):
+        raise RefusedError(f"the answers of {config}'s data.test are no classes: give its rows choices")
+    fit_once(joint, made_from)
+    tested = made_from | {"settings": joint, "weights": weights_of(after)}
+    evaluate_once(joint, tested, config=directory / "seeds_test.yaml")
+    figures = read_metrics(after)
+    accuracies = [figures[f"{METRIC}/seed{seed}"] for seed in seeds]
+    return {"name": directory.name, "untrained": read_metrics(before)[METRIC], "accuracies": accuracies}
+
+
+def _settings(
+    config: str, directory: Path, shots: int, seeds: Sequence[int], max_steps: int | None
+) -> tuple[Settings, Settings]:
+    """Of the model before training, and of all seeds' joint run."""
     settings = yaml.safe_load(Path(config).read_text())
     adapter = settings["model"].pop("adapter", None)
     if adapter is None:
         raise RefusedError(f"{config} has no model.adapter; few-shot runs train one finetune of it per seed")
-    named = [part for part in Path(config).with_suffix("").parts[-2:] if part != "configs"]
-    directory = Path(output) / "_".join(named)
     if max_steps is not None:
         settings["trainer"]["max_steps"] = max_steps
-    settings["trainer"]["default_root_dir"] = str(directory / "untrained")
-    untrained = _write(directory / "untrained.yaml", settings)
-    settings["model"]["adapters"] = {
-        f"seed{seed}": {"adapter": adapter, "shots_seed": seed} for seed in seeds
-    }
-    settings["data"]["shots"] = shots
-    settings["trainer"]["default_root_dir"] = str(directory / "seeds")
-    joint = _write(directory / "seeds.yaml", settings)
-    VisionLanguageCLI.run(["test", "--config", untrained])
-    if METRIC not in _metrics(directory / "untrained"):
-        raise RefusedError(f"the answers of {config}'s data.test are no classes: give its rows choices")
-    VisionLanguageCLI.run(["fit", "--config", joint])
-    VisionLanguageCLI.run(["test", "--config", joint])
-    before, after = _metrics(directory / "untrained"), _metrics(directory / "seeds")
-    accuracies = [after[f"{METRIC}/seed{seed}"] for seed in seeds]
-    return {"name": directory.name, "untrained": before[METRIC], "accuracies": accuracies}
+    untrained = merged(settings, {"trainer": {"default_root_dir": str(directory / "untrained")}})
+    adapters = {f"seed{seed}": {"adapter": adapter, "shots_seed": seed} for seed in seeds}
+    own = {"model": {"adapters": adapters}, "data": {"shots": shots}}
+    return untrained, merged(settings, own | {"trainer": {"default_root_dir": str(directory / "seeds")}})
+
+
+def _made_from(settings: Settings) -> dict[str, Any]:
+    """The run that it starts from, and the data files."""
+    start = settings["model"].get("start_from")
+    listed = [settings["data"].get(split) or [] for split in ("train", "val", "test")]
+    paths = [path for given in listed for path in ([given] if isinstance(given, str) else given)]
+    files = {path: content(resolve(path)) for path in paths}
+    return {"start": weights_of(start) if start else None, "files": files}
 
 
 def print_few_shot(
@@ -73,7 +101,7 @@ def print_few_shot(
         figures = (row["untrained"], middle, high - low, min(values), max(values))
         table.add_row(row["name"], *(f"{figure:.3f}" for figure in figures))
     Console().print(table)
-    (Path(output) / "few_shot.json").write_text(json.dumps(rows, indent=2) + "\n")
+    write_json(Path(output) / "few_shot.json", rows)
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -82,13 +110,3 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
         return values[0], values[0], values[0]
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, middle, high
-
-
-def _metrics(directory: Path) -> dict[str, float]:
-    return json.loads((directory / "metrics.json").read_text())
-
-
-def _write(path: Path, settings: dict[str, Any]) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(settings, sort_keys=False))
-    return str(path)

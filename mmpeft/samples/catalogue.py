@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmpeft.samples.docstrings import build_docstrings
 from mmpeft.samples.easy_vqa import build_easy_vqa
-from mmpeft.samples.easy_vqa_views import build_choices, build_german, build_shapes
+from mmpeft.samples.easy_vqa_views import build_german, build_shapes
 from mmpeft.samples.facts import SEED, build_facts
 from mmpeft.samples.language_model import build_language_model
 from mmpeft.samples.manual import build_manual
@@ -52,7 +52,6 @@ SAMPLES: tuple[Sample, ...] = (
         build=build_easy_vqa,
     ),
     _from_easy_vqa("easy-vqa-shapes", build_shapes),
-    _from_easy_vqa("easy-vqa-choices", build_choices),
     _from_easy_vqa("easy-vqa-german", build_german),
     _from_python("docstrings", build_docstrings),
     _from_python("modules", build_modules),

@@ -1,4 +1,4 @@
-"""Data sets about the images of easy-VQA: its shape questions, its answers as choices, its questions in German.
+"""Data sets about the images of easy-VQA: its shape questions, and its questions in German.
 
 Images are relative to the data file and must lie in its folder, so each set links the ones it names (a second name
 of the same file, no second copy).
@@ -10,13 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mmpeft.samples.easy_vqa import COLORS, SHAPES
+from mmpeft.samples.easy_vqa import SHAPES
 from mmpeft.samples.easy_vqa_german import translate
 from mmpeft.samples.rows import SPLITS, conversation, read_rows, write_rows
 
 Row = dict[str, Any]
-CHOICES = ["yes", "no", *sorted(COLORS), *sorted(SHAPES)]
-"""All answers of easy-VQA."""
 
 
 def build_shapes(root: Path, folder: Path) -> None:
@@ -24,12 +22,6 @@ def build_shapes(root: Path, folder: Path) -> None:
     splits = {split: _of_shapes(_questions(root, split)) for split in SPLITS}
     splits["test"] = _one_an_image(splits["test"])
     _write(root, folder, splits, "the questions whose answer is a shape; test has one for each image")
-
-
-def build_choices(root: Path, folder: Path) -> None:
-    """The held-out questions, with the 13 answers as choices."""
-    rows = [{**row, "choices": CHOICES} for row in _questions(root, "test")]
-    _write(root, folder, {"test": rows}, "the held-out questions, all answers as choices")
 
 
 def build_german(root: Path, folder: Path) -> None:

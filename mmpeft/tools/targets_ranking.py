@@ -6,12 +6,9 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
 
 from mmpeft.adapters import LoraConfig
-from mmpeft.adapters.architecture import block_linears
-from mmpeft.adapters.sensitivity import sensitivity, top_sites
-from mmpeft.adapters.targets import num_parameters
+from mmpeft.adapters.sensitivity import top_sites
 from mmpeft.data.features import encode_images
 from mmpeft.data.loader import PackingConfig
 from mmpeft.errors import RefusedError
@@ -22,6 +19,7 @@ from mmpeft.models.vision import VisionConfig, make_encoder
 from mmpeft.paths import VISION_WEIGHTS
 from mmpeft.tools.targets_table import make_table
 from mmpeft.training.datamodule import VisionLanguageData
+from mmpeft.training.target_choice import linear_costs, rank_linears
 
 CONVERSATIONS = 8
 """Conversations per batch."""
@@ -32,8 +30,8 @@ RANK = 16
 """LoRA's rank where a budget is spent."""
 
 
-def rank_sites(name: str, data: str, batches: int) -> tuple[dict[str, float], nn.Module]:
-    """The sensitivity of every linear of the decoder layers on a data file, and the language model.
+def rank_sites(name: str, data: str, batches: int) -> tuple[dict[str, float], MultimodalModel]:
+    """The sensitivity of every linear of the decoder layers on a data file, and the model.
 
     Images go through the embedded encoder and an untrained projector, so such a ranking is about the questions and
     answers rather than about seeing.
@@ -57,13 +55,7 @@ def rank_sites(name: str, data: str, batches: int) -> tuple[dict[str, float], nn
         projector = Projector(encoder.dim, language_model.get_input_embeddings().weight.shape[1])
     model = MultimodalModel(encoder, projector.requires_grad_(False), language_model)
     split.connect(load_tokenizer(name), encoder.num_tokens, partial(encode_images, encoder), None)
-    scores = sensitivity(
-        language_model,
-        islice(split.train_dataloader(), batches),
-        block_linears(language_model),
-        lambda batch: model.token_losses(batch).nll.mean(),
-    )
-    return scores, language_model
+    return rank_linears(model, islice(split.train_dataloader(), batches)), model
 
 
 def print_ranking(name: str, data: str, batches: int, budget: int | None) -> None:
@@ -79,7 +71,7 @@ def print_ranking(name: str, data: str, batches: int, budget: int | None) -> Non
     }
     table = make_table(f"mean of sum |w dL/dw| over up to {batches} batches of {data}", **columns)
     everywhere = LoraConfig(rank=RANK, target_modules="all-linear")
-    costs = {path: num_parameters(model, path, everywhere) for path in scores}
+    costs = linear_costs(model, everywhere)
     ranked = sorted(scores, key=scores.__getitem__, reverse=True)
     for number, path in enumerate(ranked[:SHOWN], start=1):
         share = f"{scores[path] / total:.2%}"

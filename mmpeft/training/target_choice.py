@@ -1,7 +1,7 @@
 """``target_modules: top-500000``: the linears that the loss depends on most, as many as a budget pays for."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,23 @@ def has_budget(config: AdapterConfig) -> bool:
     return any(budget_of(part) is not None for part in config.parts())
 
 
+def rank_linears(model: MultimodalModel, batches: Iterable[Batch]) -> dict[str, float]:
+    """Path of every linear of the decoder layers -> how sensitive the loss is to it, mean over the batches.
+
+    Raises:
+        RefusedError: no batch, or a quantised base, whose weights have no gradient.
+    """
+    language_model: Any = model.language_model
+    paths = block_linears(language_model)
+    return sensitivity(language_model, batches, paths, lambda batch: model.token_losses(batch).nll.mean())
+
+
+def linear_costs(model: MultimodalModel, config: AdapterConfig) -> dict[str, int]:
+    """Path of every linear of the decoder layers -> parameters that an adapter of this config has there."""
+    language_model: Any = model.language_model
+    return {path: num_parameters(language_model, path, config) for path in block_linears(language_model)}
+
+
 def choose_sites(
     config: AdapterConfig, model: MultimodalModel, batches: Callable[[int], Sequence[Batch]]
 ) -> AdapterConfig:
@@ -45,14 +62,11 @@ def choose_sites(
     budget = budget_of(config)
     if budget is None:
         return config
-    language_model: Any = model.language_model
-    paths = block_linears(language_model)
     base_batches = [
         replace(batch, adapters=[None] * len(batch.adapters)).to(model.device) for batch in batches(BATCHES)
     ]
-    scores = sensitivity(language_model, base_batches, paths, lambda b: model.token_losses(b).nll.mean())
-    costs = {path: num_parameters(language_model, path, config) for path in paths}
-    chosen = top_sites(scores, costs, budget)
+    costs = linear_costs(model, config)
+    chosen = top_sites(rank_linears(model, base_batches), costs, budget)
     spent = sum(costs[path] for path in chosen)
-    print(f"{len(chosen)} of {len(paths)} linears chosen for {spent:,} of {budget:,} parameters")
+    print(f"{len(chosen)} of {len(costs)} linears chosen for {spent:,} of {budget:,} parameters")
     return replace(config, target_modules=chosen)  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""scripts/compare_methods.py: one row per method, made once, whatever fails; and what its figures are taken from."""
+"""`mmpeft compare-methods`: one row per method, made once, whatever fails; and what its figures are taken from."""
 
 import contextlib
 import json
@@ -15,21 +15,16 @@ from safetensors.torch import save_file
 from torch.utils.tensorboard import SummaryWriter
 
 from mmpeft.cli import main
+from mmpeft.experiments import steps
+from mmpeft.experiments.compare_methods import TIMING, compare_methods, count_numbers, step_seconds
+from mmpeft.experiments.compare_methods_table import COLUMNS, draw_comparison, make_table
+from mmpeft.experiments.methods import METHODS, common_settings, method_settings
+from mmpeft.experiments.steps import MMPEFT, ChildError
 from mmpeft.training.cli import VisionLanguageCLI
-from scripts import compare_methods as script
-from scripts.compare_methods import (
-    METHODS,
-    MMPEFT,
-    TIMING,
-    compare_methods,
-    count_numbers,
-    run_process,
-    step_seconds,
-)
-from scripts.comparison_table import COLUMNS, draw_comparison, make_table
 from tests.tiny import make_config
 
 STEPS = 3
+SCRIPT = str(Path("scripts/compare_methods.py").resolve())
 FIGURES = {
     "accuracy": 0.95,
     "questions": 1000,
@@ -58,7 +53,7 @@ def made_up(name: str, **changes) -> dict:
 
 
 class Processes:
-    """Runs in this process what the script would start, and counts it: importing torch anew takes seconds."""
+    """Runs in this process what the comparison would start, and counts it: importing torch anew takes seconds."""
 
     def __init__(self, monkeypatch):
         self.started: list[tuple[str, str]] = []
@@ -69,7 +64,7 @@ class Processes:
     def __call__(self, words: list[str], log: Path) -> int:
         self.started.append((log.parent.name, log.stem))
         if self.started[-1] in self.fail:
-            raise RuntimeError("no | memory\nleft")
+            raise ChildError("no | memory\nleft")
         with log.open("w") as file, contextlib.redirect_stdout(file):
             if tuple(words[:2]) == MMPEFT:
                 main(list(words[2:]))
@@ -87,7 +82,7 @@ class Processes:
 def processes(monkeypatch) -> Processes:
     stand_in = Processes(monkeypatch)
     monkeypatch.syspath_prepend(str(Path(TIMING).parent))
-    monkeypatch.setattr(script, "run_process", stand_in)
+    monkeypatch.setattr(steps, "run_process", stand_in)
     return stand_in
 
 
@@ -148,8 +143,8 @@ def test_results_of_another_budget_are_refused(config, processes, tmp_path):
     folder = tmp_path / "out"
     processes.fail = {("lora", "fit")}
     compare_methods(STEPS, str(folder), "lora", config)
-    common = script._common_settings(config, STEPS, None)
-    wanted = script._wanted("lora", common, folder / "lora", 1000)
+    common = common_settings(config, STEPS, None)
+    wanted = method_settings("lora", common, folder / "lora", 1000)
     (folder / "lora" / "result.json").write_text(json.dumps({"wanted": wanted, "row": made_up("lora")}))
     compare_methods(STEPS, str(folder), "lora", config)
     with pytest.raises(ValueError, match=r"trainer\.max_steps: made with 3, found 4"):
@@ -160,16 +155,16 @@ def test_results_of_another_budget_are_refused(config, processes, tmp_path):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_differ_in_nothing_but_what_is_their_own(name, config, tmp_path):
-    common = script._common_settings(config, STEPS, None)
+    common = common_settings(config, STEPS, None)
     path = tmp_path / "method.yaml"
-    settings = script._wanted(name, common, tmp_path / name, 1)["config"]
+    settings = method_settings(name, common, tmp_path / name, 1)["config"]
     path.write_text(yaml.safe_dump(settings))
     cli = VisionLanguageCLI.parse(["--config", str(path)])
     assert type(cli.model.adapter).__name__ == METHODS[name].adapter
     assert (cli.model.language.quantization == "nf4") == (name == "qlora")
     assert cli.trainer.max_steps == STEPS
     own = {"adapter", "adapter_name", "learning_rate", "warmup", "language"}
-    other = script._wanted("lora", common, tmp_path / "lora", 1)["config"]
+    other = method_settings("lora", common, tmp_path / "lora", 1)["config"]
     assert settings["data"] == other["data"]
     for section, free in (("model", own), ("trainer", {"default_root_dir"})):
         mine, theirs = settings[section], other[section]
@@ -192,20 +187,6 @@ def test_wrong_arguments(config, tmp_path, tiny_base, tiny_data):
         with pytest.raises(ValueError, match=message):
             compare_methods(**{"config": config, "output": str(tmp_path / "out")} | changes)
     assert not (tmp_path / "out").exists()
-
-
-def test_a_process_tells_its_own_peak_memory_and_its_last_words(tmp_path):
-    log = tmp_path / "log"
-    peak = run_process(["-c", "import resource as r; print(r.getrusage(r.RUSAGE_SELF).ru_maxrss)"], log)
-    assert 1024 * int(log.read_text()) <= peak < 1024 * int(log.read_text()) + 2**25
-    for code, message in [
-        ("import sys; print('a'); sys.exit('error: it is\\n  too hot')", "^it is too hot; see"),
-        ("1 / 0", "ZeroDivisionError: division by zero"),
-        ("import os; os._exit(3)", "said nothing"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "signal 9"),
-    ]:
-        with pytest.raises(RuntimeError, match=message):
-            run_process(["-c", code], log)
 
 
 def test_a_step_takes_the_median_time_of_the_newest_run(tmp_path):
@@ -247,8 +228,8 @@ def test_pictures_of_few_equal_and_lost_methods(perplexities, tmp_path):
 
 def test_the_command_line(monkeypatch, capsys):
     def run(*words: str) -> None:
-        monkeypatch.setattr(sys, "argv", [script.__file__, *words])
-        runpy.run_path(script.__file__, run_name="__main__")
+        monkeypatch.setattr(sys, "argv", [SCRIPT, *words])
+        runpy.run_path(SCRIPT, run_name="__main__")
 
     with pytest.raises(SystemExit, match="0"):
         run("--help")

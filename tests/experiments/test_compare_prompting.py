@@ -1,4 +1,4 @@
-"""scripts/compare_prompting.py: what is counted, and what is refused instead of counted wrongly."""
+"""`mmpeft compare-prompting`: what is counted, and what is refused instead of counted wrongly."""
 
 import json
 from dataclasses import asdict
@@ -11,14 +11,15 @@ import yaml
 import mmpeft
 from mmpeft.adapters import IA3Config
 from mmpeft.data.sources import DataError
+from mmpeft.experiments.compare_prompting import compare_prompting, demonstrations, read
 from mmpeft.experiments.prompting import FewShotPrompt
+from mmpeft.experiments.prompting_cost import operations, training_cost
 from mmpeft.models.build import build_model
 from mmpeft.models.language import LanguageConfig, load_tokenizer
 from mmpeft.models.vision import VisionConfig
 from mmpeft.runs.files import load_run, save_run
 from mmpeft.runs.identity import describe
 from mmpeft.runs.manifest import Manifest
-from scripts.compare_prompting import compare_prompting, demonstrations, operations, read, training_cost
 from tests.tiny import COLOURS, make_config, write_jsonl
 
 

@@ -1,4 +1,4 @@
-"""scripts/continual.py: every finetune on every data set after every phase, nothing twice, and old answers kept."""
+"""`mmpeft continual`: every finetune on every data set after every phase, nothing twice, and old answers kept."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,11 @@ import yaml
 from PIL import Image
 
 import mmpeft
+from mmpeft.experiments import steps
+from mmpeft.experiments.continual import continual
+from mmpeft.experiments.continual_plan import MEASURED, fit_settings, read_plan
+from mmpeft.experiments.steps import merged
 from mmpeft.training.cli import VisionLanguageCLI
-from scripts import continual as script
-from scripts.continual import MEASURED, continual, fit_settings, merged, read_plan
 from tests.tiny import make_config
 
 PLANS = ("facts", "languages")
@@ -111,8 +113,8 @@ def test_both_finetunes_answer_in_one_batch(done, tiny_data):
 
 def test_a_second_start_runs_nothing_anew_and_a_lost_cell_alone(plan, done, tmp_path, monkeypatch):
     before = (done / "results.json").read_text()
-    ran, main = [], script.main
-    monkeypatch.setattr(script, "main", lambda words: (ran.append(words), main(words)))
+    ran, run_here = [], steps.run_here
+    monkeypatch.setattr(steps, "run_here", lambda words: ran.append(words) or run_here(words))
     path = write_plan(tmp_path / "tiny.yaml", plan)
     continual(path)
     assert ran == []
@@ -141,7 +143,7 @@ def test_a_changed_plan_never_passes_for_the_old_one(plan, done, tmp_path):
     ],
 )
 def test_a_plan_that_cannot_be_is_refused_before_anything_runs(plan, tmp_path, changes, told, monkeypatch):
-    monkeypatch.setattr(script, "main", None)
+    monkeypatch.setattr(steps, "run_here", None)
     path = write_plan(
         tmp_path / "wrong.yaml", merged(merged(plan, {"output": str(tmp_path / "out")}), changes)
     )

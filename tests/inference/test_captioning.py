@@ -1,4 +1,4 @@
-"""scripts/caption_images.py: one row per image, once, whatever happens in between."""
+"""`mmpeft caption`: one row per image, once, whatever happens in between."""
 
 import json
 import os
@@ -14,7 +14,10 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 import mmpeft
-from scripts.caption_images import caption_images, find_images
+from mmpeft.data import features
+from mmpeft.data.images import load_image
+from mmpeft.inference import captioning
+from mmpeft.inference.captioning import caption_folder, find_images
 
 SCRIPT = Path("scripts/caption_images.py").resolve()
 STRANGE = ["two words.png", "größe 图.png", "line\nbreak.png", os.fsdecode(b"not utf8 \xff.png")]
@@ -39,7 +42,7 @@ def photos(tmp_path, tiny_data) -> Path:
 def whole(photos, tiny_run, tmp_path) -> bytes:
     """What one uninterrupted run writes."""
     output = tmp_path / "whole.jsonl"
-    caption_images(str(photos), str(tiny_run), str(output), batch_size=4)
+    caption_folder(str(photos), str(tiny_run), str(output), batch_size=4)
     return output.read_bytes()
 
 
@@ -49,7 +52,7 @@ def rows(path: Path) -> list[dict]:
 
 def test_a_row_per_image_in_sorted_order(photos, tiny_run, tmp_path, capsys):
     output = tmp_path / "new" / "captions.jsonl"
-    caption_images(str(photos), str(tiny_run), str(output), batch_size=4)
+    caption_folder(str(photos), str(tiny_run), str(output), batch_size=4)
     found = rows(output)
     names = ["0.png", "1.png", "2.png", "3.png", "3cut.png", *(f"{n}.png" for n in range(4, 8))]
     assert [row["image"] for row in found] == [*names, "deep/empty.jpg", "deep/er/Z.PNG"]
@@ -67,7 +70,7 @@ def test_a_row_per_image_in_sorted_order(photos, tiny_run, tmp_path, capsys):
 
 def test_base_and_adapter_are_told_apart(photos, tiny_run, tmp_path):
     output = tmp_path / "base.jsonl"
-    caption_images(str(photos), str(tiny_run), str(output), "base")
+    caption_folder(str(photos), str(tiny_run), str(output), "base")
     assert {row["adapter"] for row in rows(output) if "adapter" in row} == {"base"}
 
 
@@ -76,7 +79,7 @@ def test_a_cut_output_is_completed_to_the_same_bytes(photos, tiny_run, tmp_path,
     ends = [end + 1 for end in range(len(whole)) if whole[end : end + 1] == b"\n"]
     for length in (0, 1, ends[0] - 1, ends[0], ends[1] + 5, ends[3], ends[5] + 9, len(whole) - 1, len(whole)):
         output.write_bytes(whole[:length])
-        caption_images(str(photos), str(tiny_run), str(output), batch_size=4)
+        caption_folder(str(photos), str(tiny_run), str(output), batch_size=4)
         assert output.read_bytes() == whole, f"cut at byte {length}"
 
 
@@ -90,14 +93,27 @@ def test_killed_and_started_again(photos, tiny_run, tmp_path, whole):
     process.wait()
     assert output.stat().st_size
     assert whole.startswith(output.read_bytes())
-    caption_images(str(photos), str(tiny_run), str(output), batch_size=4)
+    caption_folder(str(photos), str(tiny_run), str(output), batch_size=4)
     assert output.read_bytes() == whole
 
 
 def test_nothing_is_loaded_when_all_is_done(photos, tiny_run, tmp_path, whole, monkeypatch, capsys):
-    monkeypatch.setattr(mmpeft, "load", None, raising=False)
-    caption_images(str(photos), str(tiny_run), str(tmp_path / "whole.jsonl"))
+    monkeypatch.setattr(captioning, "load", None)
+    caption_folder(str(photos), str(tiny_run), str(tmp_path / "whole.jsonl"))
     assert "0 done, 11 skipped, 2 errors" in capsys.readouterr().out
+
+
+def test_an_image_is_decoded_once_but_beside_a_damaged_one(photos, tiny_run, tmp_path, monkeypatch):
+    decoded = []
+    for module in (captioning, features):
+        monkeypatch.setattr(
+            module, "load_image", lambda image, **_: decoded.append(image) or load_image(image)
+        )
+    caption_folder(str(photos), str(tiny_run), str(tmp_path / "out.jsonl"), batch_size=4)
+    contents = {name: (photos / f"{name}.png").read_bytes() for name in range(8)}
+    times = {name: decoded.count(data) for name, data in contents.items()}
+    assert [times[name] for name in (0, 1, 2, 3)] == [1, 1, 1, 1]
+    assert decoded.count((photos / "deep" / "er" / "Z.PNG").read_bytes()) == 1
 
 
 def test_strange_names_round_trip(tiny_data, tiny_run, tmp_path):
@@ -105,7 +121,7 @@ def test_strange_names_round_trip(tiny_data, tiny_run, tmp_path):
     folder.mkdir()
     for name in STRANGE:
         shutil.copy(tiny_data / "images" / "red0.png", folder / name)
-    caption_images(str(folder), str(tiny_run), str(tmp_path / "out.jsonl"))
+    caption_folder(str(folder), str(tiny_run), str(tmp_path / "out.jsonl"))
     found = rows(tmp_path / "out.jsonl")
     assert sorted(STRANGE) == [row["image"] for row in found]
     assert all("caption" in row and (folder / row["image"]).exists() for row in found)
@@ -114,18 +130,18 @@ def test_strange_names_round_trip(tiny_data, tiny_run, tmp_path):
 def test_an_output_of_another_adapter_run_or_folder_is_refused(photos, tiny_run, tmp_path, whole):
     output = tmp_path / "whole.jsonl"
     with pytest.raises(ValueError, match="other run, adapter"):
-        caption_images(str(photos), str(tiny_run), str(output), "base")
+        caption_folder(str(photos), str(tiny_run), str(output), "base")
     retrained = tmp_path / "retrained"
     shutil.copytree(tiny_run, retrained)
     weights = retrained / "adapters" / "default" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     with pytest.raises(ValueError, match="other run;"):
-        caption_images(str(photos), str(retrained), str(output))
+        caption_folder(str(photos), str(retrained), str(output))
     Image.new("RGB", (8, 8)).save(photos / "0new.png")
     with pytest.raises(ValueError, match="other images;"):
-        caption_images(str(photos), str(tiny_run), str(output))
+        caption_folder(str(photos), str(tiny_run), str(output))
     assert output.read_bytes() == whole
-    caption_images(str(photos), str(tiny_run), str(output), overwrite=True)
+    caption_folder(str(photos), str(tiny_run), str(output), overwrite=True)
     assert len(rows(output)) == 12
 
 
@@ -133,18 +149,18 @@ def test_foreign_and_edited_outputs_are_left_alone(photos, tiny_run, tmp_path, w
     foreign = tmp_path / "foreign.jsonl"
     foreign.write_text("precious\n")
     with pytest.raises(ValueError, match="--overwrite"):
-        caption_images(str(photos), str(tiny_run), str(foreign))
+        caption_folder(str(photos), str(tiny_run), str(foreign))
     assert foreign.read_text() == "precious\n"
     edited = tmp_path / "whole.jsonl"
     edited.write_bytes(b"\n".join(reversed(whole.splitlines())) + b"\n")
     with pytest.raises(ValueError, match="was edited"):
-        caption_images(str(photos), str(tiny_run), str(edited))
+        caption_folder(str(photos), str(tiny_run), str(edited))
 
 
 def test_two_runs_on_one_output(photos, tiny_run, tmp_path):
     output = tmp_path / "captions.jsonl"
     with FileLock(f"{output}.lock"), pytest.raises(Timeout):
-        caption_images(str(photos), str(tiny_run), str(output))
+        caption_folder(str(photos), str(tiny_run), str(output))
     assert not output.exists()
 
 
@@ -157,7 +173,7 @@ def test_wrong_arguments(tiny_run, tiny_data, tmp_path):
         (tiny_data, tmp_path, {}, "no run of mmpeft"),
     ]:
         with pytest.raises(ValueError, match=message):
-            caption_images(str(folder), str(run), str(tmp_path / "out.jsonl"), **changes)
+            caption_folder(str(folder), str(run), str(tmp_path / "out.jsonl"), **changes)
     with pytest.raises(FileNotFoundError):
         find_images(str(tmp_path / "nowhere"))
     assert not (tmp_path / "out.jsonl").exists()

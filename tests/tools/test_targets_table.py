@@ -1,19 +1,12 @@
-"""`mmpeft sites`: what it counts is what adapters have, and it loads what it needs and no more."""
+"""`mmpeft sites MODEL`: what it counts is what adapters have, without any weights."""
 
 import pytest
-import torch
 import transformers
 from transformers import AutoModelForCausalLM, FalconConfig, OPTConfig
 
-from mmpeft.adapters import AdapterBank, LoraConfig
-from mmpeft.adapters.sensitivity import top_sites
-from mmpeft.adapters.targets import num_parameters
+from mmpeft.adapters import AdapterBank
 from mmpeft.cli import main
-from mmpeft.models import language
-from mmpeft.tools import targets_ranking as site_ranking
-from mmpeft.tools.targets_ranking import RANK
 from mmpeft.tools.targets_table import METHODS, count_parameters, empty_model, method_rows, role_rows
-from tests.tiny import make_data
 
 
 @pytest.fixture
@@ -29,13 +22,6 @@ def falcon():
         new_decoder_architecture=True,
     )
     return AutoModelForCausalLM.from_config(config)
-
-
-@pytest.fixture
-def embedded_encoder_not_needed(monkeypatch):
-    """The embedded encoder is not on a machine that never ran `mmpeft prepare`; random weights stand in."""
-    real = site_ranking.make_encoder
-    monkeypatch.setattr(site_ranking, "make_encoder", lambda config: real(config, load_weights=False))
 
 
 def counted(model, config) -> int:
@@ -126,52 +112,3 @@ def test_a_model_without_known_roles_is_told(tmp_path):
     transformers.MambaConfig(num_hidden_layers=1, hidden_size=32).save_pretrained(tmp_path)
     with pytest.raises(SystemExit, match=r"error: MambaForCausalLM: no linear of .* is known to be q, k, v"):
         main(["sites", str(tmp_path)])
-
-
-def test_a_ranking_of_text_reads_every_linear(tiny_base, tiny_data):
-    scores, model = site_ranking.rank_sites(str(tiny_base / "language"), str(tiny_data / "text.jsonl"), 2)
-    assert len(scores) == 14
-    assert all(0 < score < torch.inf for score in scores.values())
-    assert not any(parameter.requires_grad for parameter in model.parameters())
-
-
-def test_a_ranking_is_the_same_each_time(embedded_encoder_not_needed, tiny_base, tiny_data, monkeypatch):
-    """With images as well, whose projector is drawn afresh."""
-    monkeypatch.setattr(language, "pick_dtype", lambda *_: torch.float32)
-    torch.manual_seed(0)  # of the encoder's stand-in
-    arguments = str(tiny_base / "language"), str(tiny_data / "train.jsonl"), 1
-    first, _ = site_ranking.rank_sites(*arguments)
-    torch.manual_seed(0)
-    again, _ = site_ranking.rank_sites(*arguments)
-    assert first == again
-
-
-def test_the_command_prints_a_ranking_and_what_a_budget_buys(tiny_base, tmp_path, capsys):
-    data = make_data(tmp_path / "squares")
-    before = sorted(tmp_path.rglob("*"))
-    where = [str(tiny_base / "language"), "--data", str(data / "text.jsonl"), "--batches", "1"]
-    main(["sites", *where, "--budget", "5000"])
-    out = capsys.readouterr().out
-    scores, model = site_ranking.rank_sites(where[0], where[2], 1)
-    costs = {path: num_parameters(model, path, LoraConfig(rank=RANK)) for path in scores}
-    ranked = sorted(scores, key=scores.__getitem__, reverse=True)
-    places = [out.index(path) for path in ranked]
-    assert places == sorted(places)
-    assert "Molchanov" in out
-    named = out.split("target_modules:")[1].replace("\n", "")
-    assert named.strip(" []").split(", ") == top_sites(scores, costs, 5000)
-    assert sorted(tmp_path.rglob("*")) == before, "it writes nothing"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--budget", "100"], "give --data"),
-        (["--data", "text.jsonl", "--batches", "0"], "batches is 0"),
-        (["--data", "text.jsonl", "--budget", "1"], "pays for no site"),
-    ],
-)
-def test_impossible_wishes_are_told(tiny_base, tiny_data, monkeypatch, arguments, words):
-    monkeypatch.chdir(tiny_data)
-    with pytest.raises(SystemExit, match=words):
-        main(["sites", str(tiny_base / "language"), *arguments])

@@ -1,0 +1,112 @@
+"""What answers and a training take: operations that are counted while they run, and time."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from mmpeft.data.features import encode_images
+from mmpeft.data.loader import PackingConfig
+from mmpeft.data.records import Record
+from mmpeft.data.template import ChoiceSet, Template
+from mmpeft.errors import RefusedError
+from mmpeft.experiments.flops import Operations, count_operations
+from mmpeft.experiments.prompting import FewShotPrompt
+from mmpeft.models.multimodal import MultimodalModel
+from mmpeft.training.datamodule import VisionLanguageData
+
+GIGA = 1e9
+STEPS_COUNTED = 8
+"""Training batches whose mean stands for all."""
+
+
+def answer(prompt: FewShotPrompt, question: ChoiceSet, kept: bool) -> Tensor:
+    """(choices,) scores, the images encoded now: all, or the question's own where the examples are kept."""
+    if kept:
+        return prompt.kept_scores(question, prompt.features(question.images[len(prompt.images) :]))
+    return prompt.scores(question, prompt.features(question.images))
+
+
+def cost(prompt: FewShotPrompt, questions: Sequence[ChoiceSet], kept: bool) -> dict[str, float]:
+    """GFLOP of an answer, mean over the questions, and its milliseconds, their median."""
+    products, seconds = [], []
+    for question in questions:
+        products.append(count_operations(lambda q=question: answer(prompt, q, kept)).products)
+        started = time.perf_counter()
+        answer(prompt, question, kept)
+        seconds.append(time.perf_counter() - started)
+    return {"gflop": statistics.mean(products) / GIGA, "ms": 1000 * statistics.median(seconds)}
+
+
+def operations(prompt: FewShotPrompt, record: Record) -> Operations:
+    """Of one answer, encoder included."""
+    question = prompt.encode(record)
+    return count_operations(lambda: answer(prompt, question, False))
+
+
+def encoding_of(model: MultimodalModel, images: Sequence[str | bytes]) -> Operations:
+    """Of the vision encoder; none without images."""
+    return count_operations(lambda: encode_images(model.vision_encoder, images)) if images else Operations()
+
+
+def prompt_tokens(question: ChoiceSet) -> int:
+    """Tokens that the model reads before a choice."""
+    targets = question.conversations[0].targets
+    return next(place for place, target in enumerate(targets, start=1) if target >= 0)
+
+
+def training_cost(run: str, model: MultimodalModel, template: Template, adapter: str) -> dict[str, Any]:
+    """GFLOP of the finetune's training: forward and backward of its batches, and the encoder once over each image.
+    Validation is no part of it. {"note": why} where the run's config does not tell."""
+    try:
+        settings = yaml.safe_load((Path(run) / "config.yaml").read_text())
+        trainer, own = settings["trainer"], settings["model"]
+        if own.get("adapters"):
+            return {"note": f"{run} is a joint run, of which one finetune cannot be told apart"}
+        packing = PackingConfig(**settings["data"]["packing"])
+        data = VisionLanguageData(**settings["data"] | {"packing": packing})
+        data.setup("fit")
+    except (RefusedError, OSError) as error:
+        return {"note": f"{run}/config.yaml: {error}"}
+    data.connect(
+        template.tokenizer,
+        template.image_tokens,
+        lambda images: encode_images(model.vision_encoder, images),
+        adapter,
+        {"": any(own.get("choice_losses", {}).values())},
+    )
+    batches = _number_of_batches(trainer, data)
+    if not batches:
+        return {"note": f"{run}/config.yaml has neither trainer.max_steps nor trainer.max_epochs"}
+    images = {image for record in data.records["train"] for image in record["images"]}
+    vision = encoding_of(model, list(images)[:1])
+    each = _batch_operations(model, data, own["train_projector"]) / GIGA
+    total = batches * each + len(images) * vision.products / GIGA
+    return {"gflop": total, "batches": batches, "gflop_of_a_batch": each, "images": len(images)}
+
+
+def _number_of_batches(trainer: dict[str, Any], data: VisionLanguageData) -> int:
+    """Of the whole training; 0 where the settings do not tell."""
+    batches = (trainer["max_steps"] or -1) * trainer["accumulate_grad_batches"]
+    if batches < 0:
+        batches = (trainer["max_epochs"] or 0) * len(data.train_dataloader())
+    return batches
+
+
+def _batch_operations(model: MultimodalModel, data: VisionLanguageData, train_projector: bool) -> float:
+    """Operations of forward and backward, mean over some batches."""
+    model.projector.requires_grad_(train_projector)
+    model.train()  # gradient checkpointing, where it is on, computes the forward twice
+
+    def train(batch: Any) -> None:
+        model.token_losses(batch.to(model.device)).nll.sum().backward()
+
+    counted = [
+        count_operations(lambda batch=batch: train(batch)) for batch in data.some_batches("", STEPS_COUNTED)
+    ]
+    model.eval().zero_grad()
+    return statistics.mean(batch.products for batch in counted)

@@ -1,0 +1,244 @@
+"""The steps of experiments: `mmpeft fit` and `mmpeft test`, each run once, resumed, or refused.
+
+A step writes the YAML of its settings and, beside it under the same name, a JSON record of what it was made from.
+Started again, what is done with the same settings is skipped, and a fit that was cut off is resumed from its last
+checkpoint (`mmpeft test` resumes by itself). A fit that is done with other settings is refused field by field.
+
+torch is imported only where a step needs it: on Linux a child's peak memory begins with its parent's, so that a
+process that measures children must be small.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmpeft.errors import RefusedError
+from mmpeft.hashing import differences, hash_json
+
+Settings = dict[str, Any]
+"""The content of a YAML for `mmpeft --config`."""
+Run = Callable[[list[str]], int | None]
+"""Runs `mmpeft` with these words and returns its peak memory in bytes, where that is known."""
+MMPEFT = ("-c", "from mmpeft.cli import main; main()")
+"""Arguments of Python that start `mmpeft`."""
+MANIFEST = "mmpeft.json"
+"""As in `runs.manifest`, whose import takes torch's."""
+PEAK = "peak_bytes"
+
+
+class ChildError(RuntimeError):
+    """A child process failed; the message is what it said last, and where the rest is."""
+
+
+@dataclass
+class Fitted:
+    """What is known of a fit."""
+
+    ran: bool
+    """Whether it ran now, or was done before."""
+    peak_bytes: int | None
+    """Peak memory of the process that trained, where that was measured."""
+
+
+def fit_once(
+    settings: Settings,
+    made_from: Mapping[str, Any] | None = None,
+    config: Path | None = None,
+    run: Run | None = None,
+    again: bool = False,
+) -> Fitted:
+    """Trains into ``trainer.default_root_dir``, unless that was done.
+
+    Args:
+        settings: of the fit.
+        made_from: what else decides about the outcome, as plain data, such as the weights that it starts from.
+        config: file for the settings; DIRECTORY.yaml by default.
+        run: `run_here` by default, or `in_child`.
+        again: train anew also what is done.
+
+    Raises:
+        RefusedError: it was done with other settings, or made from something else.
+    """
+    directory, config = _places(settings, config)
+    record, checkpoint = config.with_suffix(".json"), directory / "checkpoints" / "last.ckpt"
+    wanted = {"settings": settings, **(made_from or {})}
+    known = read_json(record)
+    peak = known.pop(PEAK, None)
+    lines = differences(known, _plain(wanted))
+    if (directory / MANIFEST).exists() and not again:
+        if lines:
+            raise RefusedError(
+                f"{directory} was trained otherwise than is wanted now:\n" + "\n".join(lines) + "\n"
+                "Delete it to train it again, or name another --output"
+            )
+        print(f"{directory}: trained already", flush=True)
+        return Fitted(False, peak)
+    (directory / MANIFEST).unlink(missing_ok=True)
+    resumed = checkpoint.exists() and not lines and not again
+    if not resumed:
+        checkpoint.unlink(missing_ok=True)  # of other settings: nothing may resume from it later
+    write_json(record, wanted)
+    resume = ["--ckpt_path", str(checkpoint)] if resumed else []
+    peak = (run or run_here)(["fit", "--config", _write_config(config, settings), *resume])
+    if peak is not None:
+        write_json(record, wanted | {PEAK: peak})
+    return Fitted(True, peak)
+
+
+def evaluate_once(
+    settings: Settings,
+    made_from: Mapping[str, Any],
+    config: Path | None = None,
+    run: Run | None = None,
+    options: Sequence[str] = (),
+    again: bool = False,
+    title: str = "",
+) -> None:
+    """Answers data.test into ``trainer.default_root_dir``, unless that was done for the same model and questions.
+
+    Args:
+        settings: of the test.
+        made_from: all that decides about the answers, as plain data.
+        config, run, again: as in `fit_once`.
+        options: further ones of `mmpeft test`.
+        title: printed where there is something to do.
+    """
+    directory, config = _places(settings, config)
+    record = config.with_suffix(".json")
+    if not again and (directory / "metrics.json").exists() and read_json(record) == _plain(made_from):
+        return
+    if title:
+        print(title, flush=True)
+    record.unlink(missing_ok=True)
+    (run or run_here)(["test", "--config", _write_config(config, settings), *options])
+    write_json(record, made_from)  # last: a killed test has none
+
+
+def read_metrics(directory: str | Path) -> dict[str, Any]:
+    """The figures of the last `mmpeft test` there."""
+    return json.loads(Path(directory, "metrics.json").read_text())
+
+
+def read_answers(directory: str | Path) -> list[str]:
+    """What the last `mmpeft test` there answered, in the order of the data."""
+    lines = Path(directory, "predictions.jsonl").read_text().splitlines()
+    return [json.loads(line)["answer"] for line in lines]
+
+
+# What decides about an outcome
+
+
+def weights_of(run: str | Path) -> str:
+    """Identity of what a run trained; not of its metrics and facts, which a later test changes.
+
+    Raises:
+        RefusedError: it is no run.
+    """
+    from mmpeft.runs.manifest import read_manifest
+
+    manifest = read_manifest(run)
+    files = [path for name in manifest.adapters for path in sorted(Path(run, "adapters", name).rglob("*.*"))]
+    return hash_json([manifest.identity, manifest.projector, manifest.adapters, *map(content, files)])
+
+
+def content(path: str | Path) -> str | None:
+    """Identity of a file's content; a folder has none."""
+    if not Path(path).is_file():
+        return None
+    with Path(path).open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()[:32]
+
+
+def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> Settings:
+    """Nested settings with changes put over them."""
+    result = dict(settings)
+    for key, new in changes.items():
+        old = settings.get(key)
+        result[key] = merged(old, new) if isinstance(old, dict) and isinstance(new, dict) else new
+    return result
+
+
+# How a step runs
+
+
+def run_here(words: Sequence[str]) -> None:
+    """Runs `mmpeft fit` or `mmpeft test` in this process."""
+    from mmpeft.training.cli import VisionLanguageCLI
+
+    VisionLanguageCLI.run([*words])
+
+
+def in_child(log: Path) -> Run:
+    """Runs `mmpeft` as a process of its own, which writes what it says into ``log``."""
+    return lambda words: run_process([*MMPEFT, *words], log)
+
+
+def run_process(words: Sequence[str], log: Path) -> int:
+    """Runs Python with these arguments and writes what it says into ``log``.
+
+    Returns:
+        The highest resident memory of the process, in bytes.
+
+    Raises:
+        ChildError: it failed.
+    """
+    with log.open("w") as file:
+        process = subprocess.Popen([sys.executable, *words], stdout=file, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode < 0:
+        raise ChildError(f"killed by signal {-process.returncode} (9 is often too little memory); see {log}")
+    if process.returncode:
+        raise ChildError(f"{_last_words(log.read_text())}; see {log}")
+    return usage.ru_maxrss if sys.platform == "darwin" else usage.ru_maxrss * 1024
+
+
+def _last_words(text: str) -> str:
+    """From the last error on, or the last line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["it said nothing"]
+    starts = [number for number, line in enumerate(lines) if line.startswith("error:")]
+    return " ".join(lines[starts[-1] if starts else -1 :]).removeprefix("error: ")
+
+
+# Files
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; {} where there is none."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file, and the folder for it."""
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, and the folder for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}")
+    unfinished.write_text(text)
+    os.replace(unfinished, path)
+
+
+def _write_config(path: Path, settings: Settings) -> str:
+    write_whole(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    return str(path)
+
+
+def _places(settings: Settings, config: Path | None) -> tuple[Path, Path]:
+    directory = settings["trainer"]["default_root_dir"]
+    return Path(directory), config or Path(f"{directory}.yaml")
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from a JSON file."""
+    return json.loads(json.dumps(value))
