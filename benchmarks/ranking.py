@@ -14,8 +14,8 @@ from jsonargparse import auto_cli
 from timing import alternate, report
 
 import mmpeft
-from mmpeft.data.sources import load_records
 from mmpeft.data.records import IMAGE_MARKER
+from mmpeft.data.sources import load_records
 from mmpeft.paths import resolve
 from mmpeft.training.malloc import keep_freed_memory
 

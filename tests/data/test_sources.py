@@ -217,7 +217,9 @@ def test_the_number_and_order_of_markers_and_words_is_kept(tmp_path_factory, pie
         return
     ((placed, _),) = load_row(folder, row)["turns"]
     assert placed.count(IMAGE_MARKER) == count
-    assert "".join(placed.replace(IMAGE_MARKER, "").split()) == "".join(question.replace(IMAGE_MARKER, "").split())
+    assert "".join(placed.replace(IMAGE_MARKER, "").split()) == "".join(
+        question.replace(IMAGE_MARKER, "").split()
+    )
     assert load_row(folder, llava(placed, "A.", images=row["images"]))["turns"] == [(placed, "A.")]
 
 

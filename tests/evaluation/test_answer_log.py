@@ -5,7 +5,11 @@ import pytest
 from mmpeft.evaluation.answer_log import AnswerLog
 from mmpeft.inference.requests import Completion
 
-ANSWERS = [(0, Completion("red")), (3, Completion("blue", [-0.1, -2.0], -0.3, 2)), (1, Completion("two\nlines"))]
+ANSWERS = [
+    (0, Completion("red")),
+    (3, Completion("blue", [-0.1, -2.0], -0.3, 2)),
+    (1, Completion("two\nlines")),
+]
 
 
 @pytest.fixture

@@ -141,7 +141,10 @@ def in_format_1(run):
     """The same run as it was written before projectors lay with their finetunes."""
     manifest = read_manifest(run)
     tensors = {}
-    for name, path in {"base": run / PROJECTOR, "default": adapter_folder(run, "default") / PROJECTOR}.items():
+    for name, path in {
+        "base": run / PROJECTOR,
+        "default": adapter_folder(run, "default") / PROJECTOR,
+    }.items():
         if path.exists():
             tensors |= {f"{name}.{key}": tensor for key, tensor in load_file(path).items()}
             path.unlink()

@@ -14,8 +14,8 @@ from mmpeft.data.packing import pack
 from mmpeft.data.template import Template
 from mmpeft.models.language import LanguageConfig, load_language_model
 from mmpeft.models.vision import VisionConfig
-from mmpeft.training.datamodule import VisionLanguageData
 from mmpeft.training.cli import VisionLanguageCLI
+from mmpeft.training.datamodule import VisionLanguageData
 from mmpeft.training.module import VisionLanguageModule
 from tests.tiny import make_base, make_config, run_directory
 

@@ -10,7 +10,7 @@ from transformers.optimization import Adafactor
 
 from mmpeft.adapters import LoraConfig
 from mmpeft.adapters.methods.lora import LoraStack
-from mmpeft.training.optim import PATIENCE, SlotParameters, Slice, TFewAdafactor, warmup_then
+from mmpeft.training.optim import PATIENCE, Slice, SlotParameters, TFewAdafactor, warmup_then
 
 
 @pytest.fixture
