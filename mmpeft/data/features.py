@@ -236,16 +236,19 @@ class FeatureCache:
 
 
 def encode_images(encoder: Encoder, images: Sequence[ImageLike], batch_size: int = 64) -> Tensor:
-    """(images, image tokens, vision dim) in `FEATURE_DTYPE`, computed now.
+    """(images, image tokens, vision dim) in `FEATURE_DTYPE`, computed now; an image that comes twice once.
 
     Raises:
-        RefusedError: a feature is too large for `FEATURE_DTYPE`, or not a number.
+        RefusedError: an image cannot be read, or a feature is too large for `FEATURE_DTYPE` or not a number.
     """
+    keys = [image_key(image) for image in images]
+    different = list(dict(zip(keys, images, strict=True)).values())
     parts = []
-    for start in range(0, len(images), batch_size):
-        chunk = images[start : start + batch_size]
+    for start in range(0, len(different), batch_size):
+        chunk = different[start : start + batch_size]
         parts.append(_encode(encoder, [encoder.transform(load_image(image)) for image in chunk]))
-    return torch.cat(parts)
+    places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+    return torch.cat(parts)[[places[key] for key in keys]]
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +10,6 @@ from transformers import DynamicCache
 
 from mmpeft.data.batch import Batch, collate
 from mmpeft.data.features import encode_images
-from mmpeft.data.images import image_key
 from mmpeft.data.packing import PREFIX, PackedRow, pack_choices
 from mmpeft.data.records import Record
 from mmpeft.data.template import IGNORE_INDEX, ChoiceSet, Encoded, Template
@@ -46,7 +46,7 @@ class FewShotPrompt:
         Raises:
             DataError: the whole is longer than the template's max_length.
         """
-        whole = {
+        whole: Any = {
             **record,
             "images": [*self.images, *record["images"]],
             "turns": [*self.turns, *record["turns"]],
@@ -57,11 +57,7 @@ class FewShotPrompt:
         """(images, image tokens, vision dim); an image that comes twice is encoded once. None without images."""
         if not images:
             return None
-        keys = [image_key(image) for image in images]
-        different = dict(zip(keys, images, strict=True))
-        encoded = encode_images(self.model.vision_encoder, list(different.values()))
-        places = {key: place for place, key in enumerate(different)}
-        return encoded[[places[key] for key in keys]]
+        return encode_images(self.model.vision_encoder, images)
 
     @torch.no_grad()
     def scores(self, question: ChoiceSet, features: Tensor | None) -> Tensor:
@@ -82,7 +78,8 @@ class FewShotPrompt:
             task: of the questions that will be asked.
             features: of the images of the examples.
         """
-        spans = self.template.spans({"turns": self.turns, "task": task})
+        examples: Any = {"turns": self.turns, "task": task}
+        spans = self.template.spans(examples)
         ids = [token for span in spans for token in span.ids]
         row = PackedRow(images=self.images)
         row.append(Encoded(ids, [IGNORE_INDEX] * len(ids)), 0, len(ids), PREFIX)

@@ -3,6 +3,8 @@
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,17 @@ import yaml
 from torch import Tensor
 
 from mmpeft.data.features import encode_images
-from mmpeft.data.loader import PackingConfig
+from mmpeft.data.loader import PackedLoader, PackingConfig
 from mmpeft.data.records import Record
 from mmpeft.data.template import ChoiceSet, Template
 from mmpeft.errors import RefusedError
 from mmpeft.experiments.flops import Operations, count_operations
 from mmpeft.experiments.prompting import FewShotPrompt
 from mmpeft.models.multimodal import MultimodalModel
+from mmpeft.training.batches import make_loader
 from mmpeft.training.datamodule import VisionLanguageData
+from mmpeft.training.finetune import Finetune, Settings
+from mmpeft.training.objectives import ChoiceLosses
 
 GIGA = 1e9
 STEPS_COUNTED = 8
@@ -69,35 +74,36 @@ def training_cost(run: str, model: MultimodalModel, template: Template, adapter:
             return {"note": f"{run} is a joint run, of which one finetune cannot be told apart"}
         packing = PackingConfig(**settings["data"]["packing"])
         data = VisionLanguageData(**settings["data"] | {"packing": packing})
-        data.setup("fit")
+        how = {each.name: own[each.name] for each in fields(Settings)}
+        how["choice_losses"] = ChoiceLosses(**how["choice_losses"])
+        finetune = Finetune(adapter, None, Settings(**how))
+        data.read("fit", {adapter: finetune})
     except (RefusedError, OSError) as error:
         return {"note": f"{run}/config.yaml: {error}"}
-    data.connect(
-        template.tokenizer,
-        template.image_tokens,
-        lambda images: encode_images(model.vision_encoder, images),
-        adapter,
-        {"": any(own.get("choice_losses", {}).values())},
+    features = partial(encode_images, model.vision_encoder)
+    loader = make_loader(
+        {adapter: finetune}, "train", template, features, packing, {adapter: adapter}, data.seed
     )
-    batches = _number_of_batches(trainer, data)
+    assert isinstance(loader, PackedLoader), "a single finetune without steps of its own"
+    batches = _number_of_batches(trainer, loader)
     if not batches:
         return {"note": f"{run}/config.yaml has neither trainer.max_steps nor trainer.max_epochs"}
-    images = {image for record in data.records["train"] for image in record["images"]}
+    images = {image for record in finetune.records["train"] for image in record["images"]}
     vision = encoding_of(model, list(images)[:1])
-    each = _batch_operations(model, data, own["train_projector"]) / GIGA
+    each = _batch_operations(model, loader, own["train_projector"]) / GIGA
     total = batches * each + len(images) * vision.products / GIGA
     return {"gflop": total, "batches": batches, "gflop_of_a_batch": each, "images": len(images)}
 
 
-def _number_of_batches(trainer: dict[str, Any], data: VisionLanguageData) -> int:
+def _number_of_batches(trainer: dict[str, Any], loader: PackedLoader) -> int:
     """Of the whole training; 0 where the settings do not tell."""
     batches = (trainer["max_steps"] or -1) * trainer["accumulate_grad_batches"]
     if batches < 0:
-        batches = (trainer["max_epochs"] or 0) * len(data.train_dataloader())
+        batches = (trainer["max_epochs"] or 0) * len(loader)
     return batches
 
 
-def _batch_operations(model: MultimodalModel, data: VisionLanguageData, train_projector: bool) -> float:
+def _batch_operations(model: MultimodalModel, loader: PackedLoader, train_projector: bool) -> float:
     """Operations of forward and backward, mean over some batches."""
     model.projector.requires_grad_(train_projector)
     model.train()  # gradient checkpointing, where it is on, computes the forward twice
@@ -105,8 +111,7 @@ def _batch_operations(model: MultimodalModel, data: VisionLanguageData, train_pr
     def train(batch: Any) -> None:
         model.token_losses(batch.to(model.device)).nll.sum().backward()
 
-    counted = [
-        count_operations(lambda batch=batch: train(batch)) for batch in data.some_batches("", STEPS_COUNTED)
-    ]
+    some = [loader.batch(number) for number in range(min(STEPS_COUNTED, len(loader)))]
+    counted = [count_operations(lambda batch=batch: train(batch)) for batch in some]
     model.eval().zero_grad()
     return statistics.mean(batch.products for batch in counted)

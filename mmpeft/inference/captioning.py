@@ -13,23 +13,21 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from filelock import FileLock
 from tqdm.auto import tqdm
 
 from mmpeft.adapters.bank import RESERVED_NAME
-from mmpeft.data.images import ImageError, load_image, read_bytes
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import hash_json
+from mmpeft.inference.requests import Completion
 from mmpeft.inference.vlm import VisionLanguageModel, load
-from mmpeft.runs.files import PROJECTOR
+from mmpeft.runs.files import adapter_folder
 from mmpeft.runs.manifest import Manifest, read_manifest
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-T = TypeVar("T")
 
 
 def caption_folder(
@@ -68,7 +66,9 @@ def caption_folder(
         skipped, unreadable = _resume(Path(output), meta, names, overwrite)
         start = time.perf_counter()
         if skipped < len(names):
-            unreadable += _append(output, load(run), folder, names, skipped, adapter, batch_size)
+            unreadable += _append(
+                output, load(run, batch_size=batch_size), folder, names, skipped, adapter, batch_size
+            )
     done = len(names) - skipped
     speed = done / (time.perf_counter() - start)
     print(f"{output}: {done} done, {skipped} skipped, {unreadable} errors, {speed:.1f} images/s")
@@ -77,38 +77,21 @@ def caption_folder(
 
 def captions_or_errors(
     vlm: VisionLanguageModel, images: Mapping[str, Path], adapter: str | None = None
-) -> dict[str, str | ImageError]:
+) -> dict[str, Completion]:
     """A caption for every image, or why it has none: one that cannot be read does not fail the others.
 
-    Every image is decoded once, by the encoder; only those beside a damaged one again, to find it.
-
     Args:
-        vlm: the model; it takes all images as one batch.
+        vlm: the model.
         images: what each is called, also in its error -> its file.
         adapter: as in `VisionLanguageModel.caption`.
     """
-    vlm.batch_size = max(1, len(images))
-    data, errors = _readable(images, lambda name: read_bytes(images[name]))
-    try:  # with the files' bytes: a batch of large decoded images would take gigabytes
-        captions = vlm.caption(list(data.values()), adapter) if data else []
-    except ImageError:
-        intact, damaged = _readable(data, lambda name: load_image(data[name], source=repr(name)).size)
-        errors |= damaged
-        captions = vlm.caption([data[name] for name in intact], adapter) if intact else []
-    answers = iter(captions)
-    return {name: errors[name] if name in errors else next(answers) for name in images}
-
-
-def _readable(names: Iterable[str], read: Callable[[str], T]) -> tuple[dict[str, T], dict[str, ImageError]]:
-    """What ``read`` gives for each name, and the errors of the others."""
-    found: dict[str, T] = {}
-    errors: dict[str, ImageError] = {}
-    for name in names:
-        try:
-            found[name] = read(name)
-        except ImageError as error:
-            errors[name] = error
-    return found, errors
+    files = [str(path) for path in images.values()]
+    requests, _ = vlm.requests(files, vlm.caption_instruction, adapter, task="caption")
+    found = dict(zip(images, vlm.answer(requests), strict=True))
+    for name, completion in found.items():
+        if completion.error is not None:
+            completion.error = completion.error.replace(str(images[name]), name)
+    return found
 
 
 def find_images(folder: str) -> list[str]:
@@ -150,10 +133,10 @@ def _append(
     return unreadable
 
 
-def _row(name: str, answer: str | ImageError, adapter: str) -> dict[str, str]:
-    if isinstance(answer, ImageError):
-        return {"image": name, "error": str(answer)}
-    return {"image": name, "caption": answer, "adapter": adapter}
+def _row(name: str, answer: Completion, adapter: str) -> dict[str, str]:
+    if answer.error is not None:
+        return {"image": name, "error": answer.error}
+    return {"image": name, "caption": answer.text, "adapter": adapter}
 
 
 def _resume(output: Path, meta: dict[str, str], names: list[str], overwrite: bool) -> tuple[int, int]:
@@ -179,9 +162,11 @@ def _resume(output: Path, meta: dict[str, str], names: list[str], overwrite: boo
 
 def _identity(run: str, manifest: Manifest, adapter: str) -> str:
     """What decides about a run's captions; not its metrics and facts, which a later test changes."""
-    files = [Path(run, PROJECTOR), *sorted(Path(run, "adapters", adapter).glob("adapter_*"))]
+    files = sorted(adapter_folder(run, adapter).rglob("adapter_*"))
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
-    return hash_json([manifest.identity, manifest.vision, manifest.template, manifest.instructions, hashes])
+    projector = manifest.projectors.get(adapter, manifest.projector)
+    how = [manifest.vision, manifest.template, manifest.instructions, manifest.max_new_tokens]
+    return hash_json([manifest.identity, *how, projector, hashes])
 
 
 def _hash(folder: str, names: list[str]) -> str:

@@ -1,6 +1,7 @@
 """``vlm = mmpeft.load(run)``: ask, caption and rank, one item or many, an adapter per item."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, overload
 
 import torch
@@ -24,12 +25,13 @@ Images = ImageLike | tuple[ImageLike, ...] | None
 """What one question is about: an image, several, or none."""
 
 
-def load(run: str, device: str = "auto") -> "VisionLanguageModel":
+def load(run: str, device: str = "auto", batch_size: int = 32) -> "VisionLanguageModel":
     """Loads a run directory.
 
     Args:
         run: a directory that `mmpeft fit` wrote, such as runs/quickstart.
         device: "cpu", "cuda", or "auto" for the fastest there is.
+        batch_size: questions that are answered together.
 
     Raises:
         RefusedError: no run, or its base, encoder or tokenizer is not what it was trained with.
@@ -37,7 +39,7 @@ def load(run: str, device: str = "auto") -> "VisionLanguageModel":
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model, template, manifest = load_run(run, device)
-    return VisionLanguageModel(model, template, manifest)
+    return VisionLanguageModel(model, template, manifest, batch_size)
 
 
 class VisionLanguageModel:
@@ -105,7 +107,7 @@ class VisionLanguageModel:
 
     def stream(self, image: Images, question: str, adapter: str | None = None, **how: Any) -> Iterator[str]:
         """One answer as it is written, piece by piece; ``how`` are fields of `Sampling`."""
-        sampling = Sampling(**{"max_new_tokens": self.manifest.max_new_tokens} | how)
+        sampling = replace(self.sampling(), **how)
         requests, _ = self.requests(image, question, adapter, None, sampling)
         return self.engine.tokens(requests[0])
 

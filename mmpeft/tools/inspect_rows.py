@@ -8,37 +8,45 @@ from rich.table import Table
 
 from mmpeft.data.loader import JointLoader, PackedLoader
 from mmpeft.data.packing import PREFIX, PackedRow
-from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN
+from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN, Template
 from mmpeft.errors import RefusedError
 from mmpeft.models.language import load_tokenizer
 from mmpeft.models.vision import make_encoder
-from mmpeft.training.datamodule import Split, VisionLanguageData
+from mmpeft.training.batches import make_loader
+from mmpeft.training.datamodule import VisionLanguageData
+from mmpeft.training.finetune import Split
 from mmpeft.training.module import VisionLanguageModule
 
 
 def print_rows(module: VisionLanguageModule, data: VisionLanguageData, split: Split, rows: int) -> None:
     """Prints packed rows of a split's first batch. Needs the tokenizer and the encoder's shape, no weights."""
-    data.setup("fit")
+    data.read("fit", module.finetunes)
     tokenizer = load_tokenizer(module.language.name)
     encoder = make_encoder(module.vision, load_weights=False)
-    data.connect(tokenizer, encoder.num_tokens, lambda images: None, None, module.with_choices)  # pyright: ignore[reportArgumentType]
-    loader = data.train_dataloader() if split == "train" else data.val_dataloader()
-    if isinstance(loader, list):
+    template = Template(tokenizer, encoder.num_tokens, data.style, data.packing.max_length)
+    seed = data.seed if split == "train" else None
+    owners = dict.fromkeys(module.finetunes)
+    loader = make_loader(module.finetunes, split, template, _no_features, data.packing, owners, seed)
+    if loader is None:
         raise RefusedError(f"the config has no data.{split}: set it to a data file or folder")
     own = loader.loaders if isinstance(loader, JointLoader) else {"": loader}
     for name, each in own.items():
         _print_loader(f"{split} of {name}" if name else split, each, tokenizer, rows)
 
 
+def _no_features(images: Any) -> Any:
+    """Rows are looked at before they become a batch."""
+
+
 def _print_loader(name: str, loader: PackedLoader, tokenizer: Any, rows: int) -> None:
     console = Console()
     for number, row in enumerate(loader.packed_rows(0)[:rows]):
         console.print(_table(number, row, tokenizer))
-    conversations = [part for example in loader.encoded for part in example.conversations]
+    conversations = [part for example in loader.examples for part in example.conversations]
     carrying = sum(target != IGNORE_INDEX for part in conversations for target in part.targets)
     total = sum(len(part.ids) for part in conversations)
     console.print(
-        f"{name}: {len(loader.encoded):,} examples, {len(conversations):,} conversations in {len(loader):,} batches; "
+        f"{name}: {len(loader.examples):,} examples, {len(conversations):,} conversations in {len(loader):,} batches; "
         f"{carrying:,} of {total:,} tokens carry loss, at least one in every conversation"
     )
 

@@ -10,15 +10,16 @@ from rich.console import Console
 from mmpeft.adapters import LoraConfig
 from mmpeft.adapters.sensitivity import top_sites
 from mmpeft.data.features import encode_images
-from mmpeft.data.loader import PackingConfig
+from mmpeft.data.loader import PackedLoader, PackingConfig
+from mmpeft.data.sources import load_records, require_images
+from mmpeft.data.template import Template
 from mmpeft.errors import RefusedError
 from mmpeft.models.language import LanguageConfig, load_language_model, load_tokenizer
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.models.projector import Projector
 from mmpeft.models.vision import VisionConfig, make_encoder
-from mmpeft.paths import VISION_WEIGHTS
+from mmpeft.paths import VISION_WEIGHTS, resolve
 from mmpeft.tools.targets_table import make_table
-from mmpeft.training.datamodule import VisionLanguageData
 from mmpeft.training.target_choice import linear_costs, rank_linears
 
 CONVERSATIONS = 8
@@ -41,9 +42,9 @@ def rank_sites(name: str, data: str, batches: int) -> tuple[dict[str, float], Mu
     """
     if batches < 1:
         raise RefusedError(f"batches is {batches}; it must be at least 1")
-    split = VisionLanguageData(train=data, packing=PackingConfig(batch_size=CONVERSATIONS))
-    split.setup("fit")
-    has_images = bool(split.images())
+    records = load_records(resolve(data))
+    require_images(records, data)
+    has_images = any(record["images"] for record in records)
     if has_images:
         print("images: by the embedded encoder and an untrained projector, so the ranking is about the text")
     language_model: Any = load_language_model(LanguageConfig(name))
@@ -54,8 +55,11 @@ def rank_sites(name: str, data: str, batches: int) -> tuple[dict[str, float], Mu
         torch.manual_seed(0)
         projector = Projector(encoder.dim, language_model.get_input_embeddings().weight.shape[1])
     model = MultimodalModel(encoder, projector.requires_grad_(False), language_model)
-    split.connect(load_tokenizer(name), encoder.num_tokens, partial(encode_images, encoder), None)
-    return rank_linears(model, islice(split.train_dataloader(), batches)), model
+    template = Template(load_tokenizer(name), encoder.num_tokens)
+    examples = [template.encode(record) for record in records]
+    packing = PackingConfig(batch_size=CONVERSATIONS)
+    loader = PackedLoader(examples, partial(encode_images, encoder), packing, adapter=None, seed=0)
+    return rank_linears(model, islice(loader, batches)), model
 
 
 def print_ranking(name: str, data: str, batches: int, budget: int | None) -> None:
