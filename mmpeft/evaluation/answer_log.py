@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 
 from mmpeft.inference.requests import Completion
@@ -47,4 +46,4 @@ class AnswerLog:
 
 
 def _lines(answers: Iterable[tuple[int, Completion]]) -> str:
-    return "".join(json.dumps({"number": number, **asdict(answer)}) + "\n" for number, answer in answers)
+    return "".join(json.dumps({"number": number, **answer.stored()}) + "\n" for number, answer in answers)

@@ -91,7 +91,7 @@ class Engine:
             try:
                 example = self._encode(requests[number])
             except RefusedError as error:
-                refused.append((number, _refused(error)))
+                refused.append((number, Completion.refused(error)))
             else:
                 (ranked if requests[number].rank else written)[number] = example
         groups = [group for group in (written, ranked) if group]
@@ -105,7 +105,7 @@ class Engine:
         for row in work.rows:
             own = [loaded[key] for key in work.examples[row[0]].images]
             if errors := [each for each in own if isinstance(each, RefusedError)]:
-                answers += [(number, _refused(errors[0])) for number in row]
+                answers += [(number, Completion.refused(errors[0])) for number in row]
             else:
                 rows.append(row)
         if rows:
@@ -261,10 +261,6 @@ class _Writer:
     def _stopped(self, place: int) -> bool:
         stops = self.samplings[place].stop
         return bool(stops) and any(stop in self.template.decode(self.ids[place]) for stop in stops)
-
-
-def _refused(error: RefusedError) -> Completion:
-    return Completion(finish_reason="error", error=str(error))
 
 
 def _add_likelihood(completion: Completion, losses: TokenLosses, row: int, segment: int) -> None:

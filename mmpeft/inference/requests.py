@@ -1,9 +1,10 @@
 """What the engine is asked, and what it answers: a request, and its completion or error."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from mmpeft.data.records import Record
+from mmpeft.errors import RefusedError
 from mmpeft.inference.decoding import Sampling
 
 
@@ -37,3 +38,14 @@ class Completion:
     """Tokens of the record's own answer."""
     error: str | None = None
     """Why there is no answer."""
+    refusal: RefusedError | None = field(default=None, repr=False, compare=False)
+    """The same, to be raised; it is not stored."""
+
+    @classmethod
+    def refused(cls, refusal: RefusedError) -> "Completion":
+        """In place of an answer."""
+        return cls(finish_reason="error", error=str(refusal), refusal=refusal)
+
+    def stored(self) -> dict[str, Any]:
+        """The fields as JSON holds them."""
+        return {name: value for name, value in vars(self).items() if name != "refusal"}

@@ -189,8 +189,8 @@ class VisionLanguageModel:
 
 def _whole(completions: list[Completion]) -> list[Completion]:
     for completion in completions:
-        if completion.error is not None:
-            raise RefusedError(completion.error)
+        if completion.refusal is not None:
+            raise completion.refusal
     return completions
 
 

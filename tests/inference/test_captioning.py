@@ -103,17 +103,13 @@ def test_nothing_is_loaded_when_all_is_done(photos, tiny_run, tmp_path, whole, m
     assert "0 done, 11 skipped, 2 errors" in capsys.readouterr().out
 
 
-def test_an_image_is_decoded_once_but_beside_a_damaged_one(photos, tiny_run, tmp_path, monkeypatch):
+def test_every_image_is_decoded_once_also_beside_a_damaged_one(photos, tiny_run, tmp_path, monkeypatch):
     decoded = []
-    for module in (captioning, features):
-        monkeypatch.setattr(
-            module, "load_image", lambda image, **_: decoded.append(image) or load_image(image)
-        )
+    monkeypatch.setattr(features, "load_image", lambda image: decoded.append(image) or load_image(image))
     caption_folder(str(photos), str(tiny_run), str(tmp_path / "out.jsonl"), batch_size=4)
-    contents = {name: (photos / f"{name}.png").read_bytes() for name in range(8)}
-    times = {name: decoded.count(data) for name, data in contents.items()}
-    assert [times[name] for name in (0, 1, 2, 3)] == [1, 1, 1, 1]
-    assert decoded.count((photos / "deep" / "er" / "Z.PNG").read_bytes()) == 1
+    times = [decoded.count(str(photos / f"{name}.png")) for name in range(8)]
+    assert times == [1] * 8
+    assert decoded.count(str(photos / "deep" / "er" / "Z.PNG")) == 1
 
 
 def test_strange_names_round_trip(tiny_data, tiny_run, tmp_path):

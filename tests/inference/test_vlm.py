@@ -9,7 +9,10 @@ from PIL import Image
 
 import mmpeft
 from mmpeft.adapters import IA3Config, LoraConfig
+from mmpeft.data.batch import collate
+from mmpeft.data.features import encode_images
 from mmpeft.data.images import ImageError
+from mmpeft.data.packing import pack
 
 QUESTION = "what color is it?"
 CHOICES = ["red", "blue", "a green square"]
@@ -107,7 +110,7 @@ def score(vlm, image, choice, adapter):
     }
     prompt = template.encode_prompt(record)
     tokens = [*template.tokenizer(f" {choice}")["input_ids"], template.tokenizer.eos_token_id]
-    batch = vlm._batch([[prompt]], [None])
+    batch = collate([pack([prompt])], encode_images(model.vision_encoder, [image]), [None])
     embeds = model._embed(batch, slice(None))
     table = model.language_model.get_input_embeddings()
     embeds = torch.cat([embeds, table(torch.tensor([tokens]))], dim=1)

@@ -16,7 +16,7 @@ from mmpeft.runs.files import PROJECTOR, load_run, save_run
 from mmpeft.runs.manifest import read_manifest
 
 FINETUNES = {"a": LoraConfig(4, 8), "b": LoraConfig(4, 8), "c": LoraConfig(4, 4), "tfew": IA3Config()}
-OWNERS = ["b"]
+OWNERS = {"b": 1}
 """Finetunes with a projector of their own."""
 
 
@@ -24,7 +24,7 @@ OWNERS = ["b"]
 def run(tiny_run, tmp_path_factory, randomise):
     """A run of four finetunes with random weights, as a joint fit leaves it."""
     _, _, manifest = load_run(tiny_run)
-    model = build_model(LanguageConfig(**manifest.language), manifest.vision_config, own_projector=OWNERS)
+    model = build_model(LanguageConfig(**manifest.language), manifest.vision_config, projector_slots=OWNERS)
     torch.nn.init.normal_(model.projector.weight)
     for name, config in FINETUNES.items():
         model.bank.add(name, config)
