@@ -65,6 +65,8 @@ class _Layout:
     """Unfinished conversations of every row."""
     columns: Tensor
     """(conversations,): its next column in the cache"""
+    strides: Tensor
+    """(conversations,): from there to its column after the next, one for each conversation of the row"""
     positions: Tensor
     """(rows, queries): of the next tokens"""
     mask: Tensor
@@ -188,7 +190,7 @@ class Decoder:
         with attention_for_decoding(self.model.language_model.get_decoder()):
             hidden = self.model.decode(embeds, layout.mask[..., :width], layout.positions, self._cache)
         layout.positions += 1
-        layout.columns += torch.tensor(layout.counts, device=ids.device)[layout.rows]
+        layout.columns += layout.strides
         for conversation in self._conversations:
             conversation.position += 1
         return hidden[layout.rows, layout.queries]
@@ -221,6 +223,7 @@ class Decoder:
             segments,
             [counts[row] for row in range(num_rows)],
             columns.clone(),
+            torch.bincount(rows)[rows],
             per_query(positions, 0),
             additive(seen[:, None], self.model.dtype),
         )
