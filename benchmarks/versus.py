@@ -37,6 +37,7 @@ def versus(checkout_a: str, checkout_b: str, script: str, *arguments: str) -> No
         for number in (turn % 2, 1 - turn % 2):
             _say(children[number])
             times[number].append(float(str(_told(children[number]))))
+        print(f"{waiting[0]}: {times[0][-1]:.3f} s, {times[1][-1]:.3f} s", file=sys.stderr)
         turn += 1
     for case, times in seconds.items():
         a, b = (statistics.median(own[1:]) for own in times)  # the first rounds warm up

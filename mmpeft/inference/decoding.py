@@ -5,26 +5,24 @@ each of their tokens gets a column of its own, which sees the prefix and its own
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from mmpeft.data.batch import PADDING, Batch
 from mmpeft.errors import RefusedError
 from mmpeft.inference.attention import attention_for_decoding
 from mmpeft.inference.kv_cache import KVCache
+from mmpeft.inference.prefill import prefill
 from mmpeft.inference.sampling import Sampling, sample
 from mmpeft.models.multimodal import MultimodalModel, additive, last_positions, sees
 
 NO_TOKEN = -1
 """The token of a step in which the model ended its answer."""
-FILLED = 0.75
-"""Prompts of a prefill are at least so long as its longest, in parts of it: the rest would be computed for nothing."""
 
 
 @dataclass(frozen=True)
@@ -54,20 +52,6 @@ class _Conversation:
 
 
 @dataclass
-class _Prefilled:
-    """Rows whose prompts are computed but that have not joined yet."""
-
-    cache: DynamicCache
-    segments: Tensor
-    """(rows, columns), virtual tokens included"""
-    rows: list[int]
-    """Their numbers in the batch."""
-    hidden: Tensor
-    """(conversations, dim) of every conversation's last token, row by row"""
-    positions: list[int]
-
-
-@dataclass
 class _Layout:
     """Where every conversation's next token goes; the same for all steps between two changes of membership."""
 
@@ -81,6 +65,8 @@ class _Layout:
     """Unfinished conversations of every row."""
     columns: Tensor
     """(conversations,): its next column in the cache"""
+    strides: Tensor
+    """(conversations,): from there to its column after the next, one for each conversation of the row"""
     positions: Tensor
     """(rows, queries): of the next tokens"""
     mask: Tensor
@@ -127,7 +113,8 @@ class Decoder:
             raise RefusedError(
                 f"{len(sampling)} sampling settings for {len(owners)} conversations; give one for each"
             )
-        prefilled = [self._prefill(*part) for part in _of_like_length(batch)]
+        prefilled = prefill(self.model, batch)
+        self._drop_rows()
         handles = [next(self._handles) for _ in owners]
         members = {row: [n for n, owner in enumerate(owners) if owner == row] for row in set(owners)}
         for part in prefilled:
@@ -173,15 +160,6 @@ class Decoder:
             return sampling, None
         return sampling, torch.Generator(self.model.device).manual_seed(sampling.seed)
 
-    def _prefill(self, batch: Batch, rows: list[int]) -> _Prefilled:
-        inputs = self.model.inputs(batch)
-        cache = DynamicCache()
-        with attention_for_decoding(self.model.language_model.get_decoder()):
-            hidden = self.model.read(inputs, cache)
-        where = last_positions(batch)
-        positions = inputs.positions[:, inputs.num_prompts :][where].tolist()
-        return _Prefilled(cache, inputs.keys, rows, hidden[where], positions)
-
     def _write(self, conversation: _Conversation, token: int) -> Step:
         if token == self.eos_token_id:
             return Step(conversation.handle, NO_TOKEN, "stop")
@@ -212,7 +190,7 @@ class Decoder:
         with attention_for_decoding(self.model.language_model.get_decoder()):
             hidden = self.model.decode(embeds, layout.mask[..., :width], layout.positions, self._cache)
         layout.positions += 1
-        layout.columns += torch.tensor(layout.counts, device=ids.device)[layout.rows]
+        layout.columns += layout.strides
         for conversation in self._conversations:
             conversation.position += 1
         return hidden[layout.rows, layout.queries]
@@ -245,6 +223,7 @@ class Decoder:
             segments,
             [counts[row] for row in range(num_rows)],
             columns.clone(),
+            torch.bincount(rows)[rows],
             per_query(positions, 0),
             additive(seen[:, None], self.model.dtype),
         )
@@ -294,32 +273,3 @@ def generate(
     for row, handle in zip(rows, handles, strict=True):
         grouped[row].append(answers[handle])
     return grouped
-
-
-def _of_like_length(batch: Batch) -> Iterator[tuple[Batch, list[int]]]:
-    """Parts of the batch whose rows differ little in length, with the rows' numbers; the longest first."""
-    lengths = (batch.segments != PADDING).sum(1).tolist()
-    waiting = list(range(len(lengths)))
-    while waiting:
-        longest = max(lengths[row] for row in waiting)
-        part = [row for row in waiting if lengths[row] >= FILLED * longest]
-        waiting = [row for row in waiting if lengths[row] < FILLED * longest]
-        yield _select(batch, part, longest), part
-
-
-def _select(batch: Batch, rows: list[int], width: int) -> Batch:
-    """Some rows of a batch, and as many of their columns."""
-    if len(rows) == len(batch.input_ids):
-        return batch
-    chosen = torch.tensor(rows, device=batch.input_ids.device)
-    own = torch.isin(batch.image_rows, chosen)
-    return replace(
-        batch,
-        input_ids=batch.input_ids[chosen, :width],
-        targets=batch.targets[chosen, :width],
-        positions=batch.positions[chosen, :width],
-        segments=batch.segments[chosen, :width],
-        features=None if batch.features is None else batch.features[own],
-        image_rows=torch.searchsorted(chosen, batch.image_rows[own]),
-        adapters=[batch.adapters[row] for row in rows],
-    )

@@ -69,8 +69,8 @@ class KVCache(Cache):
         every = torch.arange(len(lengths), device=order.device)[:, None]
         for own, layer in zip(self.layers, prefilled.layers, strict=True):
             for buffer, new in ((own.keys, layer.keys), (own.values, layer.values)):  # pyright: ignore
-                buffer[rows, :, columns:] = 0
-                buffer[rows, :, :columns] = new[every, :, order].transpose(1, 2)
+                buffer[rows, :, columns:] = 0  # pyright: ignore
+                buffer[rows, :, :columns] = new[every, :, order].transpose(1, 2)  # pyright: ignore
         self.lengths += lengths
 
     def remove(self, row: int) -> None:

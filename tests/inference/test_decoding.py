@@ -224,6 +224,7 @@ def test_greedy_text_of_the_base_is_hugging_faces_own(make_model, make_batch, co
     model = make_model()
     (prompt,) = conversations("", ("is red a color?", ""), prompts=True)
     ids = torch.tensor([prompt.ids])
+    model.bank.route([None])
     theirs = model.language_model.generate(
         ids,
         attention_mask=torch.ones_like(ids),

@@ -90,6 +90,7 @@ def test_a_diverged_prompt_stays_in_its_row(model, make_batch, rows, poison):
     assert torch.equal(got.nll[~sick_rows[got.rows]], want.nll[~sick_rows[got.rows]])
 
 
+@pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated:FutureWarning")  # PEFT's own call
 @pytest.mark.parametrize("name", ["prompt", "p_tuning", "prefix"])
 def test_files_go_both_ways_with_peft_and_compute_the_same(
     model, make_model, make_batch, conversations, tiny_base, tmp_path, name
