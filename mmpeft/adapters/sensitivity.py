@@ -6,7 +6,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from mmpeft.adapters.targets import base_of, submodule
 from mmpeft.errors import RefusedError
 
 Batch = TypeVar("Batch")
@@ -103,7 +102,7 @@ def top_sites(scores: Mapping[str, float], cost_per_site: Mapping[str, int], bud
 
 
 def _weight(model: nn.Module, path: str) -> Tensor:
-    weight = base_of(submodule(model, path)).weight
+    weight = model.get_submodule(path).weight
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         dtype = getattr(weight, "dtype", type(weight).__name__)
         raise RefusedError(

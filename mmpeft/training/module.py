@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from mmpeft.adapters import AdapterConfig, ImagePromptConfig
+from mmpeft.adapters import AdapterConfig
 from mmpeft.data.batch import Batch
 from mmpeft.data.features import FeatureCache
 from mmpeft.data.packing import NO_CHOICES
@@ -200,9 +200,8 @@ class VisionLanguageModule(L.LightningModule):
         adapter: list[Slice] = []
         if config is not None:
             for _, stack, slot in self.model.bank.places(name):
-                of_images = stack.method == ImagePromptConfig.method
                 adapter += [
-                    Slice(parameter, slot, stack.origin, stack.own_dims(key, slot), of_images)
+                    Slice(parameter, slot, stack.origin, stack.own_dims(key, slot), stack.of_images)
                     for key, parameter in stack.named_parameters()
                 ]
         slot = self.model.projector_slots.get(name, 0)

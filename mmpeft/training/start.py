@@ -5,7 +5,7 @@ from itertools import zip_longest
 from typing import Any
 
 from mmpeft.adapters import AdapterBank, AdapterConfig, PromptConfig, PTuningConfig
-from mmpeft.adapters.bank import Part
+from mmpeft.adapters.bank import MethodPart
 from mmpeft.errors import RefusedError
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.training.target_choice import choose_sites, has_budget
@@ -95,7 +95,7 @@ def _check_loaded(bank: AdapterBank, name: str, wanted: AdapterConfig, source: s
         )
 
 
-def _fits(bank: AdapterBank, wanted: AdapterConfig, loaded: Part, answering: bool) -> bool:
+def _fits(bank: AdapterBank, wanted: AdapterConfig, loaded: MethodPart, answering: bool) -> bool:
     if isinstance(wanted, PTuningConfig) and answering:
         # files hold what the network made, not the network
         wanted = PromptConfig(wanted.num_virtual_tokens)

@@ -23,6 +23,8 @@ from mmpeft.adapters import (
     LoraConfig,
 )
 from mmpeft.adapters.peft_format import load_adapter, read_config, save_adapter
+from tests.adapters.toy_method import ToyConfig
+from tests.conftest import stack_at
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
@@ -87,7 +89,7 @@ def our_gradients(bank, name):
     """The gradients in PEFT's names and shapes; d/dl is d/d(l - 1)."""
     gradients = {}
     for path in bank.entry(name).sites:
-        stack = bank.stack(name, path)
+        stack = stack_at(bank, name, path)
         if isinstance(bank.entry(name).config, LoraConfig):
             gradients[f"{path}.lora_A.weight"] = stack.lora_A.grad[0]
             gradients[f"{path}.lora_B.weight"] = stack.lora_B.grad[0]
@@ -340,16 +342,21 @@ LORA_CORRUPTIONS = {
 }
 
 
+def state_of(bank):
+    """Every tensor of base and stacks."""
+    return {**bank.model.state_dict(), **bank.state_dict()}
+
+
 def check_refusal(directory, bank, corrupt, message):
     """Loading raises ``message``; not a bit, Parameter or wrapped module of the bank has changed."""
-    parameters, state = bank.parameters(), {k: t.clone() for k, t in bank.model.state_dict().items()}
+    parameters, state = list(bank.parameters()), {k: t.clone() for k, t in state_of(bank).items()}
     corrupt(directory)
     with pytest.raises(ValueError, match=message):
         load_adapter(bank, "new", directory)
     assert bank.names == ["b", "c"]
     assert all(new is old for new, old in zip(bank.parameters(), parameters, strict=True))
-    assert bank.model.state_dict().keys() == state.keys()
-    assert all(torch.equal(t, state[key]) for key, t in bank.model.state_dict().items())
+    assert state_of(bank).keys() == state.keys()
+    assert all(torch.equal(t, state[key]) for key, t in state_of(bank).items())
 
 
 @pytest.mark.parametrize(("corrupt", "message"), CORRUPTIONS.values(), ids=CORRUPTIONS)
@@ -385,6 +392,7 @@ OWN = {
     "bitfit": BitFitConfig(layers=[1]),
     "bottleneck": BottleneckConfig(width=3, reads="input", scaling=2.0),
     "full": FullConfig(["o_proj"]),
+    "toy": ToyConfig(layers=[1]),
     "hybrid": HybridConfig([LoraConfig(rank=2, layers=[0]), LoraConfig(rank=5, layers=[1]), IA3Config()]),
 }
 
