@@ -1,4 +1,4 @@
-"""Which linear plays which role in a decoder-only language model, read from its modules.
+"""Roles (q, k, v, o, gate, up, down): which linear of a decoder-only model plays which, read from its modules.
 
 The roles are the factors of one block::
 

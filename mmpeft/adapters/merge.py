@@ -1,4 +1,4 @@
-"""Folds a finetune into the base's weights: afterwards the base alone computes what the adapted model did.
+"""Merging folds a finetune into the base's weights: afterwards the base alone computes what the adapted model did.
 
 ==================== =========================== ==========================================================
 base                 LoRA, DoRA, full            IA3

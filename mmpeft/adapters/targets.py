@@ -1,4 +1,4 @@
-"""Which layers of a language model an adapter goes to."""
+"""Target modules: which layers of a language model an adapter goes to, and the sizes of what it reads."""
 
 import difflib
 import math

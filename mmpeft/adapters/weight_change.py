@@ -1,4 +1,4 @@
-"""How far a finetune moves the weights of its base: ``|W' - W| / |W|`` in Frobenius norms.
+"""Weight change: how far a finetune moves the weights of its base: ``|W' - W| / |W|`` in Frobenius norms.
 
 ``W'`` is the weight that the adapted linear computes with: what a merge would write, before rounding. Of IA3 on
 inputs it is ``W diag(u)`` of the linear itself, also where a merge scales another linear instead.

@@ -12,7 +12,7 @@ from mmpeft.adapters.functional import BASE, gather_slots
 class Stack(nn.Module):
     """One method's tensors at one place of the model. Dim 0 of every Parameter and buffer is the slot.
 
-    A slot of zeros is the base model. A finetune need not target every wrapped module: its rows must pass the
+    A slot of zeros is the base model. A finetune need not target every adapted layer: its rows must pass the
     others as base rows do, with no gradient. For LoRA a zero slot happens to be a fixed point of training, for
     IA3 it is not; ``active`` says which slots take part at all.
     """
