@@ -122,8 +122,8 @@ def combine_lora(
 
 
 def _combine_factors(
-    As: Sequence[Tensor],
-    Bs: Sequence[Tensor],
+    As: list[Tensor],
+    Bs: list[Tensor],
     weights: Sequence[float],
     scalings: Sequence[float],
     method: str,
