@@ -66,7 +66,7 @@ def training_steps(repeats: int) -> None:
         bank = AdapterBank(_base())
         bank.add("a", own)
         bank.route(["a"] * 4)
-        cases[f"mmpeft {name}"] = _step(bank.model, embeds)
+        cases[f"mmpeft {name}"] = _step(bank.model, embeds, bank)
         cases[f"peft {name}"] = _step(_peft(theirs), embeds)
     seconds = alternate(cases, repeats)
     for name, median in seconds.items():
@@ -113,8 +113,8 @@ def joint_training(repeats: int) -> None:
     for length in JOINT_LENGTHS:
         embeds = _embeds(JOINT * JOINT_ROWS, length)
         cases = {
-            "one pass": _step(bank.model, embeds),
-            "one after the other": _steps(alone.model, embeds),
+            "one pass": _step(bank.model, embeds, bank),
+            "one after the other": _steps(alone.model, embeds, alone),
             "frozen base, one pass": _step(base, embeds),
             "frozen base, one after the other": _steps(base, embeds),
         }
@@ -145,19 +145,21 @@ def _embeds(rows: int, length: int) -> Tensor:
     return _base().get_input_embeddings()(torch.randint(1000, (rows, length))).detach()
 
 
-def _step(model: Any, embeds: Tensor) -> Callable[[], None]:
+def _step(model: Any, embeds: Tensor, bank: AdapterBank | None = None) -> Callable[[], None]:
+    trained = model if bank is None else bank
+
     def run() -> None:
         inputs = embeds.clone().requires_grad_()
         model(
             inputs_embeds=inputs, logits_to_keep=1, use_cache=False
         ).logits.float().square().mean().backward()
-        model.zero_grad()
+        trained.zero_grad()
 
     return run
 
 
-def _steps(model: Any, embeds: Tensor) -> Callable[[], None]:
-    steps = [_step(model, part) for part in embeds.split(JOINT_ROWS)]
+def _steps(model: Any, embeds: Tensor, bank: AdapterBank | None = None) -> Callable[[], None]:
+    steps = [_step(model, part, bank) for part in embeds.split(JOINT_ROWS)]
 
     def run() -> None:
         for step in steps:

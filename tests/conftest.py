@@ -19,6 +19,8 @@ from mmpeft.adapters import (
     IA3Config,
     LoraConfig,
 )
+from mmpeft.adapters.methods.stack import Stack
+from tests.adapters.toy_method import ToyConfig
 
 pytest_plugins = ["tests.tiny"]
 
@@ -35,9 +37,10 @@ MIXED: dict[str, AdapterConfig] = {
     "after": BottleneckConfig(width=6),
     "beside": BottleneckConfig(width=3, reads="input", scaling=2.0),
     "last": HybridConfig([IA3Config(layers=[0]), LoraConfig(rank=3, layers=[1]), BitFitConfig(["o_proj"])]),
+    "toy": ToyConfig(),
 }
-"""Every method of layers, several sizes, overlapping but unequal targets, one finetune of several methods: every way
-in which slots of a bank differ."""
+"""Every method of layers, the toy method that one file adds, several sizes, overlapping but unequal targets, one
+finetune of several methods: every way in which slots of a bank differ."""
 
 
 @pytest.fixture(scope="session")
@@ -108,6 +111,17 @@ def make_bank(make_llama, randomise) -> Callable[..., AdapterBank]:
 def one_slot_each(bank: AdapterBank) -> dict[str, tuple[int, int]]:
     """Room for one finetune of each method, padded to the sizes of ``bank``: for equal shapes."""
     return {method: (1, size) for method, size in bank._sizes.items()}
+
+
+def slot_of(bank: AdapterBank, name: str) -> int:
+    """The slot of an adapter of one method."""
+    (part,) = bank.entry(name).parts
+    return part.slot
+
+
+def stack_at(bank: AdapterBank, name: str, path: str) -> Stack:
+    """The stack that holds tensors of ``name`` at ``path``; the first of several."""
+    return next(stack for where, stack, _ in bank.places(name) if where == path)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import mmpeft
+from mmpeft.adapters import HybridConfig
+from mmpeft.adapters.methods.registry import METHODS
 
 ROOT = Path(mmpeft.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
@@ -43,6 +45,17 @@ DOORS = {
     "gradio": set(),
 }
 """Library -> the only files that import it. bitsandbytes comes in through transformers, in models/language.py."""
+
+KNOW_METHODS = {"adapters/__init__.py", "adapters/combine.py"}
+"""Beside the methods themselves, the only rooms of the adapters that name them: the exports, and the maths of combining
+two of them."""
+USERS_OF_METHODS = {
+    "models/virtual.py",
+    "models/multimodal.py",
+    "training/module.py",
+    "tools/targets_table.py",
+}
+"""Rooms elsewhere that serve every method by its hooks."""
 
 
 def name_of(path):
@@ -113,14 +126,48 @@ def test_images_are_opened_and_quantisation_is_configured_in_one_place(path):
 
 
 def test_inside_the_adapters_imports_run_one_way():
-    order = ["functional", "methods", "layer", "architecture", "targets", "inject", "bank", "peft_format"]
-    order += ["base_weights", "merge", "weight_change", "combine"]
+    order = [
+        "functional",
+        "base_weights",
+        "weight_updates",
+        "architecture",
+        "methods",
+        "layer",
+        "targets",
+        "bank",
+    ]
+    order += ["peft_format", "merge", "weight_change", "combine"]
     later = {name: set(order[number + 1 :]) for number, name in enumerate(order)}
     for path in (ROOT / "adapters").rglob("*.py"):
         room = path.relative_to(ROOT / "adapters").parts[0].removesuffix(".py")
         if room in order:
             modules = (module for module in imports_of(path) if module.startswith("mmpeft.adapters."))
             assert not {module.split(".")[2] for module in modules} & later[room], path.stem
+
+
+def test_methods_are_closed_rooms():
+    """Nobody else asks which method it is: neither by its classes nor by its name."""
+    names = {method.method for method in METHODS} | {HybridConfig.method}
+    open_to = {"base", "stack", "registry"}
+    for path in FILES:
+        room = name_of(path)
+        if not room.startswith("adapters/") or room.startswith("adapters/methods/"):
+            if room not in USERS_OF_METHODS:
+                continue
+        elif room in KNOW_METHODS:
+            continue
+        modules = [module.split(".") for module in imports_of(path) if ".methods." in module]
+        known = open_to | ({"hybrid"} if room == "adapters/peft_format.py" else set())
+        assert {module[3] for module in modules} <= known, room
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        assert not names & {node.value for node in nodes if isinstance(node, ast.Constant)}, room
+        imported = {name for node in nodes if isinstance(node, ast.ImportFrom) for name in _names(node)}
+        configs = {name for name in imported if name.endswith("Config") and name != "AdapterConfig"}
+        assert not configs & {method.__name__ for method in METHODS}, room
+
+
+def _names(node):
+    return {alias.name for alias in node.names}
 
 
 @each_file

@@ -1,4 +1,4 @@
-"""Which linear plays which role in a decoder-only language model, read from its modules.
+"""Roles (q, k, v, o, gate, up, down): which linear of a decoder-only model plays which, read from its modules.
 
 The roles are the factors of one block::
 
@@ -16,7 +16,6 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from mmpeft.adapters.layer import AdapterLayer
 from mmpeft.errors import RefusedError
 
 Role = Literal["q", "k", "v", "o", "gate", "up", "down"]
@@ -55,7 +54,7 @@ is GPT-NeoX's and Falcon-RW's interleaving, a single group Falcon-7B's multi-que
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class RolePart:
     """The linear, or the features of a fused one, that plays a role in a block."""
 
     path: str
@@ -75,14 +74,12 @@ class Block:
     feedforward: str | None
     """Path of the module whose output is the feed-forward's: its last linear where the block holds it itself (OPT);
     None where none was recognised."""
-    parts: list[Part]
+    parts: list[RolePart]
     """In the order of the modules."""
 
 
 def linear_features(module: nn.Module) -> tuple[int, int] | None:
     """(in, out) features of a linear; None for any other module."""
-    if isinstance(module, AdapterLayer):
-        return linear_features(module.base)
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     if type(module).__name__ == "Conv1D":  # GPT-2's linear of transformers keeps its weight as (in, out)
@@ -91,23 +88,13 @@ def linear_features(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every module by the path it has in the model without adapters; a wrapped one is its `AdapterLayer`."""
-
-    def walk(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
-        yield path, module
-        inner = module.base if isinstance(module, AdapterLayer) else module
-        for name, child in inner.named_children():
-            yield from walk(child, f"{path}.{name}" if path else name)
-
-    return walk(model, "")
-
-
 def find_linears(model: nn.Module) -> dict[str, nn.Module]:
     """Every linear of a model by its path; the output head does not count."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # pyright: ignore
     return {
-        path: module for path, module in named_layers(model) if module is not head and linear_features(module)
+        path: module
+        for path, module in model.named_modules()
+        if module is not head and linear_features(module)
     }
 
 
@@ -150,14 +137,14 @@ def find_blocks(model: nn.Module) -> list[Block]:
     return [_block(model, number, path, linears) for number, path in enumerate(find_layers(model))]
 
 
-def find_parts(model: nn.Module, roles: Iterable[Role] = ROLES) -> list[Part]:
+def find_parts(model: nn.Module, roles: Iterable[Role] = ROLES) -> list[RolePart]:
     """The parts that play one of ``roles``, block by block.
 
     Raises:
         RefusedError: a block lacks a role; an ungated feed-forward needs no gate. Or see `find_blocks`.
     """
     wanted = set(roles)
-    parts: list[Part] = []
+    parts: list[RolePart] = []
     for block in find_blocks(model):
         present = {part.role for part in block.parts}
         missing = sorted(wanted - present - {"gate"}, key=ROLES.index)
@@ -174,7 +161,7 @@ def find_parts(model: nn.Module, roles: Iterable[Role] = ROLES) -> list[Part]:
 
 def _outermost_lists(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
     seen: tuple[str, ...] = ()
-    for path, module in named_layers(model):
+    for path, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or not len(module) or path.startswith(seen):
             continue
         if all(any(map(linear_features, member.modules())) for member in module):
@@ -194,18 +181,21 @@ def _block(model: nn.Module, number: int, path: str, linears: dict[str, nn.Modul
     feedforward = _child(
         [name for name in others if FEEDFORWARD.get(_last(name)) == "down"], "feed-forward", path
     )
-    parts: list[Part] = []
+    parts: list[RolePart] = []
     for name in names:
         full, last = f"{path}.{name}", _last(name)
         if name in in_attention and last in FUSED_QKV:
             parts += _split_qkv(model, full, f"{path}.{attention}", linears)
         elif name in in_attention and last in ATTENTION:
-            parts.append(Part(full, ATTENTION[last]))
+            parts.append(RolePart(full, ATTENTION[last]))
         elif name in others and last == FUSED_GATE_UP:
             half = _features(linears[full])[1] // 2
-            parts += [Part(full, "gate", torch.arange(half)), Part(full, "up", torch.arange(half, 2 * half))]
+            parts += [
+                RolePart(full, "gate", torch.arange(half)),
+                RolePart(full, "up", torch.arange(half, 2 * half)),
+            ]
         elif name in others:
-            parts.append(Part(full, FEEDFORWARD[last]))
+            parts.append(RolePart(full, FEEDFORWARD[last]))
     absolute = [None if child is None else f"{path}.{child}" for child in (attention, feedforward)]
     return Block(number, path, absolute[0], absolute[1], parts)
 
@@ -228,7 +218,7 @@ def _has_packed_experts(block: nn.Module) -> bool:
     return any(not any(map(linear_features, module.modules())) for module in experts)
 
 
-def _split_qkv(model: nn.Module, path: str, attention: str, linears: dict[str, nn.Module]) -> list[Part]:
+def _split_qkv(model: nn.Module, path: str, attention: str, linears: dict[str, nn.Module]) -> list[RolePart]:
     """q has as many features as the attention's last linear reads; k and v share the rest equally."""
     family = str(getattr(getattr(model, "config", None), "model_type", None))
     last = _last(path)
@@ -252,7 +242,7 @@ def _split_qkv(model: nn.Module, path: str, attention: str, linears: dict[str, n
         groups = keys // head_dim
         heads = index.view(groups, -1, head_dim)
         q, k, v = (part.flatten() for part in heads.split([queries // keys, 1, 1], dim=1))
-    return [Part(path, "q", q), Part(path, "k", k), Part(path, "v", v)]
+    return [RolePart(path, "q", q), RolePart(path, "k", k), RolePart(path, "v", v)]
 
 
 def _head_dim(attention: nn.Module) -> int:

@@ -3,28 +3,33 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from mmpeft.adapters.functional import BASE
-from mmpeft.adapters.inject import wrap_layer
-from mmpeft.adapters.layer import AdapterLayer, Routing
-from mmpeft.adapters.methods.base import AdapterConfig, Stack
-from mmpeft.adapters.methods.ia3 import IA3Stack
-from mmpeft.adapters.targets import find_sites, input_features, layer_features, trained_features
+from mmpeft.adapters.layer import AdaptedForward, Routing
+from mmpeft.adapters.methods.base import AdapterConfig, ModelInputs
+from mmpeft.adapters.methods.stack import Stack
+from mmpeft.adapters.targets import (
+    find_sites,
+    gets_flattened,
+    layer_features,
+    model_inputs,
+    trained_features,
+)
 from mmpeft.errors import RefusedError, UnknownNameError
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 RESERVED_NAME = "base"
 """What people call the frozen model where they choose among adapters."""
 INPUTS = "adapter_inputs"
-"""The submodule of the model that holds the stacks of methods that change what it reads."""
+"""The path of what the model reads, where methods that change it have their stacks."""
 
 
 @dataclass
-class Part:
+class MethodPart:
     """One method of an adapter."""
 
     config: AdapterConfig
@@ -38,18 +43,12 @@ class Entry:
     """One adapter of a bank."""
 
     config: AdapterConfig
-    parts: list[Part]
+    parts: list[MethodPart]
 
     @property
     def sites(self) -> list[str]:
         """Paths of everything that the adapter changes."""
         return list(dict.fromkeys(path for part in self.parts for path in part.sites))
-
-    @property
-    def slot(self) -> int:
-        """The slot of an adapter of one method."""
-        (part,) = self.parts
-        return part.slot
 
 
 class Place(NamedTuple):
@@ -60,10 +59,14 @@ class Place(NamedTuple):
     slot: int
 
 
-class AdapterBank:
-    """Adapters by name on one frozen model.
+class AdapterBank(nn.Module):
+    """Adapters by name on one frozen model: the module that owns their stacks.
 
-    ``add`` wraps the layers it needs and opens a slot; ``route`` says which adapter serves each row of the
+    The model is beside it, not in it: it keeps its tree and its state dict, and only the ``forward`` of adapted layers
+    is replaced. `train` and `eval` reach both, since dropout of stacks belongs to the model's training; whatever else
+    a module offers (``to``, ``zero_grad``, ``parameters``) is the stacks' alone.
+
+    ``add`` adapts the layers it needs and opens a slot; ``route`` says which adapter serves each row of the
     next forward. Slots are allocated by ``reserve`` or, one at a time, by ``add``; allocation replaces the
     stacks' Parameters, so build optimisers and compiled graphs after it.
 
@@ -73,18 +76,26 @@ class AdapterBank:
     """
 
     def __init__(self, model: nn.Module, image_shape: tuple[int, int] | None = None):
-        self.model = model.requires_grad_(False)
+        super().__init__()
+        self._model = [model.requires_grad_(False)]  # in a list: it is no child of this module
         self.image_shape = image_shape
         self.routing = Routing()
-        self.layers: dict[str, AdapterLayer] = {}
-        self.inputs: dict[str, Any] = {}
-        """Method -> the stack of a method that changes what the model reads."""
+        self.stacks = nn.ModuleDict()
+        """Every stack by path and place, with slashes for dots."""
+        self.layers: dict[str, AdaptedForward] = {}
+        self.inputs: dict[str, Stack] = {}
+        """Method -> the stack of a method that changes what the model reads, in the order in which they act."""
         self.entries: dict[str, Entry] = {}
         self._num_slots: dict[str, int] = {}
         self._sizes: dict[str, int] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self.entries
+
+    @property
+    def model(self) -> Any:
+        """The frozen model."""
+        return self._model[0]
 
     @property
     def names(self) -> list[str]:
@@ -98,6 +109,11 @@ class AdapterBank:
         for stack in self._stacks():
             if stack.method == method:
                 stack.resize(self._num_slots[method], self._sizes[method])
+
+    def train(self, mode: bool = True) -> Self:
+        """Puts the stacks and the model into training mode, or both into evaluation mode."""
+        self.model.train(mode)
+        return super().train(mode)
 
     def add(self, name: str, config: AdapterConfig, seed: int = 0) -> Entry:
         """Opens a slot for a new adapter.
@@ -131,10 +147,9 @@ class AdapterBank:
         """Keeps what ``config`` leaves alone from training: the queries of fused projections under IA3's "auto"."""
         for part, own in zip(self.entry(name).parts, config.parts(), strict=True):
             for path, stack, slot in self.places_of(part):
-                if isinstance(stack, IA3Stack):
-                    features = trained_features(self.model, path, own)
-                    if features is not None:
-                        stack.train_only(slot, features)
+                features = trained_features(self.model, path, own)
+                if features is not None:
+                    stack.train_only(slot, features)
 
     def remove(self, name: str) -> None:
         """Empties the adapter's slots for the next one; the others keep theirs."""
@@ -168,16 +183,12 @@ class AdapterBank:
             uniform[method] = num_slots == 1 and all(row == 0 for row in rows)
         self.routing.write(slots, uniform)
 
-    def stack(self, name: str, path: str) -> Stack:
-        """The stack that holds tensors of ``name`` at ``path``; the first of several."""
-        return next(stack for where, stack, _ in self.places(name) if where == path)
-
     def places(self, name: str) -> Iterator[Place]:
         """Every stack that holds tensors of an adapter."""
         for part in self.entry(name).parts:
             yield from self.places_of(part)
 
-    def places_of(self, part: Part) -> Iterator[Place]:
+    def places_of(self, part: MethodPart) -> Iterator[Place]:
         """Every stack that holds tensors of one method of an adapter."""
         for path in part.sites:
             yield Place(path, self._stack(path, part.config), part.slot)
@@ -191,32 +202,31 @@ class AdapterBank:
             for key, tensor in stack.tensors(slot).items()
         }
 
-    def parameters(self) -> list[nn.Parameter]:
-        """Every stack's Parameters, in the model's order: what an optimiser of adapters steps."""
-        return [parameter for stack in self._stacks() for parameter in stack.parameters()]
-
     def state(self) -> list[torch.Tensor]:
         """Every tensor of every stack, scalings and the like included: what the answers of adapters depend on."""
-        return [tensor for stack in self._stacks() for tensor in (*stack.parameters(), *stack.buffers())]
+        return [*self.parameters(), *self.buffers()]
 
     def features(self, path: str, config: AdapterConfig) -> tuple[int, int]:
         """(in, out) features of the layer at ``path``, or of what the model reads, as ``config`` counts them."""
-        if path != INPUTS:
-            layer = self.layers.get(path)
-            return (layer.in_features, layer.out_features) if layer else layer_features(self.model, path)
-        return input_features(self.model, config, self.image_shape)
+        if path == INPUTS:
+            return config.input_features(self.model_inputs())
+        return layer_features(self.model, path)
+
+    def model_inputs(self) -> ModelInputs:
+        """The sizes of what the model reads."""
+        return model_inputs(self.model, self.image_shape)
 
     def sites(self, config: AdapterConfig) -> list[str]:
         """Paths of what a method with this config changes."""
         return [INPUTS] if config.home == "inputs" else list(find_sites(self.model, config))
 
-    def plan(self, config: AdapterConfig) -> list[Part]:
+    def plan(self, config: AdapterConfig) -> list[MethodPart]:
         """Slots and sites that a new adapter would get; nothing is changed.
 
         Raises:
             RefusedError: targets that match nothing, or parts that overlap.
         """
-        parts: list[Part] = []
+        parts: list[MethodPart] = []
         for each in config.parts():
             sites = self.sites(each)
             for earlier in parts:
@@ -224,7 +234,7 @@ class AdapterBank:
                     raise RefusedError(
                         f"two {each.method} parts of one adapter both change {min(both)}; give each its own layers"
                     )
-            parts.append(Part(each, self._free_slot(each.method), sites))
+            parts.append(MethodPart(each, self._free_slot(each.method), sites))
             if each.home == "inputs":
                 self.features(INPUTS, each)  # says now if this model has no such input
         return parts
@@ -239,26 +249,35 @@ class AdapterBank:
         return next(slot for slot in range(len(taken) + 1) if slot not in taken)
 
     def _stacks(self) -> Iterator[Stack]:
-        for layer in self.layers.values():
-            yield from layer.stacks.values()  # pyright: ignore[reportReturnType]
-        yield from self.inputs.values()
+        yield from self.stacks.values()  # pyright: ignore[reportReturnType]
 
     def _stack(self, path: str, config: AdapterConfig) -> Stack:
-        """The stack for ``config``'s method at one place; made, and the layer wrapped, when missing."""
-        if path == INPUTS:
-            if config.method not in self.inputs:
-                stack = self._new_stack(path, config)
-                stack.attach(self.model.get_input_embeddings())  # pyright: ignore[reportCallIssue]
-                self.inputs[config.method] = stack
-                setattr(self.model, INPUTS, nn.ModuleDict(self.inputs))
-            return self.inputs[config.method]
-        layer = self.layers.get(path)
-        if layer is None:
-            layer = self.layers[path] = wrap_layer(self.model, path, self.routing)
-        place = config.place(path)
-        if place not in layer.stacks:
-            layer.put(place, self._new_stack(path, config).train(layer.training))
-        return layer.stacks[place]  # pyright: ignore[reportReturnType]
+        """The stack for ``config``'s method at one place; made, and the layer adapted, when missing."""
+        place = config.method if path == INPUTS else config.place(path)
+        key = f"{path}/{place}".replace(
+            ".", "/"
+        )  # a module's name has no dots; nor is any with a slash taken
+        if key not in self.stacks:
+            stack = self.stacks[key] = self._new_stack(path, config)
+            if path == INPUTS:
+                self._put_input(stack)
+            else:
+                stack.train(self._layer(path).base.training)
+                self._layer(path).put(place, stack)
+        return self.stacks[key]  # pyright: ignore[reportReturnType]
+
+    def _put_input(self, stack: Stack) -> None:
+        embedding = self.model.get_input_embeddings()
+        stack.attach(embedding, embedding.forward)
+        self.inputs[stack.method] = stack
+        self.inputs = dict(sorted(self.inputs.items(), key=lambda item: (item[1].turn, item[0])))
+
+    def _layer(self, path: str) -> AdaptedForward:
+        if path not in self.layers:
+            in_features, _ = layer_features(self.model, path)
+            base, flattened = self.model.get_submodule(path), gets_flattened(self.model, path)
+            self.layers[path] = AdaptedForward(base, in_features, self.routing, flattened)
+        return self.layers[path]
 
     def _new_stack(self, path: str, config: AdapterConfig) -> Stack:
         method = config.method

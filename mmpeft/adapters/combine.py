@@ -1,4 +1,4 @@
-"""Several finetunes into one: weighted sums, exact or pruned, and the average of federated clients.
+"""Combining several finetunes into one (TIES, DARE, SVD, ...), and the federated average of clients.
 
 The functions on states take tensors as `AdapterBank.tensors` names them: ``<path>.lora_A.weight`` (r, I) and
 ``<path>.lora_B.weight`` (O, r), or ``<path>.ia3_l``. A finetune that leaves a linear alone adds nothing there.
@@ -112,25 +112,37 @@ def combine_lora(
         key_A, key_B = f"{path}.lora_A.weight", f"{path}.lora_B.weight"
         own = [i for i, state in enumerate(states) if key_A in state]
         As, Bs = ([states[i][key].float().cpu() for i in own] for key in (key_A, key_B))
-        w = [weights[i] for i in own]
-        scaled = [scalings[i] * A for i, A in zip(own, As, strict=True)]
-        if method in SUMS:
-            # either factor gets the square root of w c, and A the sign
-            wc = [weights[i] * scalings[i] for i in own]
-            A = combine_tensors(As, [math.copysign(abs(x) ** 0.5, x) for x in wc], method, density, generator)
-            B = combine_tensors(Bs, [abs(x) ** 0.5 for x in wc], method, density, generator)
-        elif method in ("cat", "svd"):
-            A = torch.cat([weight * A for weight, A in zip(w, scaled, strict=True)])
-            B = torch.cat(Bs, dim=1)
-        else:
-            products = [B @ A for A, B in zip(scaled, Bs, strict=True)]
-            A = combine_tensors(products, w, method.removesuffix("_svd"), density, generator)
-            B = torch.eye(len(A))
+        w, c = ([values[i] for i in own] for values in (weights, scalings))
+        A, B = _combine_factors(As, Bs, w, c, method, density, generator)
         if method.endswith("svd"):
             A, B = closest_of_rank(A, B, new_rank)
         combined[key_A] = F.pad(A, (0, 0, 0, new_rank - len(A)))
         combined[key_B] = F.pad(B, (0, new_rank - B.shape[1]))
     return combined
+
+
+def _combine_factors(
+    As: list[Tensor],
+    Bs: list[Tensor],
+    weights: Sequence[float],
+    scalings: Sequence[float],
+    method: str,
+    density: float,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """One linear's A (R, I) and B (O, R), before they are cut to a rank."""
+    if method in SUMS:
+        # either factor gets the square root of w c, and A the sign
+        wc = [weight * scaling for weight, scaling in zip(weights, scalings, strict=True)]
+        A = combine_tensors(As, [math.copysign(abs(x) ** 0.5, x) for x in wc], method, density, generator)
+        return A, combine_tensors(Bs, [abs(x) ** 0.5 for x in wc], method, density, generator)
+    scaled = [scaling * A for scaling, A in zip(scalings, As, strict=True)]
+    if method in ("cat", "svd"):
+        A = torch.cat([weight * A for weight, A in zip(weights, scaled, strict=True)])
+        return A, torch.cat(Bs, dim=1)
+    products = [B @ A for A, B in zip(scaled, Bs, strict=True)]
+    A = combine_tensors(products, weights, method.removesuffix("_svd"), density, generator)
+    return A, torch.eye(len(A))
 
 
 def combine_ia3(

@@ -1,16 +1,11 @@
-"""The adapted layer, and the routing that tells it which finetune each row belongs to."""
+"""The forward of an adapted layer, and the routing that tells it which finetune each row belongs to."""
+
+from typing import Any
 
 from torch import Tensor, nn
 
 from mmpeft.adapters.methods.base import Stack
 from mmpeft.errors import RefusedError
-
-ORDER = (
-    *("ia3_input", "ia3_output", "dora", "lora", "full", "bitfit"),
-    *("bottleneck_sequential", "bottleneck_parallel"),
-)
-"""Places of a layer in the order in which they act: a finetune of several methods is the same however it was put
-together."""
 
 
 class Routing:
@@ -35,41 +30,52 @@ class Routing:
         self.slots, self.uniform = slots, uniform
 
 
-class AdapterLayer(nn.Module):
-    """A frozen layer whose rows are changed by their own finetunes.
+class AdaptedForward:
+    """What a frozen layer computes in place of its own forward: its rows are changed by their own finetunes.
 
-    ``y_b = W(x_b * (1 + u_s)) * (1 + v_s) + c_s B_s A_s x_b + ...`` with ``s`` the slot of row ``b``. ``base``
-    may be any module that maps (B, T, I) to (B, T, O): dense, 4-bit or 8-bit linear, or a whole feed-forward; it is
+    ``y_b = W(x_b * (1 + u_s)) * (1 + v_s) + c_s B_s A_s x_b + ...`` with ``s`` the slot of row ``b``. The layer may
+    be any module that maps (B, T, I) to (B, T, O): dense, 4-bit or 8-bit linear, or a whole feed-forward; it is
     called, never read.
 
+    It is no module but the ``forward`` of one instance, so the model keeps its tree, its state dict and the types of
+    its layers. That was chosen over a wrapping module (it renames the base's tensors), hooks (compilation skips their
+    guards), parametrisation (it reads the dense weight, which a 4-bit linear does not have) and subclassing (one
+    class per quantiser).
+
     Args:
+        base: the frozen layer; it is adapted at once.
+        in_features: of the layer, for errors.
         flattened: whether the model hands this layer (B * T, I), as OPT does with its feed-forward. It is not guessed
             from the input: a mixture of experts passes some tokens of a batch, whose rows nobody could tell.
     """
 
-    def __init__(
-        self, base: nn.Module, in_features: int, out_features: int, routing: Routing, flattened: bool = False
-    ):
-        super().__init__()
-        self.flattened = flattened
+    def __init__(self, base: nn.Module, in_features: int, routing: Routing, flattened: bool = False):
         self.base = base
-        self.in_features, self.out_features = in_features, out_features
+        self.in_features, self.flattened = in_features, flattened
         self.routing = routing
-        self.stacks = nn.ModuleDict()
-
-    @property
-    def weight(self) -> Tensor:
-        """The base's weight, which some models look at for its dtype."""
-        return self.base.weight  # pyright: ignore[reportReturnType]
+        self.stacks: dict[str, Stack] = {}
+        """Place -> the stack of a method, in the order in which they act; the bank owns them."""
+        self.plain: Any = base.forward
+        """The layer's own forward, without adapters."""
+        self._replaced = base.__dict__.get("forward")
+        base.forward = self
 
     def put(self, place: str, stack: Stack) -> None:
-        """Adds the stack of a method, in its turn."""
-        stack.attach(self.base)
-        have = {**dict(self.stacks.items()), place: stack}
-        self.stacks = nn.ModuleDict({key: have[key] for key in ORDER if key in have})
+        """Adds the stack of a method, in its turn: a finetune of several methods is the same however it was put
+        together."""
+        stack.attach(self.base, self.plain)
+        self.stacks[place] = stack
+        self.stacks = dict(sorted(self.stacks.items(), key=lambda item: (item[1].turn, item[0])))
 
-    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
-        """(B, T, I) -> (B, T, O); ``others`` go to the base as they are.
+    def remove(self) -> None:
+        """Gives the layer its own forward back."""
+        if self._replaced is None:
+            del self.base.forward
+        else:
+            self.base.forward = self._replaced
+
+    def __call__(self, x: Tensor, *others: Tensor) -> Tensor:
+        """(B, T, I) -> (B, T, O); ``others`` go to the layer as they are.
 
         Raises:
             RefusedError: no routing yet, or it was written for another number of rows.
@@ -79,13 +85,11 @@ class AdapterLayer(nn.Module):
         return self._forward(x, *others)
 
     def _forward(self, x: Tensor, *others: Tensor) -> Tensor:
-        routed: list[tuple[Stack, Tensor, bool]] = []
-        for stack in self.stacks.values():
-            routed.append((stack, *self._route(stack.method, x)))  # pyright: ignore[reportArgumentType]
+        routed = [(stack, *self._route(stack.method, x)) for stack in self.stacks.values()]
         scaled = x
         for stack, slots, uniform in routed:
             scaled = stack.on_input(scaled, slots, uniform)
-        y = self.base(scaled, *others)
+        y = self.plain(scaled, *others)
         for stack, slots, uniform in routed:
             y = stack.on_output(x, y, slots, uniform)
         return y

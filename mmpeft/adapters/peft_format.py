@@ -7,11 +7,12 @@ Methods that PEFT has no format for use the same two files: ``peft_type`` is ``M
 other fields are the config's, and a tensor's key is ``base_model.model.<path of the layer>.<name>`` as in PEFT. A
 finetune of several methods is a directory with a part in each subfolder, listed in its ``adapter_config.json``.
 
+Each method knows its own fields: `AdapterConfig.to_peft` and `from_peft`.
+
 Source: PEFT docs, "PEFT checkpoint format"; ``peft/tuners/{lora,ia3,prompt_tuning,prefix_tuning}/config.py``.
 """
 
 import json
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,62 +20,40 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mmpeft.adapters.architecture import named_layers
-from mmpeft.adapters.bank import INPUTS, NAME_PATTERN, AdapterBank, Part
+from mmpeft.adapters.bank import INPUTS, NAME_PATTERN, AdapterBank, MethodPart
 from mmpeft.adapters.methods.base import AdapterConfig
-from mmpeft.adapters.methods.bitfit import BitFitConfig
-from mmpeft.adapters.methods.bottleneck import BottleneckConfig
-from mmpeft.adapters.methods.dora import DoraConfig
-from mmpeft.adapters.methods.full import FullConfig
 from mmpeft.adapters.methods.hybrid import HybridConfig
-from mmpeft.adapters.methods.ia3 import IA3Config
-from mmpeft.adapters.methods.image_prompt import ImagePromptConfig
-from mmpeft.adapters.methods.lora import LoraConfig
-from mmpeft.adapters.methods.prefix import PrefixConfig
-from mmpeft.adapters.methods.prompt import PromptConfig, PTuningConfig
-from mmpeft.adapters.targets import attention_shape
+from mmpeft.adapters.methods.registry import METHODS
 from mmpeft.errors import RefusedError
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 KEY_PREFIX = "base_model.model."
-OWN_PREFIX = "MMPEFT_"
-PROMPT_TYPES: dict[str, type[PromptConfig]] = {
-    "PROMPT_TUNING": PromptConfig,
-    "P_TUNING": PTuningConfig,
-    "PREFIX_TUNING": PrefixConfig,
-}
-OWN_CONFIGS: dict[str, type[AdapterConfig]] = {
-    OWN_PREFIX + config.method.upper(): config
-    for config in (BitFitConfig, BottleneckConfig, FullConfig, ImagePromptConfig)
-}
-HYBRID = OWN_PREFIX + HybridConfig.method.upper()
 UNSUPPORTED = (
-    *("use_qalora", "use_bdlora", "kasa_config", "arrow_config", "monteclora_config"),
-    *("bias", "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters"),
-    *("rank_pattern", "alpha_pattern", "layers_to_transform", "layer_replication", "exclude_modules"),
-    "alora_invocation_tokens",
+    *("bias", "modules_to_save", "trainable_token_indices", "target_parameters"),
+    *("layers_to_transform", "exclude_modules"),
 )
-"""Fields of PEFT's configs that, when set, change what the tensors mean. Fields that steer training only, or
-that tell how the base stores its weight (``fan_in_fan_out``), may hold anything."""
-CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
-"""Ways to start a LoRA that also change the base's weights: the tensors alone are not the adapter."""
+"""Fields of every PEFT config that, when set, change what the tensors mean; `AdapterConfig.peft_refused` has those of
+one method. Fields that steer training only, or that tell how the base stores its weight (``fan_in_fan_out``), may hold
+anything."""
 
 
 def save_adapter(bank: AdapterBank, name: str, directory: str | Path, base_name: str) -> None:
     """Writes adapter ``name`` to ``directory``; ``base_name`` is recorded as its base model."""
     directory = Path(directory)
     parts = bank.entry(name).parts
-    if isinstance(bank.entry(name).config, HybridConfig):
+    if bank.entry(name).config.composed:
         folders = [f"{number}_{part.config.method}" for number, part in enumerate(parts)]
         _write_config(
-            directory, {"peft_type": HYBRID, "parts": folders, "base_model_name_or_path": base_name}
+            directory,
+            {"peft_type": HybridConfig.peft_type(), "parts": folders, "base_model_name_or_path": base_name},
         )
     else:
         folders = ["."]
     for folder, part in zip(folders, parts, strict=True):
-        config = _config_to_peft(bank, part) | {"base_model_name_or_path": base_name}
-        _write_config(directory / folder, config)
+        inputs = bank.model_inputs() if part.config.home == "inputs" else None
+        fields = part.config.to_peft(part.sites, lambda sites: _target_names(bank, sites), inputs)
+        _write_config(directory / folder, fields | {"base_model_name_or_path": base_name})
         tensors = {_key(path, key): t.cpu().contiguous() for path, key, t in _tensors_of(bank, part)}
         save_file(tensors, directory / folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
@@ -109,24 +88,21 @@ def load_adapter(bank: AdapterBank, name: str, directory: str | Path, replace: b
 
 def _folders(directory: Path, config: AdapterConfig) -> list[Path]:
     """Where the parts of an adapter lie."""
-    if not isinstance(config, HybridConfig):
+    if not config.composed:
         return [directory]
     return [directory / folder for folder in _read_json(directory)["parts"]]
 
 
 def read_config(directory: str | Path) -> AdapterConfig:
-    """The config of a PEFT directory in our terms; what changes the maths and is lacking here is refused.
-
-    P-tuning is read as prompt tuning: its file holds the prompt that the network made, not the network.
-    """
+    """The config of a PEFT directory in our terms; what changes the maths and is lacking here is refused."""
     path = Path(directory) / CONFIG_FILE
     raw = _read_json(Path(directory))
-    changed = [key for key in UNSUPPORTED if raw.get(key) not in (None, False, "none", [], {})]
-    changed += ["init_lora_weights"] if str(raw.get("init_lora_weights")).startswith(CHANGES_BASE) else []
+    refused = dict.fromkeys([*UNSUPPORTED, *(field for config in METHODS for field in config.peft_refused)])
+    changed = [key for key in refused if raw.get(key) not in (None, False, "none", [], {})]
     if changed:
         values = ", ".join(f"{key} is {raw[key]!r}" for key in changed)
         raise RefusedError(f"{path}: {values}, which is not supported and changes what the tensors mean")
-    if raw.get("peft_type") == HYBRID:
+    if HybridConfig.reads_peft(raw):
         names = raw.get("parts")
         if not isinstance(names, list) or not all(
             isinstance(n, str) and NAME_PATTERN.fullmatch(n) for n in names
@@ -140,25 +116,11 @@ def read_config(directory: str | Path) -> AdapterConfig:
 
 
 def _config_from_peft(raw: dict[str, Any]) -> AdapterConfig:
-    kind = raw.get("peft_type")
-    if kind == "LORA":
-        return (DoraConfig if raw.get("use_dora") else LoraConfig)(
-            rank=_required(raw, "r"),
-            alpha=raw.get("lora_alpha", 8),
-            dropout=raw.get("lora_dropout", 0.0),
-            target_modules=_required(raw, "target_modules"),
-            rslora=raw.get("use_rslora", False),
-        )
-    if kind == "IA3":
-        return IA3Config(_required(raw, "target_modules"), raw.get("feedforward_modules") or [])
-    if kind in PROMPT_TYPES:
-        config = PrefixConfig if kind == "PREFIX_TUNING" else PromptConfig
-        return config(_required(raw, "num_virtual_tokens"))
-    if kind in OWN_CONFIGS:
-        config = OWN_CONFIGS[kind]
-        return config(**{f.name: raw[f.name] for f in fields(config) if f.name in raw})  # pyright: ignore
-    known = ", ".join(map(repr, ["LORA", "IA3", *PROMPT_TYPES, *OWN_CONFIGS, HYBRID]))
-    raise RefusedError(f"peft_type is {kind!r}; known are {known}")
+    for config in METHODS:
+        if config.reads_peft(raw):
+            return config.from_peft(raw)
+    known = dict.fromkeys(config.peft_type() for config in (*METHODS, HybridConfig))
+    raise RefusedError(f"peft_type is {raw.get('peft_type')!r}; known are {', '.join(map(repr, known))}")
 
 
 def _read_json(directory: Path) -> dict[str, Any]:
@@ -179,64 +141,7 @@ def _write_config(directory: Path, config: dict[str, Any]) -> None:
     (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _required(raw: dict[str, Any], key: str) -> Any:
-    if not raw.get(key):
-        raise RefusedError(f"{key} is missing")
-    return raw[key]
-
-
-def _config_to_peft(bank: AdapterBank, part: Part) -> dict[str, Any]:
-    """Only the keys that matter: older PEFT refuses unknown ones. Targets are always written out, because
-    PEFT's own defaults differ from the paper's for several architectures."""
-    config = part.config
-    common = {"task_type": "CAUSAL_LM", "inference_mode": True}
-    if isinstance(config, PromptConfig):
-        kind = next(kind for kind, known in PROMPT_TYPES.items() if type(config) is known)
-        return {"peft_type": kind, **common, **_prompt_to_peft(bank, config)}
-    targets = {} if config.home == "inputs" else {"target_modules": _target_names(bank, part.sites)}
-    if isinstance(config, IA3Config):
-        feedforward = _target_names(bank, [path for path in part.sites if config.scales_input(path)])
-        others = _target_names(bank, [path for path in part.sites if not config.scales_input(path)])
-        return {
-            "peft_type": "IA3",
-            **common,
-            "fan_in_fan_out": False,
-            "target_modules": sorted(others + feedforward),
-            "feedforward_modules": feedforward,
-        }
-    if isinstance(config, LoraConfig):
-        return {
-            "peft_type": "LORA",
-            **common,
-            **targets,
-            "fan_in_fan_out": False,
-            "r": config.rank,
-            "lora_alpha": config.alpha,
-            "lora_dropout": config.dropout,
-            "use_rslora": config.rslora,
-            "bias": "none",
-            **({"use_dora": True} if isinstance(config, DoraConfig) else {}),
-        }
-    return {"peft_type": OWN_PREFIX + config.method.upper(), **vars(config), **targets, "layers": None}
-
-
-def _prompt_to_peft(bank: AdapterBank, config: PromptConfig) -> dict[str, Any]:
-    """PEFT builds its module from these numbers before it reads the tensors."""
-    model: Any = bank.model
-    layers, heads, head_dim = attention_shape(model)
-    dim = heads * head_dim if isinstance(config, PrefixConfig) else bank.features(INPUTS, config)[1]
-    return {
-        "num_virtual_tokens": config.num_virtual_tokens,
-        "token_dim": dim,
-        "num_transformer_submodules": 1,
-        "num_attention_heads": heads
-        if isinstance(config, PrefixConfig)
-        else model.config.num_attention_heads,
-        "num_layers": layers,
-    }
-
-
-def _tensors_of(bank: AdapterBank, part: Part) -> list[tuple[str, str, Tensor]]:
+def _tensors_of(bank: AdapterBank, part: MethodPart) -> list[tuple[str, str, Tensor]]:
     return [
         (path, key, tensor)
         for path, stack, slot in bank.places_of(part)
@@ -252,7 +157,7 @@ def _key(path: str, key: str) -> str:
 def _target_names(bank: AdapterBank, sites: list[str]) -> list[str]:
     """The last names of the sites where those mean exactly these sites in this model, else their paths."""
     last_names = {path.rsplit(".", 1)[-1] for path in sites}
-    named = {path for path, _ in named_layers(bank.model) if path.rsplit(".", 1)[-1] in last_names}
+    named = {path for path, _ in bank.model.named_modules() if path.rsplit(".", 1)[-1] in last_names}
     return sorted(last_names if named == set(sites) else sites)
 
 
@@ -269,7 +174,7 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def _shapes(bank: AdapterBank, part: Part) -> dict[str, list[int]]:
+def _shapes(bank: AdapterBank, part: MethodPart) -> dict[str, list[int]]:
     """Key -> shape of every tensor that the file of such a part holds."""
     return {
         _key(path, key): shape

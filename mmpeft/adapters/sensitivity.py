@@ -1,12 +1,12 @@
-"""How much a loss depends on each linear: where a small budget of adapters is best spent."""
+"""Sensitivity (Taylor importance) of a loss to each linear: where a small budget of adapters is best spent."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from mmpeft.adapters.targets import base_of, submodule
 from mmpeft.errors import RefusedError
 
 Batch = TypeVar("Batch")
@@ -35,8 +35,36 @@ def sensitivity(
     each term; the magnitude is not ruled by a few large weights.
     """
     weights = {path: _weight(model, path) for path in paths}
+    count = 0
+    with _summing_gradients(weights) as (totals, seen):
+        for batch in batches:
+            with torch.enable_grad():
+                loss = loss_of(batch)
+            if not bool(loss.isfinite()):
+                raise RefusedError(
+                    f"the loss of batch {count} is {loss.item()}; sensitivities need a finite one"
+                )
+            seen.clear()
+            loss.backward()
+            if unused := [path for path in paths if path not in seen]:
+                raise RefusedError(
+                    f"the loss of batch {count} does not depend on {unused[0]}; leave it out of paths"
+                )
+            count += 1
+    if not count:
+        raise RefusedError("no batch was given; sensitivities are means over batches")
+    return {path: float(total) / count for path, total in totals.items()}
+
+
+@contextmanager
+def _summing_gradients(weights: Mapping[str, Tensor]) -> Iterator[tuple[dict[str, Tensor], set[str]]]:
+    """Inside, every backward adds each weight's ``sum |w dL/dw|`` to its total and drops the gradient.
+
+    Yields:
+        The totals by path, fp64 scalars, and the paths whose weights had a gradient.
+    """
     before = {path: weight.requires_grad for path, weight in weights.items()}
-    totals = {path: torch.zeros((), dtype=torch.float64) for path in paths}
+    totals = {path: torch.zeros((), dtype=torch.float64) for path in weights}
     seen: set[str] = set()
 
     def reduce(path: str) -> Callable[[Tensor], None]:
@@ -48,33 +76,17 @@ def sensitivity(
 
         return add
 
-    hooks, count = [], 0
+    hooks = []
     try:
         for path, weight in weights.items():
             weight.requires_grad_(True)
             hooks.append(weight.register_post_accumulate_grad_hook(reduce(path)))
-        for batch in batches:
-            with torch.enable_grad():
-                loss = loss_of(batch)
-            if not bool(loss.isfinite()):
-                raise RefusedError(
-                    f"the loss of batch {count} is {loss.item()}; sensitivities need a finite one"
-                )
-            seen.clear()
-            loss.backward()
-            count += 1
-            if unused := [path for path in paths if path not in seen]:
-                raise RefusedError(
-                    f"the loss of batch {count - 1} does not depend on {unused[0]}; leave it out of paths"
-                )
+        yield totals, seen
     finally:
         for hook in hooks:
             hook.remove()
         for path, weight in weights.items():
             weight.requires_grad_(before[path])
-    if not count:
-        raise RefusedError("no batch was given; sensitivities are means over batches")
-    return {path: float(total) / count for path, total in totals.items()}
 
 
 def top_sites(scores: Mapping[str, float], cost_per_site: Mapping[str, int], budget: int) -> list[str]:
@@ -103,7 +115,7 @@ def top_sites(scores: Mapping[str, float], cost_per_site: Mapping[str, int], bud
 
 
 def _weight(model: nn.Module, path: str) -> Tensor:
-    weight = base_of(submodule(model, path)).weight
+    weight = model.get_submodule(path).weight
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         dtype = getattr(weight, "dtype", type(weight).__name__)
         raise RefusedError(

@@ -1,4 +1,4 @@
-"""Which layers of a language model an adapter goes to."""
+"""Target modules: which layers of a language model an adapter goes to, and the sizes of what it reads."""
 
 import difflib
 import math
@@ -12,31 +12,14 @@ from torch import Tensor, nn
 
 from mmpeft.adapters.architecture import (
     FUSED_QKV,
-    ROLES,
-    Role,
     find_blocks,
     find_layers,
     find_linears,
     find_parts,
     linear_features,
 )
-from mmpeft.adapters.layer import AdapterLayer
-from mmpeft.adapters.methods.base import AdapterConfig, names_module
-from mmpeft.adapters.methods.ia3 import IA3Config
+from mmpeft.adapters.methods.base import AdapterConfig, ModelInputs, names_module
 from mmpeft.errors import RefusedError
-
-ATTENTION_QV: tuple[Role, ...] = ("q", "v")
-"""LoRA's default places (Hu et al., table 5)."""
-KEYS_VALUES_FEEDFORWARD: tuple[Role, ...] = ("k", "v", "down")
-"""IA3's places (Liu et al., section 3.3); the last linear's input is the feed-forward's inner activation."""
-AUTO: dict[str, tuple[Role, ...]] = {
-    "lora": ATTENTION_QV,
-    "dora": ATTENTION_QV,
-    "ia3": KEYS_VALUES_FEEDFORWARD,
-    "bitfit": ROLES,
-    "full": ROLES,
-}
-"""Method -> the roles of its places where the config says "auto"."""
 
 
 def find_sites(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
@@ -48,16 +31,17 @@ def find_sites(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
     """
     linears = find_linears(model)
     targets = config.target_modules
-    if config.method == "bottleneck":
+    if config.whole_feedforwards:
         whole = _feedforwards(model, needed=targets == "auto")
         sites = whole if targets == "auto" else _targeted(model, linears | whole, linears, targets)
     elif targets == "auto":
-        chosen = {part.path for part in find_parts(model, AUTO[config.method])}
+        chosen = {part.path for part in find_parts(model, config.auto)}
         sites = {path: module for path, module in linears.items() if path in chosen}
     else:
         sites = _targeted(model, linears, linears, targets)
-    if isinstance(config, IA3Config) and config.feedforward_modules not in ("auto", []):
-        _chosen(model, sites, "feedforward_modules", config.feedforward_modules)
+    for field in config.fields_of_targets:
+        if getattr(config, field) not in ("auto", []):
+            _chosen(model, sites, field, getattr(config, field))
     return sites if config.layers is None else _inside(model, sites, config.layers)
 
 
@@ -81,22 +65,21 @@ def _feedforwards(model: nn.Module, needed: bool) -> dict[str, nn.Module]:
             f"{type(model).__name__}: no feed-forward was recognised in {missing[0]}; name the layers that you mean "
             "in target_modules"
         )
-    return {path: submodule(model, path) for block in blocks if (path := block.feedforward)}
+    return {path: model.get_submodule(path) for block in blocks if (path := block.feedforward)}
 
 
 def trained_features(model: nn.Module, path: str, config: AdapterConfig) -> Tensor | None:
-    """The output features of the linear at ``path`` that IA3's output vector may change.
-
-    By default IA3 rescales keys and values: of a fused projection only their features, where PEFT's default
-    rescales the queries too. Whoever names the fused linear in ``target_modules`` means all of it, as in PEFT.
+    """The output features of the linear at ``path`` that train: of a fused projection those of
+    `AdapterConfig.trained_roles`.
 
     Returns:
         (n,) int64, ascending; None is all of them.
     """
     fused = path.rsplit(".", 1)[-1] in FUSED_QKV
-    if not (fused and isinstance(config, IA3Config) and config.target_modules == "auto"):
+    roles = config.trained_roles(path) if fused else None
+    if roles is None:
         return None
-    parts = [part.features for part in find_parts(model, KEYS_VALUES_FEEDFORWARD) if part.path == path]
+    parts = [part.features for part in find_parts(model, roles) if part.path == path]
     return torch.cat([features for features in parts if features is not None]).sort().values
 
 
@@ -132,22 +115,9 @@ def choose_layers(num_layers: int, layers: Sequence[int] | str | None) -> list[i
     return chosen
 
 
-def submodule(model: nn.Module, path: str) -> Any:
-    """The module at a path of the model as it was before layers were wrapped."""
-    module: Any = model
-    for name in path.split(".") if path else []:
-        module = getattr(base_of(module), name)
-    return module
-
-
-def base_of(module: Any) -> Any:
-    """The frozen layer inside a wrapped one; any other module itself."""
-    return module.base if isinstance(module, AdapterLayer) else module
-
-
 def layer_features(model: nn.Module, path: str) -> tuple[int, int]:
     """(in, out) features of a layer: a linear's own, the hidden size on both sides for a whole feed-forward."""
-    if features := linear_features(submodule(model, path)):
+    if features := linear_features(model.get_submodule(path)):
         return features
     hidden = _hidden_size(model)
     return hidden, hidden
@@ -155,9 +125,10 @@ def layer_features(model: nn.Module, path: str) -> tuple[int, int]:
 
 def num_parameters(model: nn.Module, path: str, config: AdapterConfig) -> int:
     """How many numbers an adapter trains on the layer at ``path``."""
+    in_features, out_features = layer_features(model, path)
+    numbers = sum(map(math.prod, config.shapes(path, in_features, out_features).values()))
     features = trained_features(model, path, config)
-    shapes = config.shapes(path, *layer_features(model, path)).values()
-    return sum(map(math.prod, shapes)) if features is None else len(features)
+    return numbers if features is None else numbers * len(features) // out_features
 
 
 def gets_flattened(model: Any, path: str) -> bool:
@@ -167,29 +138,21 @@ def gets_flattened(model: Any, path: str) -> bool:
     )
 
 
-def input_features(model: Any, config: AdapterConfig, image_shape: tuple[int, int] | None) -> tuple[int, int]:
-    """What a method that changes the model's inputs counts as (in, out) features.
+def model_inputs(model: Any, image_shape: tuple[int, int] | None) -> ModelInputs:
+    """The sizes of what a language model of transformers reads, by its config.
 
-    Raises:
-        RefusedError: an image prompt for a model that reads no images.
+    Args:
+        image_shape: (tokens, dim) of one image's features, where the model reads images.
     """
-    if config.method == "image_prompt":
-        if image_shape is None:
-            raise RefusedError("image prompts need a model that reads images; this is a language model alone")
-        return image_shape
-    hidden = _hidden_size(model)
-    if config.method == "prefix":
-        layers, heads, head_dim = attention_shape(model)
-        return hidden, layers * 2 * heads * head_dim
-    return hidden, hidden
-
-
-def attention_shape(model: Any) -> tuple[int, int, int]:
-    """(layers, key heads, head dim) of a language model of transformers, by its config."""
     config = model.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return config.num_hidden_layers, heads, head_dim
+    return ModelInputs(
+        hidden_size=_hidden_size(model),
+        num_layers=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        num_key_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        image_shape=image_shape,
+    )
 
 
 def _hidden_size(model: Any) -> int:

@@ -159,9 +159,8 @@ class MultimodalModel(nn.Module):
         if batch.features is None or not bool(slots.any()):
             return embeds
         features = batch.features
-        if (image_prompts := self.bank.inputs.get("image_prompt")) is not None:
-            owned = self.bank.routing.slots["image_prompt"][batch.image_rows]
-            features = image_prompts.change(features.float(), owned)
+        for method, stack in self.bank.inputs.items():
+            features = stack.change_images(features, self.bank.routing.slots[method][batch.image_rows])
         owners = [self.projector_slots.get(batch.adapters[row] or "", 0) for row in batch.image_rows.tolist()]
         projected = self.projector(features, torch.tensor(owners, device=ids.device), embeds.dtype)
         if int(slots.sum()) != projected.shape[0] * projected.shape[1]:

@@ -14,12 +14,8 @@ import torch
 from torch import Tensor
 
 from mmpeft.adapters import AdapterBank
-from mmpeft.adapters.targets import attention_shape
 from mmpeft.data.batch import PADDING
 from mmpeft.data.packing import PREFIX
-
-EMBEDDED = ("p_tuning", "prompt")
-"""Methods whose virtual tokens are embeddings, in the order in which a row reads them, after its prefix."""
 
 
 @dataclass
@@ -48,18 +44,20 @@ def virtual_tokens(bank: AdapterBank, num_rows: int, device: torch.device) -> Vi
     lengths = torch.zeros(num_rows, dtype=torch.int64, device=device)
     segments: list[Tensor] = []
     positions: list[Tensor] = [lengths.new_zeros(num_rows, 0)]
+    keys_values: list[Tensor] = []
     embeds: list[Tensor] = []
-    keys_values = None
-    if "prefix" in bank.inputs:
-        layers, heads, _ = attention_shape(bank.model)
-        keys_values, own = bank.inputs["prefix"].keys_values(slots["prefix"], layers, heads)
-        columns = torch.arange(int(own.max()), device=device)
-        keys_values = keys_values[..., : len(columns), :]
-        segments.append(_segments(columns, own))
-        lengths = lengths + own
-    for method in EMBEDDED:
-        if method in bank.inputs:
-            prompts, own = bank.inputs[method].embeddings(slots[method])
+    for method, stack in bank.inputs.items():  # all prefixes stand before all prompts
+        inputs = bank.model_inputs()
+        found = stack.virtual_keys_values(slots[method], inputs.num_layers, inputs.num_key_heads)
+        if found is not None:
+            prefixes, own = found
+            columns = torch.arange(int(own.max()), device=device)
+            keys_values.append(prefixes[..., : len(columns), :])
+            segments.append(_segments(columns, own))
+            lengths = lengths + own
+    for method, stack in bank.inputs.items():
+        if (found := stack.virtual_embeds(slots[method])) is not None:
+            prompts, own = found
             columns = torch.arange(int(own.max()), device=device)
             embeds.append(prompts[:, : len(columns)])
             segments.append(_segments(columns, own))
@@ -70,7 +68,7 @@ def virtual_tokens(bank: AdapterBank, num_rows: int, device: torch.device) -> Vi
     return VirtualTokens(
         segments=torch.cat(segments, 1),
         lengths=lengths,
-        keys_values=keys_values,
+        keys_values=torch.cat(keys_values, -2) if keys_values else None,
         embeds=torch.cat(embeds, 1) if embeds else lengths.new_zeros(num_rows, 0, 0),
         positions=torch.cat(positions, 1),
     )

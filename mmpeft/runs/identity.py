@@ -3,13 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
 from transformers import AutoConfig
 from transformers.utils.hub import cached_file
 
-from mmpeft.adapters.architecture import named_layers
-from mmpeft.adapters.bank import INPUTS
-from mmpeft.adapters.targets import base_of
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import differences, hash_json, hash_tensors, hash_weight_files
 from mmpeft.models.language import LanguageConfig, existing_path
@@ -72,7 +68,7 @@ def base_hash(model: MultimodalModel) -> str:
     Adapters and projectors have no part in it, nor whether there are any: equal before and after a training is the
     proof that the base stayed as it was.
     """
-    language = {f"language.{name}": tensor for name, tensor in _base_tensors(model.language_model).items()}
+    language = {f"language.{name}": tensor for name, tensor in model.language_model.state_dict().items()}
     vision = {f"vision.{name}": tensor for name, tensor in model.vision_encoder.state_dict().items()}
     return hash_tensors(language | vision)
 
@@ -84,13 +80,3 @@ def _weight_files(path: str) -> list[Path]:
     if index is None:
         return [Path(str(cached_file(path, "model.safetensors")))]
     return sorted(Path(index).parent.glob("*.safetensors"))
-
-
-def _base_tensors(language_model: nn.Module) -> dict[str, Tensor]:
-    """What a file of the model without adapters would hold, and under the same names."""
-    tensors: dict[str, Tensor] = {}
-    for path, module in named_layers(language_model):
-        if not f"{path}.".startswith(f"{INPUTS}."):
-            # the module's own without its children's: of a quantised linear also scales and code
-            base_of(module)._save_to_state_dict(tensors, f"{path}." if path else "", keep_vars=False)
-    return tensors

@@ -10,20 +10,10 @@ from rich.table import Table
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mmpeft.adapters import (
-    AdapterConfig,
-    BitFitConfig,
-    BottleneckConfig,
-    DoraConfig,
-    FullConfig,
-    IA3Config,
-    LoraConfig,
-    PrefixConfig,
-    PromptConfig,
-)
+from mmpeft.adapters import AdapterConfig
 from mmpeft.adapters.architecture import (
     ROLES,
-    Part,
+    RolePart,
     block_linears,
     find_blocks,
     find_layers,
@@ -32,22 +22,10 @@ from mmpeft.adapters.architecture import (
     linear_features,
 )
 from mmpeft.adapters.bank import INPUTS
-from mmpeft.adapters.targets import find_sites, input_features, num_parameters, trained_features
+from mmpeft.adapters.methods.registry import METHODS
+from mmpeft.adapters.targets import find_sites, model_inputs, num_parameters, trained_features
 from mmpeft.errors import RefusedError
 from mmpeft.paths import resolve
-
-METHODS: dict[str, AdapterConfig] = {
-    "LoRA r=16": LoraConfig(rank=16),
-    "LoRA r=16, all linears": LoraConfig(rank=16, target_modules="all-linear"),
-    "DoRA r=16": DoraConfig(rank=16),
-    "IA3 (T-Few)": IA3Config(),
-    "BitFit": BitFitConfig(),
-    "bottleneck of 64": BottleneckConfig(width=64),
-    "prompt of 20": PromptConfig(20),
-    "prefix of 20": PrefixConfig(20),
-    "full, all linears": FullConfig(),
-}
-"""The methods of the table, at their usual sizes."""
 
 
 @dataclass
@@ -111,12 +89,17 @@ def role_rows(model: nn.Module) -> list[RoleRow]:
     return rows
 
 
+def usual_methods() -> dict[str, AdapterConfig]:
+    """The methods of the table, at their usual sizes."""
+    return {label: config for method in METHODS for label, config in method.usual().items()}
+
+
 def method_rows(model: nn.Module) -> list[MethodRow]:
     """What each method would touch by default, and how many numbers it would train."""
     rows = []
-    for method, config in METHODS.items():
+    for method, config in usual_methods().items():
         if config.home == "inputs":
-            shapes = config.shapes(INPUTS, *input_features(model, config, None))
+            shapes = config.shapes(INPUTS, *config.input_features(model_inputs(model, None)))
             rows.append(MethodRow(method, ["inputs"], 1, sum(map(math.prod, shapes.values()))))
             continue
         sites = find_sites(model, config)
@@ -152,7 +135,7 @@ def make_table(title: str, **columns: str) -> Table:
     return table
 
 
-def _features(linear: nn.Module, part: Part) -> str:
+def _features(linear: nn.Module, part: RolePart) -> str:
     inputs, outputs = _sizes(linear)
     return f"{inputs} -> {outputs if part.features is None else f'{len(part.features)} of {outputs}'}"
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from mmpeft.adapters import AdapterConfig, ImagePromptConfig
+from mmpeft.adapters import AdapterConfig
 from mmpeft.data.records import Record
 from mmpeft.errors import RefusedError
 from mmpeft.models.multimodal import MultimodalModel
@@ -100,9 +100,8 @@ class Finetune:
         adapter: list[Slice] = []
         if self.adapter is not None:
             for _, stack, slot in model.bank.places(self.name):
-                of_images = stack.method == ImagePromptConfig.method
                 adapter += [
-                    Slice(parameter, slot, stack.origin, stack.own_dims(key, slot), of_images)
+                    Slice(parameter, slot, stack.origin, stack.own_dims(key, slot), stack.of_images)
                     for key, parameter in stack.named_parameters()
                 ]
         slot = model.projector_slots.get(self.name, 0)

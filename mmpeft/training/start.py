@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mmpeft.adapters import AdapterBank, AdapterConfig, PromptConfig, PTuningConfig
-from mmpeft.adapters.bank import Part
+from mmpeft.adapters.bank import MethodPart
 from mmpeft.errors import RefusedError
 from mmpeft.models.build import build_model
 from mmpeft.models.language import LanguageConfig, load_tokenizer
@@ -160,7 +160,7 @@ def _check_loaded(bank: AdapterBank, name: str, wanted: AdapterConfig, source: s
         )
 
 
-def _fits(bank: AdapterBank, wanted: AdapterConfig, loaded: Part, answering: bool) -> bool:
+def _fits(bank: AdapterBank, wanted: AdapterConfig, loaded: MethodPart, answering: bool) -> bool:
     if isinstance(wanted, PTuningConfig) and answering:
         # files hold what the network made, not the network
         wanted = PromptConfig(wanted.num_virtual_tokens)

@@ -171,10 +171,8 @@ def test_ia3_in_a_bank(make_bank, logits_of, tokens, method):
     configs = {"a": IA3Config(["k_proj", "down_proj"]), "b": IA3Config(["v_proj", "down_proj"])}
     bank = make_bank(configs)
     for name in configs:  # log wants positive vectors
-        entry = bank.entry(name)
-        for path in entry.sites:
-            stack = bank.stack(name, path)
-            stack.fill(entry.slot, {"ia3_l": stack.tensors(entry.slot)["ia3_l"].abs() + 0.1})
+        for _, stack, slot in bank.places(name):
+            stack.fill(slot, {"ia3_l": stack.tensors(slot)["ia3_l"].abs() + 0.1})
     entry = combine(bank, ["a", "b"], "new", method, [0.5, 0.7], seed=1)
     assert sorted({path.rsplit(".", 1)[1] for path in entry.sites}) == ["down_proj", "k_proj", "v_proj"]
     want = combine_ia3([bank.tensors("a"), bank.tensors("b")], method, [0.5, 0.7], seed=1)
@@ -252,9 +250,8 @@ def test_averaging_factors_is_not_averaging_updates(lora_states):
 )  # fmt: skip
 def test_impossible_combinations_are_refused(make_bank, names, options, message):
     bank = make_bank()
-    entry = bank.entry("tfew")
-    stack = bank.stack("tfew", entry.sites[0])
-    stack.fill(entry.slot, {"ia3_l": -stack.tensors(entry.slot)["ia3_l"].abs()})
+    _, stack, slot = next(bank.places("tfew"))
+    stack.fill(slot, {"ia3_l": -stack.tensors(slot)["ia3_l"].abs()})
     if "outputs" in names:  # the same linear, at its other side
         bank.remove("outputs")
         bank.add("outputs", IA3Config(["down_proj"], []))

@@ -36,7 +36,7 @@ def test_explain_reports_one_graph_and_no_break(make_bank, tokens):
 def test_rerouting_compiles_nothing_anew(make_bank, logits_of, tokens, training):
     """And the compiled graph follows the route: equal to eager mode for each (same kernels, so bitwise)."""
     bank, ids, counter = make_bank(), tokens(len(NAMES)), CompileCounter()
-    bank.model.train(training)
+    bank.train(training)
     compiled = torch.compile(bank.model, backend=counter, fullgraph=True)
     for names in ROUTES:
         bank.route(names)

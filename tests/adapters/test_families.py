@@ -16,6 +16,7 @@ from mmpeft.adapters import (
 from mmpeft.adapters.architecture import find_parts
 from mmpeft.adapters.peft_format import load_adapter, save_adapter
 from tests.adapters.test_architecture_roles import FAMILIES, build
+from tests.adapters.toy_method import ToyConfig
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:fan_in_fan_out"),
@@ -31,6 +32,7 @@ METHODS = {
     "bitfit": BitFitConfig(),
     "full": FullConfig(),
     "bottleneck": BottleneckConfig(width=3),
+    "toy": ToyConfig(),
 }
 IN_PEFT = ("lora", "everywhere", "dora", "ia3")
 

@@ -5,6 +5,7 @@ import torch
 
 from mmpeft.adapters import AdapterBank, IA3Config
 from mmpeft.adapters.methods.ia3 import IA3Stack
+from tests.conftest import slot_of, stack_at
 
 
 @pytest.mark.parametrize(("side", "shape"), [("input", (1, 6)), ("output", (6, 1))])
@@ -58,7 +59,7 @@ def test_scaling_the_input_of_down_is_scaling_the_output_of_up(make_llama, logit
         bank = AdapterBank(make_llama())
         bank.add("a", IA3Config([target], feedforward))
         for path in bank.entry("a").sites:
-            stack = bank.stack("a", path)
+            stack = stack_at(bank, "a", path)
             stack.fill(0, {"ia3_l": vector})
         logits.append(logits_of(bank, ["a"], tokens(1)))
     torch.testing.assert_close(*logits, rtol=1e-5, atol=2e-6)
@@ -71,6 +72,6 @@ def test_a_slot_on_a_module_it_does_not_target_stays_zero_under_training(make_ba
     train(bank, list(configs), [tokens(2)] * 3)
     for name, other in (("keys", "values"), ("values", "keys")):
         for path in bank.entry(name).sites:
-            delta = bank.stack(name, path).ia3_delta
-            assert delta[bank.entry(name).slot].all(), f"{name} did not train"
-            assert not delta[bank.entry(other).slot].any()
+            delta = stack_at(bank, name, path).ia3_delta
+            assert delta[slot_of(bank, name)].all(), f"{name} did not train"
+            assert not delta[slot_of(bank, other)].any()

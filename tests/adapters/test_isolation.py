@@ -18,19 +18,20 @@ from mmpeft.adapters import (
     IA3Config,
     LoraConfig,
 )
+from mmpeft.adapters.methods.registry import METHODS
+from tests.adapters.toy_method import ToyConfig
 from tests.conftest import MIXED, one_slot_each
 
 CLOSE = {"rtol": 1e-5, "atol": 2e-6}
 FINETUNES = list(MIXED)
 """The names of the default bank."""
 NAMES = [*FINETUNES, None]
-METHODS = ("lora", "dora", "ia3", "bitfit", "full", "bottleneck")
 
 
 def run_with_gradients(bank, names, ids, token_means):
     """Logits, gradient of the input embeddings and of every stack, for the sum of the rows' losses."""
     embeds = bank.model.get_input_embeddings()(ids).detach().requires_grad_()
-    bank.model.zero_grad()
+    bank.zero_grad()
     bank.route(names)
     logits = bank.model(inputs_embeds=embeds).logits
     token_means(logits, ids).sum().backward()
@@ -95,6 +96,7 @@ def routings(draw):
         | st.builds(DoraConfig, rank=st.integers(1, 5), target_modules=targets)
         | st.builds(BitFitConfig, target_modules=targets)
         | st.builds(FullConfig, target_modules=targets)
+        | st.builds(ToyConfig, target_modules=targets)
         | st.builds(BottleneckConfig, width=st.integers(1, 7), reads=st.sampled_from(["input", "output"]))
     )
     configs = draw(st.lists(lora | others, min_size=3, max_size=5))
@@ -114,7 +116,7 @@ def routings(draw):
 def test_a_row_is_unchanged_bitwise_by_the_slots_of_other_rows(make_bank, poison, logits_of, tokens, case):
     """Whatever the methods, ranks, targets and neighbours, one of which may be all NaN."""
     adapters, row, one, other = case
-    bank = make_bank(adapters, reserve=dict.fromkeys(METHODS, (2, 0)))
+    bank = make_bank(adapters, reserve=dict.fromkeys([config.method for config in METHODS], (2, 0)))
     poison(bank, "finetune-0")
     ids = tokens(len(one))
     assert torch.equal(logits_of(bank, one, ids)[row], logits_of(bank, other, ids)[row])

@@ -20,7 +20,7 @@ def layer_and_bank(make_bank):
 
 def test_each_row_gets_the_formula_of_its_own_method(layer_and_bank):
     model, bank = layer_and_bank
-    W, bias = model[0].base.weight.double(), model[0].base.bias.double()
+    W, bias = model[0].weight.double(), model[0].bias.double()
     x = torch.randn(4, 3, 8, generator=torch.Generator().manual_seed(0))
     bank.route(["in", "lora", None, "out"])
     got = model(x)
@@ -71,7 +71,7 @@ def test_gradient_checkpointing_changes_no_gradient_and_loses_none(
     ids, gradients = tokens(len(names)), []
     for checkpointing in (False, True):
         bank = make_bank()
-        bank.model.train()
+        bank.train()
         if checkpointing:
             bank.model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
         embeds = bank.model.get_input_embeddings()(ids).requires_grad_()

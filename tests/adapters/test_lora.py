@@ -5,6 +5,7 @@ import torch
 
 from mmpeft.adapters import DoraConfig, LoraConfig
 from mmpeft.adapters.methods.lora import LoraStack
+from tests.conftest import slot_of, stack_at
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_a_slot_reopened_after_removal_is_initialised_again_and_not_dead(make_ba
     """And nothing of its former finetune is left in it."""
     bank = make_bank({"old": LoraConfig(rank=8), "other": LoraConfig(rank=2)})
     bank.remove("old")
-    assert bank.add("new", LoraConfig(rank=4)).slot == 0
+    assert bank.add("new", LoraConfig(rank=4)).parts[0].slot == 0
     fresh = make_bank({"new": LoraConfig(rank=4)}, fill=False)
     for key, tensor in bank.tensors("new").items():
         assert torch.equal(tensor, fresh.tensors("new")[key]), key
@@ -70,9 +71,9 @@ def test_padding_to_the_largest_rank_is_a_fixed_point_of_training(make_bank, tra
     bank = make_bank(configs)
     before = {name: {k: t.clone() for k, t in bank.tensors(name).items()} for name in configs}
     train(bank, list(configs), [tokens(2)] * 3, weight_decay=0.5)
-    slot = bank.entry("narrow").slot
+    slot = slot_of(bank, "narrow")
     for path in bank.entry("narrow").sites:
-        stack = bank.stack("narrow", path)
+        stack = stack_at(bank, "narrow", path)
         assert not stack.lora_A[slot, 2:].any()
         assert not stack.lora_B[slot, :, 2:].any()
         assert not stack.lora_A.grad[slot, 2:].any()
@@ -86,7 +87,7 @@ def test_a_slot_on_a_module_it_does_not_target_is_a_fixed_point_too(make_bank, t
     bank = make_bank({"qv": LoraConfig(rank=4), "k": LoraConfig(rank=4, target_modules=["k_proj"])})
     train(bank, ["qv", "k"], [tokens(2)] * 3, weight_decay=0.5)
     for path in bank.entry("k").sites:
-        stack, slot = bank.stack("k", path), bank.entry("qv").slot
+        stack, slot = stack_at(bank, "k", path), slot_of(bank, "qv")
         assert not stack.lora_A[slot].any()
         assert not stack.lora_B[slot].any()
 
@@ -111,7 +112,7 @@ def test_dropout_acts_in_training_mode_only(make_bank, logits_of, tokens):
     plain = logits_of(make_bank({"a": LoraConfig()}), names, ids)
     bank = make_bank({"a": LoraConfig(dropout=0.5)})
     assert torch.equal(logits_of(bank, names, ids), plain)
-    bank.model.train()
+    bank.train()
     first, second = logits_of(bank, names, ids), logits_of(bank, names, ids)
     assert not torch.equal(first[0], second[0])
     assert torch.equal(first[1], plain[1]), "dropout reached a base row"
@@ -136,7 +137,7 @@ def test_dropout_is_the_slot_own_and_keeps_the_mean():
 def test_a_removed_adapter_takes_its_dropout_along(make_bank):
     """Otherwise every later forward would draw random numbers for nothing."""
     bank = make_bank({"a": LoraConfig(dropout=0.5), "b": LoraConfig()})
-    stack = bank.stack("a", bank.entry("a").sites[0])
+    stack = stack_at(bank, "a", bank.entry("a").sites[0])
     assert stack.has_dropout
     bank.remove("a")
     assert not stack.has_dropout

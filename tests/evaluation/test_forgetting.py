@@ -17,6 +17,7 @@ from mmpeft.adapters import (
 )
 from mmpeft.evaluation import forgetting
 from mmpeft.evaluation.forgetting import measure_forgetting
+from mmpeft.hashing import hash_tensors
 from mmpeft.models.build import build_model
 from mmpeft.models.language import LanguageConfig
 from mmpeft.models.vision import VisionConfig
@@ -219,6 +220,20 @@ def test_the_hash_is_the_bases_alone(make_model, randomise, tiny_tokenizer, quan
     assert base_hash(model) == before
 
 
+@pytest.mark.parametrize("quantization", [None, "nf4", "int8"])
+def test_the_hash_is_that_which_runs_have_recorded(make_model, quantization):
+    """Of every module's own tensors, whatever a state dict makes of them, under the names of the plain base."""
+    model, plain = make_model(quantization=quantization), make_model(quantization=quantization)
+    for name, config in ADAPTERS.items():
+        model.bank.add(name, config)
+    tensors = {}
+    for path, module in plain.language_model.named_modules():
+        module._save_to_state_dict(tensors, f"{path}." if path else "", keep_vars=False)
+    tensors = {f"language.{name}": tensor for name, tensor in tensors.items()}
+    tensors |= {f"vision.{name}": tensor for name, tensor in plain.vision_encoder.state_dict().items()}
+    assert base_hash(model) == hash_tensors(tensors)
+
+
 def frozen_tensors(model):
     """Every kind of tensor that makes up the base, and where it is."""
     layer = model.language_model.model.layers[1]
@@ -226,11 +241,11 @@ def frozen_tensors(model):
         "embedding": model.language_model.model.embed_tokens.weight,
         "head": model.language_model.lm_head.weight,
         "norm": layer.input_layernorm.weight,
-        "wrapped": layer.self_attn.q_proj.base.weight,
-        "in a wrapped feed-forward": layer.mlp.base.down_proj.base.weight,
+        "adapted": layer.self_attn.q_proj.weight,
+        "in an adapted feed-forward": layer.mlp.down_proj.weight,
         "vision": next(model.vision_encoder.parameters()),
     }
-    weight = tensors["wrapped"]
+    weight = tensors["adapted"]
     if (state := getattr(weight, "quant_state", None)) is not None:
         tensors |= {
             "codes of scales": state.absmax,

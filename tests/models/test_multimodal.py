@@ -48,6 +48,18 @@ def gradients(model):
     return {name: parameter.grad for name, parameter in named.items()}
 
 
+def test_every_parameter_of_the_model_has_one_name(model):
+    """The bank is a child of the model, and its language model is not a child of the bank too."""
+    named = list(model.named_parameters(remove_duplicate=False))
+    assert len({id(parameter) for _, parameter in named}) == len(named)
+    parts = (model.vision_encoder, model.projector, model.language_model, model.bank)
+    assert {id(p) for _, p in named} == {id(p) for part in parts for p in part.parameters()}
+    assert {name.split(".")[0] for name, p in named if p.requires_grad} == {"projector", "bank"}
+    model.train()
+    assert all(stack.training for stack in model.bank.stacks.values())
+    assert not any(stack.training for stack in model.eval().bank.stacks.values())
+
+
 def embeds_of(model, encoded, features_of):
     """(1, tokens, dim): what the language model reads of one conversation, put together by hand."""
     table = model.language_model.get_input_embeddings().weight

@@ -94,7 +94,7 @@ def test_a_checkpoint_holds_what_trains_and_nothing_of_the_base(uninterrupted):
     path = checkpoint_of(uninterrupted, STEPS)
     checkpoint = torch.load(path, weights_only=True)
     names = {
-        f"model.language_model.model.layers.{layer}.self_attn.{site}.stacks.lora.lora_{part}"
+        f"model.bank.stacks.model/layers/{layer}/self_attn/{site}/lora.lora_{part}"
         for layer in range(2)
         for site in ("q_proj", "v_proj")
         for part in "AB"
@@ -111,7 +111,7 @@ def test_a_checkpoint_of_another_rank_is_refused_field_by_field(config, uninterr
         )
     message = str(refused.value)
     assert "does not fit this run" in message
-    assert "q_proj.stacks.lora.lora_A: the checkpoint has [1, 4, 64], found [1, 8, 64]" in message
+    assert "q_proj/lora.lora_A: the checkpoint has [1, 4, 64], found [1, 8, 64]" in message
     assert "projector" not in message, "what fits is not told"
 
 
@@ -122,9 +122,7 @@ def test_a_checkpoint_of_other_targets_is_refused(config, uninterrupted, tmp_pat
         "--model.adapter.init_args.target_modules",
         "[q_proj]",
     ]
-    with pytest.raises(
-        SystemExit, match=r"v_proj.stacks.lora.lora_A: the checkpoint has \[1, 4, 64\], found None"
-    ):
+    with pytest.raises(SystemExit, match=r"v_proj/lora.lora_A: the checkpoint has \[1, 4, 64\], found None"):
         main(
             ["fit", "--config", str(config), *arguments, "--ckpt_path", str(checkpoint_of(uninterrupted, 3))]
         )

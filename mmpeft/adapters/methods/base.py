@@ -1,12 +1,34 @@
-"""What every method's config and stack share: slots that can be opened, filled, read and emptied in place."""
+"""The base of every method's config: the hooks by which a method says everything about itself.
+
+A method is one file beside this one, with a config and a `Stack`, and one line in `registry.py`.
+"""
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
-from mmpeft.adapters.functional import BASE, gather_slots
+from mmpeft.adapters.architecture import ROLES, Role
+from mmpeft.adapters.methods.stack import Stack
+from mmpeft.errors import RefusedError
+
+OWN_PEFT_TYPE = "MMPEFT_"
+"""What ``peft_type`` begins with for methods that PEFT has no format for."""
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """The sizes of what a language model reads: what methods that change it build their tensors from."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_key_heads: int
+    head_dim: int
+    image_shape: tuple[int, int] | None
+    """(tokens, dim) of one image's features; None where the model reads no images."""
 
 
 class AdapterConfig:
@@ -16,11 +38,25 @@ class AdapterConfig:
     """The name that files, routing and reports use for the method."""
     home: ClassVar[Literal["layers", "inputs"]] = "layers"
     """Whether the method changes layers of the model or what the model reads."""
+    composed: ClassVar[bool] = False
+    """Whether it consists of other methods and has no tensors of its own."""
+    auto: ClassVar[tuple[Role, ...]] = ROLES
+    """The roles of the linears that ``target_modules: auto`` means."""
+    whole_feedforwards: ClassVar[bool] = False
+    """Whether "auto" means the whole feed-forward of each block instead, which may then be named too."""
+    fields_of_targets: ClassVar[tuple[str, ...]] = ()
+    """Further fields that name some of the targets; names that match none are refused."""
+    changes_weight: ClassVar[bool] = False
+    """Whether it changes a weight of the base, see `change_weight`."""
+    peft_refused: ClassVar[tuple[str, ...]] = ()
+    """Fields of the method's config in PEFT that, when set, change what the tensors mean and are lacking here."""
 
     target_modules: str | list[str] = "auto"
     """Which layers it changes."""
     layers: list[int] | str | None = None
     """Only those of these decoder layers, see `choose_layers`; None is all."""
+
+    # -- shapes ---------------------------------------------------------------------------------------------
 
     @property
     def size(self) -> int:
@@ -35,9 +71,15 @@ class AdapterConfig:
         """The key of the method's stack among those of the layer at ``path``."""
         return self.method
 
-    def make_stack(
-        self, path: str, in_features: int, out_features: int, num_slots: int, size: int
-    ) -> "Stack":
+    def input_features(self, inputs: ModelInputs) -> tuple[int, int]:
+        """What a method that changes the model's inputs counts as (in, out) features.
+
+        Raises:
+            RefusedError: the model does not read what the method changes.
+        """
+        return inputs.hidden_size, inputs.hidden_size
+
+    def make_stack(self, path: str, in_features: int, out_features: int, num_slots: int, size: int) -> Stack:
         """An empty stack for the layer at ``path``. Every method has one; a hybrid has those of its parts."""
         raise NotImplementedError(f"{type(self).__name__} has no make_stack")
 
@@ -46,108 +88,76 @@ class AdapterConfig:
         has those of its parts."""
         raise NotImplementedError(f"{type(self).__name__} has no shapes")
 
+    def trained_roles(self, path: str) -> tuple[Role, ...] | None:
+        """The roles whose features train where the linear at ``path`` is fused; None is all of them. A method that
+        says so has a stack with `Stack.train_only`."""
+        return None
 
-class Stack(nn.Module):
-    """One method's tensors at one place of the model. Dim 0 of every Parameter and buffer is the slot.
+    @classmethod
+    def usual(cls) -> dict[str, "AdapterConfig"]:
+        """Label -> the method at a usual size, for tables that compare methods."""
+        return {}
 
-    A slot of zeros is the base model. A finetune need not target every wrapped module: its rows must pass the
-    others as base rows do, with no gradient. For LoRA a zero slot happens to be a fixed point of training, for
-    IA3 it is not; ``active`` says which slots take part at all.
-    """
+    # -- files ----------------------------------------------------------------------------------------------
 
-    method: ClassVar[str]
-    size_dims: ClassVar[dict[str, int]] = {}
-    """Parameter -> the dim that is padded to the largest size of the slots."""
-    origin: ClassVar[float] = 0.0
-    """What a slot of zeros stands for in the method's own terms: IA3's vectors are ones where their delta is zero."""
-    active: Tensor
+    @classmethod
+    def peft_type(cls) -> str:
+        """``peft_type`` of its files."""
+        return OWN_PEFT_TYPE + cls.method.upper()
 
-    def __init__(self, num_slots: int):
-        super().__init__()
-        self.register_buffer("active", torch.zeros(num_slots, dtype=torch.bool), persistent=False)
-        self.partial = True
-        """Whether some slot is inactive."""
-        self.sizes = [0] * num_slots
-        """Each slot's own size: its rank, width or number of tokens."""
+    @classmethod
+    def reads_peft(cls, raw: dict[str, Any]) -> bool:
+        """Whether a file with these fields is of this method."""
+        return raw.get("peft_type") == cls.peft_type()
 
-    def attach(self, base: nn.Module) -> None:
-        """Shows the stack the frozen layer that it will sit on, for methods that depend on its weight."""
+    @classmethod
+    def from_peft(cls, raw: dict[str, Any]) -> "AdapterConfig":
+        """The config that a file's fields stand for.
 
-    def on_input(self, x: Tensor, slots: Tensor, uniform: bool) -> Tensor:
-        """What the layer's base gets instead of ``x`` (B, T, I); ``uniform`` promises one slot that serves
-        every row."""
-        return x
-
-    def on_output(self, x: Tensor, y: Tensor, slots: Tensor, uniform: bool) -> Tensor:
-        """What the layer returns instead of ``y`` (B, T, O); ``x`` (B, T, I) is the layer's input."""
-        return y
-
-    def open(self, slot: int, config: Any, generator: torch.Generator) -> None:
-        """Starts the slot afresh, as the base model but able to learn."""
-        self.reset(slot)
-        self.sizes[slot] = config.size
-        self._set_active(slot, True)
-
-    @torch.no_grad()
-    def reset(self, slot: int) -> None:
-        """Empties the slot: its rows are base rows."""
-        for tensor in (*self.parameters(recurse=False), *self.buffers(recurse=False)):
-            tensor[slot] = 0
-        self.sizes[slot] = 0
-        self._set_active(slot, False)
-
-    def tensors(self, slot: int) -> dict[str, Tensor]:
-        """The slot's tensors as PEFT names and shapes them. Every method has its own; nothing is common to all."""
-        raise NotImplementedError(f"{type(self).__name__} has no tensors")
-
-    @torch.no_grad()
-    def fill(self, slot: int, tensors: dict[str, Tensor]) -> None:
-        """Copies tensors named and shaped as `tensors` returns them into the slot."""
-        for key, view in self.tensors(slot).items():
-            view.copy_(tensors[key])
-
-    def resize(self, num_slots: int, size: int) -> None:
-        """Grows to at least this many slots of this size, keeping what they hold; the same Parameters if they
-        fit."""
-        for name, parameter in list(self.named_parameters(recurse=False)):
-            wanted = [num_slots] + [0] * (parameter.dim() - 1)
-            if name in self.size_dims:
-                wanted[self.size_dims[name]] = size
-            if not _fits(parameter, wanted):
-                setattr(self, name, nn.Parameter(_grown(parameter, wanted)))
-        for name, buffer in list(self.named_buffers(recurse=False)):
-            if not _fits(buffer, [num_slots]):
-                setattr(self, name, _grown(buffer, [num_slots]))
-        self.sizes += [0] * (num_slots - len(self.sizes))
-        self.partial = not bool(self.active.all())
-
-    def own_dims(self, name: str, slot: int) -> tuple[slice, ...]:
-        """What of a Parameter's slot is not padding: an index of its dims after the first."""
-        if name not in self.size_dims:
-            return ()
-        return (*[slice(None)] * (self.size_dims[name] - 1), slice(self.sizes[slot]))
-
-    def effective(self, slots: Tensor) -> Tensor:
-        """``slots`` (B,) with the rows of inactive slots turned into base rows.
-
-        A compiled model goes by the tensor even when all are active: a branch on that would compile it anew
-        whenever the last free slot is taken.
+        Raises:
+            RefusedError: a field is missing, impossible, or changes what the tensors mean.
         """
-        if not torch.compiler.is_compiling() and not self.partial:
-            return slots
-        return torch.where(self.active[slots.clamp(min=0)], slots, BASE)
+        return cls(**{f.name: raw[f.name] for f in fields(cls) if f.name in raw})  # pyright: ignore
 
-    def sizes_of(self, slots: Tensor) -> Tensor:
-        """(B,) int64: the size of each row's slot; 0 for base rows."""
-        return gather_slots(torch.tensor(self.sizes, device=slots.device), slots)
+    def to_peft(
+        self, sites: list[str], names: Callable[[list[str]], list[str]], inputs: ModelInputs | None
+    ) -> dict[str, Any]:
+        """The fields of its file beside the base's name. Targets are always written out, because PEFT's own defaults
+        differ from the papers' for several architectures.
 
-    def one(self, uniform: bool) -> bool:
-        """Whether slot 0 serves every row of the batch."""
-        return uniform and not self.partial
+        Args:
+            sites: paths of what the adapter changes.
+            names: sites -> how ``target_modules`` names them.
+            inputs: of a method that changes the model's inputs; None for one of layers.
+        """
+        targets = {} if inputs else {"target_modules": names(sites)}
+        return {"peft_type": self.peft_type(), **vars(self), **targets, "layers": None}
 
-    def _set_active(self, slot: int, active: bool) -> None:
-        self.active[slot] = active
-        self.partial = not bool(self.active.all())
+    # -- the weights of the base ----------------------------------------------------------------------------
+
+    def fold(self, path: str, model: nn.Module, stack: Any, slot: int) -> Callable[[], None]:
+        """What merges a slot into the linear at ``path`` of the plain ``model``. It checks now and changes the linear
+        when it is called, so that all of an adapter is checked before anything changes.
+
+        Raises:
+            RefusedError: the linear cannot take it exactly.
+        """
+        raise RefusedError(
+            f"{self.method} is no change of a weight and cannot be merged; serve the adapter, or merge one of a method "
+            "that changes weights, such as LoRA or IA3"
+        )
+
+    def change_weight(self, change: Tensor, weight: Tensor, path: str, stack: Any, slot: int) -> None:
+        """Turns ``change`` (O, I), what earlier methods did to ``weight`` (O, I), into what they and this slot do. Only
+        of methods with `changes_weight`.
+
+        The difference itself is carried along: taking it from two weights would lose the digits that a small one has.
+        """
+        raise NotImplementedError(f"{type(self).__name__} changes no weight")
+
+    def change_norm(self, stack: Any, slot: int) -> Tensor | None:
+        """Frobenius norm of the slot's change where no other method acts, if there is a short way to it."""
+        return None
 
 
 def names_module(path: str, names: str | list[str]) -> bool:
@@ -158,14 +168,12 @@ def names_module(path: str, names: str | list[str]) -> bool:
     return any(path == name or path.endswith(f".{name}") for name in names)
 
 
-def _fits(tensor: Tensor, sizes: list[int]) -> bool:
-    """Whether the leading dims of ``tensor`` already reach ``sizes``."""
-    return all(have >= want for have, want in zip(tensor.shape, sizes, strict=False))
+def required(raw: dict[str, Any], key: str) -> Any:
+    """A field of a PEFT config.
 
-
-def _grown(tensor: Tensor, sizes: list[int]) -> Tensor:
-    """``tensor`` zero-padded at the end of its leading dims up to ``sizes``; never shrunk."""
-    shape = [max(have, want) for have, want in zip(tensor.shape, sizes, strict=False)]
-    out = tensor.new_zeros(*shape, *tensor.shape[len(sizes) :])
-    out[tuple(slice(n) for n in tensor.shape)] = tensor.detach()
-    return out
+    Raises:
+        RefusedError: it is missing.
+    """
+    if not raw.get(key):
+        raise RefusedError(f"{key} is missing")
+    return raw[key]

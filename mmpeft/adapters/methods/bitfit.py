@@ -3,14 +3,19 @@
 Source: Ben Zaken et al. 2021. A slot holds the change of the bias, so that zero is the base model.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from mmpeft.adapters.functional import gather_slots
-from mmpeft.adapters.methods.base import AdapterConfig, Stack
+from mmpeft.adapters.methods.base import AdapterConfig
+from mmpeft.adapters.methods.stack import Stack
+from mmpeft.adapters.weight_updates import add_bias
+from mmpeft.errors import RefusedError
 
 
 @dataclass
@@ -30,11 +35,24 @@ class BitFitConfig(AdapterConfig):
     def shapes(self, path: str, in_features: int, out_features: int) -> dict[str, list[int]]:
         return {"bias_delta": [out_features]}
 
+    @classmethod
+    def usual(cls) -> dict[str, AdapterConfig]:
+        return {"BitFit": cls()}
+
+    def fold(self, path: str, model: nn.Module, stack: Any, slot: int) -> Callable[[], None]:
+        linear: Any = model.get_submodule(path)
+        if linear.bias is None:
+            raise RefusedError(
+                f"{path} has no bias in this architecture, so a plain model has no place for one; serve the adapter"
+            )
+        return partial(add_bias, linear, stack.tensors(slot)["bias_delta"])
+
 
 class BitFitStack(Stack):
     """The bias changes of every slot on one linear: ``bias_delta`` (S, O)."""
 
     method = BitFitConfig.method
+    turn = 40
 
     def __init__(self, out_features: int, num_slots: int):
         super().__init__(num_slots)

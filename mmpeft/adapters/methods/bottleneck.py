@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mmpeft.adapters.functional import gather_slots
-from mmpeft.adapters.methods.base import AdapterConfig, Stack
+from mmpeft.adapters.methods.base import AdapterConfig
+from mmpeft.adapters.methods.stack import Stack
 from mmpeft.errors import RefusedError
 
 
@@ -21,6 +22,7 @@ class BottleneckConfig(AdapterConfig):
     """Small networks on chosen layers."""
 
     method: ClassVar[str] = "bottleneck"
+    whole_feedforwards: ClassVar[bool] = True
 
     width: int = 64
     """Hidden units of each adapter."""
@@ -45,6 +47,10 @@ class BottleneckConfig(AdapterConfig):
     def size(self) -> int:
         return self.width
 
+    @classmethod
+    def usual(cls) -> dict[str, AdapterConfig]:
+        return {"bottleneck of 64": cls(width=64)}
+
     def place(self, path: str) -> str:
         return "bottleneck_sequential" if self.reads == "output" else "bottleneck_parallel"
 
@@ -68,6 +74,7 @@ class BottleneckStack(Stack):
     """
 
     method = BottleneckConfig.method
+    turn = 50
     size_dims: ClassVar[dict[str, int]] = {"down": 1, "down_bias": 1, "up": 2}
     scaling: Tensor
 

@@ -6,6 +6,7 @@ backward pass.
 Source: Liu et al. 2024, equations 5 and 11 (the constant norm is section 4.3).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,9 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmpeft.adapters.base_weights import dense_weight
 from mmpeft.adapters.functional import BASE, gather_slots, lora_delta
-from mmpeft.adapters.methods.base import Stack
+from mmpeft.adapters.methods.base import AdapterConfig, ModelInputs
 from mmpeft.adapters.methods.lora import LoraConfig, LoraStack
+from mmpeft.adapters.methods.stack import Stack
+from mmpeft.adapters.weight_updates import add_bias, scale_rows_of_weight
 
 ROWS_AT_ONCE = 256
 """Rows of the identity that are sent through the base together to learn its weight's norms."""
@@ -33,6 +37,43 @@ class DoraConfig(LoraConfig):
     def shapes(self, path: str, in_features: int, out_features: int) -> dict[str, list[int]]:
         return super().shapes(path, in_features, out_features) | {"lora_magnitude_vector": [out_features]}
 
+    @classmethod
+    def usual(cls) -> dict[str, AdapterConfig]:
+        return {"DoRA r=16": cls(rank=16)}
+
+    @classmethod
+    def reads_peft(cls, raw: dict[str, Any]) -> bool:
+        return raw.get("peft_type") == cls.peft_type() and bool(raw.get("use_dora"))
+
+    def to_peft(
+        self, sites: list[str], names: Callable[[list[str]], list[str]], inputs: ModelInputs | None
+    ) -> dict[str, Any]:
+        return super().to_peft(sites, names, inputs) | {"use_dora": True}
+
+    def fold(self, path: str, model: nn.Module, stack: Any, slot: int) -> Callable[[], None]:
+        """The base's bias stays, but what an IA3 made of it counts as product."""
+        add_update = super().fold(path, model, stack, slot)
+        linear: Any = model.get_submodule(path)
+        factor = stack.factors()[slot]
+        bias = None if linear.bias is None else linear.bias.detach().float().clone()
+
+        @torch.no_grad()
+        def fold_dora() -> None:
+            add_update()
+            scale_rows_of_weight(linear, factor)
+            if bias is not None:
+                add_bias(linear, (factor - 1) * (linear.bias.float() - bias))
+
+        return fold_dora
+
+    def change_weight(self, change: Tensor, weight: Tensor, path: str, stack: Any, slot: int) -> None:
+        super().change_weight(change, weight, path, stack, slot)
+        factor = stack.factors()[slot][:, None]
+        change.mul_(factor).addcmul_(weight, factor - 1)
+
+    def change_norm(self, stack: Any, slot: int) -> Tensor | None:
+        return None
+
 
 class DoraStack(LoraStack):
     """LoRA's stack and ``magnitude`` (S, O).
@@ -42,14 +83,16 @@ class DoraStack(LoraStack):
     """
 
     method = DoraConfig.method
+    turn = 10
 
     def __init__(self, in_features: int, out_features: int, num_slots: int, rank: int):
         super().__init__(in_features, out_features, num_slots, rank)
         self.magnitude = nn.Parameter(torch.zeros(num_slots, out_features))
 
     @torch.no_grad()
-    def attach(self, base: nn.Module) -> None:
+    def attach(self, base: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
         self._base = [base]  # in a list: the base stays the layer's module, not this one's
+        self._forward = forward
         identity = torch.eye(self.lora_A.shape[-1], device=self.lora_A.device)
         squares = [self._weight_times(rows).square().sum(0) for rows in identity.split(ROWS_AT_ONCE)]
         self._squares = torch.stack(squares).sum(0)
@@ -98,7 +141,7 @@ class DoraStack(LoraStack):
         rounded answer, as a quantised base needs it, costs the more precision the larger the bias."""
         base: Any = self._base[0]
         if base.weight.is_floating_point() and base.weight.dim() == 2:
-            weight = base.weight.T if type(base).__name__ == "Conv1D" else base.weight
+            weight = dense_weight(base)
             return F.linear(rows.to(weight.dtype), weight).float()
-        product = base(rows).float()
+        product = self._forward(rows).float()
         return product if base.bias is None else product - base.bias.float()

@@ -4,15 +4,19 @@ A slot holds the change of the weight, ``y = (W + D_s) x``, so that it routes pe
 no weight decay, training ``D`` from zero takes the steps of training ``W`` itself.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmpeft.adapters.functional import gather_slots
-from mmpeft.adapters.methods.base import AdapterConfig, Stack
+from mmpeft.adapters.methods.base import AdapterConfig
+from mmpeft.adapters.methods.stack import Stack
+from mmpeft.adapters.weight_updates import add_weight, check_dense
 
 
 @dataclass
@@ -20,6 +24,7 @@ class FullConfig(AdapterConfig):
     """Every weight of chosen linears."""
 
     method: ClassVar[str] = "full"
+    changes_weight: ClassVar[bool] = True
 
     target_modules: str | list[str] = "auto"
     """Names of linears; "auto" is every linear of the blocks, "all-linear" also those outside of them."""
@@ -32,11 +37,24 @@ class FullConfig(AdapterConfig):
     def shapes(self, path: str, in_features: int, out_features: int) -> dict[str, list[int]]:
         return {"weight_delta": [out_features, in_features]}
 
+    @classmethod
+    def usual(cls) -> dict[str, AdapterConfig]:
+        return {"full, all linears": cls()}
+
+    def fold(self, path: str, model: nn.Module, stack: Any, slot: int) -> Callable[[], None]:
+        linear = model.get_submodule(path)
+        check_dense(path, linear, self.method)
+        return partial(add_weight, linear, stack.tensors(slot)["weight_delta"])
+
+    def change_weight(self, change: Tensor, weight: Tensor, path: str, stack: Any, slot: int) -> None:
+        change += stack.tensors(slot)["weight_delta"]
+
 
 class FullStack(Stack):
     """The weight changes of every slot on one linear: ``weight_delta`` (S, O, I)."""
 
     method = FullConfig.method
+    turn = 30
 
     def __init__(self, in_features: int, out_features: int, num_slots: int):
         super().__init__(num_slots)

@@ -6,17 +6,32 @@ Source: Liu et al. 2022, section 3.3. For a gated feed-forward ``down(act(gate x
 of ``down`` equals scaling the output of ``up``, which is the paper's place (T5's ``wi_1``).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from mmpeft.adapters.architecture import Role
+from mmpeft.adapters.base_weights import is_quantised
 from mmpeft.adapters.functional import gather_slots, ia3_scale
-from mmpeft.adapters.methods.base import AdapterConfig, Stack, names_module
+from mmpeft.adapters.methods.base import AdapterConfig, ModelInputs, names_module, required
+from mmpeft.adapters.methods.stack import Stack
+from mmpeft.adapters.weight_updates import (
+    DEQUANTIZE_FIRST,
+    check_rows_scale,
+    scale_columns,
+    scale_rows,
+)
+from mmpeft.errors import RefusedError
 
 FEEDFORWARD_OUT = ["down_proj", "fc2", "mlp.c_proj", "dense_4h_to_h"]
 """Names of the feed-forward's last linear, where IA3 scales the input. GPT-2 calls the attention's c_proj too."""
+GATED_FEEDFORWARD = {"gate_proj", "up_proj", "down_proj"}
+"""The children with weights of a feed-forward ``down(act(gate x) * up x)``. One more, such as BitNet's norm
+before ``down_proj``, and scaling its input is no longer scaling ``up_proj``'s output."""
 
 
 @dataclass
@@ -24,6 +39,9 @@ class IA3Config(AdapterConfig):
     """Rescaling vectors on chosen linears."""
 
     method: ClassVar[str] = "ia3"
+    auto: ClassVar[tuple[Role, ...]] = ("k", "v", "down")
+    fields_of_targets: ClassVar[tuple[str, ...]] = ("feedforward_modules",)
+    changes_weight: ClassVar[bool] = True
 
     target_modules: str | list[str] = "auto"
     """Names of linears, or "auto": keys, values and the feed-forward's last linear of this architecture."""
@@ -48,6 +66,53 @@ class IA3Config(AdapterConfig):
     def shapes(self, path: str, in_features: int, out_features: int) -> dict[str, list[int]]:
         return {"ia3_l": [1, in_features] if self.scales_input(path) else [out_features, 1]}
 
+    def trained_roles(self, path: str) -> tuple[Role, ...] | None:
+        """Keys and values: of a fused projection only their features are rescaled, where PEFT's default rescales the
+        queries too. Whoever names the fused linear in ``target_modules`` means all of it, as in PEFT."""
+        return self.auto if self.target_modules == "auto" else None
+
+    @classmethod
+    def usual(cls) -> dict[str, AdapterConfig]:
+        return {"IA3 (T-Few)": cls()}
+
+    @classmethod
+    def peft_type(cls) -> str:
+        return "IA3"
+
+    @classmethod
+    def from_peft(cls, raw: dict[str, Any]) -> AdapterConfig:
+        return cls(required(raw, "target_modules"), raw.get("feedforward_modules") or [])
+
+    def to_peft(
+        self, sites: list[str], names: Callable[[list[str]], list[str]], inputs: ModelInputs | None
+    ) -> dict[str, Any]:
+        feedforward = names([path for path in sites if self.scales_input(path)])
+        others = names([path for path in sites if not self.scales_input(path)])
+        return {
+            "peft_type": self.peft_type(),
+            "task_type": "CAUSAL_LM",
+            "inference_mode": True,
+            "fan_in_fan_out": False,
+            "target_modules": sorted(others + feedforward),
+            "feedforward_modules": feedforward,
+        }
+
+    def fold(self, path: str, model: nn.Module, stack: Any, slot: int) -> Callable[[], None]:
+        """``diag(v) W`` or ``W diag(u)``; the columns of a quantised weight as the rows of another, see `merge`."""
+        linear, scale = model.get_submodule(path), stack.tensors(slot)["ia3_l"].flatten()
+        if self.scales_input(path):
+            if not is_quantised(linear):
+                return partial(scale_columns, linear, scale)
+            path = _up_projection(model, path)
+            linear = model.get_submodule(path)
+        check_rows_scale(path, linear)
+        return partial(scale_rows, linear, scale)
+
+    def change_weight(self, change: Tensor, weight: Tensor, path: str, stack: Any, slot: int) -> None:
+        scale = stack.tensors(slot)["ia3_l"].flatten() - 1
+        # `change` is still zero: IA3 acts first, and two IA3 parts of a hybrid never share a linear
+        change.addcmul_(weight, scale if self.scales_input(path) else scale[:, None])
+
 
 class IA3Stack(Stack):
     """The vectors of every slot on one side of one linear.
@@ -56,6 +121,7 @@ class IA3Stack(Stack):
     """
 
     method = IA3Config.method
+    turn = 0
     origin = 1.0
     fixed: Tensor
 
@@ -81,12 +147,6 @@ class IA3Stack(Stack):
         return ia3_scale(x, gather_slots(delta, self.effective(slots)).unsqueeze(1))
 
     def train_only(self, slot: int, features: Tensor) -> None:
-        """Keeps the slot's other features from training: the queries of a fused projection.
-
-        Args:
-            slot: of the finetune.
-            features: (n,) int64, those that may change.
-        """
         self.fixed[slot] = True
         self.fixed[slot, features] = False
         self.has_fixed = True
@@ -103,3 +163,21 @@ class IA3Stack(Stack):
     @torch.no_grad()
     def fill(self, slot: int, tensors: dict[str, Tensor]) -> None:
         self.ia3_delta[slot] = tensors["ia3_l"].flatten().to(self.ia3_delta) - 1
+
+
+def _up_projection(model: nn.Module, path: str) -> str:
+    """The linear whose rows are the columns of the quantised one at ``path``.
+
+    Raises:
+        RefusedError: it is not the last of a gated feed-forward.
+    """
+    parent, _, child = path.rpartition(".")
+    block = model.get_submodule(parent)
+    weighted = {name for name, module in block.named_children() if any(True for _ in module.parameters())}
+    if child != "down_proj" or weighted != GATED_FEEDFORWARD:
+        raise RefusedError(
+            f"{path} is quantised and IA3 scales its input: that is exact only by way of up_proj in a gated "
+            f"feed-forward of {', '.join(sorted(GATED_FEEDFORWARD))}; {parent or 'its parent'} has "
+            f"{', '.join(sorted(weighted))}; {DEQUANTIZE_FIRST}"
+        )
+    return f"{parent}.up_proj".lstrip(".")

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from mmpeft.adapters.functional import gather_slots
-from mmpeft.adapters.methods.base import AdapterConfig, Stack
+from mmpeft.adapters.methods.base import AdapterConfig, ModelInputs
+from mmpeft.adapters.methods.stack import Stack
+from mmpeft.errors import RefusedError
 
 
 @dataclass
@@ -20,6 +22,11 @@ class ImagePromptConfig(AdapterConfig):
 
     method: ClassVar[str] = "image_prompt"
     home: ClassVar[Literal["layers", "inputs"]] = "inputs"
+
+    def input_features(self, inputs: ModelInputs) -> tuple[int, int]:
+        if inputs.image_shape is None:
+            raise RefusedError("image prompts need a model that reads images; this is a language model alone")
+        return inputs.image_shape
 
     def make_stack(self, path: str, in_features: int, out_features: int, num_slots: int, size: int) -> Stack:
         return ImagePromptStack(in_features, out_features, num_slots)
@@ -32,14 +39,14 @@ class ImagePromptStack(Stack):
     """The changes of every slot: ``patch_delta`` (S, image tokens, vision dim)."""
 
     method = ImagePromptConfig.method
+    of_images = True
 
     def __init__(self, num_tokens: int, dim: int, num_slots: int):
         super().__init__(num_slots)
         self.patch_delta = nn.Parameter(torch.zeros(num_slots, num_tokens, dim))
 
-    def change(self, features: Tensor, slots: Tensor) -> Tensor:
-        """(images, tokens, dim) features and the slot of each image's row -> features of the same shape."""
-        return features + gather_slots(self.patch_delta, self.effective(slots)).to(features.dtype)
+    def change_images(self, features: Tensor, slots: Tensor) -> Tensor:
+        return features.float() + gather_slots(self.patch_delta, self.effective(slots))
 
     def tensors(self, slot: int) -> dict[str, Tensor]:
         return {"patch_delta": self.patch_delta.detach()[slot]}

@@ -4,18 +4,25 @@ Source: Hu et al. 2021, section 4.1; rank-stabilised scaling ``alpha / sqrt(rank
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from mmpeft.adapters.architecture import Role
 from mmpeft.adapters.functional import add_lora_of_one, gather_slots, lora_delta
-from mmpeft.adapters.methods.base import AdapterConfig, Stack
+from mmpeft.adapters.methods.base import AdapterConfig, ModelInputs, required
+from mmpeft.adapters.methods.stack import Stack
+from mmpeft.adapters.weight_updates import add_lora, check_dense
 from mmpeft.errors import RefusedError
 
 ORTHOGONAL_SCALE = 0.1
 """Standard deviation of an orthogonal start's numbers, as in PEFT."""
+CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+"""PEFT's ways to start a LoRA that also change the base's weights: the tensors alone are not the adapter."""
 
 
 @dataclass
@@ -23,6 +30,12 @@ class LoraConfig(AdapterConfig):
     """Low-rank updates of chosen linears."""
 
     method: ClassVar[str] = "lora"
+    auto: ClassVar[tuple[Role, ...]] = ("q", "v")  # Hu et al., table 5
+    changes_weight: ClassVar[bool] = True
+    peft_refused: ClassVar[tuple[str, ...]] = (
+        *("use_qalora", "use_bdlora", "kasa_config", "arrow_config", "monteclora_config"),
+        *("lora_bias", "rank_pattern", "alpha_pattern", "layer_replication", "alora_invocation_tokens"),
+    )
 
     rank: int = 16
     """Inner dimension r of the update."""
@@ -65,6 +78,66 @@ class LoraConfig(AdapterConfig):
     def shapes(self, path: str, in_features: int, out_features: int) -> dict[str, list[int]]:
         return {"lora_A.weight": [self.rank, in_features], "lora_B.weight": [out_features, self.rank]}
 
+    @classmethod
+    def usual(cls) -> dict[str, AdapterConfig]:
+        return {
+            "LoRA r=16": cls(rank=16),
+            "LoRA r=16, all linears": cls(rank=16, target_modules="all-linear"),
+        }
+
+    @classmethod
+    def peft_type(cls) -> str:
+        return "LORA"
+
+    @classmethod
+    def reads_peft(cls, raw: dict[str, Any]) -> bool:
+        return super().reads_peft(raw) and not raw.get("use_dora")
+
+    @classmethod
+    def from_peft(cls, raw: dict[str, Any]) -> AdapterConfig:
+        start = raw.get("init_lora_weights")
+        if str(start).startswith(CHANGES_BASE):
+            raise RefusedError(
+                f"init_lora_weights is {start!r}, which is not supported and changes what the tensors mean"
+            )
+        return cls(
+            rank=required(raw, "r"),
+            alpha=raw.get("lora_alpha", 8),
+            dropout=raw.get("lora_dropout", 0.0),
+            target_modules=required(raw, "target_modules"),
+            rslora=raw.get("use_rslora", False),
+        )
+
+    def to_peft(
+        self, sites: list[str], names: Callable[[list[str]], list[str]], inputs: ModelInputs | None
+    ) -> dict[str, Any]:
+        return {
+            "peft_type": self.peft_type(),
+            "task_type": "CAUSAL_LM",
+            "inference_mode": True,
+            "target_modules": names(sites),
+            "fan_in_fan_out": False,
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "lora_dropout": self.dropout,
+            "use_rslora": self.rslora,
+            "bias": "none",
+        }
+
+    def fold(self, path: str, model: nn.Module, stack: Any, slot: int) -> Callable[[], None]:
+        linear, tensors = model.get_submodule(path), stack.tensors(slot)
+        check_dense(path, linear, self.method)
+        return partial(add_lora, linear, tensors["lora_A.weight"], tensors["lora_B.weight"], self.scaling)
+
+    def change_weight(self, change: Tensor, weight: Tensor, path: str, stack: Any, slot: int) -> None:
+        tensors = stack.tensors(slot)
+        change.addmm_(tensors["lora_B.weight"], tensors["lora_A.weight"], alpha=self.scaling)
+
+    def change_norm(self, stack: Any, slot: int) -> Tensor | None:
+        """From ``|B A|^2 = <B^T B, A A^T>``, in fp64 because that squares them."""
+        A, B = (tensor.double() for tensor in stack.tensors(slot).values())
+        return abs(self.scaling) * ((B.T @ B) * (A @ A.T)).sum().clamp(min=0).sqrt()
+
 
 class LoraStack(Stack):
     """The A and B of every slot on one linear. Slots of smaller rank are padded with zeros, a fixed point
@@ -74,6 +147,7 @@ class LoraStack(Stack):
     """
 
     method = LoraConfig.method
+    turn = 20
     size_dims: ClassVar[dict[str, int]] = {"lora_A": 1, "lora_B": 2}
     scaling: Tensor
     dropout: Tensor

@@ -3,15 +3,17 @@
 Source: Li and Liang 2021, without the network that some use to train the prefix.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from mmpeft.adapters.functional import gather_slots
-from mmpeft.adapters.methods.base import Stack
+from mmpeft.adapters.methods.base import AdapterConfig, ModelInputs
 from mmpeft.adapters.methods.prompt import PromptConfig
+from mmpeft.adapters.methods.stack import Stack
 
 START_SCALE = 0.02
 """Standard deviation of a fresh prefix; values this small change the base little."""
@@ -26,6 +28,26 @@ class PrefixConfig(PromptConfig):
     def make_stack(self, path: str, in_features: int, out_features: int, num_slots: int, size: int) -> Stack:
         return PrefixStack(out_features, num_slots, size)
 
+    def input_features(self, inputs: ModelInputs) -> tuple[int, int]:
+        return inputs.hidden_size, inputs.num_layers * 2 * inputs.num_key_heads * inputs.head_dim
+
+    @classmethod
+    def usual(cls) -> dict[str, AdapterConfig]:
+        return {"prefix of 20": cls(20)}
+
+    @classmethod
+    def peft_type(cls) -> str:
+        return "PREFIX_TUNING"
+
+    def to_peft(
+        self, sites: list[str], names: Callable[[list[str]], list[str]], inputs: ModelInputs | None
+    ) -> dict[str, Any]:
+        """As a prompt's, of the heads that have keys and values."""
+        fields = super().to_peft(sites, names, inputs)
+        assert inputs is not None, "prefixes are a method of inputs"
+        heads = inputs.num_key_heads
+        return fields | {"token_dim": heads * inputs.head_dim, "num_attention_heads": heads}
+
 
 class PrefixStack(Stack):
     """The prefixes of every slot: ``prefix`` (S, R, layers * 2 * key heads * head dim), laid out as PEFT's:
@@ -39,8 +61,7 @@ class PrefixStack(Stack):
         super().__init__(num_slots)
         self.prefix = nn.Parameter(torch.zeros(num_slots, num_tokens, features))
 
-    def keys_values(self, slots: Tensor, num_layers: int, num_heads: int) -> tuple[Tensor, Tensor]:
-        """Each row's keys and values (layers, 2, B, heads, R, head dim), and how many it has (B,)."""
+    def virtual_keys_values(self, slots: Tensor, num_layers: int, num_heads: int) -> tuple[Tensor, Tensor]:
         slots = self.effective(slots)
         rows = gather_slots(self.prefix, slots).unflatten(-1, (num_layers, 2, num_heads, -1))
         return rows.permute(2, 3, 0, 4, 1, 5), self.sizes_of(slots)

@@ -4,14 +4,16 @@ Source: Lester et al. 2021 (prompt tuning); Liu et al. 2021 (P-tuning: the embed
 which is only a way to train them; files hold its output, as PEFT's do).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mmpeft.adapters.functional import gather_slots
-from mmpeft.adapters.methods.base import AdapterConfig, Stack
+from mmpeft.adapters.methods.base import AdapterConfig, ModelInputs, required
+from mmpeft.adapters.methods.stack import Stack
 from mmpeft.errors import RefusedError
 
 
@@ -38,6 +40,34 @@ class PromptConfig(AdapterConfig):
     def shapes(self, path: str, in_features: int, out_features: int) -> dict[str, list[int]]:
         return {"prompt_embeddings": [self.num_virtual_tokens, out_features]}
 
+    @classmethod
+    def usual(cls) -> dict[str, AdapterConfig]:
+        return {"prompt of 20": cls(20)}
+
+    @classmethod
+    def peft_type(cls) -> str:
+        return "PROMPT_TUNING"
+
+    @classmethod
+    def from_peft(cls, raw: dict[str, Any]) -> AdapterConfig:
+        return cls(required(raw, "num_virtual_tokens"))
+
+    def to_peft(
+        self, sites: list[str], names: Callable[[list[str]], list[str]], inputs: ModelInputs | None
+    ) -> dict[str, Any]:
+        """PEFT builds its module from these numbers before it reads the tensors."""
+        assert inputs is not None, "prompts are a method of inputs"
+        return {
+            "peft_type": self.peft_type(),
+            "task_type": "CAUSAL_LM",
+            "inference_mode": True,
+            "num_virtual_tokens": self.num_virtual_tokens,
+            "token_dim": inputs.hidden_size,
+            "num_transformer_submodules": 1,
+            "num_attention_heads": inputs.num_heads,
+            "num_layers": inputs.num_layers,
+        }
+
 
 @dataclass
 class PTuningConfig(PromptConfig):
@@ -47,6 +77,19 @@ class PTuningConfig(PromptConfig):
 
     def make_stack(self, path: str, in_features: int, out_features: int, num_slots: int, size: int) -> Stack:
         return PTuningStack(out_features, num_slots, size)
+
+    @classmethod
+    def usual(cls) -> dict[str, AdapterConfig]:
+        return {}
+
+    @classmethod
+    def peft_type(cls) -> str:
+        return "P_TUNING"
+
+    @classmethod
+    def from_peft(cls, raw: dict[str, Any]) -> AdapterConfig:
+        """As prompt tuning: the file holds the prompt that the network made, not the network."""
+        return PromptConfig.from_peft(raw)
 
 
 class PromptStack(Stack):
@@ -59,11 +102,10 @@ class PromptStack(Stack):
         super().__init__(num_slots)
         self.prompt = nn.Parameter(torch.zeros(num_slots, num_tokens, dim))
 
-    def attach(self, base: nn.Module) -> None:
+    def attach(self, base: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
         self._embedding = [base]  # in a list: it stays the model's module, not this one's
 
-    def embeddings(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Each row's virtual tokens (B, R, dim) and how many of them it has (B,); none for base rows."""
+    def virtual_embeds(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         slots = self.effective(slots)
         return gather_slots(self._prompts(), slots), self.sizes_of(slots)
 
