@@ -179,7 +179,9 @@ def _resume(output: Path, meta: dict[str, str], names: list[str], overwrite: boo
 
 def _identity(run: str, manifest: Manifest, adapter: str) -> str:
     """What decides about a run's captions; not its metrics and facts, which a later test changes."""
-    files = [Path(run, PROJECTOR), *sorted(Path(run, "adapters", adapter).glob("adapter_*"))]
+    adapters, own = Path(run, "adapters"), Path(run, "adapters", adapter)
+    projectors = [*Path(run).glob(PROJECTOR), *sorted(adapters.glob(f"*/{PROJECTOR}"))]
+    files = [*projectors, *sorted(own.rglob("adapter_*"))]
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     return hash_json([manifest.identity, manifest.vision, manifest.template, manifest.instructions, hashes])
 
