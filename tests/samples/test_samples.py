@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from mmpeft import paths, samples
 from mmpeft.samples import catalogue
-from mmpeft.samples.easy_vqa import COLORS, derive_caption
+from mmpeft.samples.easy_vqa import COLORS, SHAPES, derive_caption
 from mmpeft.samples.easy_vqa_german import ANSWERS
 from mmpeft.samples.part import MadePart, WheelPart
 from mmpeft.samples.rows import read_rows
