@@ -5,7 +5,9 @@ the fixtures of the same name are built once per session and shared, so tests on
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -14,7 +16,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 220), "yellow": (240, 220, 40)}
 IMAGES_PER_COLOUR = 3
@@ -132,6 +134,25 @@ def make_config(path: Path, base: Path, data: Path, /, **changes: dict) -> Path:
 def run_directory(config: Path) -> Path:
     """The directory that a run of `make_config` writes."""
     return Path(yaml.safe_load(config.read_text())["trainer"]["default_root_dir"])
+
+
+def make_model_config(family: str, **changes: Any) -> Any:
+    """Sizes of a model of two layers of width 32 and 64 tokens, by transformers' name of its family."""
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return AutoConfig.for_model(family, **sizes | changes)
+
+
+def make_record(question: str = "what?", answer: str | None = "red", images: Sequence = (), **changes) -> Any:
+    """A sample as the readers make it; ``changes`` are other fields. A question without markers gets them in front."""
+    marked = question if "<image>" in question else "<image>" * len(images) + question
+    own = {
+        "id": "1",
+        "images": list(images),
+        "turns": [(marked, answer)],
+        "task": None,
+        "where": "train.jsonl:1",
+    }
+    return own | changes
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> Path:

@@ -56,6 +56,10 @@ def compare_methods(
         raise RefusedError(
             f"got {steps} steps and {limit_test} questions; wanted at least {FIRST_STEPS + 2} and 1"
         )
+    if not Path(TIMING).is_file():
+        raise RefusedError(
+            f"answers are timed by {TIMING}, which is not there; run it from a checkout of mmpeft"
+        )
     common = common_settings(config, steps, start_from)
     wanted = {name: method_settings(name, common, Path(output, name), limit_test) for name in chosen}
     if not again:

@@ -37,8 +37,7 @@ from mmpeft.experiments.steps import (
 )
 from mmpeft.hashing import hash_json
 from mmpeft.paths import resolve
-from mmpeft.runs.files import PROJECTOR
-from mmpeft.runs.manifest import read_manifest, write_manifest
+from mmpeft.runs.files import load_run, load_trained, save_run
 
 TOGETHER = "together"
 METRIC = "exact_match"
@@ -89,13 +88,10 @@ def serve_together(plan: Plan, name: str, finetunes: dict[str, str]) -> Path:
         return latest
     together = latest / TOGETHER
     shutil.rmtree(together, ignore_errors=True)  # copies of small files
-    together.mkdir()
-    shutil.copy(latest / PROJECTOR, together)
+    model, _, manifest = load_run(latest, with_adapters=False)
     for finetune, phase in finetunes.items():
-        shutil.copytree(f"{plan.output}/{phase}/adapters/{finetune}", together / "adapters" / finetune)
-    manifest = read_manifest(latest)
-    manifest.adapters = list(finetunes)
-    write_manifest(together, manifest)
+        load_trained(Path(plan.output, phase), model, {finetune: finetune})
+    save_run(together, manifest, model)
     return together
 
 

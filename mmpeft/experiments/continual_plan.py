@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from mmpeft.errors import RefusedError
+from mmpeft.errors import MissingFileError, RefusedError
 from mmpeft.experiments.steps import Settings, merged
 
 BEFORE = "before"
@@ -87,6 +87,8 @@ def read_plan(path: str) -> Plan:
     """Raises:
     RefusedError: the file is no plan; the message names the file and the key.
     """
+    if not Path(path).is_file():
+        raise MissingFileError(f"{path} is no plan: there is no such file")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Plan)
     try:

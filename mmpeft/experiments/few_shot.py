@@ -51,7 +51,7 @@ def run_seeds(
     untrained, joint = _settings(config, directory, shots, seeds, max_steps)
     made_from = _made_from(untrained)
     before, after = directory / "untrained", directory / "seeds"
-    evaluate_once(untrained, made_from | {"settings": untrained})
+    evaluate_once(untrained, made_from | {key: untrained[key] for key in ("model", "data")})
     if METRIC not in read_metrics(before):
         raise RefusedError(f"the answers of {config}'s data.test are no classes: give its rows choices")
     fit_once(joint, made_from)

@@ -142,11 +142,13 @@ def weights_of(run: str | Path) -> str:
     Raises:
         RefusedError: it is no run.
     """
+    from mmpeft.runs.files import PROJECTOR
     from mmpeft.runs.manifest import read_manifest
 
     manifest = read_manifest(run)
     files = [path for name in manifest.adapters for path in sorted(Path(run, "adapters", name).rglob("*.*"))]
-    return hash_json([manifest.identity, manifest.projector, manifest.adapters, *map(content, files)])
+    found = [content(path) for path in (Path(run, PROJECTOR), *files)]
+    return hash_json([manifest.identity, manifest.adapters, *found])
 
 
 def content(path: str | Path) -> str | None:

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from mmpeft.data.packing import PREFIX, pack, plan_rows, shared_prefix
 from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN, Encoded, Template
+from tests.tiny import make_record
 
 X = IGNORE_INDEX
 END = 99
@@ -86,10 +87,7 @@ def test_images_of_a_row_match_its_image_tokens(tiny_tokenizer, style, question,
     template = Template(tiny_tokenizer, 3, style)
     images = ["a.png", "b.png"][: question.count("<image>")]
     texts = [question, question + " or not?", "say " + question]
-    rows = [
-        {"id": str(n), "images": images, "turns": [(text, "red")], "task": None, "where": "here"}
-        for n, text in enumerate(texts)
-    ]
+    rows = [make_record(text, images=images) for text in texts]
     encoded = [(template.encode_prompt if as_prompts else template.encode)(row) for row in rows]
     row = pack(encoded)
     assert row.ids.count(IMAGE_TOKEN) == 3 * len(row.images)

@@ -4,10 +4,11 @@ import pytest
 
 from mmpeft.data.sampling import sample_shots
 from mmpeft.data.sources import DataError
+from tests.tiny import make_record
 
 
 def record(number, answer, choices=None):
-    own = {"id": str(number), "where": f"train.jsonl:{number + 1}", "turns": [("what?", answer)]}
+    own = make_record(answer=answer, id=str(number), where=f"train.jsonl:{number + 1}")
     return own | ({"choices": choices} if choices else {})
 
 

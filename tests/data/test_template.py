@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mmpeft.data.sources import DataError
 from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN, Template
-from tests.tiny import BOS, EOS, SENTENCES
+from tests.tiny import BOS, EOS, SENTENCES, make_record
 
 FEATURES = 3
 MARKERS = ["[INST]", "[/INST]", "<Img>", "</Img>"]
@@ -79,13 +79,8 @@ each_shape = pytest.mark.parametrize("name", SHAPES)
 
 def record(turns, task=None):
     count = sum(question.count("<image>") for question, _ in turns)
-    return {
-        "id": "sample-7",
-        "images": [f"{n}.png" for n in range(count)],
-        "turns": turns,
-        "task": task,
-        "where": "train.jsonl:3",
-    }
+    images = [f"{n}.png" for n in range(count)]
+    return make_record(images=images, turns=turns, task=task, id="sample-7", where="train.jsonl:3")
 
 
 def shape(name):

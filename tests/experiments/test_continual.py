@@ -8,6 +8,7 @@ import yaml
 from PIL import Image
 
 import mmpeft
+from mmpeft.errors import RefusedError
 from mmpeft.experiments import steps
 from mmpeft.experiments.continual import continual
 from mmpeft.experiments.continual_plan import MEASURED, fit_settings, read_plan
@@ -149,6 +150,15 @@ def test_a_plan_that_cannot_be_is_refused_before_anything_runs(plan, tmp_path, c
     )
     with pytest.raises(ValueError, match=told):
         continual(path)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "", None])
+def test_a_file_that_is_no_plan_is_named(tmp_path, text):
+    path = tmp_path / "some.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(RefusedError, match=r"some\.yaml is no plan"):
+        read_plan(str(path))
 
 
 @pytest.mark.parametrize("name", PLANS)

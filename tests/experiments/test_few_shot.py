@@ -6,6 +6,7 @@ import statistics
 import pytest
 
 from mmpeft.cli import main
+from mmpeft.experiments import steps
 from mmpeft.experiments.few_shot import quartiles
 from tests.tiny import make_config
 
@@ -36,6 +37,20 @@ def test_every_seed_is_trained_tested_and_in_the_table(config, tmp_path, capsys)
     assert f"{statistics.median(row['accuracies']):.3f}" in told
     examples = (directory / "seeds" / "config.yaml").read_text()
     assert "shots: 1" in examples
+
+
+def test_a_second_start_runs_nothing_anew_and_other_settings_are_refused(config, tmp_path, monkeypatch):
+    words = ["few-shot", f"[{config}]", "--shots=1", "--seeds=1", f"--output={tmp_path / 'out'}"]
+    main([*words, "--max_steps=2"])
+    before = (tmp_path / "out" / "few_shot.json").read_text()
+    ran, run_here = [], steps.run_here
+    monkeypatch.setattr(steps, "run_here", lambda words: ran.append(words[0]) or run_here(words))
+    main([*words, "--max_steps=2"])
+    assert ran == []
+    assert (tmp_path / "out" / "few_shot.json").read_text() == before
+    with pytest.raises(SystemExit, match=r"trainer\.max_steps: trained with 2, found 3\nDelete it"):
+        main([*words, "--max_steps=3"])
+    assert ran == []
 
 
 def test_answers_that_are_no_classes_are_refused_before_the_training(config, tiny_data, tmp_path):

@@ -28,12 +28,14 @@ class Runs:
 
     def __init__(self):
         self.words: list[list[str]] = []
+        self.found_checkpoints: list[bool] = []
         self.fails = False
 
     def __call__(self, words: list[str]) -> int:
         self.words.append(words)
         directory = Path(yaml.safe_load(Path(words[2]).read_text())["trainer"]["default_root_dir"])
         (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
+        self.found_checkpoints.append((directory / "checkpoints" / "last.ckpt").exists())
         (directory / "checkpoints" / "last.ckpt").touch()
         if self.fails:
             raise ChildError("cut off")
@@ -95,6 +97,10 @@ def test_what_was_cut_off_is_resumed_unless_the_settings_changed(runs, settings,
         f"fit --ckpt_path {tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}",
         "fit",
     ]
+
+    assert runs.found_checkpoints == [False, True, False], (
+        "one of other settings is never left to resume from"
+    )
 
 
 def test_questions_are_answered_again_for_another_model_alone(runs, settings):

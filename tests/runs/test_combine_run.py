@@ -9,23 +9,24 @@ from mmpeft.adapters.combine import combine
 from mmpeft.cli import main
 from mmpeft.errors import RefusedError
 from mmpeft.inference.vlm import load
-from mmpeft.models.build import build_model
-from mmpeft.models.language import LanguageConfig
+from mmpeft.models.projector import Projector
 from mmpeft.runs.combine import combine_run
-from mmpeft.runs.files import PROJECTOR, load_run, save_run
+from mmpeft.runs.files import load_run, save_run
 from mmpeft.runs.manifest import read_manifest
 
 FINETUNES = {"a": LoraConfig(4, 8), "b": LoraConfig(4, 8), "c": LoraConfig(4, 4), "tfew": IA3Config()}
-OWNERS = {"b": 1}
-"""Finetunes with a projector of their own."""
+OWNER = "b"
+"""The finetune with a projector of its own."""
 
 
 @pytest.fixture(scope="module")
 def run(tiny_run, tmp_path_factory, randomise):
-    """A run of four finetunes with random weights, as a joint fit leaves it."""
-    _, _, manifest = load_run(tiny_run)
-    model = build_model(LanguageConfig(**manifest.language), manifest.vision_config, projector_slots=OWNERS)
+    """A run of four finetunes with random weights, one of them with a projector of its own."""
+    model, _, manifest = load_run(tiny_run, with_adapters=False)
+    encoder, embeddings = model.vision_encoder, model.language_model.get_input_embeddings()
+    model.projector = Projector(encoder.dim, embeddings.embedding_dim, num_slots=2)
     torch.nn.init.normal_(model.projector.weight)
+    model.projector_slots = {OWNER: 1}
     for name, config in FINETUNES.items():
         model.bank.add(name, config)
         randomise(model.bank, name)
@@ -64,12 +65,12 @@ def test_different_projectors_are_refused_by_name_unless_one_is_chosen(run, tmp_
     with pytest.raises(RefusedError, match=r"a and b were trained with different projectors.*--projector_of"):
         combine_run(run, ["a", "b"], output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    held = load_file(run / PROJECTOR)
-    for name, owner in (("b", "b"), ("a", "base")):
-        directory = combine_run(run, ["a", "b"], projector_of=name, output=tmp_path / name)
-        made = load_file(directory / PROJECTOR)
-        assert set(made) == {"base.weight", "base.bias"}
-        assert torch.equal(made["base.weight"], held[f"{owner}.weight"])
+    held, _, _ = load_run(run)
+    for name in ("a", "b"):
+        made, _, _ = load_run(combine_run(run, ["a", "b"], projector_of=name, output=tmp_path / name))
+        slots = held.projector_slots.get(name, 0), made.projector_slots.get("combined", 0)
+        before, after = held.projector.tensors(slots[0]), made.projector.tensors(slots[1])
+        assert all(torch.equal(before[key], after[key]) for key in before)
 
 
 def test_federated_is_the_mean_of_the_clients_by_their_examples(run, tmp_path):

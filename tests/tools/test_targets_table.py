@@ -2,26 +2,19 @@
 
 import pytest
 import transformers
-from transformers import AutoModelForCausalLM, FalconConfig, OPTConfig
+from transformers import AutoModelForCausalLM
 
 from mmpeft.adapters import AdapterBank
 from mmpeft.cli import main
 from mmpeft.tools.targets_table import count_parameters, empty_model, method_rows, role_rows, usual_methods
+from tests.tiny import make_model_config
 
 
 @pytest.fixture
 def falcon():
     """A random Falcon of two layers: 4 query heads of 8 features over 2 key-value heads, fused."""
-    config = FalconConfig(
-        vocab_size=64,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_kv_heads=2,
-        ffn_hidden_size=48,
-        new_decoder_architecture=True,
-    )
-    return AutoModelForCausalLM.from_config(config)
+    fused = {"num_kv_heads": 2, "ffn_hidden_size": 48, "new_decoder_architecture": True}
+    return AutoModelForCausalLM.from_config(make_model_config("falcon", **fused))
 
 
 def counted(model, config) -> int:
@@ -84,14 +77,7 @@ def test_ia3_has_no_numbers_for_the_queries_of_a_fused_projection(falcon):
 
 
 def test_linears_outside_of_the_blocks_keep_their_path():
-    config = OPTConfig(
-        vocab_size=64,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        ffn_dim=48,
-        word_embed_proj_dim=16,
-    )
+    config = make_model_config("opt", ffn_dim=48, word_embed_proj_dim=16)
     rows = {row.method: row for row in method_rows(AutoModelForCausalLM.from_config(config))}
     everywhere, biases = rows["LoRA r=16, all linears"], rows["BitFit"]
     assert everywhere.touches[-2:] == ["model.decoder.project_out", "model.decoder.project_in"]
