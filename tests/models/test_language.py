@@ -9,12 +9,12 @@ from safetensors.torch import load_file, save_file
 from mmpeft.models import language
 from mmpeft.models.language import (
     LanguageConfig,
-    identify,
     load_language_model,
     load_tokenizer,
     pick_attention,
     pick_dtype,
 )
+from mmpeft.runs.identity import identify
 
 
 @pytest.fixture
