@@ -24,14 +24,9 @@ def blocks(language: str) -> list[str]:
 SHELL = list(
     dict.fromkeys(line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines())
 )
-EXPERIMENTS = {
-    "few-shot": "shots",
-    "continual": "plan",
-    "compare-methods": "steps",
-    "compare-prompting": "run",
-}
-"""Command that trains -> one of its settings."""
-TRAINING = (*LIGHTNING, *EXPERIMENTS)
+EXPERIMENTS = ("continual", "compare-methods", "compare-prompting")
+"""Commands that train for long, with a script of their name; the module and function of that name do it."""
+TRAINING = (*LIGHTNING, "few-shot")
 PYTHON = blocks("python")
 JSON = blocks("json")
 SPOKEN = {(name, code) for name, text in PAPERS.items() for code in re.findall(r"`([^`\n]+)`", text)}
@@ -77,10 +72,12 @@ def test_training_commands_parse(arguments: list[str], capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*arguments, "--print_config"])
     assert stopped.value.code in (None, 0)
-    assert EXPERIMENTS.get(arguments[0], "default_root_dir") in capsys.readouterr().out
+    assert ("shots" if arguments[0] == "few-shot" else "default_root_dir") in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [a for a in MMPEFT if a[0] not in TRAINING], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [a for a in MMPEFT if a[0] not in (*TRAINING, *EXPERIMENTS)], ids=" ".join
+)
 def test_other_commands_run(arguments: list[str], as_in_the_readme, capsys):
     main(arguments)
     assert capsys.readouterr().out.strip()
@@ -102,14 +99,26 @@ def test_scripts_know_the_options_that_they_are_given(command: str):
     assert all(Path(path).exists() for path in arguments if path.endswith(".yaml"))
 
 
-@pytest.mark.parametrize("command", [line for line in SCRIPTS if "caption" not in line])
-def test_scripts_are_the_commands_of_their_names(command: str, capsys):
-    _, script, *arguments = shlex.split(command)
-    name = Path(script).stem.replace("_", "-")
-    with pytest.raises(SystemExit) as stopped:
-        main([name, *arguments, "--print_config"])
-    assert stopped.value.code in (None, 0)
-    assert EXPERIMENTS[name] in capsys.readouterr().out
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(a for a in MMPEFT if a[0] in EXPERIMENTS),
+        *(
+            [Path(a[1]).stem.replace("_", "-"), *a[2:]]
+            for a in map(shlex.split, SCRIPTS)
+            if "caption" not in a[1]
+        ),
+    ],
+    ids=" ".join,
+)
+def test_experiments_take_the_arguments_that_they_are_given(arguments: list[str], monkeypatch):
+    name = arguments[0].replace("-", "_")
+    called = []
+    monkeypatch.setattr(f"mmpeft.experiments.{name}.{name}", lambda *settings: called.append(settings))
+    main(arguments)
+    (settings,) = called
+    words = {word for argument in arguments[1:] if not argument.startswith("--") for word in [argument]}
+    assert words <= {str(setting) for setting in settings}
 
 
 @pytest.mark.parametrize("command", [c for c in BENCHMARKS if "versus" not in c and "regression" not in c])

@@ -1,4 +1,4 @@
-"""The weight of a frozen linear, dense or quantised to 4 or 8 bits by bitsandbytes, read as dense numbers (dequantised).
+"""The weight of a frozen linear, dense or quantised to 4 or 8 bits by bitsandbytes, read as dense (dequantised).
 
 ===== ========================================== ===================================================
 held  codes                                      weight
