@@ -161,6 +161,23 @@ def test_every_path_that_a_paper_names_exists():
     assert not missing
 
 
+def test_what_is_to_be_touched_is_in_the_files_beside_it():
+    """`FORMATS` in `data/images.py`, say."""
+    text = PAPERS["CONTRIBUTING.md"]
+    table = text[text.index("## Where is") : text.index("## What must stay true")]
+    for row in table.splitlines():
+        codes = re.findall(r"`([^`]+)`", row)
+        files = [Path("mmpeft") / code if (Path("mmpeft") / code).is_file() else Path(code) for code in codes]
+        source = "".join(file.read_text() for file in files if file.suffix == ".py")
+        names = [
+            name
+            for code in codes
+            if re.fullmatch(r"[\w.]+", code) and not code.endswith(".py")
+            for name in code.split(".")
+        ]
+        assert all(re.search(rf"\b{name}\b", source) for name in names), row
+
+
 def test_every_link_leads_somewhere():
     for paper, text in PAPERS.items():
         for target in re.findall(r"\]\(([^)]+)\)", text):
