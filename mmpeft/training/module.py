@@ -22,7 +22,7 @@ from mmpeft.runs.manifest import LEAST_NEW_TOKENS
 from mmpeft.training import checkpoint
 from mmpeft.training.batches import Batches, ends_by_steps, total_steps
 from mmpeft.training.datamodule import VisionLanguageData, all_records, refuse_images
-from mmpeft.training.finetune import FinetuneConfig, Schedule, Settings, make_finetunes
+from mmpeft.training.finetune import FinetuneConfig, Schedule, Settings, Split, make_finetunes
 from mmpeft.training.objectives import ChoiceLosses
 from mmpeft.training.optim import make_optimizer
 from mmpeft.training.start import Started, add_adapters, build_start, check_settings, run_to_begin_from
@@ -123,7 +123,7 @@ class VisionLanguageModule(L.LightningModule):
             self.model.projector.requires_grad_(self.train_projector)
             self.losses = StepLosses(self.finetunes, self.adapters())
         if stage in ("test", "predict"):
-            self.evaluation = self._evaluate(stage)
+            self.evaluation = self._evaluate(self.trainer.state.fn.value)  # pyright: ignore
 
     @property
     def _data(self) -> VisionLanguageData:
@@ -205,15 +205,15 @@ class VisionLanguageModule(L.LightningModule):
 
     predict_step = test_step
 
-    def _evaluate(self, stage: Any) -> Evaluation:
+    def _evaluate(self, split: Split) -> Evaluation:
         """The questions of a split, as the command line wants them answered."""
         config, manifest = self.evaluation_config, self.started.manifest
         longest = config.max_new_tokens or (manifest.max_new_tokens if manifest else LEAST_NEW_TOKENS)
         config = replace(config, max_new_tokens=longest)
-        records = {name: own.records[stage] for name, own in self.finetunes.items()}
-        log = Path(self.trainer.default_root_dir) / f"{stage}.partial.jsonl"
+        records = {name: own.records[split] for name, own in self.finetunes.items()}
+        log = Path(self.trainer.default_root_dir) / f"{split}.partial.jsonl"
         identity = self.started.identity
-        return Evaluation(self.engine, records, self.adapters(), config, identity, log, stage == "test")
+        return Evaluation(self.engine, records, self.adapters(), config, identity, log, split == "test")
 
     # -- checkpoints ----------------------------------------------------------------------------------------
 

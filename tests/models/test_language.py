@@ -6,7 +6,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmpeft.models import language
 from mmpeft.models.language import (
     LanguageConfig,
     load_language_model,
@@ -14,6 +13,7 @@ from mmpeft.models.language import (
     pick_attention,
     pick_dtype,
 )
+from mmpeft.runs import identity
 from mmpeft.runs.identity import identify
 
 
@@ -141,6 +141,6 @@ def test_weights_of_a_hub_model_are_found_beside_its_index(checkpoint, monkeypat
         shutil.copy(checkpoint / "model.safetensors", shard)
     (checkpoint / "model.safetensors").unlink()
     monkeypatch.setattr(
-        language, "cached_file", lambda *_, **__: str(checkpoint / "model.safetensors.index.json")
+        identity, "cached_file", lambda *_, **__: str(checkpoint / "model.safetensors.index.json")
     )
-    assert language._weight_files("someone/something") == shards
+    assert identity._weight_files("someone/something") == shards
