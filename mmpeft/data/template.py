@@ -1,4 +1,4 @@
-"""record -> token ids and targets: the only place that knows ``[INST]``.
+"""The prompt template: record -> token ids and labels. The only place that knows ``[INST]``.
 
 ``[INST] <Img>features</Img> [task] instruction [/INST] answer</s>``, further turns appended in the same form. One
 function serves training and inference, so the two cannot differ by a space. Only answers (and the end token that

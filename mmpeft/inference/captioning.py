@@ -1,4 +1,4 @@
-"""Captions a folder of images: `mmpeft caption photos --run runs/caption`.
+"""Captions a folder of images, resumed where it stopped: `mmpeft caption photos --run runs/caption`.
 
 One JSON row per image, in the order of the sorted paths, appended batch by batch::
 

@@ -1,4 +1,4 @@
-"""The engine that answers: requests in, for each a completion or its own error out.
+"""The inference engine: requests in, for each a completion or its own error out.
 
 ``ask``, ``caption``, ``rank``, ``mmpeft test`` and ``predict``, the report's examples, the demo and captioning all
 stand on it. It alone turns records into batches to be answered::

@@ -1,4 +1,4 @@
-"""The data of a run, first step: files -> records, checked, before any model is there."""
+"""The LightningDataModule, first step of a run's data: files -> records, checked, before any model is there."""
 
 import warnings
 from collections import Counter
