@@ -20,6 +20,7 @@ from PIL import Image
 
 import mmpeft
 from mmpeft.data.images import load_image
+from mmpeft.errors import RefusedError
 
 CAPTION, QUESTION = "Caption", "Question"
 LONGEST_QUESTION = 2000  # characters: the run's own limit counts tokens, after tokenizing
@@ -110,15 +111,14 @@ def _answerer(vlm: mmpeft.VisionLanguageModel) -> Callable[..., tuple[str, str]]
             loaded = load_image(Path(image).read_bytes(), source="the image") if image else None
             if task == QUESTION:
                 if not 0 < len((question or "").strip()) <= LONGEST_QUESTION:
-                    raise ValueError(f"type a question of 1 to {LONGEST_QUESTION} characters")
+                    raise RefusedError(f"type a question of 1 to {LONGEST_QUESTION} characters")
                 text = vlm.ask(loaded, question, finetune, task=asked)
             elif loaded is None:
-                raise ValueError("a caption needs an image: upload one or click an example")
+                raise RefusedError("a caption needs an image: upload one or click an example")
             else:
                 text = vlm.caption(loaded, finetune)
-        except (ValueError, KeyError) as error:
-            message = str(error.args[0] if isinstance(error, KeyError) else error)
-            raise gr.Error(html.escape(message, quote=False), print_exception=False) from None
+        except RefusedError as error:
+            raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from None
         return str(text), f"{time.perf_counter() - start:.2f} s"
 
     return answer
@@ -137,7 +137,7 @@ def main(
     """
     try:
         vlm = mmpeft.load(run)
-    except ValueError as error:
+    except RefusedError as error:
         sys.exit(f"error: {error}")
     if share or host not in ("127.0.0.1", "localhost", "::1"):
         print("warning: whoever reaches this address can use the model; there is no login", file=sys.stderr)

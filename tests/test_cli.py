@@ -228,3 +228,46 @@ def test_test_scores_and_predict_answers_in_the_order_of_the_data(tiny_run, tiny
     main(["predict", "--config", str(tiny_config), *where, "--data.predict", str(unanswered)])
     answers = [json.loads(line) for line in (run / "answers.jsonl").read_text().splitlines()]
     assert [row["id"] for row in answers] == [row["id"] for row in questions]
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(tiny_config, monkeypatch):
+    """A RuntimeError is nobody's setting: one line would hide where it comes from."""
+
+    def broken(*_, **__):
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr("mmpeft.training.start.build_model", broken)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        main(["fit", "--config", str(tiny_config)])
+
+
+def test_impossible_settings_of_the_trainer_are_told(tiny_config):
+    with pytest.raises(SystemExit, match="error: trainer: "):
+        main(["fit", "--config", str(tiny_config), "--trainer.devices=0"])
+
+
+def test_keys_of_data_that_moved_still_work_and_say_where(tiny_run, tiny_config, tmp_path, capsys):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    where = ["test", "--config", str(tiny_config), "--trainer.default_root_dir", str(run)]
+    main([*where, "--data.metrics=[exact_match]"])
+    assert "data.metrics has moved: write test.metrics" in capsys.readouterr().err
+    old = json.loads((run / "metrics.json").read_text())
+    main([*where, "--test.metrics=[exact_match]"])
+    assert "has moved" not in capsys.readouterr().err
+    assert json.loads((run / "metrics.json").read_text()) == old
+    with pytest.raises(SystemExit, match=r"data\.metrics has moved to test\.metrics, and both are given"):
+        main([*where, "--data.metrics=[exact_match]", "--test.metrics=[accuracy]"])
+
+
+def test_answers_that_were_cut_are_counted_and_a_setting_lets_them_end(
+    tiny_run, tiny_config, tmp_path, capsys
+):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    where = ["test", "--config", str(tiny_config), "--trainer.default_root_dir", str(run)]
+    main([*where, "--test.max_new_tokens=1"])
+    predictions = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    cut = sum(row.get("cut", False) for row in predictions)
+    assert json.loads((run / "metrics.json").read_text())["cut_answers"] == cut > 0
+    assert f"{cut} answers were cut before their end; raise test.max_new_tokens" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"test\.max_new_tokens is 0; it must be at least 1"):
+        main([*where, "--test.max_new_tokens=0"])

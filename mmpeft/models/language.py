@@ -1,6 +1,8 @@
 """The Hugging Face causal LM and its tokenizer, plain or quantised (nf4, int8): the one door of bitsandbytes."""
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +33,7 @@ class LanguageConfig:
 
 def load_tokenizer(name: str) -> Any:
     """The tokenizer of a language model."""
-    return AutoTokenizer.from_pretrained(existing_path(name))
+    return load_pretrained(AutoTokenizer, name)
 
 
 def load_language_model(config: LanguageConfig, device: torch.device | str = "cpu") -> nn.Module:
@@ -41,9 +43,9 @@ def load_language_model(config: LanguageConfig, device: torch.device | str = "cp
         RefusedError: the checkpoint lacks tensors (transformers would make them up at random).
         MissingFileError: no such model on this machine and no way to fetch it.
     """
-    path = existing_path(config.name)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        path,
+    loaded: Any = load_pretrained(
+        AutoModelForCausalLM,
+        config.name,
         dtype=pick_dtype(config.dtype, device),
         attn_implementation=pick_attention(config.attention, device),
         quantization_config=_quantization(config, device),
@@ -55,7 +57,7 @@ def load_language_model(config: LanguageConfig, device: torch.device | str = "cp
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise RefusedError(
-            f"the checkpoint {path} lacks {len(missing)} tensors, such as {missing[:3]}: it is incomplete"
+            f"the checkpoint {config.name} lacks {len(missing)} tensors, such as {missing[:3]}: it is incomplete"
         )
     if config.quantization is None:
         model = model.to(device)
@@ -63,6 +65,28 @@ def load_language_model(config: LanguageConfig, device: torch.device | str = "cp
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return model.requires_grad_(False).eval()
+
+
+def load_pretrained(auto: Any, name: str, **how: Any) -> Any:
+    """What one of transformers' ``Auto`` classes makes of a model's name; its refusals are the user's to mend.
+
+    Raises:
+        RefusedError: no such model, or one that transformers cannot build or fill.
+    """
+    path = existing_path(name)
+    with refusals_of_transformers(name):
+        return auto.from_pretrained(path, **how)
+
+
+@contextmanager
+def refusals_of_transformers(name: str) -> Iterator[None]:
+    """Inside, what transformers says against a model is told as a `RefusedError`; running out of memory is not that."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise RefusedError(f"{name} cannot be loaded by transformers: {error}") from error
 
 
 def pick_dtype(name: str, device: torch.device | str = "cpu") -> torch.dtype:

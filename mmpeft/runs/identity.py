@@ -8,7 +8,7 @@ from transformers.utils.hub import cached_file
 
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import differences, hash_json, hash_tensors, hash_weight_files
-from mmpeft.models.language import LanguageConfig, existing_path
+from mmpeft.models.language import LanguageConfig, existing_path, load_pretrained
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.runs.manifest import Manifest
 
@@ -38,14 +38,13 @@ def check_identity(manifest: Manifest, found: dict[str, Any], directory: str | P
 def identify(config: LanguageConfig) -> dict[str, Any]:
     """What a finetune must agree with: the base's configuration and weights. How they are held (dtype, 4-bit) is a
     setting, not an identity: a projector of the dense base serves a QLoRA run."""
-    path = existing_path(config.name)
-    settings = AutoConfig.from_pretrained(path).to_dict()
+    settings = load_pretrained(AutoConfig, config.name).to_dict()
     for volatile in ("_name_or_path", "transformers_version", "dtype"):
         settings.pop(volatile, None)
     return {
         "name": config.name,
         "config": hash_json(settings),
-        "weights": hash_weight_files(_weight_files(path)),
+        "weights": hash_weight_files(_weight_files(existing_path(config.name))),
     }
 
 

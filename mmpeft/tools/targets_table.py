@@ -25,7 +25,7 @@ from mmpeft.adapters.bank import INPUTS
 from mmpeft.adapters.methods.registry import METHODS
 from mmpeft.adapters.targets import find_sites, model_inputs, num_parameters, trained_features
 from mmpeft.errors import RefusedError
-from mmpeft.paths import resolve
+from mmpeft.models.language import load_pretrained, refusals_of_transformers
 
 
 @dataclass
@@ -57,12 +57,12 @@ def empty_model(name: str) -> nn.Module:
     Raises:
         RefusedError: an encoder-decoder model.
     """
-    config = AutoConfig.from_pretrained(resolve(name))
+    config = load_pretrained(AutoConfig, name)
     if getattr(config, "is_encoder_decoder", False):
         raise RefusedError(
             f"{name} is an encoder-decoder model ({config.model_type}); choose a decoder-only language model"
         )
-    with torch.device("meta"):
+    with refusals_of_transformers(name), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mmpeft.errors import RefusedError
 from mmpeft.evaluation.evaluate import EvaluationConfig
@@ -85,7 +86,10 @@ class VisionLanguageCLI(LightningCLI):
             isinstance(callback, ProgressBar) for callback in callbacks
         ):
             kwargs["callbacks"] = [*callbacks, Progress()]
-        trainer: Any = super().instantiate_trainer(**kwargs)
+        try:
+            trainer: Any = super().instantiate_trainer(**kwargs)
+        except MisconfigurationException as error:  # Lightning's own word for impossible settings
+            raise RefusedError(f"trainer: {error}") from error
         trainer.callbacks += [RunWriter(), EvaluationWriter(own.forgetting)]
         if not any(isinstance(callback, ModelCheckpoint) for callback in trainer.callbacks):
             trainer.callbacks.append(

@@ -1,11 +1,13 @@
 """Loading the language model: complete or refused, in the right type, and quantised with its gradients."""
 
+import json
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mmpeft.errors import RefusedError
 from mmpeft.models.language import (
     LanguageConfig,
     load_language_model,
@@ -144,3 +146,16 @@ def test_weights_of_a_hub_model_are_found_beside_its_index(checkpoint, monkeypat
         identity, "cached_file", lambda *_, **__: str(checkpoint / "model.safetensors.index.json")
     )
     assert identity._weight_files("someone/something") == shards
+
+
+@pytest.mark.parametrize("damage", ["config", "weights", "shape"])
+def test_what_transformers_says_against_a_model_is_a_refusal(checkpoint, damage):
+    if damage == "config":
+        (checkpoint / "config.json").write_text('{"model_type": "no_such_model"}')
+    elif damage == "weights":
+        (checkpoint / "model.safetensors").unlink()
+    else:
+        config = json.loads((checkpoint / "config.json").read_text())
+        (checkpoint / "config.json").write_text(json.dumps(config | {"hidden_size": 32}))
+    with pytest.raises(RefusedError, match="cannot be loaded by transformers"):
+        load_language_model(LanguageConfig(str(checkpoint)))
