@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from mmpeft.adapters.functional import BASE
+from mmpeft.adapters.functional import ALL_SERVED, BASE
 from mmpeft.adapters.layer import AdaptedForward, Routing
 from mmpeft.adapters.methods.base import AdapterConfig, ModelInputs
 from mmpeft.adapters.methods.stack import Stack
@@ -180,6 +180,7 @@ class AdapterBank(nn.Module):
         for method, num_slots in self._num_slots.items():
             rows = [own.get(method, BASE) for own in owned]
             slots[method] = torch.tensor(rows, dtype=torch.int64, device=self._device())
+            setattr(slots[method], ALL_SERVED, BASE not in rows)
             uniform[method] = num_slots == 1 and all(row == 0 for row in rows)
         self.routing.write(slots, uniform)
 

@@ -27,6 +27,9 @@ from torch.autograd.function import once_differentiable
 
 BASE = -1
 """The slot of a row without adapter."""
+ALL_SERVED = "all_served"
+"""Attribute of ``slots``: whether it was routed without any base row, so that nothing has to be replaced by zeros. What
+is computed from such a tensor does not have it."""
 
 
 def gather_slots(stack: Tensor, slots: Tensor) -> Tensor:
@@ -42,6 +45,8 @@ def gather_slots(stack: Tensor, slots: Tensor) -> Tensor:
     Returns:
         (B, ...)
     """
+    if not torch.compiler.is_compiling() and getattr(slots, ALL_SERVED, False):
+        return stack.index_select(0, slots)
     rows = stack.index_select(0, slots.clamp(min=0))
     used = (slots != BASE).view(-1, *[1] * (stack.dim() - 1))
     return torch.where(used, rows, torch.zeros((), dtype=stack.dtype, device=stack.device))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmpeft.adapters.functional import BASE, add_lora_of_one, gather_slots, ia3_scale, lora_delta
+from mmpeft.adapters.functional import ALL_SERVED, BASE, add_lora_of_one, gather_slots, ia3_scale, lora_delta
 
 SLOTS, ROWS, TOKENS, IN, OUT, RANK = 3, 5, 4, 16, 12, 6
 
@@ -79,3 +79,23 @@ def test_a_delta_below_bf16_resolution_still_acts():
     scaled = ia3_scale(x, delta)
     assert torch.equal(scaled, (x.double() * (1 + delta.double())).bfloat16())
     assert not torch.equal(scaled, x)
+
+
+@pytest.mark.parametrize("rows", [[0, 2, 1, 0], [1, 1, 1, 1]])
+def test_rows_that_are_all_served_are_gathered_the_same_without_looking_for_base_rows(rows):
+    stack = torch.randn(3, 4, 5, requires_grad=True)
+    found = []
+    for served in (True, False):
+        slots = torch.tensor(rows)
+        setattr(slots, ALL_SERVED, served)
+        gathered = gather_slots(stack, slots)
+        (gradient,) = torch.autograd.grad(gathered.square().sum(), stack)
+        found.append((gathered, gradient))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_only_a_batch_without_base_rows_is_routed_as_all_served(make_bank):
+    bank = make_bank()
+    for names, served in ((["small", "large"], True), (["small", None], False), (["small", "tfew"], False)):
+        bank.route(names)
+        assert getattr(bank.routing.slots["lora"], ALL_SERVED) is served
