@@ -202,6 +202,12 @@ class AdapterBank(nn.Module):
             for key, tensor in stack.tensors(slot).items()
         }
 
+    def fill(self, name: str, tensors: dict[str, Tensor]) -> None:
+        """Copies tensors named as `tensors` returns them into an adapter."""
+        for path, stack, slot in self.places(name):
+            prefix = "" if path == INPUTS else f"{path}."
+            stack.fill(slot, {key: tensors[prefix + key] for key in stack.tensors(slot)})
+
     def state(self) -> list[torch.Tensor]:
         """Every tensor of every stack, scalings and the like included: what the answers of adapters depend on."""
         return [*self.parameters(), *self.buffers()]

@@ -64,19 +64,18 @@ def combine(
         raise RefusedError(
             f"cannot combine {list(names)}: they are {sorted(kinds)}; all must be of one method"
         )
-    states = [bank.tensors(name) for name in names]
     if not kinds <= {LoraConfig.method, IA3Config.method}:
         raise RefusedError(
             f"cannot combine {list(names)}: there is no combination of {kinds.pop()}, only of lora and ia3"
         )
+    states = [bank.tensors(name) for name in names]
     if isinstance(entries[0].config, LoraConfig):
         scalings = [entry.config.scaling for entry in entries]  # pyright: ignore[reportAttributeAccessIssue]
         state = combine_lora(states, scalings, method, weights, density, rank, seed)
     else:
         state = combine_ia3(states, method, weights, density, seed)
     new = bank.add(new_name, _config(entries, state))
-    for path, stack, slot in bank.places(new_name):
-        stack.fill(slot, {key: state[f"{path}.{key}"] for key in stack.tensors(slot)})
+    bank.fill(new_name, state)
     return new
 
 
@@ -217,7 +216,7 @@ def closest_of_rank(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return V[:rank] @ basis_A.T, basis_B @ (U * S)[:, :rank]
 
 
-def federated_average(states: Sequence[State], num_examples: Sequence[int]) -> State:
+def federated_average(states: Sequence[State], num_examples: Sequence[float]) -> State:
     """The clients' tensors, averaged by their numbers of training examples: FedAvg's server step.
 
     It averages what was trained: for LoRA, A and B apart. ``mean(B) mean(A)`` is not ``mean(B A)``, the

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from mmpeft.adapters.bank import INPUTS, AdapterBank
+from mmpeft.adapters.bank import AdapterBank
 from mmpeft.adapters.combine import combine, federated_average
 from mmpeft.errors import RefusedError
 from mmpeft.models.multimodal import MultimodalModel
@@ -103,11 +103,9 @@ def _add_average(
                 f"{FEDERATED} averages finetunes of one config; {clients[0]} has {config}, {client} has {other}"
             )
     counts = [1] * len(clients) if num_examples is None else num_examples
-    state = federated_average([bank.tensors(client) for client in clients], counts)  # pyright: ignore[reportArgumentType]
+    state = federated_average([bank.tensors(client) for client in clients], counts)
     bank.add(name, config)
-    for path, stack, slot in bank.places(name):
-        prefix = "" if path == INPUTS else f"{path}."
-        stack.fill(slot, {key: state[f"{prefix}{key}"] for key in stack.tensors(slot)})
+    bank.fill(name, state)
 
 
 def _keep_only(model: MultimodalModel, name: str, projector: dict[str, torch.Tensor]) -> None:
