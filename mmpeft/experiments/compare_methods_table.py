@@ -10,22 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap, LogNorm
-from matplotlib.figure import Figure
+from matplotlib.colors import LogNorm
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from mmpeft.reporting.report import BLUE, DPI, GREY, INK, LINE, WRONG
+from mmpeft.reporting.canvas import GREY, INK, LINE, SHADES, WIDTH, WRONG, new_sheet, one_line
+from mmpeft.reporting.tables import markdown_table
 
 Row = Mapping[str, Any]
 Box = tuple[float, float, float, float]
 """Left, bottom, right, top in pixels."""
-COLORS = LinearSegmentedColormap.from_list("forgotten", ["#d3e3ee", BLUE, "#04263d"]).with_extremes(bad=WRONG)
-"""Lightness alone tells the value, so it survives grey print."""
-WIDTH, HEIGHT = 1600, 900
-"""Pixels of the picture."""
+HEIGHT, LEFT, TOP = 900, 120, 126
+"""Pixels of the picture, and where its axes begin."""
 POINT = 18
 """Pixels around a point's middle that no name may cover."""
 SIDES = (
@@ -76,7 +73,7 @@ def make_table(rows: Sequence[Row], command: str, budget: str) -> str:
         command: what makes this table.
         budget: what every method was given, in words.
     """
-    lines = [["method", *(column.heading for column in COLUMNS)], ["---"] + ["---:"] * len(COLUMNS)]
+    head, lines = ["method", *(column.heading for column in COLUMNS)], []
     for row in rows:
         empty = ["–"] * (len(COLUMNS) - 1)
         cells = [_reason(row), *empty] if "error" in row else [column.show(row) for column in COLUMNS]
@@ -84,7 +81,7 @@ def make_table(rows: Sequence[Row], command: str, budget: str) -> str:
     machines = sorted({row["machine"] for row in rows if "error" not in row})
     rates = [f"- {row['title']}: {row['learning_rate']:g}; {row['source']}" for row in rows]
     parts = [
-        "\n".join(f"| {' | '.join(line)} |" for line in lines),
+        markdown_table(head, lines, ["---"] + ["---:"] * len(COLUMNS)),
         "; ".join([f"`{command}`", *machines, budget]),
         LEGEND,
         "Learning rates, all of AdamW:",
@@ -95,7 +92,7 @@ def make_table(rows: Sequence[Row], command: str, budget: str) -> str:
 
 def _reason(row: Row) -> str:
     """Why a method failed; breaks no table."""
-    reason = " ".join(str(row["error"]).split()).replace("|", "\\|")
+    reason = one_line(row["error"]).replace("|", "\\|")
     return f"failed: {reason if len(reason) <= MAX_REASON else f'{reason[:MAX_REASON]} …'}"
 
 
@@ -112,33 +109,30 @@ def draw_comparison(path: Path, rows: Sequence[Row]) -> None:
     ratios = [row["perplexity"] / row["perplexity_base"] for row in shown]
     finite = [ratio for ratio in ratios if math.isfinite(ratio)] or [1.0]
     lowest, highest = min(1.0, *finite), max(1.5, *finite)
-    with rc_context({"text.parse_math": False}):
-        figure = Figure((WIDTH / DPI, HEIGHT / DPI), dpi=DPI, facecolor="white")
-        canvas = FigureCanvasAgg(figure)
-        axes, bar = figure.add_axes((0.075, 0.12, 0.77, 0.74)), figure.add_axes((0.89, 0.12, 0.018, 0.74))
+    with new_sheet(WIDTH, HEIGHT) as sheet:
+        axes, bar = sheet.axes(LEFT, TOP, 1232, 666), sheet.axes(1424, TOP, 29, 666)
         across, up = ([row[key] for row in shown] for key in ("trained", "accuracy"))
         style = {"s": 110, "edgecolors": INK, "linewidths": 0.8, "plotnonfinite": True}
-        points = axes.scatter(across, up, c=ratios, cmap=COLORS, norm=LogNorm(lowest, highest), **style)
+        colors = SHADES.with_extremes(bad=WRONG)
+        points = axes.scatter(across, up, c=ratios, cmap=colors, norm=LogNorm(lowest, highest), **style)
         axes.set_xscale("log")
         axes.set_axisbelow(True)
         axes.grid(color=LINE, linewidth=0.7)
         axes.margins(0.14, 0.14)
-        axes.set_xlabel("parameters trained", size=9, color=GREY)
-        axes.set_ylabel("accuracy on held-out questions", size=9, color=GREY)
+        axes.set(xlabel="parameters trained", ylabel="accuracy on held-out questions")
         axes.xaxis.set_major_formatter(lambda value, _: _short(value))
         axes.xaxis.set_minor_formatter(NullFormatter())
         ticks = LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5) if highest < 20 * lowest else (1,))
-        figure.colorbar(points, cax=bar, ticks=ticks, format=lambda value, _: f"{value:.3g}×")
+        drawn = sheet.figure.colorbar(points, cax=bar, ticks=ticks, format=lambda value, _: f"{value:.3g}×")
+        drawn.outline.set_visible(False)
         bar.minorticks_off()
+        bar.tick_params(length=0, labelsize=8, labelcolor=GREY)
         bar.set_title("perplexity of\nother text,\nafter / before", size=8, color=GREY, loc="left", pad=10)
-        for each in (axes, bar):
-            each.spines[:].set_visible(False)
-            each.tick_params(which="both", length=0, labelsize=8, labelcolor=GREY)
         title = "One base, one budget: what each method reaches, trains and forgets"
-        figure.text(0.075, 0.93, title, size=12, weight="bold", color=INK)
-        canvas.draw()  # the limits of the axes are known only then
-        _name_points(axes, canvas, [row["title"] for row in shown], list(zip(across, up, strict=True)))
-        canvas.print_png(path)
+        sheet.write(LEFT, 63, title, 12, weight="bold")
+        sheet.canvas.draw()  # the limits of the axes are known only then
+        _name_points(axes, sheet.canvas, [row["title"] for row in shown], list(zip(across, up, strict=True)))
+        sheet.save(path)
 
 
 def _name_points(

@@ -12,6 +12,7 @@ from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN, Template
 from mmpeft.errors import RefusedError
 from mmpeft.models.language import load_tokenizer
 from mmpeft.models.vision import make_encoder
+from mmpeft.reporting.tables import make_table
 from mmpeft.training.batches import make_loader
 from mmpeft.training.datamodule import VisionLanguageData
 from mmpeft.training.finetune import Split
@@ -52,16 +53,8 @@ def _print_loader(name: str, loader: PackedLoader, tokenizer: Any, rows: int) ->
 
 
 def _table(number: int, row: PackedRow, tokenizer) -> Table:
-    table = Table(
-        title=f"row {number}: {len(row.ids)} tokens, {len(row.images)} images", title_justify="left"
-    )
-    for column, justify in (
-        ("segment", "right"),
-        ("position", "right"),
-        ("reads", "left"),
-        ("must predict", "left"),
-    ):
-        table.add_column(column, justify=justify)  # pyright: ignore[reportArgumentType]
+    columns = {"segment": "right", "position": "right", "reads": "left", "must predict": "left"}
+    table = make_table(f"row {number}: {len(row.ids)} tokens, {len(row.images)} images", **columns)
     places = list(zip(row.segments, row.positions, row.ids, row.targets, strict=True))
     for is_image, run in groupby(places, key=lambda place: place[2] == IMAGE_TOKEN):
         run = list(run)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -25,6 +24,7 @@ from mmpeft.adapters.methods.registry import METHODS
 from mmpeft.adapters.targets import find_sites, layer_features, model_inputs, num_parameters, trained_features
 from mmpeft.errors import RefusedError
 from mmpeft.paths import resolve
+from mmpeft.reporting.tables import make_table
 
 
 @dataclass
@@ -124,14 +124,6 @@ def print_sites(name: str) -> None:
         share = f"{row.parameters / total:.3%}"
         methods.add_row(row.method, ", ".join(row.touches), str(row.sites), f"{row.parameters:,}", share)
     console.print(methods)
-
-
-def make_table(title: str, **columns: str) -> Table:
-    """An empty table; ``columns`` are names and how they are justified."""
-    table = Table(title=title, title_justify="left")
-    for column, justify in columns.items():
-        table.add_column(column, justify=justify)  # pyright: ignore[reportArgumentType]
-    return table
 
 
 def _features(model: nn.Module, part: RolePart) -> str:
