@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mmpeft.cli import LIGHTNING, main
+from mmpeft.cli import main
 
 README = Path("README.md").read_text()
 SHELL = [
@@ -16,7 +16,7 @@ SHELL = [
     for block in re.findall(r"```bash\n(.*?)```", README, re.S)
     for line in block.splitlines()
 ]
-TRAINING = (*LIGHTNING, "few-shot")
+TRAINING = ("fit", "validate", "test", "predict", "few-shot")
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 MMPEFT = [shlex.split(line)[1:] for line in SHELL if line.split()[:1] and line.split()[0].endswith("mmpeft")]
 

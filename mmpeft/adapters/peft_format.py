@@ -26,6 +26,7 @@ from mmpeft.adapters.methods.base import AdapterConfig
 from mmpeft.adapters.methods.hybrid import HybridConfig
 from mmpeft.adapters.methods.registry import METHODS
 from mmpeft.errors import RefusedError
+from mmpeft.files import write_json
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -45,16 +46,14 @@ def save_adapter(bank: AdapterBank, name: str, directory: str | Path, base_name:
     parts = bank.entry(name).parts
     if bank.entry(name).config.composed:
         folders = [f"{number}_{part.config.method}" for number, part in enumerate(parts)]
-        _write_config(
-            directory,
-            {"peft_type": HybridConfig.peft_type, "parts": folders, "base_model_name_or_path": base_name},
-        )
+        whole = {"peft_type": HybridConfig.peft_type, "parts": folders, "base_model_name_or_path": base_name}
+        write_json(directory / CONFIG_FILE, whole)
     else:
         folders = ["."]
     for folder, part in zip(folders, parts, strict=True):
         inputs = bank.model_inputs() if part.config.home == "inputs" else None
         fields = part.config.to_peft(part.sites, lambda sites: _target_names(bank, sites), inputs)
-        _write_config(directory / folder, fields | {"base_model_name_or_path": base_name})
+        write_json(directory / folder / CONFIG_FILE, fields | {"base_model_name_or_path": base_name})
         tensors = {
             _key(path, key): tensor.cpu().contiguous()
             for path, stack, slot in bank.places_of(part)
@@ -139,11 +138,6 @@ def _read_json(directory: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise RefusedError(f"{path}: wanted a JSON object, got {type(raw).__name__}")
     return raw
-
-
-def _write_config(directory: Path, config: dict[str, Any]) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _key(path: str, key: str) -> str:

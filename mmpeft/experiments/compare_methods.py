@@ -23,7 +23,7 @@ from typing import Any
 from mmpeft.errors import RefusedError
 from mmpeft.experiments import steps as step
 from mmpeft.experiments.methods import METHODS, common_settings, method_settings
-from mmpeft.experiments.steps import ChildError, read_json, write_json, write_whole
+from mmpeft.files import read_json, write_json, write_whole
 from mmpeft.hashing import differences
 
 # This process starts all others and measures their memory (see steps.py): torch, transformers and matplotlib are kept
@@ -42,9 +42,18 @@ def compare_methods(
     start_from: str | None = None,
     again: bool = False,
 ) -> None:
-    """Trains, tests and times every method under one budget and writes one table and one picture.
+    """Trains, tests and times eight methods under one budget, and writes one table and one picture.
 
-    `experiments.commands.compare_methods` explains the arguments.
+    Run it again to go on where it stopped. A method that fails becomes a row with the reason, and the others go on.
+
+    Args:
+        steps: optimiser steps of every method, at least 3.
+        output: folder for the runs, table.md, results.json and compare.png.
+        methods: which ones, with commas between, in the order of the table.
+        config: YAML of `mmpeft fit` that gives all but method, learning rate, steps, validation and checkpoints.
+        limit_test: how many held-out questions to answer, the first of the config's data.test.
+        start_from: run of stage 1 that all methods start from; the config's by default.
+        again: train those anew whose results are there.
 
     Raises:
         RefusedError: an unknown method, too few steps, a config that does not fit, or results of another budget.
@@ -129,7 +138,7 @@ def _row(name: str, folder: Path, wanted: Mapping[str, Any], again: bool) -> dic
     }
     try:
         row |= _figures(name, folder, wanted, again)
-    except (ChildError, RefusedError, OSError) as error:
+    except (step.ChildError, RefusedError, OSError) as error:
         print(f"  failed: {error}", flush=True)
         return row | {"error": str(error)}
     write_json(path, {"wanted": wanted, "row": row})

@@ -11,7 +11,6 @@ prompting costs where its examples never change.
 Source: Liu et al. 2022 (T-Few), section 4.2, who compare with few-shot prompting of another, much larger model.
 """
 
-import json
 import random
 import statistics
 from collections.abc import Sequence
@@ -36,6 +35,7 @@ from mmpeft.experiments.prompting_cost import (
     training_cost,
 )
 from mmpeft.experiments.prompting_table import show
+from mmpeft.files import write_json
 from mmpeft.inference.vlm import VisionLanguageModel, load
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.paths import resolve
@@ -89,7 +89,7 @@ def compare_prompting(
         "vision_gflop": encoding_of(base, asked[0]["images"][:1]).products / GIGA,
         "training": training,
     }
-    Path(output).write_text(json.dumps(result, indent=2) + "\n")
+    write_json(Path(output), result)
     show(result)
     return result
 

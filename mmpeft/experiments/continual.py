@@ -33,8 +33,8 @@ from mmpeft.experiments.steps import (
     read_answers,
     read_metrics,
     weights_of,
-    write_json,
 )
+from mmpeft.files import write_json
 from mmpeft.hashing import hash_json
 from mmpeft.paths import resolve
 from mmpeft.runs.files import load_run, load_trained, save_run
