@@ -201,20 +201,15 @@ def _by_words(num_layers: int, words: str) -> list[int]:
     return list(range(first, stop))
 
 
-def _check_pattern(field: str, pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise RefusedError(f"{field} {pattern!r} is not a valid pattern: {error}") from None
-
-
 def _chosen(
     model: nn.Module, linears: dict[str, nn.Module], field: str, names: str | list[str]
 ) -> dict[str, nn.Module]:
     alternatives = [names] if isinstance(names, str) else [[name] for name in names]
-    for pattern in alternatives:
-        if isinstance(pattern, str):
-            _check_pattern(field, pattern)
+    if isinstance(names, str):
+        try:
+            re.compile(names)
+        except re.error as error:
+            raise RefusedError(f"{field} {names!r} is not a valid pattern: {error}") from None
     unmatched = [each for each in alternatives if not any(names_module(path, each) for path in linears)]
     if unmatched or not names:
         wrong = [each if isinstance(each, str) else each[0] for each in unmatched]

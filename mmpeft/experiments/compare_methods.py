@@ -7,8 +7,7 @@ processes of its own: `mmpeft fit`, `mmpeft test --forgetting`, `benchmarks/answ
     table.md results.json compare.png      the comparison
     lora/                                  the run, with method.yaml (its config), result.json and the logs
 
-A killed comparison goes on where it was: a method with a result.json is not run again, one that failed is, from the
-step that failed.
+A method with a result.json is not run again; one that failed is, from the step that failed.
 """
 
 import itertools

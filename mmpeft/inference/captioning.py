@@ -1,12 +1,8 @@
 """Captions a folder of images: `mmpeft caption photos --run runs/caption`.
 
-One JSON row per image, in the order of the sorted paths, appended batch by batch::
-
-    {"image": "2024/cat.jpg", "caption": "a cat on a sofa", "adapter": "default"}
-    {"image": "2024/cut.jpg", "error": "'2024/cut.jpg': cannot be decoded (...)"}
-
-Killed at any moment, the same command goes on where it stopped, and the finished file is the one that an
-uninterrupted run writes: an unfinished last line is cut off, and batches always hold the same images.
+One JSON row per image, appended batch by batch. Killed at any moment, the same command goes on where it stopped, and
+the finished file is the one that an uninterrupted run writes: an unfinished last line is cut off, and batches always
+hold the same images.
 """
 
 import json

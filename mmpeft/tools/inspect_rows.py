@@ -27,16 +27,13 @@ def print_rows(module: VisionLanguageModule, data: VisionLanguageData, split: Sp
     template = Template(tokenizer, encoder.num_tokens, data.style, data.packing.max_length)
     seed = data.seed if split == "train" else None
     owners = dict.fromkeys(module.finetunes)
-    loader = make_loader(module.finetunes, split, template, _no_features, data.packing, owners, seed)
+    no_features: Any = None  # rows are looked at before they become a batch
+    loader = make_loader(module.finetunes, split, template, no_features, data.packing, owners, seed)
     if loader is None:
         raise RefusedError(f"the config has no data.{split}: set it to a data file or folder")
     own = loader.loaders if isinstance(loader, JointLoader) else {"": loader}
     for name, each in own.items():
         _print_loader(f"{split} of {name}" if name else split, each, tokenizer, rows)
-
-
-def _no_features(images: Any) -> Any:
-    """Rows are looked at before they become a batch."""
 
 
 def _print_loader(name: str, loader: PackedLoader, tokenizer: Any, rows: int) -> None:
