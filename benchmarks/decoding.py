@@ -36,13 +36,14 @@ SHORT, LONG = 4, 64
 """Tokens written: an answer to a question, a paragraph."""
 
 
-def decoding(rows: int = 32, repeats: int = 5, seed: int = 0) -> None:
+def decoding(rows: int = 32, repeats: int = 5, seed: int = 0, only: str = "") -> None:
     """Times paragraphs and short answers of the embedded model.
 
     Args:
         rows: of the batch.
         repeats: rounds over all cases.
         seed: of prompts and weights.
+        only: the cases that have this in their names.
     """
     model = build_model(LanguageConfig(), None).eval()
     base = build_model(LanguageConfig(), None).eval()
@@ -72,6 +73,7 @@ def decoding(rows: int = 32, repeats: int = 5, seed: int = 0) -> None:
             SHORT,
         ),
     }
+    written = {name: case for name, case in written.items() if only in name}
     seconds = alternate({name: answers(*case) for name, case in written.items()}, repeats)
     for name, (_, batch, tokens) in written.items():
         total = conversations(batch) * tokens

@@ -13,7 +13,8 @@ CONFIGS = [path for path in sorted(Path("configs").rglob("*.yaml")) if "\nphases
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
 def test_config_builds_model_data_and_trainer_without_loading_weights(path: Path, tmp_path: Path):
     cli = VisionLanguageCLI.parse(["--config", str(path), f"--trainer.default_root_dir={tmp_path}"])
-    assert cli.model.adapter is None or isinstance(cli.model.adapter, AdapterConfig)
+    for finetune in cli.model.finetunes.values():
+        assert finetune.adapter is None or isinstance(finetune.adapter, AdapterConfig)
     assert cli.datamodule.paths["train"]
 
 

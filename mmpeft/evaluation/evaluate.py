@@ -17,6 +17,7 @@ from mmpeft.inference.requests import Completion, Request
 from mmpeft.metrics.answer import Answer
 from mmpeft.metrics.registry import check_metrics
 from mmpeft.paths import resolve
+from mmpeft.runs.manifest import LEAST_NEW_TOKENS
 
 HELD_TEXT = "embedded/manual/held.jsonl"
 
@@ -79,11 +80,13 @@ class Evaluation:
         engine: answers.
         records: finetune -> its questions; they are numbered through all finetunes.
         adapters: finetune -> the adapter that answers; None is the base.
-        config: how.
-        max_new_tokens: of a written answer.
+        config: how, ``max_new_tokens`` included.
+        identity: of the base; the answers of another one, or of other weights, are begun anew.
         log: file of the answers so far.
-        belongs_to: identity of the model; the answers of another one are begun anew.
-        truths: whether the records have true answers that can be read.
+        measured: whether the answers are measured by true ones.
+
+    Raises:
+        RefusedError: a metric does not fit a record. Nothing is answered then.
     """
 
     def __init__(
@@ -92,23 +95,30 @@ class Evaluation:
         records: Mapping[str, Sequence[Record]],
         adapters: Mapping[str, str | None],
         config: EvaluationConfig,
-        max_new_tokens: int,
+        identity: dict[str, Any],
         log: Path,
-        belongs_to: str,
-        truths: bool = True,
+        measured: bool,
     ):
         self.engine = engine
         self.records = [record for own in records.values() for record in own]
         self.owners = [name for name, own in records.items() for _ in own]
-        reads = truths and config.reads_truths(self.records)
-        sampling = Sampling(max_new_tokens=max_new_tokens)
+        if measured:
+            config.check(self.records)
+        reads = measured and config.reads_truths(self.records)
+        sampling = Sampling(config.max_new_tokens or LEAST_NEW_TOKENS)
         self.requests = [
             Request(record, adapters[owner], config.ranks(record), sampling, reads)
             for record, owner in zip(self.records, self.owners, strict=True)
         ]
         asked = [self._asked(request) for request in self.requests]
-        how = [config.answer_by, max_new_tokens, engine.template.style, reads, asdict(engine.packing)]
-        self.log = AnswerLog(log, hash_json([belongs_to, asked, how]))
+        how = [
+            config.answer_by,
+            sampling.max_new_tokens,
+            engine.template.style,
+            reads,
+            asdict(engine.packing),
+        ]
+        self.log = AnswerLog(log, hash_json([identity, engine.model.trained_hash(), asked, how]))
         missing = [n for n in range(len(self.requests)) if n not in self.log.answers]
         if len(missing) < len(self.requests):
             told = len(self.requests) - len(missing)

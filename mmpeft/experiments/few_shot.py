@@ -88,7 +88,8 @@ def run_seeds(
     tested = made_from | {"settings": joint, "weights": weights_of(after)}
     evaluate_once(joint, tested, config=directory / "seeds_test.yaml")
     figures = read_metrics(after)
-    accuracies = [figures[f"{METRIC}/seed{seed}"] for seed in seeds]
+    keys = [f"{METRIC}/seed{seed}" for seed in seeds] if len(seeds) > 1 else [METRIC]
+    accuracies = [figures[key] for key in keys]
     return {"name": directory.name, "untrained": read_metrics(before)[METRIC], "accuracies": accuracies}
 
 

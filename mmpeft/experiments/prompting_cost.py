@@ -3,7 +3,6 @@
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,9 +67,8 @@ def training_cost(run: str, model: MultimodalModel, template: Template, adapter:
             return {"note": f"{run} is a joint run, of which one finetune cannot be told apart"}
         packing = PackingConfig(**settings["data"]["packing"])
         data = VisionLanguageData(**settings["data"] | {"packing": packing})
-        how = {each.name: own[each.name] for each in fields(Settings)}
-        how["choice_losses"] = ChoiceLosses(**how["choice_losses"])
-        finetune = Finetune(adapter, None, Settings(**how))
+        losses = ChoiceLosses(**own.get("choice_losses", {"unlikelihood": 0.0, "length_normalised": 0.0}))
+        finetune = Finetune(adapter, None, Settings(choice_losses=losses))
         data.read("fit", {adapter: finetune})
     except (RefusedError, OSError) as error:
         return {"note": f"{run}/config.yaml: {error}"}

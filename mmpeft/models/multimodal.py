@@ -14,6 +14,7 @@ from mmpeft.data.batch import PADDING, Batch
 from mmpeft.data.packing import PREFIX
 from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN
 from mmpeft.errors import RefusedError
+from mmpeft.hashing import hash_tensors
 from mmpeft.models.projector import Projector
 from mmpeft.models.token_losses import TokenLosses
 from mmpeft.models.virtual import virtual_tokens
@@ -46,6 +47,12 @@ class MultimodalModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.language_model.get_input_embeddings().weight.dtype
+
+    def trained_hash(self) -> str:
+        """Identity of what can be trained: projectors, and every tensor that an adapter's answers depend on."""
+        trained = dict(self.projector.named_parameters(prefix="projector"))
+        trained |= {str(number): tensor for number, tensor in enumerate(self.bank.state())}
+        return hash_tensors(trained)
 
     def token_losses(
         self, batch: Batch, cache: DynamicCache | None = None, new: int | None = None

@@ -5,12 +5,57 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
+from mmpeft.data.batch import Batch
 from mmpeft.data.loader import Features, JointLoader, PackedLoader, PackingConfig
 from mmpeft.data.template import IGNORE_INDEX, Example, Template
 from mmpeft.errors import RefusedError
 from mmpeft.training.finetune import Finetune, Split
 
 Loader = PackedLoader | JointLoader
+
+
+class Batches:
+    """The batches of a run's finetunes.
+
+    Args:
+        finetunes: with their records.
+        template: turns a record into tokens.
+        features: of images.
+        packing: how examples fill rows and batches.
+        adapters: finetune -> the adapter of its rows; None is the base.
+        seed: of the order of training.
+        cycle: whether training ends by steps, see `JointLoader`.
+    """
+
+    def __init__(
+        self,
+        finetunes: Mapping[str, Finetune],
+        template: Template,
+        features: Features,
+        packing: PackingConfig,
+        adapters: Mapping[str, str | None],
+        seed: int,
+        cycle: bool,
+    ):
+        self.finetunes, self.seed, self.cycle = finetunes, seed, cycle
+        self._how = template, features, packing, adapters
+        self._train: Loader | None = None
+
+    def train(self) -> Loader:
+        """One loader for the whole training: it knows where it stands."""
+        if self._train is None:
+            self._train = make_loader(self.finetunes, "train", *self._how, self.seed, self.cycle)
+        assert self._train is not None, "a fit without training data was refused"
+        return self._train
+
+    def val(self) -> Loader | list:
+        """Empty where no finetune has validation data."""
+        return make_loader(self.finetunes, "val", *self._how) or []
+
+    def some(self, name: str, number: int) -> list[Batch]:
+        """The first batches of a finetune's training data, without taking them from its epoch."""
+        own = loader_of(self.train(), name)
+        return [own.batch(index) for index in range(min(number, len(own)))]
 
 
 def make_loader(

@@ -111,10 +111,10 @@ class VisionLanguageData(L.LightningDataModule):
                 raise DataError(f"`mmpeft {stage}` needs data: set --data.{split} to a data file or folder")
 
     def train_dataloader(self) -> Any:
-        return self._module.train_loader()
+        return self._module.batches.train()
 
     def val_dataloader(self) -> Any:
-        return self._module.val_loader()
+        return self._module.batches.val()
 
     def test_dataloader(self) -> Any:
         return self._module.evaluation

@@ -53,12 +53,12 @@ class FinetuneConfig:
 class Settings:
     """How a finetune trains: its own settings, and the run's where it has none."""
 
-    learning_rate: float
-    projector_learning_rate: float
-    weight_decay: float
-    schedule: Schedule
-    warmup: float
-    choice_losses: ChoiceLosses
+    learning_rate: float = 1e-3
+    projector_learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    schedule: Schedule = "cosine"
+    warmup: float = 0.03
+    choice_losses: ChoiceLosses = field(default_factory=ChoiceLosses)
 
     def __post_init__(self):
         for name in ("learning_rate", "projector_learning_rate", "weight_decay"):

@@ -111,6 +111,13 @@ class SlotParameters:
                 gradient.mul_(max_norm / norm)
         return norm
 
+    def trouble(self, norm: float) -> str | None:
+        """What to tell of a step whose gradient had this norm; None where it was taken."""
+        if math.isfinite(norm):
+            return None
+        end = "; it is given up, as it was left" if self.given_up else ""
+        return f"{self.name!r} has a gradient that is not finite; its step is skipped{end}"
+
     def _drop_gradients(self) -> None:
         for view in self.views:
             view.grad = None

@@ -42,7 +42,7 @@ class RunWriter(L.Callback):
             self.manifest = self._describe(module, data)
             self._requests = _example_requests(module, self.manifest.max_new_tokens)
             module.model.eval()
-            self._answers = some_answers(module.engine(), self._requests)
+            self._answers = some_answers(module.engine, self._requests)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module, _ = _typed(pl_module, trainer)
@@ -70,7 +70,7 @@ class RunWriter(L.Callback):
             template={"style": data.style, "max_length": data.packing.max_length},
             identity=module.started.identity,
             instructions=own | {task: text for task, text in told.items() if task not in own},
-            answer_tokens=longest_answer(module.train_loader()),
+            answer_tokens=longest_answer(module.batches.train()),
         )
 
 

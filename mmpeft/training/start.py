@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +17,38 @@ from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.models.vision import VisionConfig
 from mmpeft.runs.files import BASE, load_trained
 from mmpeft.runs.identity import check_identity, describe
-from mmpeft.runs.manifest import Manifest, read_manifest
+from mmpeft.runs.manifest import MANIFEST, Manifest, read_manifest
 from mmpeft.training.finetune import Finetune
 from mmpeft.training.target_choice import choose_sites, has_budget
 
 COMPARED_BY_SITES = {"target_modules", "feedforward_modules", "layers"}
 """Fields of adapter configs that a file writes otherwise than the user did."""
+
+
+def check_settings(
+    trainer: Any, finetunes: Mapping[str, Finetune], train_projector: bool, stage: str
+) -> None:
+    """Raises:
+    RefusedError: settings that cannot be together.
+    """
+    if trainer.world_size > 1:
+        raise RefusedError(
+            f"the trainer has {trainer.world_size} processes, among which batches are not divided yet; "
+            "set trainer.devices to 1"
+        )
+    if stage == "fit" and not (train_projector or any(own.adapter for own in finetunes.values())):
+        raise RefusedError("nothing would train: give an adapter, or set train_projector to true")
+    if len(finetunes) > 1 and trainer.accumulate_grad_batches > 1:
+        raise RefusedError(
+            "a joint run takes one batch of each finetune a step; set accumulate_grad_batches to 1"
+        )
+
+
+def run_to_begin_from(trainer: Any, start_from: str | None) -> tuple[str | None, bool]:
+    """The run directory, and whether it is this very one: outside of fit, a run's own results are meant."""
+    directory = Path(trainer.default_root_dir)
+    own = trainer.state.fn != "fit" and (directory / MANIFEST).exists()
+    return (str(directory), True) if own else (start_from, False)
 
 
 @dataclass

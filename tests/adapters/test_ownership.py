@@ -42,7 +42,7 @@ def test_the_bank_is_a_module_of_its_stacks_and_not_of_the_base(make_bank):
 
 def test_modes_reach_base_and_stacks_and_a_new_stack_takes_that_of_its_layer(make_bank):
     bank = make_bank({"a": LoraConfig()})
-    for mode in (True, False):
+    for mode in (False, True):
         bank.train(mode)
         bank.add(f"wider {mode}".replace(" ", "-"), MIXED["large"])
         modules = [*bank.model.modules(), *(m for stack in bank.stacks.values() for m in stack.modules())]

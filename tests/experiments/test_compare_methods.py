@@ -160,7 +160,7 @@ def test_methods_differ_in_nothing_but_what_is_their_own(name, config, tmp_path)
     settings = method_settings(name, common, tmp_path / name, 1)["config"]
     path.write_text(yaml.safe_dump(settings))
     cli = VisionLanguageCLI.parse(["--config", str(path)])
-    assert type(cli.model.adapter).__name__ == METHODS[name].adapter
+    assert type(cli.model.finetunes[name].adapter).__name__ == METHODS[name].adapter
     assert (cli.model.language.quantization == "nf4") == (name == "qlora")
     assert cli.trainer.max_steps == STEPS
     own = {"adapter", "adapter_name", "learning_rate", "warmup", "language"}

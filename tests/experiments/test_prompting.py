@@ -79,10 +79,12 @@ def test_examples_are_earlier_turns_with_their_images_and_answers(model, templat
 
 def test_an_image_that_comes_twice_is_encoded_once(model, template, records, monkeypatch):
     seen = []
+    monkeypatch.setattr("mmpeft.data.features.load_image", seen.append)
     monkeypatch.setattr(
-        "mmpeft.experiments.prompting.encode_images",
-        lambda _, images: seen.extend(images) or torch.arange(float(len(images)))[:, None, None],
+        "mmpeft.data.features._encode",
+        lambda _, pixels: torch.arange(float(len(pixels)))[:, None, None],
     )
+    monkeypatch.setattr(type(model.vision_encoder), "transform", lambda *_: None)
     one, two = (record["images"][0] for record in records[0])
     features = FewShotPrompt(model, template).features([one, two, one])
     assert (seen, features.flatten().tolist()) == ([one, two], [0, 1, 0])

@@ -6,15 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmpeft.models import language
 from mmpeft.models.language import (
     LanguageConfig,
-    identify,
     load_language_model,
     load_tokenizer,
     pick_attention,
     pick_dtype,
 )
+from mmpeft.runs import identity
+from mmpeft.runs.identity import identify
 
 
 @pytest.fixture
@@ -141,6 +141,6 @@ def test_weights_of_a_hub_model_are_found_beside_its_index(checkpoint, monkeypat
         shutil.copy(checkpoint / "model.safetensors", shard)
     (checkpoint / "model.safetensors").unlink()
     monkeypatch.setattr(
-        language, "cached_file", lambda *_, **__: str(checkpoint / "model.safetensors.index.json")
+        identity, "cached_file", lambda *_, **__: str(checkpoint / "model.safetensors.index.json")
     )
-    assert language._weight_files("someone/something") == shards
+    assert identity._weight_files("someone/something") == shards

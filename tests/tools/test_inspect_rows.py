@@ -39,6 +39,6 @@ def test_a_split_without_data_is_told(inspect):
 
 
 def test_no_weights_are_loaded(inspect, monkeypatch):
-    monkeypatch.setattr("mmpeft.training.module.build_model", None)
+    monkeypatch.setattr("mmpeft.training.start.build_model", None)
     vision = {"name": "test_vit", "weights": "not/there.safetensors", "image_size": 32, "crop": False}
     assert "tokens carry loss" in " ".join(inspect(model={"vision": vision}).split())

@@ -52,7 +52,10 @@ class Given(VisionLanguageData):
         self.batches = batches
 
     def setup(self, stage):
-        self._module._train_loader = Loader(self.batches)
+        pass
+
+    def train_dataloader(self):
+        return Loader(self.batches)
 
 
 @pytest.fixture
