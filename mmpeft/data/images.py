@@ -8,7 +8,7 @@ pixels everywhere. It is the only module that opens images with pillow. The rule
 3. the first frame, decoded completely (a cut file is an error, never a half-grey image);
 4. turned upright by its EXIF orientation, if it has a readable one;
 5. to RGB: wide grey (16 bit, 32 bit, float) from its own minimum..maximum to 0..255, transparency composed on
-   white, CMYK and the rest converted by pillow.
+   the background, CMYK and the rest converted by pillow.
 """
 
 import hashlib
@@ -47,14 +47,17 @@ class ImageError(RefusedError):
     """An image cannot be used; the message names it, what was found, what was wanted and what to do."""
 
 
-def read_bytes(image: str | Path | bytes) -> bytes:
+def read_bytes(image: str | Path | bytes, *, max_bytes: int = MAX_BYTES) -> bytes:
     """The encoded bytes of an image file, or `image` itself if it is bytes.
 
+    Args:
+        max_bytes: Largest size accepted, in bytes.
+
     Raises:
-        ImageError: If `image` is not a readable regular file, is empty, or has more than `MAX_BYTES` bytes.
+        ImageError: If `image` is not a readable regular file, is empty, or has more than `max_bytes` bytes.
     """
     if isinstance(image, bytes):
-        return _checked_size(image, "image bytes")
+        return _checked_size(image, "image bytes", max_bytes)
     if not isinstance(image, str | Path):
         raise ImageError(f"found a {type(image).__name__}; wanted a path, bytes or a PIL image")
     name = str(image)
@@ -64,21 +67,28 @@ def read_bytes(image: str | Path | bytes) -> bytes:
         if not stat.S_ISREG(os.stat(image).st_mode):  # before the open: opening a pipe waits for ever
             raise OSError("not a regular file but a folder, pipe or device")
         with open(image, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            data = file.read(max_bytes + 1)
     except FileNotFoundError:
         raise ImageError(f"{name!r} does not exist; check the path and the image root") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL or a lone surrogate in the path
         raise ImageError(f"{name!r} cannot be read ({error}); pass one readable image file") from error
-    return _checked_size(data, name)
+    return _checked_size(data, name, max_bytes)
 
 
-def load_image(image: ImageLike, *, max_pixels: int = MAX_PIXELS, source: str | None = None) -> Image.Image:
+def load_image(
+    image: ImageLike,
+    *,
+    background: tuple[int, int, int] = (255, 255, 255),
+    max_pixels: int = MAX_PIXELS,
+    source: str | None = None,
+) -> Image.Image:
     """The image as a new RGB PIL image, by the rule at the top of this module.
 
     A PIL image goes through the same rule from step 2 on, at the frame it stands at, and is not changed. The
     result carries no metadata, so loading it again gives the same pixels.
 
     Args:
+        background: RGB colour, 0..255, under transparent pixels.
         max_pixels: Most pixels (width x height) accepted.
         source: Name for error messages, e.g. `"train.jsonl:12"`; default: the path, if there is one.
 
@@ -88,9 +98,9 @@ def load_image(image: ImageLike, *, max_pixels: int = MAX_PIXELS, source: str | 
     source = source or (repr(str(image)) if isinstance(image, str | Path) else "image")
     try:
         if isinstance(image, Image.Image):
-            return _to_rgb(image, max_pixels)
+            return _to_rgb(image, background, max_pixels)
         with _open(read_bytes(image)) as opened:
-            return _to_rgb(opened, max_pixels)
+            return _to_rgb(opened, background, max_pixels)
     except ImageError as error:
         message = str(error)
         raise ImageError(message if source in message else f"{source}: {message}") from error.__cause__
@@ -114,11 +124,11 @@ def image_key(image: ImageLike) -> str:
     return hashlib.sha256(b"mmpeft-rgb %d %d\n" % rgb.size + rgb.tobytes()).hexdigest()
 
 
-def _checked_size(data: bytes, name: str) -> bytes:
+def _checked_size(data: bytes, name: str, max_bytes: int) -> bytes:
     if not data:
         raise ImageError(f"{name!r} is empty (0 bytes); fetch it again or drop the row")
-    if len(data) > MAX_BYTES:
-        raise ImageError(f"{name!r} has more than {MAX_BYTES:,} bytes; save it smaller")
+    if len(data) > max_bytes:
+        raise ImageError(f"{name!r} has more than {max_bytes:,} bytes; save it smaller")
     return data
 
 
@@ -137,7 +147,7 @@ def _open(data: bytes) -> Image.Image:
         ) from None
 
 
-def _to_rgb(image: Image.Image, max_pixels: int) -> Image.Image:
+def _to_rgb(image: Image.Image, background: tuple[int, int, int], max_pixels: int) -> Image.Image:
     width, height = image.size
     if width < 1 or height < 1 or width * height > max_pixels:
         raise ImageError(f"{width} x {height} pixels; wanted 1 to {max_pixels:,} pixels; scale the image")
@@ -147,7 +157,7 @@ def _to_rgb(image: Image.Image, max_pixels: int) -> Image.Image:
         image = _narrow(image)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
-        rgb = Image.new("RGB", layer.size, "white")
+        rgb = Image.new("RGB", layer.size, background)
         rgb.paste(layer, mask=layer.getchannel("A"))
     else:
         rgb = image.convert("RGB")

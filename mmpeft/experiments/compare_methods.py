@@ -156,7 +156,8 @@ def _figures(name: str, folder: Path, wanted: Mapping[str, Any], again: bool) ->
     print("  times its answers", flush=True)
     log = folder / "answering.log"
     step.run_process([TIMING, *_timing_words(str(folder), wanted["config"]["data"])], log)
-    metrics, timed = step.read_metrics(folder), _last_json(log)
+    metrics = step.read_metrics(folder)
+    timed = json.loads([line for line in log.read_text().splitlines() if line.startswith("{")][-1])
     files = list(adapter_folder(folder, name).rglob("adapter_*"))  # without the projector, which all train
     trained = sum(count_numbers(path) for path in files if path.suffix == ".safetensors")
     where = [timed["cpu"], f"{timed['threads']} threads", timed["gpu"] or "no GPU"]
@@ -206,10 +207,6 @@ def _timing_words(run: str, data: Mapping[str, Any]) -> list[str]:
     test = data["test"] if isinstance(data["test"], str) else data["test"][0]
     words = {"run": run, "data": test, "task": data.get("task"), "image_root": data.get("image_root")}
     return [f"--{name}={word}" for name, word in words.items() if word]
-
-
-def _last_json(log: Path) -> dict[str, Any]:
-    return json.loads([line for line in log.read_text().splitlines() if line.startswith("{")][-1])
 
 
 def count_numbers(path: Path) -> int:

@@ -6,7 +6,6 @@ A row is what is known of one method: its "method", "title", "learning_rate" and
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,26 +34,18 @@ MAX_REASON = 200
 """Characters of an error in the table."""
 
 
-@dataclass(frozen=True)
-class Column:
-    """One figure of the comparison."""
-
-    heading: str
-    show: Callable[[Row], str]
-    """A method's row -> the cell."""
-
-
-COLUMNS = (
-    Column("accuracy", lambda row: f"{row['accuracy']:.3f}"),
-    Column("parameters trained", lambda row: f"{row['trained']:,}"),
-    Column("share of the LLM", lambda row: f"{100 * row['share']:.3f} %"),
-    Column("files, MB", lambda row: f"{row['files_mb']:.2f}"),
-    Column("peak memory, GB", lambda row: f"{row['peak_gb']:.2f}"),
-    Column("s per step", lambda row: f"{row['step_seconds']:.2f}"),
-    Column("ms per answer added", lambda row: f"{row['answer_ms']:+.1f}"),
-    Column("perplexity of other text", lambda row: f"{row['perplexity_base']:.2f} → {row['perplexity']:.2f}"),
-    Column("same next token", lambda row: f"{100 * row['same_token']:.1f} %"),
-)
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "accuracy": lambda row: f"{row['accuracy']:.3f}",
+    "parameters trained": lambda row: f"{row['trained']:,}",
+    "share of the LLM": lambda row: f"{100 * row['share']:.3f} %",
+    "files, MB": lambda row: f"{row['files_mb']:.2f}",
+    "peak memory, GB": lambda row: f"{row['peak_gb']:.2f}",
+    "s per step": lambda row: f"{row['step_seconds']:.2f}",
+    "ms per answer added": lambda row: f"{row['answer_ms']:+.1f}",
+    "perplexity of other text": lambda row: f"{row['perplexity_base']:.2f} → {row['perplexity']:.2f}",
+    "same next token": lambda row: f"{100 * row['same_token']:.1f} %",
+}
+"""Heading -> a method's row -> the cell."""
 LEGEND = """- accuracy: exact match of the written answers
 - parameters trained, share, files: the adapter's; the projector trains in every run and is not counted
 - peak memory: of the process that trained, resident, not the GPU's
@@ -73,10 +64,10 @@ def make_table(rows: Sequence[Row], command: str, budget: str) -> str:
         command: what makes this table.
         budget: what every method was given, in words.
     """
-    head, lines = ["method", *(column.heading for column in COLUMNS)], []
+    head, lines = ["method", *COLUMNS], []
     for row in rows:
         empty = ["–"] * (len(COLUMNS) - 1)
-        cells = [_reason(row), *empty] if "error" in row else [column.show(row) for column in COLUMNS]
+        cells = [_reason(row), *empty] if "error" in row else [show(row) for show in COLUMNS.values()]
         lines.append([row["title"], *cells])
     machines = sorted({row["machine"] for row in rows if "error" not in row})
     rates = [f"- {row['title']}: {row['learning_rate']:g}; {row['source']}" for row in rows]
@@ -102,7 +93,6 @@ def draw_comparison(path: Path, rows: Sequence[Row]) -> None:
     The colour is the perplexity of other text, after by before; where that is not finite, the point is vermilion.
 
     Args:
-        path: the file.
         rows: at least one; those with "error" are left out.
     """
     shown = [row for row in rows if "error" not in row]

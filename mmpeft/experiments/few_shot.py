@@ -111,11 +111,10 @@ def _settings(
 
 def _made_from(settings: Settings) -> dict[str, Any]:
     """The run that it starts from, and the data files."""
-    start = settings["model"].get("start_from")
     listed = [settings["data"].get(split) or [] for split in ("train", "val", "test")]
     paths = [path for given in listed for path in ([given] if isinstance(given, str) else given)]
     files = {path: content(resolve(path)) for path in paths}
-    return {"start": weights_of(start) if start else None, "files": files}
+    return {"start": weights_of(settings["model"].get("start_from")), "files": files}
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:

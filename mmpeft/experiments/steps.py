@@ -58,7 +58,6 @@ def fit_once(
     """Trains into ``trainer.default_root_dir``, unless that was done.
 
     Args:
-        settings: of the fit.
         made_from: what else decides about the outcome, as plain data, such as the weights that it starts from.
         config: file for the settings; DIRECTORY.yaml by default.
         run: `run_here` by default, or `in_child`.
@@ -105,7 +104,6 @@ def evaluate_once(
     """Answers data.test into ``trainer.default_root_dir``, unless that was done for the same model and questions.
 
     Args:
-        settings: of the test.
         made_from: all that decides about the answers, as plain data.
         config, run, again: as in `fit_once`.
         options: further ones of `mmpeft test`.
@@ -136,12 +134,14 @@ def read_answers(directory: str | Path) -> list[str]:
 # What decides about an outcome
 
 
-def weights_of(run: str | Path) -> str:
-    """Identity of what a run trained; not of its metrics and facts, which a later test changes.
+def weights_of(run: str | Path | None) -> str | None:
+    """Identity of what a run trained; not of its metrics and facts, which a later test changes. None for no run.
 
     Raises:
         RefusedError: it is no run.
     """
+    if not run:
+        return None
     from mmpeft.runs.files import PROJECTOR
     from mmpeft.runs.manifest import read_manifest
 

@@ -71,7 +71,6 @@ def captions_or_errors(
     """A caption for every image, or why it has none: one that cannot be read does not fail the others.
 
     Args:
-        vlm: the model.
         images: what each is called, also in its error -> its file.
         adapter: as in `VisionLanguageModel.caption`.
     """

@@ -51,11 +51,7 @@ def merge_run(
     The base is the run's own in its dtype, dense unless ``quantization`` says otherwise, whatever it was
     trained on: a QLoRA run's update goes onto the weights that 4 bits had approximated.
 
-    Args:
-        run: directory that `mmpeft fit` wrote.
-        adapter: the run's first by default.
-        output: ``<run>/merged/<adapter>`` by default.
-        quantization: keep the base in 4 or 8 bits, which IA3 can be folded into exactly.
+    The arguments are those of `mmpeft merge`.
 
     Raises:
         RefusedError: no such adapter, a folder that is not empty, LoRA on a quantised base, or what

@@ -125,6 +125,10 @@ class AdapterConfig:
         targets = {} if inputs else {"target_modules": names(sites)}
         return {"peft_type": self.peft_type, **vars(self), **targets, "layers": None}
 
+    def peft_head(self) -> dict[str, Any]:
+        """What the files of PEFT's own methods begin with."""
+        return {"peft_type": self.peft_type, "task_type": "CAUSAL_LM", "inference_mode": True}
+
     # -- the weights of the base ----------------------------------------------------------------------------
 
     def fold(self, path: str, model: nn.Module, stack: Any, slot: int) -> Callable[[], None]:

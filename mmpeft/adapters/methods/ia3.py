@@ -86,9 +86,7 @@ class IA3Config(LayersConfig):
         feedforward = names([path for path in sites if self.scales_input(path)])
         others = names([path for path in sites if not self.scales_input(path)])
         return {
-            "peft_type": self.peft_type,
-            "task_type": "CAUSAL_LM",
-            "inference_mode": True,
+            **self.peft_head(),
             "fan_in_fan_out": False,
             "target_modules": sorted(others + feedforward),
             "feedforward_modules": feedforward,

@@ -102,9 +102,7 @@ class LoraConfig(LayersConfig):
 
     def to_peft(self, sites: list[str], names: TargetNames, inputs: ModelInputs | None) -> dict[str, Any]:
         return {
-            "peft_type": self.peft_type,
-            "task_type": "CAUSAL_LM",
-            "inference_mode": True,
+            **self.peft_head(),
             "target_modules": names(sites),
             "fan_in_fan_out": False,
             "r": self.rank,

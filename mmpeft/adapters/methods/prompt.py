@@ -54,9 +54,7 @@ class PromptConfig(AdapterConfig):
         """PEFT builds its module from these numbers before it reads the tensors."""
         assert inputs is not None, "prompts are a method of inputs"
         return {
-            "peft_type": self.peft_type,
-            "task_type": "CAUSAL_LM",
-            "inference_mode": True,
+            **self.peft_head(),
             "num_virtual_tokens": self.num_virtual_tokens,
             "token_dim": inputs.hidden_size,
             "num_transformer_submodules": 1,
