@@ -83,14 +83,14 @@ def linear_features(module: nn.Module) -> tuple[int, int] | None:
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     if type(module).__name__ == "Conv1D":  # GPT-2's linear of transformers keeps its weight as (in, out)
-        rows, columns = module.weight.shape  # pyright: ignore[reportCallIssue, reportGeneralTypeIssues]
-        return int(rows), int(columns)
+        weight: Any = module.weight
+        return tuple(weight.shape)
     return None
 
 
 def find_linears(model: nn.Module) -> dict[str, nn.Module]:
     """Every linear of a model by its path; the output head does not count."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # pyright: ignore
+    head = getattr(model, "get_output_embeddings", lambda: None)()
     return {
         path: module
         for path, module in model.named_modules()

@@ -24,7 +24,6 @@ from mmpeft.experiments import steps as step
 from mmpeft.experiments.methods import METHODS, common_settings, method_settings
 from mmpeft.files import read_json, write_json, write_whole
 from mmpeft.hashing import differences
-from mmpeft.runs.files import adapter_folder
 
 # This process starts all others and measures their memory (see steps.py): torch, transformers and matplotlib are kept
 # out of it until the children are done.
@@ -158,7 +157,7 @@ def _figures(name: str, folder: Path, wanted: Mapping[str, Any], again: bool) ->
     step.run_process([TIMING, *_timing_words(str(folder), wanted["config"]["data"])], log)
     metrics = step.read_metrics(folder)
     timed = json.loads([line for line in log.read_text().splitlines() if line.startswith("{")][-1])
-    files = list(adapter_folder(folder, name).rglob("adapter_*"))  # without the projector, which all train
+    files = list((folder / "adapters" / name).rglob("adapter_*"))  # without the projector, which all train
     trained = sum(count_numbers(path) for path in files if path.suffix == ".safetensors")
     where = [timed["cpu"], f"{timed['threads']} threads", timed["gpu"] or "no GPU"]
     return {

@@ -91,7 +91,7 @@ class PromptStack(Stack):
         self.prompt = nn.Parameter(torch.zeros(num_slots, num_tokens, dim))
 
     def attach(self, base: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
-        self._embedding = [base]  # in a list: it stays the model's module, not this one's
+        self._embedding: list[Any] = [base]  # in a list: it stays the model's module, not this one's
 
     def virtual_embeds(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         slots = self.effective(slots)
@@ -105,8 +105,8 @@ class PromptStack(Stack):
         """Embeddings of random tokens of the vocabulary (Lester et al., section 3.2)."""
         super().open(slot, config, generator)
         vocabulary = self._embedding[0].weight
-        ids = torch.randint(len(vocabulary), (config.num_virtual_tokens,), generator=generator)  # pyright: ignore
-        self.prompt[slot, : config.num_virtual_tokens] = vocabulary[ids.to(vocabulary.device)].float()  # pyright: ignore
+        ids = torch.randint(len(vocabulary), (config.num_virtual_tokens,), generator=generator)
+        self.prompt[slot, : config.num_virtual_tokens] = vocabulary[ids.to(vocabulary.device)].float()
 
     def tensors(self, slot: int) -> dict[str, Tensor]:
         return {"prompt_embeddings": self._prompts().detach()[slot, : self.sizes[slot]]}
