@@ -1,4 +1,4 @@
-"""The one class of what mmpeft refuses: bad input, settings and files, told in one line. All else is a fault."""
+"""The error class of what mmpeft refuses: bad input, settings and files, told in one line. All else is a fault."""
 
 
 class RefusedError(ValueError):

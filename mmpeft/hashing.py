@@ -1,4 +1,4 @@
-"""Short identities of weights and files, by which a finetune recognises the base it was made for."""
+"""Hashes of weights and files, by which a finetune recognises the base it was made for."""
 
 import hashlib
 import json

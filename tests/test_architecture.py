@@ -181,5 +181,40 @@ def test_markers_are_written_by_the_template_alone(path):
     assert not [text for text in texts if isinstance(text, str) and "INST]" in text]
 
 
+FIRST_LINES = {
+    "KV cache": "inference/kv_cache.py",
+    "greedy": "inference/sampling.py",
+    "prefill": "inference/prefill.py",
+    "inference engine": "inference/engine.py",
+    "collate": "data/batch.py",
+    "sequence packing": "data/packing.py",
+    "prompt template": "data/template.py",
+    "data loader:": "data/loader.py",
+    "image decoding": "data/images.py",
+    "LoRA:": "adapters/methods/lora.py",
+    "injection": "adapters/bank.py",
+    "dequantised": "adapters/base_weights.py",
+    "resume": "training/checkpoint.py",
+    "loss functions": "training/objectives.py",
+    "gradient clipping": "training/optim.py",
+    "progress bar": "training/progress.py",
+    "confusion matrix": "reporting/figures.py",
+    "model card": "reporting/card.py",
+    "in-context learning": "experiments/prompting.py",
+}
+"""What a stranger would grep for -> the file that is about it."""
+
+
+@pytest.mark.parametrize("word", FIRST_LINES)
+def test_first_lines_hold_the_word_of_the_field(word):
+    assert word.lower() in (ROOT / FIRST_LINES[word]).read_text().splitlines()[0].lower()
+
+
+@each_file
+def test_every_file_says_in_its_first_line_what_it_is(path):
+    text = path.read_text()
+    assert not text or text.startswith('"""')
+
+
 def test_every_part_has_its_rule():
     assert {part_of(path) for path in FILES} <= {room for floor in FLOORS for room in floor} | BESIDE.keys()

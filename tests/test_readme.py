@@ -1,4 +1,4 @@
-"""The README's commands and code run as they stand there."""
+"""The papers' commands, code, rows, links and paths: they run, load and exist as they stand there."""
 
 import re
 import shlex
@@ -8,17 +8,33 @@ from pathlib import Path
 
 import pytest
 
-from mmpeft.cli import main
+from mmpeft.cli import COMMANDS, main
+from mmpeft.data.sources import load_records
 
-README = Path("README.md").read_text()
-SHELL = [
-    line.split("#")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", README, re.S)
-    for line in block.splitlines()
-]
+PAPERS = {path.as_posix(): path.read_text() for path in map(Path, ("README.md", "CONTRIBUTING.md"))}
+PAPERS |= {path.as_posix(): path.read_text() for path in sorted(Path("docs").glob("*.md"))}
+
+
+def blocks(language: str) -> list[str]:
+    """All code blocks of a language."""
+    found = [re.findall(rf"```{language}\n(.*?)```", text, re.S) for text in PAPERS.values()]
+    return [block for each in found for block in each]
+
+
+SHELL = list(
+    dict.fromkeys(line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines())
+)
+EXPERIMENTS = ("continual", "compare-methods", "compare-prompting")
+"""Commands that train for long, with a script of their name; the module and function of that name do it."""
 TRAINING = ("fit", "validate", "test", "predict", "few-shot")
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
+PYTHON = blocks("python")
+JSON = blocks("json")
+SPOKEN = {(name, code) for name, text in PAPERS.items() for code in re.findall(r"`([^`\n]+)`", text)}
+"""(paper, what it says in code inside its sentences and tables)"""
 MMPEFT = [shlex.split(line)[1:] for line in SHELL if line.split()[:1] and line.split()[0].endswith("mmpeft")]
+SCRIPTS = [line for line in SHELL if "python scripts/" in line]
+BENCHMARKS = sorted({code for _, code in SPOKEN if code.startswith("python benchmarks/")})
+CONFIGS = sorted(Path("configs").rglob("*.yaml"))
 
 
 @pytest.fixture
@@ -39,9 +55,9 @@ def as_in_the_readme(tiny_run, tiny_data, tmp_path, monkeypatch):
 
 
 def test_make_targets_exist():
-    targets = {line.split()[1] for line in SHELL if line.startswith("make ")} | set(
-        re.findall(r"`make (\w+)`", README)
-    )
+    targets = {line.split()[1] for line in SHELL if line.startswith("make ")} | {
+        code.split()[1] for _, code in SPOKEN if code.startswith("make ")
+    }
     defined = set(re.findall(r"^([a-z-]+):.*## ", Path("Makefile").read_text(), re.M))
     assert targets <= defined
 
@@ -59,7 +75,9 @@ def test_training_commands_parse(arguments: list[str], capsys):
     assert ("shots" if arguments[0] == "few-shot" else "default_root_dir") in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [a for a in MMPEFT if a[0] not in TRAINING], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [a for a in MMPEFT if a[0] not in (*TRAINING, *EXPERIMENTS)], ids=" ".join
+)
 def test_other_commands_run(arguments: list[str], as_in_the_readme, capsys):
     main(arguments)
     assert capsys.readouterr().out.strip()
@@ -71,9 +89,7 @@ def test_captioning_command_runs(as_in_the_readme):
     assert (as_in_the_readme / "captions.jsonl").read_text().count("\n") > 0
 
 
-@pytest.mark.parametrize(
-    "command", [line for line in SHELL if "python scripts/" in line and "caption" not in line]
-)
+@pytest.mark.parametrize("command", [line for line in SCRIPTS if "caption" not in line])
 def test_scripts_know_the_options_that_they_are_given(command: str):
     _, script, *arguments = shlex.split(command)
     shown = subprocess.run(
@@ -81,6 +97,110 @@ def test_scripts_know_the_options_that_they_are_given(command: str):
     ).stdout
     assert all(option in shown for option in arguments if option.startswith("--"))
     assert all(Path(path).exists() for path in arguments if path.endswith(".yaml"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(a for a in MMPEFT if a[0] in EXPERIMENTS),
+        *(
+            [Path(a[1]).stem.replace("_", "-"), *a[2:]]
+            for a in map(shlex.split, SCRIPTS)
+            if "caption" not in a[1]
+        ),
+    ],
+    ids=" ".join,
+)
+def test_experiments_take_the_arguments_that_they_are_given(arguments: list[str], monkeypatch):
+    name = arguments[0].replace("-", "_")
+    called = []
+    monkeypatch.setattr(f"mmpeft.experiments.{name}.{name}", lambda *settings: called.append(settings))
+    main(arguments)
+    (settings,) = called
+    words = {word for argument in arguments[1:] if not argument.startswith("--") for word in [argument]}
+    assert words <= {str(setting) for setting in settings}
+
+
+@pytest.mark.parametrize("command", [c for c in BENCHMARKS if "versus" not in c and "regression" not in c])
+def test_benchmarks_know_the_options_that_they_are_given(command: str):
+    _, script, *arguments = shlex.split(command)
+    shown = subprocess.run(
+        [sys.executable, script, "--help"], check=True, capture_output=True, text=True
+    ).stdout
+    assert all(option in shown for option in arguments if option.startswith("--"))
+
+
+def test_commands_in_sentences_exist():
+    named = {code.split()[1] for _, code in SPOKEN if re.match(r"mmpeft [a-z]", code)}
+    assert named
+    assert named <= COMMANDS.keys()
+
+
+@pytest.mark.parametrize("rows", JSON, ids=range(len(JSON)))
+def test_rows_are_read(rows: str, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(rows)
+    assert len(load_records(tmp_path / "rows.jsonl")) == rows.count("\n")
+
+
+def test_every_path_that_a_paper_names_exists():
+    """Of the repository, of the package (`data/images.py`), or beside the path named before it."""
+    roots = [Path("."), Path("mmpeft")]
+    paths = {
+        (paper, word)
+        for paper, code in SPOKEN
+        for word in code.split()
+        if re.fullmatch(r"[\w./*-]+(\.(py|md|yaml)|/)", word) and not word.startswith(("..", "runs/"))
+    }
+    beside = {Path("configs/text"), *(path for path in Path("tests").rglob("*") if path.is_dir())}
+    missing = [
+        (paper, word)
+        for paper, word in sorted(paths)
+        if not any(list(root.glob(word)) for root in (roots if "/" in word else [*roots, *beside]))
+    ]
+    assert len(paths) > 40
+    assert not missing
+
+
+def test_what_is_to_be_touched_is_in_the_files_beside_it():
+    """`FORMATS` in `data/images.py`, say."""
+    text = PAPERS["CONTRIBUTING.md"]
+    table = text[text.index("## Where is") : text.index("## What must stay true")]
+    for row in table.splitlines():
+        codes = re.findall(r"`([^`]+)`", row)
+        files = [Path("mmpeft") / code if (Path("mmpeft") / code).is_file() else Path(code) for code in codes]
+        source = "".join(file.read_text() for file in files if file.suffix == ".py")
+        names = [
+            name
+            for code in codes
+            if re.fullmatch(r"[\w.]+", code) and not code.endswith(".py")
+            for name in code.split(".")
+        ]
+        assert all(re.search(rf"\b{name}\b", source) for name in names), row
+
+
+def test_every_link_leads_somewhere():
+    for paper, text in PAPERS.items():
+        for target in re.findall(r"\]\(([^)]+)\)", text):
+            if not target.startswith("https://"):
+                file, _, heading = target.partition("#")
+                there = Path(paper).parent / file if file else Path(paper)
+                assert there.exists(), f"{paper}: {target}"
+                headings = re.findall(r"^#+ (.*)$", there.read_text(), re.M) if heading else []
+                assert not heading or heading in {h.lower().replace(" ", "-") for h in headings}, target
+
+
+def test_the_papers_are_short():
+    lines = {paper: text.count("\n") for paper, text in PAPERS.items()}
+    assert lines["README.md"] < 250
+    assert lines["CONTRIBUTING.md"] <= 95
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=str)
+def test_a_config_begins_with_the_command_that_runs_it(path: Path):
+    first = path.read_text().splitlines()[0]
+    plan = "\nphases:" in path.read_text()
+    command = f"# mmpeft continual {path}" if plan else f"# mmpeft fit --config {path}"
+    assert re.fullmatch(rf"{re.escape(command)}( .*)?", first)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The bank: which adapter sits in which slot of a model, and the one place that puts it there."""
+"""The adapter bank: which adapter sits in which slot of a model, and its injection into the model's layers."""
 
 import re
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""The weight of a frozen linear, whatever holds it: dense numbers, 4-bit codes or 8-bit codes of bitsandbytes.
+"""The weight of a frozen linear, dense or quantised to 4 or 8 bits by bitsandbytes, read as dense (dequantised).
 
 ===== ========================================== ===================================================
 held  codes                                      weight

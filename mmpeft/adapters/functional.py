@@ -1,4 +1,4 @@
-"""The maths of the adapters, as pure functions on stacked tensors.
+"""The maths of LoRA and IA3, as pure functions on stacked tensors: one slot per finetune, gathered per row.
 
 One adapted linear computes, for row ``b`` whose finetune sits in slot ``s = slots[b]``::
 

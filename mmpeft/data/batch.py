@@ -1,4 +1,4 @@
-"""Packed rows -> `Batch`: the one place that knows padding, and which conversation stands where."""
+"""Collate: packed rows -> one padded `Batch`, and which conversation stands where."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace

@@ -1,4 +1,4 @@
-"""From a file, bytes or a PIL image to one RGB image, by one rule.
+"""Image decoding: from a file, bytes or a PIL image to one RGB image, by one rule.
 
 Training, batch inference, the server and the demo decode through `load_image`, so an image gives the same
 pixels everywhere. It is the only module that opens images with pillow. The rule, in order:

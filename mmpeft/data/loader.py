@@ -1,4 +1,4 @@
-"""Examples -> batches of packed rows, in an order that can be resumed in the middle of an epoch."""
+"""The data loader: examples -> shuffled batches of packed rows, resumed exactly in the middle of an epoch."""
 
 import random
 import sys

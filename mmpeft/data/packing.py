@@ -1,4 +1,4 @@
-"""Several questions about one image in one row, exactly as if each had a row of its own.
+"""Sequence packing: several questions about one image in one row, exactly as if each had a row of its own.
 
 A packed row is a shared prefix (the image and what else its conversations begin with) followed by one segment per
 conversation. A segment sees the prefix and itself, and its positions go on from the prefix::

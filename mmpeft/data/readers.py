@@ -1,4 +1,4 @@
-"""From a file to its rows: JSON, JSONL, CSV, parquet and imagefolders. It is the only module that uses `datasets`.
+"""File formats -> rows: JSON, JSONL, CSV, parquet and imagefolders. It is the only module that uses `datasets`.
 
 A reader yields (place, row), with a `DataError` in place of a row that it could not read.
 """

@@ -1,4 +1,4 @@
-"""From a row, whatever format it has, to one `Record`.
+"""Row layouts (LLaVA's conversations, OpenAI's messages, question and answer, captions) -> one `Record`.
 
 `<image>` markers: the questions of a record hold exactly one per image, in the order of `images`; template
 code replaces them by image spans. A row without markers gets them in front of its first question. Questions

@@ -1,4 +1,4 @@
-"""From every accepted data format to records, and whether their images are there.
+"""Data sets -> records: every accepted file and layout, validated, and whether the images are there.
 
 A file is read row by row (`readers.py`), then each row becomes a `Record` (`records.py`). All problems of a file are
 collected and raised as one `DataError`, so that one run shows them all.

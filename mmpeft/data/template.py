@@ -1,4 +1,4 @@
-"""record -> token ids and targets: the only place that knows ``[INST]``.
+"""The prompt template: record -> token ids and labels. The only place that knows ``[INST]``.
 
 ``[INST] <Img>features</Img> [task] instruction [/INST] answer</s>``, further turns appended in the same form. One
 function serves training and inference, so the two cannot differ by a space. Only answers (and the end token that
@@ -146,9 +146,12 @@ class Template:
         """The record's last question with each of its choices as the answer; earlier answers are context.
 
         Raises:
-            DataError: prompt and choices do not fit into a row of max_length.
+            DataError: there are no choices, or they do not fit into a row of max_length with their prompt.
         """
-        prompt, choices = self.encode_prompt(record), record.get("choices", [])
+        choices = record.get("choices", [])
+        if not choices:
+            raise DataError(f"{record['where']}: {record['id']!r} has no choices to rank; add them")
+        prompt = self.encode_prompt(record)
         conversations = [self.encode_answer(prompt, choice) for choice in choices]
         shared = len(prompt.ids) - 1
         tokens = shared + sum(len(conversation.ids) - shared for conversation in conversations)

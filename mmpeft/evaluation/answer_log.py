@@ -1,4 +1,4 @@
-"""Answers on disk as they come, so that a killed evaluation goes on where it stopped."""
+"""Resuming an evaluation: answers on disk as they come, so that a killed one goes on where it stopped."""
 
 import json
 import os

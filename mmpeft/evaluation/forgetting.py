@@ -1,4 +1,4 @@
-"""What a finetune leaves of its base: the base's weights to the bit, and how it goes on with plain text."""
+"""Forgetting: what a finetune leaves of its base, in perplexity of plain text and in the weights' bits."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -103,7 +103,7 @@ def _command(
     given = {"steps": steps, "output": output, "methods": methods, "config": config, "limit_test": limit_test}
     given |= {"start_from": start_from} if start_from else {}
     words = (f"--{name} {shlex.quote(str(value))}" for name, value in given.items())
-    return " ".join(["python scripts/compare_methods.py", *words])
+    return " ".join(["mmpeft compare-methods", *words])
 
 
 def _check_earlier(output: str, wanted: Mapping[str, Any]) -> None:

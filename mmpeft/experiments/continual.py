@@ -1,4 +1,4 @@
-"""Finetunes in phases, and what each left of the ones before: `mmpeft continual PLAN`.
+"""Continual learning: finetunes in phases, and what each left of the ones before (`mmpeft continual PLAN`).
 
 A phase goes on training the finetune of the phase it comes after if it has the same model.adapter_name; under another
 name it begins one of its own, and OUTPUT/PHASE/together holds both, so that every row of a batch may ask either. With

@@ -94,9 +94,7 @@ def read_plan(path: str) -> Plan:
     try:
         return Plan(**vars(parser.instantiate(parser.parse_path(path))))
     except (ArgumentError, RefusedError) as error:
-        raise RefusedError(
-            f"{path} is no plan: {error}; `python scripts/continual.py --help` shows one"
-        ) from None
+        raise RefusedError(f"{path} is no plan: {error}; `mmpeft continual --help` shows one") from None
 
 
 def fit_settings(plan: Plan, name: str) -> Settings:

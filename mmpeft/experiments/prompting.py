@@ -1,4 +1,4 @@
-"""k-shot prompting: worked examples, with their images and right answers, as earlier turns of the conversation."""
+"""k-shot prompting (in-context learning): examples with images and answers, as earlier turns of a conversation."""
 
 from collections.abc import Sequence
 from dataclasses import replace

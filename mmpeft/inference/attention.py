@@ -1,4 +1,4 @@
-"""Grouped attention for decoding: the heads that share keys and values read them in place.
+"""Grouped-query attention for decoding: the heads that share keys and values read them in place.
 
 The eager attention of transformers copies keys and values once per head first, at every step and layer; with few
 queries that takes longer than the attention itself.

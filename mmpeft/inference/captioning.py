@@ -1,4 +1,4 @@
-"""Captions a folder of images: `mmpeft caption photos --run runs/caption`.
+"""Captions a folder of images, resumed where it stopped: `mmpeft caption photos --run runs/caption`.
 
 One JSON row per image, appended batch by batch. Killed at any moment, the same command goes on where it stopped, and
 the finished file is the one that an uninterrupted run writes: an unfinished last line is cut off, and batches always

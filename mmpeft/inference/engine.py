@@ -1,4 +1,4 @@
-"""The engine that answers: requests in, for each a completion or its own error out.
+"""The inference engine: requests in, for each a completion or its own error out.
 
 ``ask``, ``caption``, ``rank``, ``mmpeft test`` and ``predict``, the report's examples, the demo and captioning all
 stand on it. It alone turns records into batches to be answered::
@@ -12,7 +12,7 @@ others are answered.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -108,15 +108,25 @@ class Engine:
                 answers += [(number, Completion.refused(errors[0])) for number in row]
             else:
                 rows.append(row)
-        if rows:
-            features: dict[str, Any] = loaded  # those of the rows left are all there
-            asked = _Asked(self.model, requests, rows, lambda keys: torch.stack([features[k] for k in keys]))
+        features: dict[str, Any] = loaded  # those of the rows left are all there
+        asked = _Asked(self.model, requests, rows, lambda keys: torch.stack([features[k] for k in keys]))
+        return answers + list(self._run_rows(asked, work.examples).items())
+
+    def _run_rows(self, asked: "_Asked", examples: dict[int, Example]) -> dict[int, Completion]:
+        """What the model refuses, such as a row beyond its window, is the error of that row alone."""
+        if not asked.rows:
+            return {}
+        answer = self._rank if asked.requests[asked.rows[0][0]].rank else self._write
+        try:
             with torch.inference_mode():
-                ranks = requests[rows[0][0]].rank
-                found = self._rank(asked, work.examples) if ranks else self._write(asked, work.examples)
+                found = answer(asked, examples)
                 self._read_truths(asked, found)
-            answers += found.items()
-        return answers
+                return found
+        except RefusedError as error:
+            if len(asked.rows) == 1:
+                return {number: Completion.refused(error) for number in asked.numbers}
+        parts = [self._run_rows(replace(asked, rows=[row]), examples) for row in asked.rows]
+        return {number: own for part in parts for number, own in part.items()}
 
     def tokens(self, request: Request) -> Iterator[str]:
         """One answer as it is written, piece by piece.
@@ -127,12 +137,14 @@ class Engine:
         example = self._encode(request)
         features = self.features(request.record["images"]) if request.record["images"] else None
         asked = _Asked(self.model, [request], [[0]], lambda keys: features)  # pyright: ignore
-        told = ""
+        told, text = "", ""
         for writer in self._steps(asked, {0: example}):
             text = writer.text(0)
-            if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # the rest of a character is still to come
-                yield text[len(told) :]
-                told = text
+            if len(settled := text[: writer.settled(0, text)]) > len(told):
+                yield settled[len(told) :]
+                told = settled
+        if len(text) > len(told):
+            yield text[len(told) :]
 
     # -- planning -------------------------------------------------------------------------------------------
 
@@ -194,12 +206,13 @@ class Engine:
 
     def _read_truths(self, asked: "_Asked", found: dict[int, Completion]) -> None:
         """Adds how likely the records' own answers are; those that were ranked know it already."""
-        if not any(asked.requests[n].read_truth and not asked.requests[n].rank for n in asked.numbers):
+        wants = {n for n in asked.numbers if asked.requests[n].read_truth and not asked.requests[n].rank}
+        rows = [own for row in asked.rows if (own := [number for number in row if number in wants])]
+        if not rows:
             return
-        losses = self.model.token_losses(
-            asked.batch({n: self._truth(asked.requests[n]) for n in asked.numbers})
-        )
-        for row, numbers in enumerate(asked.rows):
+        truths: dict[int, Example] = {number: self._truth(asked.requests[number]) for number in wants}
+        losses = self.model.token_losses(replace(asked, rows=rows).batch(truths))
+        for row, numbers in enumerate(rows):
             for segment, number in enumerate(numbers, start=PREFIX + 1):
                 _add_likelihood(found[number], losses, row, segment)
 
@@ -252,6 +265,18 @@ class _Writer:
         text = self.template.decode(self.ids[place])
         ends = [at for stop in self.samplings[place].stop if (at := text.find(stop)) >= 0]
         return text[: min(ends)] if ends else text
+
+    def settled(self, place: int, text: str) -> int:
+        """How much of the text will stay: its end may be half a character, or the beginning of a stop string."""
+        if text.endswith("\N{REPLACEMENT CHARACTER}"):
+            return 0
+        begun = (
+            length
+            for stop in self.samplings[place].stop
+            for length in range(len(stop) - 1, 0, -1)
+            if text.endswith(stop[:length])
+        )
+        return len(text) - max(begun, default=0)
 
     def completion(self, place: int) -> Completion:
         """The whole answer."""

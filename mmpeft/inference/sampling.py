@@ -1,4 +1,4 @@
-"""Sampling: which token each conversation writes next, by its own settings and its own random stream."""
+"""Sampling (greedy, temperature, top-k, top-p): which token each conversation writes next, by its own settings."""
 
 import math
 from collections.abc import Sequence

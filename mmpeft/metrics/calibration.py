@@ -1,4 +1,4 @@
-"""Whether ranked answers are as often right as they are sure."""
+"""Calibration error (ECE) and Brier score: whether ranked answers are as often right as they are sure."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a word is to the metrics that compare texts."""
+"""Tokenization of the metrics that compare texts: what a word is to them."""
 
 import unicodedata
 

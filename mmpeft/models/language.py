@@ -1,4 +1,4 @@
-"""The Hugging Face causal LM and its tokenizer, plain or quantised: the one door of bitsandbytes."""
+"""The Hugging Face causal LM and its tokenizer, plain or quantised (nf4, int8): the one door of bitsandbytes."""
 
 import difflib
 from dataclasses import dataclass

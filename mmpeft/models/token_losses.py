@@ -1,4 +1,4 @@
-"""The losses of a batch's labelled tokens, and what becomes of them where answers are ranked.
+"""Token losses (cross-entropy) of a batch's labels, and the scores of rank classification made of them.
 
 Source of rank classification: Liu et al. 2022 (T-Few), section 3.2: ``beta(x, y) = 1/T sum_t log p(y_t | x, y_<t)``.
 """

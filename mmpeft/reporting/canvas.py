@@ -1,4 +1,4 @@
-"""What every picture stands on: palette, fonts, a sheet to draw on in pixels from its top left, cells of a heat map."""
+"""Drawing with matplotlib: palette, fonts, a sheet to draw on in pixels from its top left, cells of a heat map."""
 
 import textwrap
 import warnings

@@ -1,4 +1,4 @@
-"""Pictures of answers as a whole: what was taken for what, and how far confidence can be trusted."""
+"""Confusion matrix and calibration curve: what was taken for what, and how far confidence can be trusted."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A map of how far a finetune moved the weights: decoder layers from left to right, kinds of linears downwards."""
+"""A heat map of how far a finetune moved the weights: decoder layers from left to right, linears downwards."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Several finetunes of a run into one, as a run of its own that `mmpeft ask` takes."""
+"""Combines (merges) several finetunes of a run into one, as a run of its own that `mmpeft ask` takes."""
 
 from collections.abc import Sequence
 from pathlib import Path

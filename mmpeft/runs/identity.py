@@ -1,4 +1,4 @@
-"""Who is who: the identities of base, encoder and tokenizer, by which a finetune recognises what it was made for."""
+"""Identities (hashes) of base, encoder and tokenizer, by which a finetune recognises what it was made for."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""``mmpeft.json``: what a run belongs to, in plain data."""
+"""The manifest, ``mmpeft.json``: what a run belongs to, in plain data."""
 
 import json
 from dataclasses import asdict, dataclass, field

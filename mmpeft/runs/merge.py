@@ -1,4 +1,4 @@
-"""One finetune of a run -> a plain model folder that needs no mmpeft.
+"""Merges one finetune of a run into its base, and exports a plain model folder that needs no mmpeft.
 
 ::
 

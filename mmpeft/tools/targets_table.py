@@ -1,4 +1,4 @@
-"""What adapters would touch in a language model, known from its config alone."""
+"""Target modules and parameter counts of every method in a language model, known from its config alone."""
 
 import math
 from collections.abc import Iterable

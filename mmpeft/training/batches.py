@@ -1,4 +1,4 @@
-"""The data of a run, second step: the records of its finetunes -> batches, once template and features are there."""
+"""The data loaders of a run, second step of its data: records -> batches, once template and features are there."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What a Lightning checkpoint of ours holds besides Lightning's own state, and how it reaches the disk."""
+"""Checkpoints and resume: what they hold besides Lightning's own state, and how they reach the disk whole."""
 
 import os
 import tempfile

@@ -1,6 +1,6 @@
-"""The data of a run, first step: files -> records, checked, before any model is there."""
+"""The LightningDataModule, first step of a run's data: files -> records, checked, before any model is there."""
 
-import warnings
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -83,7 +83,7 @@ class VisionLanguageData(L.LightningDataModule):
         self.moved = {name: value for name, value in given.items() if value is not None}
         """Settings that belong into the section ``test:``."""
         for name in self.moved:
-            warnings.warn(f"data.{name} has moved: write test.{name}", stacklevel=2)
+            print(f"data.{name} has moved: write test.{name}", file=sys.stderr)
         for name, value in (("shots", shots), ("limit", limit)):
             if value is not None and value < 1:
                 raise RefusedError(f"data.{name} is {value}; it must be at least 1")

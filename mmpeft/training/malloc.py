@@ -1,4 +1,4 @@
-"""Keeps glibc from handing freed memory back to the system after every tensor."""
+"""Memory of the CPU: keeps glibc's malloc from handing freed memory back to the system after every tensor."""
 
 import ctypes
 import sys

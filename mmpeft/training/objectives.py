@@ -1,4 +1,4 @@
-"""Objectives: what is learnt from the losses of tokens, as functions of policy, reference and conversations.
+"""Objectives (loss functions): what is learnt from the losses of tokens, of policy, reference and conversations.
 
 A term takes the losses of the trained model (the policy), those of a reference on the same tokens or None, and the
 conversations they belong to, and gives a scalar. T-Few's ``L_LM + L_UL + L_LN`` for questions with choices, plain

@@ -1,4 +1,4 @@
-"""Finetunes as views of stacked Parameters: each is scaled, clipped, stepped and guarded by itself.
+"""Optimizers, schedules and gradient clipping: finetunes as views of stacked Parameters, each for itself.
 
 A stack's Parameter holds many finetunes. The optimiser sees a view of each one's slot instead, which shares the
 stack's memory: a finetune then has its own learning rate, schedule and number of steps, and one without a gradient

@@ -1,4 +1,4 @@
-"""What a person sees while a model trains."""
+"""The progress bar: what a person sees while a model trains."""
 
 from typing import Any
 

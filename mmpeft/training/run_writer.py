@@ -1,4 +1,4 @@
-"""The callbacks that turn a run into a directory that anybody can read, and print what the run cost."""
+"""The callbacks that write the run directory after a fit, a test or a prediction, and print what the run cost."""
 
 import resource
 import sys

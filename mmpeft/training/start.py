@@ -1,4 +1,4 @@
-"""What a run begins as: the frozen parts, and its finetunes as adapters of an earlier run or fresh ones."""
+"""Building what a run starts from: the frozen parts, and finetunes as adapters of an earlier run or fresh ones."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

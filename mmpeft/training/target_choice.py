@@ -1,4 +1,4 @@
-"""``target_modules: top-500000``: the linears that the loss depends on most, as many as a budget pays for."""
+"""Choosing targets by budget: ``target_modules: top-500000`` takes the linears the loss depends on most."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence

@@ -1,4 +1,4 @@
-"""The base of every method's config: the hooks by which a method says everything about itself.
+"""The base of every method's config: the hooks by which a method of finetuning says everything about itself.
 
 A method is one file beside this one, with a config and a `Stack`, and one line in `registry.py`.
 """

@@ -1,4 +1,4 @@
-"""Prompt tuning and P-tuning: trained embeddings that a row reads before its own tokens.
+"""Prompt tuning (soft prompts) and P-tuning: trained embeddings that a row reads before its own tokens.
 
 Source: Lester et al. 2021 (prompt tuning); Liu et al. 2021 (P-tuning: the embeddings come out of a small network,
 which is only a way to train them; files hold its output, as PEFT's do).

@@ -1,0 +1,195 @@
+"""The engine: every request has its own answer or its own error, whatever it is asked beside."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import mmpeft
+from mmpeft.adapters import IA3Config, LoraConfig
+from mmpeft.data.features import FeatureCache
+from mmpeft.errors import RefusedError
+from mmpeft.inference.decoding import Sampling
+from mmpeft.inference.requests import Request
+from tests.tiny import make_record
+
+SHORT = Sampling(6)
+
+
+@pytest.fixture(scope="module")
+def vlm(tiny_run, randomise):
+    """The tiny run with two more finetunes whose answers differ."""
+    vlm = mmpeft.load(str(tiny_run), device="cpu")
+    for name, config in (("other", LoraConfig(rank=4)), ("tfew", IA3Config())):
+        vlm.model.bank.add(name, config)
+    for name in vlm.adapters:
+        randomise(vlm.model.bank, name)
+    return vlm
+
+
+@pytest.fixture(scope="module")
+def images(tiny_data):
+    return [str(path) for path in sorted((tiny_data / "images").glob("*.png"))]
+
+
+@pytest.fixture
+def counted(vlm, monkeypatch, tmp_path):
+    """The engine with an empty cache, and the images that its encoder gets."""
+    encoder, seen = vlm.model.vision_encoder, []
+    forward = encoder.forward
+    monkeypatch.setattr(encoder, "forward", lambda pixels: seen.extend(pixels) or forward(pixels))
+    monkeypatch.setattr(vlm.engine, "features", FeatureCache(tmp_path, encoder))
+    return vlm.engine, seen
+
+
+def ask(image, question="what color is it?", **fields):
+    record = make_record(question=f"<image>{question}", answer=None, images=[image], task="vqa")
+    return Request(record, **({"sampling": SHORT} | fields))
+
+
+def alone(engine, requests):
+    return [engine.answer([request])[0] for request in requests]
+
+
+def mixed(images):
+    """Written and ranked requests of all finetunes and the base, about shared and other images."""
+    ranked = ask(images[0])
+    ranked = replace(ranked, rank=True, record=ranked.record | {"choices": ["red", "blue", "a green square"]})
+    return [
+        ask(images[0], adapter="default"),
+        ranked,
+        ask(images[1], "is it red?", adapter="tfew"),
+        ask(images[0], "is it red?", adapter="default"),
+        replace(ranked, adapter="other"),
+        ask(images[2], adapter=None, sampling=Sampling(2)),
+        ask(images[0], adapter="other"),
+        Request(make_record(question="is red a color?", answer=None), "default", sampling=SHORT),
+    ]
+
+
+def test_every_request_is_answered_as_alone_in_its_place(vlm, images):
+    requests = mixed(images)
+    for together, own in zip(vlm.engine.answer(requests), alone(vlm.engine, requests), strict=True):
+        assert (together.text, together.finish_reason) == (own.text, own.finish_reason)
+        if own.scores is not None:
+            assert together.scores == pytest.approx(own.scores, abs=1e-5)
+
+
+def test_what_is_wrong_with_a_request_is_its_own_error(vlm, images, tmp_path):
+    (tmp_path / "torn.png").write_bytes(b"no image")
+    good = mixed(images)
+    bad = {
+        1: (ask(str(tmp_path / "none.png")), "none.png.*does not exist"),
+        3: (ask(str(tmp_path / "torn.png")), "torn.png"),
+        4: (ask(images[0], adapter="nobody"), "no adapter 'nobody'"),
+        6: (ask(images[1], "red " * 3000), "more than max_length"),
+        9: (replace(ask(images[0]), rank=True), "has no choices to rank"),
+    }
+    requests = list(good)
+    for place, (request, _) in bad.items():
+        requests.insert(place, request)
+    found = vlm.engine.answer(requests)
+    for place, (_, message) in bad.items():
+        assert found[place].finish_reason == "error"
+        assert found[place].text == ""
+        with pytest.raises(RefusedError, match=message):
+            raise found[place].refusal
+    answered = [completion for place, completion in enumerate(found) if place not in bad]
+    assert [c.text for c in answered] == [c.text for c in vlm.engine.answer(good)]
+    assert all(completion.error is None for completion in answered)
+
+
+def test_what_the_model_refuses_of_a_batch_is_the_error_of_its_row(vlm, images, monkeypatch):
+    """As a row beyond a sliding window would be."""
+    requests = [ask(images[0]), ask(images[1], "is it red? " * 8), ask(images[2])]
+    want = vlm.engine.answer(requests)
+    inputs = vlm.model.inputs
+
+    def window(batch, *rest):
+        if batch.input_ids.shape[1] > 40:
+            raise RefusedError("rows of so many tokens exceed the window")
+        return inputs(batch, *rest)
+
+    monkeypatch.setattr(vlm.model, "inputs", window)
+    found = vlm.engine.answer(requests)
+    assert [found[0].text, found[2].text] == [want[0].text, want[2].text]
+    assert found[1].error == "rows of so many tokens exceed the window"
+
+
+def test_an_image_is_encoded_once_whoever_asks_about_it(counted, images):
+    engine, seen = counted
+    content = (images[0], Path(images[0]).read_bytes(), images[1])
+    engine.answer([ask(image, adapter=name) for image in content for name in ("default", "tfew", None)])
+    assert len(seen) == 2
+    engine.answer([ask(images[0], "and now?")])
+    assert len(seen) == 2
+
+
+def test_what_a_training_has_encoded_is_not_encoded_again(counted, images):
+    engine, seen = counted
+    engine.features.build(images)
+    encoded = len(seen)
+    engine.features = FeatureCache(engine.features.directory.parent, engine.features.encoder)
+    engine.answer([ask(image) for image in images])
+    assert len(seen) == encoded
+
+
+def test_lengths_are_each_requests_own(vlm, images):
+    long = vlm.engine.answer([ask(images[0], sampling=Sampling(12), adapter="other")])[0]
+    assert long.finish_reason == "length", "the finetune was made not to end so soon"
+    sizes = (1, 5, 12, 3)
+    found = vlm.engine.answer([ask(images[0], sampling=Sampling(size), adapter="other") for size in sizes])
+    assert all(long.text.startswith(own.text) for own in found)
+    assert [own.finish_reason for own in found] == ["length"] * 4
+
+
+def test_a_stop_string_ends_the_answer_before_it(vlm, images):
+    whole = vlm.engine.answer([ask(images[0], sampling=Sampling(12), adapter="other")])[0].text
+    stop = whole[len(whole) // 2 :][:3]
+    found = vlm.engine.answer([ask(images[0], sampling=Sampling(12, stop=(stop, "!!")), adapter="other")])[0]
+    assert found.text == whole[: whole.index(stop)]
+    assert found.finish_reason == "stop"
+
+
+def test_a_seed_gives_the_same_text_beside_others(vlm, images):
+    def drawn(seed):
+        return ask(images[0], adapter="other", sampling=Sampling(8, temperature=1.5, seed=seed))
+
+    first, second, again = vlm.engine.answer([drawn(1), drawn(2), drawn(1)])
+    assert first.text == again.text != second.text
+    assert alone(vlm.engine, [drawn(1)])[0].text == first.text
+
+
+@pytest.mark.parametrize("stop", [(), (" ",)])
+def test_the_pieces_of_a_stream_are_the_answer(vlm, images, stop):
+    request = ask(images[0], adapter="other", sampling=Sampling(12, stop=stop))
+    whole = vlm.engine.answer([request])[0].text
+    pieces = list(vlm.engine.tokens(request))
+    assert "".join(pieces) == whole
+    assert len(pieces) > 2 or stop
+
+
+def test_a_stream_never_tells_the_beginning_of_a_stop_string(vlm, images):
+    request = ask(images[0], adapter="other", sampling=Sampling(12))
+    whole = vlm.engine.answer([request])[0].text
+    stop = whole[-6:]
+    told = "".join(vlm.engine.tokens(replace(request, sampling=Sampling(12, stop=(stop,)))))
+    assert told == whole[: whole.index(stop)]
+
+
+def test_a_true_answer_is_as_likely_as_the_model_reads_it(vlm, images):
+    record = make_record(
+        question="<image>what color is it?", answer="a blue one", images=[images[0]], task="vqa"
+    )
+    request = Request(record, "tfew", sampling=SHORT, read_truth=True)
+    found = vlm.engine.answer([ask(images[0], adapter="tfew"), request])
+    ranked = vlm.rank(images[0], "what color is it?", ["a blue one", "red"], "tfew")
+    mean = dict(ranked)["a blue one"]
+    assert found[1].log_likelihood / found[1].num_tokens == pytest.approx(mean, abs=1e-5)
+    assert found[0].log_likelihood is None
+
+
+@torch.no_grad()
+def test_no_requests_have_no_answers(vlm):
+    assert vlm.engine.answer([]) == []
