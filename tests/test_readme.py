@@ -1,9 +1,11 @@
 """The papers' commands, code, rows, links and paths: they run, load and exist as they stand there."""
 
+import importlib
 import re
 import shlex
 import subprocess
 import sys
+from functools import wraps
 from pathlib import Path
 
 import pytest
@@ -113,8 +115,16 @@ def test_scripts_know_the_options_that_they_are_given(command: str):
 )
 def test_experiments_take_the_arguments_that_they_are_given(arguments: list[str], monkeypatch):
     name = arguments[0].replace("-", "_")
-    called = []
-    monkeypatch.setattr(f"mmpeft.experiments.{name}.{name}", lambda *settings: called.append(settings))
+    module = importlib.import_module(f"mmpeft.experiments.{name}")
+    experiment, called = getattr(module, name), []
+
+    @wraps(experiment)
+    def record(*settings, **named) -> None:
+        called.append([*settings, *named.values()])
+
+    monkeypatch.setattr(module, name, record)
+    if COMMANDS[arguments[0]] is experiment:
+        monkeypatch.setitem(COMMANDS, arguments[0], record)
     main(arguments)
     (settings,) = called
     words = {word for argument in arguments[1:] if not argument.startswith("--") for word in [argument]}
