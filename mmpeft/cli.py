@@ -11,6 +11,8 @@ from typing import Any, get_args, get_origin
 from mmpeft import commands
 from mmpeft.errors import RefusedError
 from mmpeft.experiments import commands as experiments
+from mmpeft.experiments.compare_methods import compare_methods
+from mmpeft.experiments.few_shot import few_shot
 from mmpeft.samples import prepare
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -26,14 +28,12 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "caption": commands.caption,
     "merge": commands.merge,
     "combine": commands.combine,
-    "few-shot": experiments.few_shot,
+    "few-shot": few_shot,
     "continual": experiments.continual,
-    "compare-methods": experiments.compare_methods,
+    "compare-methods": compare_methods,
     "compare-prompting": experiments.compare_prompting,
 }
 """One that takes ``arguments`` alone parses them itself."""
-LIGHTNING = ("fit", "validate", "test", "predict")
-"""Those that take a YAML and options of Lightning's command line."""
 
 
 def _summary(function: Callable[..., Any]) -> str:

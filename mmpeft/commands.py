@@ -51,8 +51,7 @@ def ask(
         run: directory that `mmpeft fit` wrote.
         image: the image's file; without one the question is about text alone.
         adapter: a finetune of the run, or "base" for the frozen model; the run's first by default.
-        max_new_tokens: longest answer in tokens; by default as long as the longest that the run was trained on, and at
-            least 64.
+        max_new_tokens: longest answer in tokens; by default the longest that the run was trained on, and at least 64.
     """
     from mmpeft.inference.vlm import load
 

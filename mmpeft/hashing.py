@@ -29,6 +29,12 @@ def hash_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
+def hash_file(path: str | Path) -> str:
+    """The sha256 of a file, in 64 hex digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def hash_weight_files(paths: list[Path]) -> str:
     """Identity of large safetensors files: name, size, the whole header and evenly spread samples.
 

@@ -1,14 +1,16 @@
 """The papers' commands, code, rows, links and paths: they run, load and exist as they stand there."""
 
+import importlib
 import re
 import shlex
 import subprocess
 import sys
+from functools import wraps
 from pathlib import Path
 
 import pytest
 
-from mmpeft.cli import COMMANDS, LIGHTNING, main
+from mmpeft.cli import COMMANDS, main
 from mmpeft.data.sources import load_records
 
 PAPERS = {path.as_posix(): path.read_text() for path in map(Path, ("README.md", "CONTRIBUTING.md"))}
@@ -26,7 +28,7 @@ SHELL = list(
 )
 EXPERIMENTS = ("continual", "compare-methods", "compare-prompting")
 """Commands that train for long, with a script of their name; the module and function of that name do it."""
-TRAINING = (*LIGHTNING, "few-shot")
+TRAINING = ("fit", "validate", "test", "predict", "few-shot")
 PYTHON = blocks("python")
 JSON = blocks("json")
 SPOKEN = {(name, code) for name, text in PAPERS.items() for code in re.findall(r"`([^`\n]+)`", text)}
@@ -113,8 +115,16 @@ def test_scripts_know_the_options_that_they_are_given(command: str):
 )
 def test_experiments_take_the_arguments_that_they_are_given(arguments: list[str], monkeypatch):
     name = arguments[0].replace("-", "_")
-    called = []
-    monkeypatch.setattr(f"mmpeft.experiments.{name}.{name}", lambda *settings: called.append(settings))
+    module = importlib.import_module(f"mmpeft.experiments.{name}")
+    experiment, called = getattr(module, name), []
+
+    @wraps(experiment)
+    def record(*settings, **named) -> None:
+        called.append([*settings, *named.values()])
+
+    monkeypatch.setattr(module, name, record)
+    if COMMANDS[arguments[0]] is experiment:
+        monkeypatch.setitem(COMMANDS, arguments[0], record)
     main(arguments)
     (settings,) = called
     words = {word for argument in arguments[1:] if not argument.startswith("--") for word in [argument]}

@@ -83,14 +83,14 @@ def linear_features(module: nn.Module) -> tuple[int, int] | None:
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     if type(module).__name__ == "Conv1D":  # GPT-2's linear of transformers keeps its weight as (in, out)
-        rows, columns = module.weight.shape  # pyright: ignore[reportCallIssue, reportGeneralTypeIssues]
-        return int(rows), int(columns)
+        weight: Any = module.weight
+        return tuple(weight.shape)
     return None
 
 
 def find_linears(model: nn.Module) -> dict[str, nn.Module]:
     """Every linear of a model by its path; the output head does not count."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # pyright: ignore
+    head = getattr(model, "get_output_embeddings", lambda: None)()
     return {
         path: module
         for path, module in model.named_modules()
@@ -171,19 +171,23 @@ def _outermost_lists(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
 
 def _block(model: nn.Module, number: int, path: str, linears: dict[str, nn.Module]) -> Block:
     names = [name.removeprefix(f"{path}.") for name in linears if name.startswith(f"{path}.")]
-    attention = _child([name for name in names if _last(name) in ("q_proj", *FUSED_QKV)], "attention", path)
+    attention = _child(
+        [name for name in names if last_name(name) in ("q_proj", *FUSED_QKV)], "attention", path
+    )
     in_attention = [name for name in names if attention and name.startswith(f"{attention}.")]
     others = [
-        name for name in names if name not in in_attention and _last(name) in (*FEEDFORWARD, FUSED_GATE_UP)
+        name
+        for name in names
+        if name not in in_attention and last_name(name) in (*FEEDFORWARD, FUSED_GATE_UP)
     ]
     if _has_packed_experts(model.get_submodule(path)):
         others = []
     feedforward = _child(
-        [name for name in others if FEEDFORWARD.get(_last(name)) == "down"], "feed-forward", path
+        [name for name in others if FEEDFORWARD.get(last_name(name)) == "down"], "feed-forward", path
     )
     parts: list[RolePart] = []
     for name in names:
-        full, last = f"{path}.{name}", _last(name)
+        full, last = f"{path}.{name}", last_name(name)
         if name in in_attention and last in FUSED_QKV:
             parts += _split_qkv(model, full, f"{path}.{attention}", linears)
         elif name in in_attention and last in ATTENTION:
@@ -214,17 +218,17 @@ def _child(names: Sequence[str], what: str, path: str) -> str | None:
 def _has_packed_experts(block: nn.Module) -> bool:
     """A mixture of experts whose experts are one tensor: whatever linears are beside them are not its
     feed-forward."""
-    experts = [module for name, module in block.named_modules() if _last(name) == "experts"]
+    experts = [module for name, module in block.named_modules() if last_name(name) == "experts"]
     return any(not any(map(linear_features, module.modules())) for module in experts)
 
 
 def _split_qkv(model: nn.Module, path: str, attention: str, linears: dict[str, nn.Module]) -> list[RolePart]:
     """q has as many features as the attention's last linear reads; k and v share the rest equally."""
     family = str(getattr(getattr(model, "config", None), "model_type", None))
-    last = _last(path)
+    last = last_name(path)
     features = _features(linears[path])[1]
     outputs = [
-        name for name in linears if name.startswith(f"{attention}.") and ATTENTION.get(_last(name)) == "o"
+        name for name in linears if name.startswith(f"{attention}.") and ATTENTION.get(last_name(name)) == "o"
     ]
     if (last, family) not in CONTIGUOUS | GROUPED or len(outputs) != 1:
         known = ", ".join(f"{name} of {family}" for name, family in sorted(CONTIGUOUS | GROUPED))
@@ -256,5 +260,6 @@ def _features(module: nn.Module) -> tuple[int, int]:
     return features
 
 
-def _last(path: str) -> str:
+def last_name(path: str) -> str:
+    """What a module is called in its parent."""
     return path.rsplit(".", 1)[-1]

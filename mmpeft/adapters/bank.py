@@ -80,7 +80,7 @@ class AdapterBank(nn.Module):
         self._model = [model.requires_grad_(False)]  # in a list: it is no child of this module
         self.image_shape = image_shape
         self.routing = Routing()
-        self.stacks = nn.ModuleDict()
+        self.stacks: Any = nn.ModuleDict()
         """Every stack by path and place, with slashes for dots."""
         self.layers: dict[str, AdaptedForward] = {}
         self.inputs: dict[str, Stack] = {}
@@ -106,7 +106,7 @@ class AdapterBank(nn.Module):
         stack."""
         self._num_slots[method] = max(self._num_slots.get(method, 0), num_slots)
         self._sizes[method] = max(self._sizes.get(method, 0), size)
-        for stack in self._stacks():
+        for stack in self.stacks.values():
             if stack.method == method:
                 stack.resize(self._num_slots[method], self._sizes[method])
 
@@ -182,7 +182,7 @@ class AdapterBank(nn.Module):
             slots[method] = torch.tensor(rows, dtype=torch.int64, device=self._device())
             setattr(slots[method], ALL_SERVED, BASE not in rows)
             uniform[method] = num_slots == 1 and all(row == 0 for row in rows)
-        self.routing.write(slots, uniform)
+        self.routing.slots, self.routing.uniform = slots, uniform
 
     def places(self, name: str) -> Iterator[Place]:
         """Every stack that holds tensors of an adapter."""
@@ -202,6 +202,12 @@ class AdapterBank(nn.Module):
             for path, stack, slot in self.places(name)
             for key, tensor in stack.tensors(slot).items()
         }
+
+    def fill(self, name: str, tensors: dict[str, Tensor]) -> None:
+        """Copies tensors named as `tensors` returns them into an adapter."""
+        for path, stack, slot in self.places(name):
+            prefix = "" if path == INPUTS else f"{path}."
+            stack.fill(slot, {key: tensors[prefix + key] for key in stack.tensors(slot)})
 
     def state(self) -> list[torch.Tensor]:
         """Every tensor of every stack, scalings and the like included: what the answers of adapters depend on."""
@@ -249,9 +255,6 @@ class AdapterBank(nn.Module):
         }
         return next(slot for slot in range(len(taken) + 1) if slot not in taken)
 
-    def _stacks(self) -> Iterator[Stack]:
-        yield from self.stacks.values()  # pyright: ignore[reportReturnType]
-
     def _stack(self, path: str, config: AdapterConfig) -> Stack:
         """The stack for ``config``'s method at one place; made, and the layer adapted, when missing."""
         place = config.method if path == INPUTS else config.place(path)
@@ -265,7 +268,7 @@ class AdapterBank(nn.Module):
             else:
                 stack.train(self._layer(path).base.training)
                 self._layer(path).put(place, stack)
-        return self.stacks[key]  # pyright: ignore[reportReturnType]
+        return self.stacks[key]
 
     def _put_input(self, stack: Stack) -> None:
         embedding = self.model.get_input_embeddings()

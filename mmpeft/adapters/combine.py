@@ -19,6 +19,7 @@ IA3 differs there: PEFT sums l itself, which shrinks activations when the weight
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,25 +59,24 @@ def combine(
     Raises:
         RefusedError: finetunes of different kinds, an impossible setting, or what `AdapterBank.add` refuses.
     """
-    entries = [bank.entry(name) for name in names]
-    kinds = {entry.config.method for entry in entries}
+    configs: list[Any] = [bank.entry(name).config for name in names]
+    kinds = {config.method for config in configs}
     if len(kinds) != 1:
         raise RefusedError(
             f"cannot combine {list(names)}: they are {sorted(kinds)}; all must be of one method"
         )
-    states = [bank.tensors(name) for name in names]
     if not kinds <= {LoraConfig.method, IA3Config.method}:
         raise RefusedError(
             f"cannot combine {list(names)}: there is no combination of {kinds.pop()}, only of lora and ia3"
         )
-    if isinstance(entries[0].config, LoraConfig):
-        scalings = [entry.config.scaling for entry in entries]  # pyright: ignore[reportAttributeAccessIssue]
+    states = [bank.tensors(name) for name in names]
+    if isinstance(configs[0], LoraConfig):
+        scalings = [config.scaling for config in configs]
         state = combine_lora(states, scalings, method, weights, density, rank, seed)
     else:
         state = combine_ia3(states, method, weights, density, seed)
-    new = bank.add(new_name, _config(entries, state))
-    for path, stack, slot in bank.places(new_name):
-        stack.fill(slot, {key: state[f"{path}.{key}"] for key in stack.tensors(slot)})
+    new = bank.add(new_name, _config(configs[0], state))
+    bank.fill(new_name, state)
     return new
 
 
@@ -217,7 +217,7 @@ def closest_of_rank(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return V[:rank] @ basis_A.T, basis_B @ (U * S)[:, :rank]
 
 
-def federated_average(states: Sequence[State], num_examples: Sequence[int]) -> State:
+def federated_average(states: Sequence[State], num_examples: Sequence[float]) -> State:
     """The clients' tensors, averaged by their numbers of training examples: FedAvg's server step.
 
     It averages what was trained: for LoRA, A and B apart. ``mean(B) mean(A)`` is not ``mean(B A)``, the
@@ -244,9 +244,9 @@ def federated_average(states: Sequence[State], num_examples: Sequence[int]) -> S
     }
 
 
-def _config(entries: Sequence[Entry], state: State) -> AdapterConfig:
+def _config(example: AdapterConfig, state: State) -> AdapterConfig:
     """The new finetune's config, with its targets by path: the finetunes' targets may be of any form."""
-    if isinstance(entries[0].config, LoraConfig):
+    if isinstance(example, LoraConfig):
         rank = len(next(tensor for key, tensor in state.items() if key.endswith("lora_A.weight")))
         return LoraConfig(rank, alpha=rank, target_modules=_paths([state], ".lora_"))
     paths = _paths([state], ".ia3_l")

@@ -92,7 +92,7 @@ def add_lora_of_one(y: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scalin
         return torch.addmm(y.flatten(0, 1), x.flatten(0, 1) @ A.T, B.T).view_as(y)
     if y._is_view() or not y.is_contiguous():  # autograd has no cheap way to write into a view
         y = y.clone(memory_format=torch.contiguous_format)
-    return _AddLora.apply(y, x, lora_A, lora_B, scaling)  # pyright: ignore[reportReturnType]
+    return _AddLora.apply(y, x, lora_A, lora_B, scaling)
 
 
 class _AddLora(torch.autograd.Function):

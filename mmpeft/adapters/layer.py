@@ -1,5 +1,6 @@
 """The forward of an adapted layer, and the routing that tells it which finetune each row belongs to."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from mmpeft.adapters.methods.base import Stack
 from mmpeft.errors import RefusedError
 
 
+@dataclass(eq=False)
 class Routing:
     """Which slot serves each row, per method: one plain object per model, shared by all its adapted layers.
 
@@ -15,19 +17,15 @@ class Routing:
     during the backward. Not a global and not a hook: two models never see each other's rows.
     """
 
-    def __init__(self):
-        self.slots: dict[str, Tensor] = {}
-        self.uniform: dict[str, bool] = {}
+    slots: dict[str, Tensor] = field(default_factory=dict)
+    """Method -> (rows,) int64, ``BASE`` for rows without that method."""
+    uniform: dict[str, bool] = field(default_factory=dict)
+    """Method -> whether its stacks have a single slot and it serves every row."""
 
     @property
     def num_rows(self) -> int:
         """Rows of the batch that the routing was written for."""
         return len(next(iter(self.slots.values()))) if self.slots else 1
-
-    def write(self, slots: dict[str, Tensor], uniform: dict[str, bool]) -> None:
-        """``slots``: method -> (rows,) int64, ``BASE`` for rows without that method; ``uniform``: method ->
-        whether the method's stacks have a single slot and it serves every row."""
-        self.slots, self.uniform = slots, uniform
 
 
 class AdaptedForward:

@@ -20,11 +20,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mmpeft.adapters.architecture import last_name
 from mmpeft.adapters.bank import INPUTS, NAME_PATTERN, AdapterBank, MethodPart
 from mmpeft.adapters.methods.base import AdapterConfig
 from mmpeft.adapters.methods.hybrid import HybridConfig
 from mmpeft.adapters.methods.registry import METHODS
 from mmpeft.errors import RefusedError
+from mmpeft.files import write_json
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -44,17 +46,19 @@ def save_adapter(bank: AdapterBank, name: str, directory: str | Path, base_name:
     parts = bank.entry(name).parts
     if bank.entry(name).config.composed:
         folders = [f"{number}_{part.config.method}" for number, part in enumerate(parts)]
-        _write_config(
-            directory,
-            {"peft_type": HybridConfig.peft_type(), "parts": folders, "base_model_name_or_path": base_name},
-        )
+        whole = {"peft_type": HybridConfig.peft_type, "parts": folders, "base_model_name_or_path": base_name}
+        write_json(directory / CONFIG_FILE, whole)
     else:
         folders = ["."]
     for folder, part in zip(folders, parts, strict=True):
         inputs = bank.model_inputs() if part.config.home == "inputs" else None
         fields = part.config.to_peft(part.sites, lambda sites: _target_names(bank, sites), inputs)
-        _write_config(directory / folder, fields | {"base_model_name_or_path": base_name})
-        tensors = {_key(path, key): t.cpu().contiguous() for path, key, t in _tensors_of(bank, part)}
+        write_json(directory / folder / CONFIG_FILE, fields | {"base_model_name_or_path": base_name})
+        tensors = {
+            _key(path, key): tensor.cpu().contiguous()
+            for path, stack, slot in bank.places_of(part)
+            for key, tensor in stack.tensors(slot).items()
+        }
         save_file(tensors, directory / folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
@@ -119,7 +123,7 @@ def _config_from_peft(raw: dict[str, Any]) -> AdapterConfig:
     for config in METHODS:
         if config.reads_peft(raw):
             return config.from_peft(raw)
-    known = dict.fromkeys(config.peft_type() for config in (*METHODS, HybridConfig))
+    known = dict.fromkeys(config.peft_type for config in (*METHODS, HybridConfig))
     raise RefusedError(f"peft_type is {raw.get('peft_type')!r}; known are {', '.join(map(repr, known))}")
 
 
@@ -136,19 +140,6 @@ def _read_json(directory: Path) -> dict[str, Any]:
     return raw
 
 
-def _write_config(directory: Path, config: dict[str, Any]) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
-
-
-def _tensors_of(bank: AdapterBank, part: MethodPart) -> list[tuple[str, str, Tensor]]:
-    return [
-        (path, key, tensor)
-        for path, stack, slot in bank.places_of(part)
-        for key, tensor in stack.tensors(slot).items()
-    ]
-
-
 def _key(path: str, key: str) -> str:
     """The key of a tensor in the file."""
     return key if path == INPUTS else f"{KEY_PREFIX}{path}.{key}"
@@ -156,8 +147,8 @@ def _key(path: str, key: str) -> str:
 
 def _target_names(bank: AdapterBank, sites: list[str]) -> list[str]:
     """The last names of the sites where those mean exactly these sites in this model, else their paths."""
-    last_names = {path.rsplit(".", 1)[-1] for path in sites}
-    named = {path for path, _ in bank.model.named_modules() if path.rsplit(".", 1)[-1] in last_names}
+    last_names = {last_name(path) for path in sites}
+    named = {path for path, _ in bank.model.named_modules() if last_name(path) in last_names}
     return sorted(last_names if named == set(sites) else sites)
 
 

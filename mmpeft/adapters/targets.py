@@ -16,6 +16,7 @@ from mmpeft.adapters.architecture import (
     find_layers,
     find_linears,
     find_parts,
+    last_name,
     linear_features,
 )
 from mmpeft.adapters.methods.base import AdapterConfig, ModelInputs, names_module
@@ -75,7 +76,7 @@ def trained_features(model: nn.Module, path: str, config: AdapterConfig) -> Tens
     Returns:
         (n,) int64, ascending; None is all of them.
     """
-    fused = path.rsplit(".", 1)[-1] in FUSED_QKV
+    fused = last_name(path) in FUSED_QKV
     roles = config.trained_roles(path) if fused else None
     if roles is None:
         return None
@@ -200,24 +201,19 @@ def _by_words(num_layers: int, words: str) -> list[int]:
     return list(range(first, stop))
 
 
-def _check_pattern(field: str, pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise RefusedError(f"{field} {pattern!r} is not a valid pattern: {error}") from None
-
-
 def _chosen(
     model: nn.Module, linears: dict[str, nn.Module], field: str, names: str | list[str]
 ) -> dict[str, nn.Module]:
     alternatives = [names] if isinstance(names, str) else [[name] for name in names]
-    for pattern in alternatives:
-        if isinstance(pattern, str):
-            _check_pattern(field, pattern)
+    if isinstance(names, str):
+        try:
+            re.compile(names)
+        except re.error as error:
+            raise RefusedError(f"{field} {names!r} is not a valid pattern: {error}") from None
     unmatched = [each for each in alternatives if not any(names_module(path, each) for path in linears)]
     if unmatched or not names:
         wrong = [each if isinstance(each, str) else each[0] for each in unmatched]
-        known = sorted({path.rsplit(".", 1)[-1] for path in linears})
+        known = sorted({last_name(path) for path in linears})
         closest = sorted({hit for name in wrong for hit in difflib.get_close_matches(name, known, n=1)})
         hint = f"closest: {', '.join(map(repr, closest))}; " if closest else ""
         raise RefusedError(

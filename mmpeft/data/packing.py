@@ -82,7 +82,7 @@ def shared_prefix(conversations: Sequence[Encoded]) -> int:
     """Leading tokens that all conversations share and that carry no target: each target needs a place of its
     own, since conversations may go on differently from the same prefix. It never ends inside an image."""
     first, *others = (conversation.ids for conversation in conversations)
-    limit = min(_first_target(conversation) for conversation in conversations)
+    limit = min(first_target(conversation) for conversation in conversations)
     limit = min(limit, *(len(conversation.ids) - 1 for conversation in conversations))
     while limit > 0 and first[limit - 1] == first[limit] == IMAGE_TOKEN:
         limit -= 1
@@ -130,7 +130,8 @@ def _best_fit(members: list[int], lengths: Sequence[int], max_length: int, most:
     return rows
 
 
-def _first_target(conversation: Encoded) -> int:
+def first_target(conversation: Encoded) -> int:
+    """The first position that carries loss; the number of positions where none does."""
     for position, target in enumerate(conversation.targets):
         if target != IGNORE_INDEX:
             return position

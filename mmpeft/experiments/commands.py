@@ -1,30 +1,7 @@
-"""The experiments' commands. A function's signature is its command line, its docstring the help."""
+"""The commands of experiments that need a model at hand, whose libraries come in only where they run.
 
-from mmpeft.experiments.methods import METHODS
-
-
-def few_shot(
-    configs: list[str],
-    shots: int = 16,
-    seeds: int = 5,
-    max_steps: int | None = None,
-    output: str = "runs/few_shot",
-) -> None:
-    """Trains on a few examples of every class, once per seed, and prints median and interquartile range.
-
-    All seeds of a config train side by side on one base, each as it would alone. Rows with `choices` are answered
-    by ranking them; the classes are those choices.
-
-    Args:
-        configs: YAML files of `mmpeft fit`, such as [configs/tfew.yaml,configs/few_shot_lora.yaml].
-        shots: training examples of every class.
-        seeds: how often, each time with other examples.
-        max_steps: in place of the configs' own.
-        output: folder for the runs.
-    """
-    from mmpeft.experiments.few_shot import print_few_shot
-
-    print_few_shot(configs, shots, range(seeds), output, max_steps)
+A function's signature is its command line, its docstring the help.
+"""
 
 
 def continual(
@@ -57,33 +34,6 @@ def continual(
     from mmpeft.experiments import continual as experiment
 
     experiment.continual(plan, output, max_steps, limit)
-
-
-def compare_methods(
-    steps: int = 150,
-    output: str = "runs/compare_methods",
-    methods: str = ",".join(METHODS),
-    config: str = "configs/easy_vqa/instruct_lora.yaml",
-    limit_test: int = 1000,
-    start_from: str | None = None,
-    again: bool = False,
-) -> None:
-    """Trains, tests and times eight methods under one budget, and writes one table and one picture.
-
-    Run it again to go on where it stopped. A method that fails becomes a row with the reason, and the others go on.
-
-    Args:
-        steps: optimiser steps of every method, at least 3.
-        output: folder for the runs, table.md, results.json and compare.png.
-        methods: which ones, with commas between, in the order of the table.
-        config: YAML of `mmpeft fit` that gives all but method, learning rate, steps, validation and checkpoints.
-        limit_test: how many held-out questions to answer, the first of the config's data.test.
-        start_from: run of stage 1 that all methods start from; the config's by default.
-        again: train those anew whose results are there.
-    """
-    from mmpeft.experiments import compare_methods as experiment
-
-    experiment.compare_methods(steps, output, methods, config, limit_test, start_from, again)
 
 
 def compare_prompting(

@@ -7,8 +7,7 @@ processes of its own: `mmpeft fit`, `mmpeft test --forgetting`, `benchmarks/answ
     table.md results.json compare.png      the comparison
     lora/                                  the run, with method.yaml (its config), result.json and the logs
 
-A killed comparison goes on where it was: a method with a result.json is not run again, one that failed is, from the
-step that failed.
+A method with a result.json is not run again; one that failed is, from the step that failed.
 """
 
 import itertools
@@ -23,9 +22,8 @@ from typing import Any
 from mmpeft.errors import RefusedError
 from mmpeft.experiments import steps as step
 from mmpeft.experiments.methods import METHODS, common_settings, method_settings
-from mmpeft.experiments.steps import ChildError, read_json, write_json, write_whole
+from mmpeft.files import read_json, write_json, write_whole
 from mmpeft.hashing import differences
-from mmpeft.runs.files import adapter_folder
 
 # This process starts all others and measures their memory (see steps.py): torch, transformers and matplotlib are kept
 # out of it until the children are done.
@@ -43,9 +41,18 @@ def compare_methods(
     start_from: str | None = None,
     again: bool = False,
 ) -> None:
-    """Trains, tests and times every method under one budget and writes one table and one picture.
+    """Trains, tests and times eight methods under one budget, and writes one table and one picture.
 
-    `experiments.commands.compare_methods` explains the arguments.
+    Run it again to go on where it stopped. A method that fails becomes a row with the reason, and the others go on.
+
+    Args:
+        steps: optimiser steps of every method, at least 3.
+        output: folder for the runs, table.md, results.json and compare.png.
+        methods: which ones, with commas between, in the order of the table.
+        config: YAML of `mmpeft fit` that gives all but method, learning rate, steps, validation and checkpoints.
+        limit_test: how many held-out questions to answer, the first of the config's data.test.
+        start_from: run of stage 1 that all methods start from; the config's by default.
+        again: train those anew whose results are there.
 
     Raises:
         RefusedError: an unknown method, too few steps, a config that does not fit, or results of another budget.
@@ -130,7 +137,7 @@ def _row(name: str, folder: Path, wanted: Mapping[str, Any], again: bool) -> dic
     }
     try:
         row |= _figures(name, folder, wanted, again)
-    except (ChildError, RefusedError, OSError) as error:
+    except (step.ChildError, RefusedError, OSError) as error:
         print(f"  failed: {error}", flush=True)
         return row | {"error": str(error)}
     write_json(path, {"wanted": wanted, "row": row})
@@ -148,8 +155,9 @@ def _figures(name: str, folder: Path, wanted: Mapping[str, Any], again: bool) ->
     print("  times its answers", flush=True)
     log = folder / "answering.log"
     step.run_process([TIMING, *_timing_words(str(folder), wanted["config"]["data"])], log)
-    metrics, timed = step.read_metrics(folder), _last_json(log)
-    files = list(adapter_folder(folder, name).rglob("adapter_*"))  # without the projector, which all train
+    metrics = step.read_metrics(folder)
+    timed = json.loads([line for line in log.read_text().splitlines() if line.startswith("{")][-1])
+    files = list((folder / "adapters" / name).rglob("adapter_*"))  # without the projector, which all train
     trained = sum(count_numbers(path) for path in files if path.suffix == ".safetensors")
     where = [timed["cpu"], f"{timed['threads']} threads", timed["gpu"] or "no GPU"]
     return {
@@ -198,10 +206,6 @@ def _timing_words(run: str, data: Mapping[str, Any]) -> list[str]:
     test = data["test"] if isinstance(data["test"], str) else data["test"][0]
     words = {"run": run, "data": test, "task": data.get("task"), "image_root": data.get("image_root")}
     return [f"--{name}={word}" for name, word in words.items() if word]
-
-
-def _last_json(log: Path) -> dict[str, Any]:
-    return json.loads([line for line in log.read_text().splitlines() if line.startswith("{")][-1])
 
 
 def count_numbers(path: Path) -> int:

@@ -6,26 +6,22 @@ A row is what is known of one method: its "method", "title", "learning_rate" and
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap, LogNorm
-from matplotlib.figure import Figure
+from matplotlib.colors import LogNorm
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from mmpeft.reporting.report import BLUE, DPI, GREY, INK, LINE, WRONG
+from mmpeft.reporting.canvas import GREY, INK, LINE, SHADES, WIDTH, WRONG, new_sheet, one_line
+from mmpeft.reporting.tables import markdown_table
 
 Row = Mapping[str, Any]
 Box = tuple[float, float, float, float]
 """Left, bottom, right, top in pixels."""
-COLORS = LinearSegmentedColormap.from_list("forgotten", ["#d3e3ee", BLUE, "#04263d"]).with_extremes(bad=WRONG)
-"""Lightness alone tells the value, so it survives grey print."""
-WIDTH, HEIGHT = 1600, 900
-"""Pixels of the picture."""
+HEIGHT, LEFT, TOP = 900, 120, 126
+"""Pixels of the picture, and where its axes begin."""
 POINT = 18
 """Pixels around a point's middle that no name may cover."""
 SIDES = (
@@ -38,26 +34,18 @@ MAX_REASON = 200
 """Characters of an error in the table."""
 
 
-@dataclass(frozen=True)
-class Column:
-    """One figure of the comparison."""
-
-    heading: str
-    show: Callable[[Row], str]
-    """A method's row -> the cell."""
-
-
-COLUMNS = (
-    Column("accuracy", lambda row: f"{row['accuracy']:.3f}"),
-    Column("parameters trained", lambda row: f"{row['trained']:,}"),
-    Column("share of the LLM", lambda row: f"{100 * row['share']:.3f} %"),
-    Column("files, MB", lambda row: f"{row['files_mb']:.2f}"),
-    Column("peak memory, GB", lambda row: f"{row['peak_gb']:.2f}"),
-    Column("s per step", lambda row: f"{row['step_seconds']:.2f}"),
-    Column("ms per answer added", lambda row: f"{row['answer_ms']:+.1f}"),
-    Column("perplexity of other text", lambda row: f"{row['perplexity_base']:.2f} → {row['perplexity']:.2f}"),
-    Column("same next token", lambda row: f"{100 * row['same_token']:.1f} %"),
-)
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "accuracy": lambda row: f"{row['accuracy']:.3f}",
+    "parameters trained": lambda row: f"{row['trained']:,}",
+    "share of the LLM": lambda row: f"{100 * row['share']:.3f} %",
+    "files, MB": lambda row: f"{row['files_mb']:.2f}",
+    "peak memory, GB": lambda row: f"{row['peak_gb']:.2f}",
+    "s per step": lambda row: f"{row['step_seconds']:.2f}",
+    "ms per answer added": lambda row: f"{row['answer_ms']:+.1f}",
+    "perplexity of other text": lambda row: f"{row['perplexity_base']:.2f} → {row['perplexity']:.2f}",
+    "same next token": lambda row: f"{100 * row['same_token']:.1f} %",
+}
+"""Heading -> a method's row -> the cell."""
 LEGEND = """- accuracy: exact match of the written answers
 - parameters trained, share, files: the adapter's; the projector trains in every run and is not counted
 - peak memory: of the process that trained, resident, not the GPU's
@@ -76,15 +64,15 @@ def make_table(rows: Sequence[Row], command: str, budget: str) -> str:
         command: what makes this table.
         budget: what every method was given, in words.
     """
-    lines = [["method", *(column.heading for column in COLUMNS)], ["---"] + ["---:"] * len(COLUMNS)]
+    head, lines = ["method", *COLUMNS], []
     for row in rows:
         empty = ["–"] * (len(COLUMNS) - 1)
-        cells = [_reason(row), *empty] if "error" in row else [column.show(row) for column in COLUMNS]
+        cells = [_reason(row), *empty] if "error" in row else [show(row) for show in COLUMNS.values()]
         lines.append([row["title"], *cells])
     machines = sorted({row["machine"] for row in rows if "error" not in row})
     rates = [f"- {row['title']}: {row['learning_rate']:g}; {row['source']}" for row in rows]
     parts = [
-        "\n".join(f"| {' | '.join(line)} |" for line in lines),
+        markdown_table(head, lines, ["---"] + ["---:"] * len(COLUMNS)),
         "; ".join([f"`{command}`", *machines, budget]),
         LEGEND,
         "Learning rates, all of AdamW:",
@@ -95,7 +83,7 @@ def make_table(rows: Sequence[Row], command: str, budget: str) -> str:
 
 def _reason(row: Row) -> str:
     """Why a method failed; breaks no table."""
-    reason = " ".join(str(row["error"]).split()).replace("|", "\\|")
+    reason = one_line(row["error"]).replace("|", "\\|")
     return f"failed: {reason if len(reason) <= MAX_REASON else f'{reason[:MAX_REASON]} …'}"
 
 
@@ -105,40 +93,36 @@ def draw_comparison(path: Path, rows: Sequence[Row]) -> None:
     The colour is the perplexity of other text, after by before; where that is not finite, the point is vermilion.
 
     Args:
-        path: the file.
         rows: at least one; those with "error" are left out.
     """
     shown = [row for row in rows if "error" not in row]
     ratios = [row["perplexity"] / row["perplexity_base"] for row in shown]
     finite = [ratio for ratio in ratios if math.isfinite(ratio)] or [1.0]
     lowest, highest = min(1.0, *finite), max(1.5, *finite)
-    with rc_context({"text.parse_math": False}):
-        figure = Figure((WIDTH / DPI, HEIGHT / DPI), dpi=DPI, facecolor="white")
-        canvas = FigureCanvasAgg(figure)
-        axes, bar = figure.add_axes((0.075, 0.12, 0.77, 0.74)), figure.add_axes((0.89, 0.12, 0.018, 0.74))
+    with new_sheet(WIDTH, HEIGHT) as sheet:
+        axes, bar = sheet.axes(LEFT, TOP, 1232, 666), sheet.axes(1424, TOP, 29, 666)
         across, up = ([row[key] for row in shown] for key in ("trained", "accuracy"))
         style = {"s": 110, "edgecolors": INK, "linewidths": 0.8, "plotnonfinite": True}
-        points = axes.scatter(across, up, c=ratios, cmap=COLORS, norm=LogNorm(lowest, highest), **style)
+        colors = SHADES.with_extremes(bad=WRONG)
+        points = axes.scatter(across, up, c=ratios, cmap=colors, norm=LogNorm(lowest, highest), **style)
         axes.set_xscale("log")
         axes.set_axisbelow(True)
         axes.grid(color=LINE, linewidth=0.7)
         axes.margins(0.14, 0.14)
-        axes.set_xlabel("parameters trained", size=9, color=GREY)
-        axes.set_ylabel("accuracy on held-out questions", size=9, color=GREY)
+        axes.set(xlabel="parameters trained", ylabel="accuracy on held-out questions")
         axes.xaxis.set_major_formatter(lambda value, _: _short(value))
         axes.xaxis.set_minor_formatter(NullFormatter())
         ticks = LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5) if highest < 20 * lowest else (1,))
-        figure.colorbar(points, cax=bar, ticks=ticks, format=lambda value, _: f"{value:.3g}×")
+        drawn = sheet.figure.colorbar(points, cax=bar, ticks=ticks, format=lambda value, _: f"{value:.3g}×")
+        drawn.outline.set_visible(False)
         bar.minorticks_off()
+        bar.tick_params(length=0, labelsize=8, labelcolor=GREY)
         bar.set_title("perplexity of\nother text,\nafter / before", size=8, color=GREY, loc="left", pad=10)
-        for each in (axes, bar):
-            each.spines[:].set_visible(False)
-            each.tick_params(which="both", length=0, labelsize=8, labelcolor=GREY)
         title = "One base, one budget: what each method reaches, trains and forgets"
-        figure.text(0.075, 0.93, title, size=12, weight="bold", color=INK)
-        canvas.draw()  # the limits of the axes are known only then
-        _name_points(axes, canvas, [row["title"] for row in shown], list(zip(across, up, strict=True)))
-        canvas.print_png(path)
+        sheet.write(LEFT, 63, title, 12, weight="bold")
+        sheet.canvas.draw()  # the limits of the axes are known only then
+        _name_points(axes, sheet.canvas, [row["title"] for row in shown], list(zip(across, up, strict=True)))
+        sheet.save(path)
 
 
 def _name_points(

@@ -2,16 +2,13 @@
 
     mmpeft compare-prompting --run runs/tfew --data test.jsonl --train train.jsonl --shots 1 4 16
 
-Prompting puts k examples of every class, with their images and right answers, before the question as earlier turns of
-the conversation. Everybody picks the likeliest of a question's choices, over the same held-out questions. The table
-has accuracy, the operations of an answer (of matrix products and convolutions, counted while the model answers, the
-prompt once for all choices) and its time. "examples kept" reads the keys and values of the examples from memory: what
-prompting costs where its examples never change.
+The table has accuracy, the operations of an answer (of matrix products and convolutions, counted while the model
+answers, the prompt once for all choices) and its time. "kept" reads the keys and values of the examples from memory:
+what prompting costs where its examples never change.
 
 Source: Liu et al. 2022 (T-Few), section 4.2, who compare with few-shot prompting of another, much larger model.
 """
 
-import json
 import random
 import statistics
 from collections.abc import Sequence
@@ -19,6 +16,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
+from mmpeft.data.packing import first_target
 from mmpeft.data.records import Record
 from mmpeft.data.sampling import sample_shots
 from mmpeft.data.sources import DataError, load_records, require_images
@@ -32,10 +30,10 @@ from mmpeft.experiments.prompting_cost import (
     cost,
     encoding_of,
     operations,
-    prompt_tokens,
     training_cost,
 )
 from mmpeft.experiments.prompting_table import show
+from mmpeft.files import write_json
 from mmpeft.inference.vlm import VisionLanguageModel, load
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.paths import resolve
@@ -89,7 +87,7 @@ def compare_prompting(
         "vision_gflop": encoding_of(base, asked[0]["images"][:1]).products / GIGA,
         "training": training,
     }
-    Path(output).write_text(json.dumps(result, indent=2) + "\n")
+    write_json(Path(output), result)
     show(result)
     return result
 
@@ -157,7 +155,7 @@ def measure(
         costs[""].append(cost(draw, own[:counted], False))
         if draw.turns:
             costs[", kept"].append(cost(draw, own[:counted], True))
-    tokens = statistics.mean(prompt_tokens(q) for own in encoded for q in own)
+    tokens = 1 + statistics.mean(first_target(q.conversations[0]) for own in encoded for q in own)
     shared = {"accuracy": statistics.mean(accuracies), "accuracies": accuracies, "tokens": tokens}
     return [
         {"method": method + kept} | shared | {key: statistics.mean(c[key] for c in own) for key in own[0]}

@@ -33,8 +33,8 @@ from mmpeft.experiments.steps import (
     read_answers,
     read_metrics,
     weights_of,
-    write_json,
 )
+from mmpeft.files import write_json
 from mmpeft.hashing import hash_json
 from mmpeft.paths import resolve
 from mmpeft.runs.files import load_run, load_trained, save_run
@@ -72,8 +72,7 @@ def run(plan: Plan) -> list[Row]:
     rows = [Row(BEFORE, next(iter(finetunes[first])), first, None)]
     measure(plan, rows[0], settings[first])
     for name in plan.phases:
-        start = settings[name]["model"].get("start_from")
-        fit_once(settings[name], {"start": weights_of(start) if start else None})
+        fit_once(settings[name], {"start": weights_of(settings[name]["model"].get("start_from"))})
         directory = serve_together(plan, name, finetunes[name])
         for finetune, phase in finetunes[name].items():
             rows.append(Row(name, finetune, phase, str(directory)))
@@ -105,7 +104,7 @@ def measure(plan: Plan, row: Row, settings: Settings) -> None:
         directory = Path(plan.output, MEASURED, row.phase, row.finetune, name)
         made_from = {
             "model": hash_json(settings["model"] if row.run is None else row.finetune),
-            "start": weights_of(start) if start else None,
+            "start": weights_of(start),
             "data": [data.test, content(resolve(data.test)), data.limit],
         }
         own = {

@@ -6,11 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
-
-from mmpeft.reporting.report import BLUE, DPI, GREY, INK
+from mmpeft.reporting.canvas import GREY, INK, SHADES, new_sheet, write_cell
+from mmpeft.reporting.tables import markdown_table
 
 CELL_HEIGHT, LETTER, TOP, MARGIN = 46, 12, 120, 24
 """Pixels of the picture: a row, a letter of a name, the room above the rows, and the rim."""
@@ -60,8 +57,8 @@ def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A table whose columns are aligned also as plain text."""
     cells = [heads, *lines]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    padded = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]
-    return "\n".join([padded[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *padded[1:]])
+    head, *rows = ([*map(str.ljust, row, widths)] for row in cells)
+    return markdown_table(head, rows, ["-" * width for width in widths])
 
 
 def how_to_ask(rows: Iterable[Row]) -> list[str]:
@@ -84,24 +81,19 @@ def draw_matrix(path: Path, names: Sequence[str], rows: Sequence[Row], title: st
     several = {phase for phase in phases if phases.count(phase) > 1}
     labels = [f"{row.phase}: {row.finetune}" if row.phase in several else row.phase for row in rows]
     left, cell = MARGIN + LETTER * max(map(len, labels)), max(130, LETTER * (2 + max(map(len, names))))
-    inner = cell * len(names), CELL_HEIGHT * len(rows)
-    width, height = left + inner[0] + MARGIN, TOP + inner[1] + MARGIN
-    canvas = FigureCanvasAgg(Figure((width / DPI, height / DPI), dpi=DPI, facecolor="white"))
-    axes = canvas.figure.add_axes((left / width, MARGIN / height, inner[0] / width, inner[1] / height))
+    width, height = cell * len(names), CELL_HEIGHT * len(rows)
     values = [[row.exact_match[name] for name in names] for row in rows]
-    axes.imshow(values, LinearSegmentedColormap.from_list("", ["white", BLUE]), vmin=0, vmax=1, aspect="auto")
-    for y, row in enumerate(values):
-        for x, value in enumerate(row):
-            colour = "white" if value > 0.5 else INK
-            axes.text(x, y, f"{value:.3f}", size=8, color=colour, ha="center", va="center_baseline")
-    axes.set_yticks(range(len(rows)), labels, size=8)
-    axes.set_xticks(range(len(names)), names, size=8)
-    axes.xaxis.tick_top()
-    axes.tick_params(length=0, labelcolor=INK)
-    axes.spines[:].set_visible(False)
-    for number in range(1, len(rows)):
-        if phases[number - 1] != phases[number]:
-            axes.axhline(number - 0.5, color=GREY, linewidth=1)
-    place = MARGIN / width, 1 - MARGIN / height
-    canvas.figure.text(*place, f"{title}: right answers", size=9, weight="bold", color=INK, va="top")
-    canvas.print_png(str(path))
+    with new_sheet(left + width + MARGIN, TOP + height + MARGIN) as sheet:
+        axes = sheet.axes(left, TOP, width, height, labels=INK)
+        axes.imshow(values, SHADES, vmin=0, vmax=1, aspect="auto")
+        for y, row in enumerate(values):
+            for x, value in enumerate(row):
+                write_cell(axes, x, y, f"{value:.3f}", 8, dark=value > 0.4)
+        axes.set_yticks(range(len(rows)), labels)
+        axes.set_xticks(range(len(names)), names)
+        axes.xaxis.tick_top()
+        for number in range(1, len(rows)):
+            if phases[number - 1] != phases[number]:
+                axes.axhline(number - 0.5, color=GREY, linewidth=1)
+        sheet.write(MARGIN, MARGIN, f"{title}: right answers", 9, weight="bold", va="top")
+        sheet.save(path)

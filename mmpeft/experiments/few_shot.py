@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
-from rich.table import Table
 
 from mmpeft.errors import RefusedError
 from mmpeft.experiments.steps import (
@@ -18,11 +16,47 @@ from mmpeft.experiments.steps import (
     merged,
     read_metrics,
     weights_of,
-    write_json,
 )
+from mmpeft.files import write_json
 from mmpeft.paths import resolve
 
 METRIC = "accuracy"
+
+
+def few_shot(
+    configs: list[str],
+    shots: int = 16,
+    seeds: int = 5,
+    max_steps: int | None = None,
+    output: str = "runs/few_shot",
+) -> None:
+    """Trains on a few examples of every class, once per seed, and prints median and interquartile range.
+
+    All seeds of a config train side by side on one base, each as it would alone. Rows with `choices` are answered
+    by ranking them; the classes are those choices.
+
+    Args:
+        configs: YAML files of `mmpeft fit`, such as [configs/tfew.yaml,configs/few_shot_lora.yaml].
+        shots: training examples of every class.
+        seeds: how often, each time with other examples.
+        max_steps: in place of the configs' own.
+        output: folder for the runs.
+    """
+    from rich.console import Console
+
+    from mmpeft.reporting.tables import make_table
+
+    rows = [run_seeds(config, shots, range(seeds), output, max_steps) for config in configs]
+    write_json(Path(output) / "few_shot.json", rows)
+    figures = ("untrained", "median", "interquartile range", "lowest", "highest")
+    columns = {"config": "left"} | dict.fromkeys(figures, "right")
+    table = make_table(f"{shots} examples of every class, {seeds} seeds: {METRIC}", **columns)
+    for row in rows:
+        values = row["accuracies"]
+        low, middle, high = quartiles(values)
+        cells = (row["untrained"], middle, high - low, min(values), max(values))
+        table.add_row(row["name"], *(f"{cell:.3f}" for cell in cells))
+    Console().print(table)
 
 
 def run_seeds(
@@ -30,15 +64,11 @@ def run_seeds(
 ) -> dict[str, Any]:
     """Trains one finetune per seed, each on its own ``shots`` examples of every class, and tests all.
 
-    All seeds go through one base side by side, each as it would alone; only the examples differ between them. What
-    was trained or tested before with the same settings and data is not done again.
+    What was trained or tested before with the same settings and data is not done again.
 
     Args:
         config: YAML of `mmpeft fit` with one adapter and data whose answers are classes.
-        shots: training examples of every class.
-        seeds: which ones.
         output: folder; the run goes into one named after the config.
-        max_steps: in place of the config's own.
 
     Returns:
         {"name", "untrained": accuracy before training, "accuracies": one for every seed}
@@ -81,28 +111,10 @@ def _settings(
 
 def _made_from(settings: Settings) -> dict[str, Any]:
     """The run that it starts from, and the data files."""
-    start = settings["model"].get("start_from")
     listed = [settings["data"].get(split) or [] for split in ("train", "val", "test")]
     paths = [path for given in listed for path in ([given] if isinstance(given, str) else given)]
     files = {path: content(resolve(path)) for path in paths}
-    return {"start": weights_of(start) if start else None, "files": files}
-
-
-def print_few_shot(
-    configs: Sequence[str], shots: int, seeds: Sequence[int], output: str, max_steps: int | None = None
-) -> None:
-    """Runs every config and prints median and interquartile range over the seeds."""
-    rows = [run_seeds(config, shots, seeds, output, max_steps) for config in configs]
-    table = Table(title=f"{shots} examples of every class, {len(seeds)} seeds: {METRIC}")
-    for column in ("config", "untrained", "median", "interquartile range", "lowest", "highest"):
-        table.add_column(column, justify="left" if column == "config" else "right")
-    for row in rows:
-        values = row["accuracies"]
-        low, middle, high = quartiles(values)
-        figures = (row["untrained"], middle, high - low, min(values), max(values))
-        table.add_row(row["name"], *(f"{figure:.3f}" for figure in figures))
-    Console().print(table)
-    write_json(Path(output) / "few_shot.json", rows)
+    return {"start": weights_of(settings["model"].get("start_from")), "files": files}
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:

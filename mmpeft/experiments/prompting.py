@@ -22,7 +22,6 @@ class FewShotPrompt:
     """Answers questions with choices behind the same examples, by rank classification.
 
     Args:
-        model: the model.
         template: writes the conversations; its max_length bounds examples, question and choice together.
         examples: records with answers, in the order in which the model reads them; none asks the question alone.
         adapter: the finetune that answers; None is the frozen base, with the projector that finetunes share.

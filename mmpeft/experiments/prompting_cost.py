@@ -57,12 +57,6 @@ def encoding_of(model: MultimodalModel, images: Sequence[str | bytes]) -> Operat
     return count_operations(lambda: encode_images(model.vision_encoder, images)) if images else Operations()
 
 
-def prompt_tokens(question: ChoiceSet) -> int:
-    """Tokens that the model reads before a choice."""
-    targets = question.conversations[0].targets
-    return next(place for place, target in enumerate(targets, start=1) if target >= 0)
-
-
 def training_cost(run: str, model: MultimodalModel, template: Template, adapter: str) -> dict[str, Any]:
     """GFLOP of the finetune's training: forward and backward of its batches, and the encoder once over each image.
     Validation is no part of it. {"note": why} where the run's config does not tell."""

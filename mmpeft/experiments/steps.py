@@ -14,14 +14,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from mmpeft.errors import RefusedError
-from mmpeft.hashing import differences, hash_json
+from mmpeft.files import read_json, write_json, write_whole
+from mmpeft.hashing import differences, hash_file, hash_json
 
 Settings = dict[str, Any]
 """The content of a YAML for `mmpeft --config`."""
@@ -58,7 +58,6 @@ def fit_once(
     """Trains into ``trainer.default_root_dir``, unless that was done.
 
     Args:
-        settings: of the fit.
         made_from: what else decides about the outcome, as plain data, such as the weights that it starts from.
         config: file for the settings; DIRECTORY.yaml by default.
         run: `run_here` by default, or `in_child`.
@@ -105,7 +104,6 @@ def evaluate_once(
     """Answers data.test into ``trainer.default_root_dir``, unless that was done for the same model and questions.
 
     Args:
-        settings: of the test.
         made_from: all that decides about the answers, as plain data.
         config, run, again: as in `fit_once`.
         options: further ones of `mmpeft test`.
@@ -136,12 +134,14 @@ def read_answers(directory: str | Path) -> list[str]:
 # What decides about an outcome
 
 
-def weights_of(run: str | Path) -> str:
-    """Identity of what a run trained; not of its metrics and facts, which a later test changes.
+def weights_of(run: str | Path | None) -> str | None:
+    """Identity of what a run trained; not of its metrics and facts, which a later test changes. None for no run.
 
     Raises:
         RefusedError: it is no run.
     """
+    if not run:
+        return None
     from mmpeft.runs.files import PROJECTOR
     from mmpeft.runs.manifest import read_manifest
 
@@ -153,10 +153,7 @@ def weights_of(run: str | Path) -> str:
 
 def content(path: str | Path) -> str | None:
     """Identity of a file's content; a folder has none."""
-    if not Path(path).is_file():
-        return None
-    with Path(path).open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()[:32]
+    return hash_file(path)[:32] if Path(path).is_file() else None
 
 
 def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> Settings:
@@ -208,27 +205,6 @@ def _last_words(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()] or ["it said nothing"]
     starts = [number for number, line in enumerate(lines) if line.startswith("error:")]
     return " ".join(lines[starts[-1] if starts else -1 :]).removeprefix("error: ")
-
-
-# Files
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; {} where there is none."""
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file, and the folder for it."""
-    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file whole or not at all, and the folder for it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
 
 
 def _write_config(path: Path, settings: Settings) -> str:

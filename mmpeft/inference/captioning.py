@@ -1,15 +1,10 @@
 """Captions a folder of images, resumed where it stopped: `mmpeft caption photos --run runs/caption`.
 
-One JSON row per image, in the order of the sorted paths, appended batch by batch::
-
-    {"image": "2024/cat.jpg", "caption": "a cat on a sofa", "adapter": "default"}
-    {"image": "2024/cut.jpg", "error": "'2024/cut.jpg': cannot be decoded (...)"}
-
-Killed at any moment, the same command goes on where it stopped, and the finished file is the one that an
-uninterrupted run writes: an unfinished last line is cut off, and batches always hold the same images.
+One JSON row per image, appended batch by batch. Killed at any moment, the same command goes on where it stopped, and
+the finished file is the one that an uninterrupted run writes: an unfinished last line is cut off, and batches always
+hold the same images.
 """
 
-import hashlib
 import json
 import os
 import time
@@ -21,7 +16,8 @@ from tqdm.auto import tqdm
 
 from mmpeft.adapters.bank import RESERVED_NAME
 from mmpeft.errors import RefusedError
-from mmpeft.hashing import hash_json
+from mmpeft.files import read_json, write_json
+from mmpeft.hashing import hash_file, hash_json
 from mmpeft.inference.requests import Completion
 from mmpeft.inference.vlm import VisionLanguageModel, load
 from mmpeft.runs.files import adapter_folder
@@ -40,13 +36,7 @@ def caption_folder(
 ) -> int:
     """Captions every image of a folder and of the folders in it; called again, it resumes where it stopped.
 
-    Args:
-        folder: folder of images.
-        run: directory that `mmpeft fit` wrote.
-        output: file of JSON lines to write or go on with; <output>.meta.json says what it belongs to.
-        adapter: a finetune of the run, or "base" for the frozen model; the run's first by default.
-        batch_size: images captioned together; may change when going on.
-        overwrite: start again instead of going on.
+    The arguments are those of `mmpeft caption`.
 
     Returns:
         How many images could not be read.
@@ -81,7 +71,6 @@ def captions_or_errors(
     """A caption for every image, or why it has none: one that cannot be read does not fail the others.
 
     Args:
-        vlm: the model.
         images: what each is called, also in its error -> its file.
         adapter: as in `VisionLanguageModel.caption`.
     """
@@ -145,9 +134,9 @@ def _resume(output: Path, meta: dict[str, str], names: list[str], overwrite: boo
     if overwrite:
         output.unlink(missing_ok=True)
     if not output.exists() or not output.stat().st_size:
-        sidecar.write_text(json.dumps(meta, indent=2) + "\n")
+        write_json(sidecar, meta)
         return 0, 0
-    known = json.loads(sidecar.read_text()) if sidecar.is_file() else {}
+    known = read_json(sidecar)
     differ = ", ".join(key for key in meta if known.get(key) != meta[key])
     if differ:
         raise RefusedError(f"{output} was made with other {differ}; --overwrite it, or name another --output")
@@ -163,10 +152,9 @@ def _resume(output: Path, meta: dict[str, str], names: list[str], overwrite: boo
 def _identity(run: str, manifest: Manifest, adapter: str) -> str:
     """What decides about a run's captions; not its metrics and facts, which a later test changes."""
     files = sorted(adapter_folder(run, adapter).rglob("adapter_*"))
-    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     projector = manifest.projectors.get(adapter, manifest.projector)
     how = [manifest.vision, manifest.template, manifest.instructions, manifest.max_new_tokens]
-    return hash_json([manifest.identity, *how, projector, hashes])
+    return hash_json([manifest.identity, *how, projector, [hash_file(path) for path in files]])
 
 
 def _hash(folder: str, names: list[str]) -> str:

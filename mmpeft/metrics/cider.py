@@ -6,8 +6,9 @@ the COCO caption evaluation but for its tokenizer.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from mmpeft.errors import RefusedError
 from mmpeft.metrics.words import words
@@ -47,13 +48,13 @@ def cider_scores(predictions: Sequence[str], references: Sequence[Sequence[str]]
     scores = []
     for prediction, texts in zip(predictions, counted, strict=True):
         said = _weigh(_count(prediction), weight, unseen)
-        scores.append(10 * _mean(_similarity(said, _weigh(text, weight, unseen)) for text in texts))
+        scores.append(10 * fmean(_similarity(said, _weigh(text, weight, unseen)) for text in texts))
     return scores
 
 
 def cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """The mean of `cider_scores`."""
-    return _mean(cider_scores(predictions, references))
+    return fmean(cider_scores(predictions, references))
 
 
 def _count(text: str) -> Counter[Gram]:
@@ -84,9 +85,4 @@ def _similarity(said: _Text, reference: _Text) -> float:
         )
         cosines.append(shared / (my_norm * their_norm) if shared else 0.0)
     distance = said.num_words - reference.num_words
-    return _mean(cosines) * math.exp(-(distance**2) / (2 * SIGMA**2))
-
-
-def _mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return sum(values) / len(values)
+    return fmean(cosines) * math.exp(-(distance**2) / (2 * SIGMA**2))

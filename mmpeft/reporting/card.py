@@ -11,6 +11,7 @@ from huggingface_hub import ModelCardData
 
 from mmpeft.reporting.canvas import one_line, printable
 from mmpeft.reporting.report import ShownExample
+from mmpeft.reporting.tables import markdown_table
 
 EMBEDDED_ORIGINS = {"embedded/smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """Hub models that the embedded ones were made from: ``base_model`` tells descent."""
@@ -139,8 +140,7 @@ def _list(names: Iterable[str]) -> str:
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     cut = [[t if len(t) <= MAX_CELL else t[: MAX_CELL - 1] + "…" for t in map(str, row)] for row in rows]
-    lines = [head, ["---"] * len(head), *([_text(cell) for cell in row] for row in cut)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(head, ([_text(cell) for cell in row] for row in cut))
 
 
 def _code(language: str, *lines: str) -> str:

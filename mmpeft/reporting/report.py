@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, cycle
 from pathlib import Path
+from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
@@ -29,7 +30,6 @@ from mmpeft.reporting.canvas import (
     Sheet,
     new_sheet,
 )
-from mmpeft.reporting.canvas import DPI as DPI
 
 TALLEST, GAP = 4000, 28
 """Pixels. The page is cut to what was drawn."""
@@ -144,7 +144,7 @@ def _draw_losses(axes: Axes, losses: Mapping[str, Curve]) -> None:
     for color, (name, curve) in zip(cycle(PALETTE), losses.items(), strict=False):
         if curve:
             axes.plot(*zip(*_smooth(curve), strict=True), color=color, linewidth=1.6, label=name)
-    axes.legend(frameon=False, fontsize=8, labelcolor=GREY, loc="upper right", borderpad=0, handlelength=1.4)
+    _legend(axes, "upper right")
 
 
 def _draw_matches(axes: Axes, matches: Mapping[str, Curve]) -> None:
@@ -156,7 +156,11 @@ def _draw_matches(axes: Axes, matches: Mapping[str, Curve]) -> None:
                 *zip(*curve, strict=True), color=color, marker="o", markersize=4, linewidth=1.6, label=label
             )
     axes.set_ylim(0, 1)
-    axes.legend(frameon=False, fontsize=8, labelcolor=GREY, loc="lower right", borderpad=0, handlelength=1.4)
+    _legend(axes, "lower right")
+
+
+def _legend(axes: Axes, place: Literal["upper right", "lower right"]) -> None:
+    axes.legend(frameon=False, fontsize=8, labelcolor=GREY, loc=place, borderpad=0, handlelength=1.4)
 
 
 def _draw_loss(axes: Axes, train: Curve, val: Curve) -> None:
@@ -177,7 +181,7 @@ def _draw_loss(axes: Axes, train: Curve, val: Curve) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) < 500 * min(values) else (1,)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.minorticks_off()
-    axes.legend(frameon=False, fontsize=8, labelcolor=GREY, loc="upper right", borderpad=0, handlelength=1.4)
+    _legend(axes, "upper right")
 
 
 def _draw_match(axes: Axes, curve: Curve) -> None:

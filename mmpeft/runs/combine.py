@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from mmpeft.adapters.bank import INPUTS, AdapterBank
+from mmpeft.adapters.bank import AdapterBank
 from mmpeft.adapters.combine import combine, federated_average
 from mmpeft.errors import RefusedError
 from mmpeft.models.multimodal import MultimodalModel
-from mmpeft.runs.files import load_run, save_run
+from mmpeft.runs.files import load_run, require_empty, save_run
 
 FEDERATED = "federated"
 """The mean of clients that trained one config apart, beside `adapters.combine`'s methods."""
@@ -28,14 +28,7 @@ def combine_run(
 ) -> Path:
     """Combines finetunes of a run and writes a run directory with the result and the projector it goes with.
 
-    Args:
-        run: directory that `mmpeft fit` wrote.
-        adapters: finetunes of the run; all by default.
-        name: of the new finetune.
-        method: one of `adapters.combine`'s, or "federated", whose weights are the clients' numbers of examples.
-        weights, density, rank: as in `adapters.combine.combine`.
-        projector_of: finetune whose projector the new one reads images with, where they own different ones.
-        output: new or empty folder; RUN/combined/NAME by default.
+    The arguments are those of `mmpeft combine`.
 
     Returns:
         The directory written.
@@ -45,8 +38,7 @@ def combine_run(
             `combine` and `load_run` refuse. Nothing is written then.
     """
     directory = Path(output) if output is not None else Path(run) / "combined" / name
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise RefusedError(f"{directory} is not an empty folder: choose another --output, or remove it first")
+    require_empty(directory)
     model, _, manifest = load_run(run)
     chosen = model.bank.names if adapters is None else [*adapters]
     if len(set(chosen)) < max(2, len(chosen)):
@@ -103,11 +95,9 @@ def _add_average(
                 f"{FEDERATED} averages finetunes of one config; {clients[0]} has {config}, {client} has {other}"
             )
     counts = [1] * len(clients) if num_examples is None else num_examples
-    state = federated_average([bank.tensors(client) for client in clients], counts)  # pyright: ignore[reportArgumentType]
+    state = federated_average([bank.tensors(client) for client in clients], counts)
     bank.add(name, config)
-    for path, stack, slot in bank.places(name):
-        prefix = "" if path == INPUTS else f"{path}."
-        stack.fill(slot, {key: state[f"{prefix}{key}"] for key in stack.tensors(slot)})
+    bank.fill(name, state)
 
 
 def _keep_only(model: MultimodalModel, name: str, projector: dict[str, torch.Tensor]) -> None:

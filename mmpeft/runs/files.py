@@ -110,6 +110,14 @@ def load_trained(
         load_adapter(model.bank, name, adapter_folder(directory, source))
 
 
+def require_empty(directory: Path) -> None:
+    """Raises:
+    RefusedError: there is something already.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise RefusedError(f"{directory} is not an empty folder: choose another output, or remove it first")
+
+
 def adapter_folder(directory: str | Path, name: str) -> Path:
     """Where a run keeps a finetune."""
     return Path(directory) / "adapters" / name

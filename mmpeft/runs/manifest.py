@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpeft.errors import RefusedError
+from mmpeft.files import write_json
 from mmpeft.models.vision import VisionConfig
 
 MANIFEST = "mmpeft.json"
@@ -59,7 +60,7 @@ class Manifest:
 
 def write_manifest(directory: str | Path, manifest: Manifest) -> None:
     """Writes ``mmpeft.json``."""
-    (Path(directory) / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
+    write_json(Path(directory) / MANIFEST, asdict(manifest))
 
 
 def read_manifest(directory: str | Path) -> Manifest:

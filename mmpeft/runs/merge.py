@@ -20,7 +20,7 @@ from mmpeft.adapters.merge import merge, unwrap
 from mmpeft.errors import RefusedError
 from mmpeft.models.build import build_model
 from mmpeft.models.language import LanguageConfig, load_tokenizer
-from mmpeft.runs.files import PROJECTOR, load_trained, read_projectors, shared_slots
+from mmpeft.runs.files import PROJECTOR, load_trained, read_projectors, require_empty, shared_slots
 from mmpeft.runs.identity import check_identity, describe
 from mmpeft.runs.manifest import read_manifest
 
@@ -51,11 +51,7 @@ def merge_run(
     The base is the run's own in its dtype, dense unless ``quantization`` says otherwise, whatever it was
     trained on: a QLoRA run's update goes onto the weights that 4 bits had approximated.
 
-    Args:
-        run: directory that `mmpeft fit` wrote.
-        adapter: the run's first by default.
-        output: ``<run>/merged/<adapter>`` by default.
-        quantization: keep the base in 4 or 8 bits, which IA3 can be folded into exactly.
+    The arguments are those of `mmpeft merge`.
 
     Raises:
         RefusedError: no such adapter, a folder that is not empty, LoRA on a quantised base, or what
@@ -64,8 +60,7 @@ def merge_run(
     manifest = read_manifest(run)
     adapter = _chosen(manifest.adapters, adapter, run)
     directory = Path(output) if output is not None else Path(run) / "merged" / adapter
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise RefusedError(f"{directory} is not an empty folder: choose another output, or remove it first")
+    require_empty(directory)
     language = replace(
         LanguageConfig(**manifest.language), quantization=quantization, gradient_checkpointing=False
     )

@@ -1,8 +1,7 @@
 """The list of everything under `embedded/`."""
 
 import platform
-from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 from mmpeft.samples.docstrings import build_docstrings
 from mmpeft.samples.easy_vqa import build_easy_vqa
@@ -18,13 +17,8 @@ EASY_VQA = "1.0"
 """Version of the package."""
 
 
-def _from_easy_vqa(name: str, build: Callable[[Path, Path], None]) -> MadeSample:
-    return MadeSample(name=name, package="easy-vqa", version=EASY_VQA, build=build)
-
-
-def _from_python(name: str, build: Callable[[Path, Path], None]) -> MadeSample:
-    return MadeSample(name=name, package="Python", version=platform.python_version(), build=build)
-
+_from_easy_vqa = partial(MadeSample, package="easy-vqa", version=EASY_VQA)
+_from_python = partial(MadeSample, package="Python", version=platform.python_version())
 
 SAMPLES: tuple[Sample, ...] = (
     WheelSample(
@@ -51,11 +45,11 @@ SAMPLES: tuple[Sample, ...] = (
         sha256="fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f",
         build=build_easy_vqa,
     ),
-    _from_easy_vqa("easy-vqa-shapes", build_shapes),
-    _from_easy_vqa("easy-vqa-german", build_german),
-    _from_python("docstrings", build_docstrings),
-    _from_python("modules", build_modules),
-    _from_python("manual", build_manual),
+    _from_easy_vqa(name="easy-vqa-shapes", build=build_shapes),
+    _from_easy_vqa(name="easy-vqa-german", build=build_german),
+    _from_python(name="docstrings", build=build_docstrings),
+    _from_python(name="modules", build=build_modules),
+    _from_python(name="manual", build=build_manual),
     MadeSample(name="facts", build=build_facts, package="mmpeft", version=f"seed {SEED}", recipe=2),
 )
 """A sample that reads another one comes after it."""

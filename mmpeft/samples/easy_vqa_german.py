@@ -36,14 +36,6 @@ class Noun:
     einen: str
     """Accusative, indefinite."""
 
-    @property
-    def kein(self) -> str:
-        return f"k{self.ein}"
-
-    @property
-    def keinen(self) -> str:
-        return f"k{self.einen}"
-
 
 NOUNS = {
     "circle": Noun("Kreis", "der Kreis", "des Kreises", "ein Kreis", "einen Kreis"),
@@ -75,21 +67,21 @@ TEMPLATES = {
     "is a COLOR shape present?": "Ist eine {color} Form vorhanden?",
     "is a SHAPE present?": "Ist {shape.ein} vorhanden?",
     "is no COLOR shape present?": "Stimmt es, dass keine {color} Form vorhanden ist?",
-    "is no SHAPE present?": "Stimmt es, dass {shape.kein} vorhanden ist?",
+    "is no SHAPE present?": "Stimmt es, dass k{shape.ein} vorhanden ist?",
     "is there a COLOR shape?": "Gibt es eine {color} Form?",
     "is there a SHAPE?": "Gibt es {shape.einen}?",
     "is there not a COLOR shape?": "Stimmt es, dass es keine {color} Form gibt?",
-    "is there not a SHAPE?": "Stimmt es, dass es {shape.keinen} gibt?",
+    "is there not a SHAPE?": "Stimmt es, dass es k{shape.einen} gibt?",
     "is there a COLOR shape in the image?": "Gibt es im Bild eine {color} Form?",
     "is there a SHAPE in the image?": "Gibt es im Bild {shape.einen}?",
     "is there not a COLOR shape in the image?": "Stimmt es, dass es im Bild keine {color} Form gibt?",
-    "is there not a SHAPE in the image?": "Stimmt es, dass es im Bild {shape.keinen} gibt?",
+    "is there not a SHAPE in the image?": "Stimmt es, dass es im Bild k{shape.einen} gibt?",
     "does the image contain a COLOR shape?": "Enthält das Bild eine {color} Form?",
     "does the image contain a SHAPE?": "Enthält das Bild {shape.einen}?",
     "does the image not contain a COLOR shape?": "Stimmt es, dass das Bild keine {color} Form enthält?",
-    "does the image not contain a SHAPE?": "Stimmt es, dass das Bild {shape.keinen} enthält?",
+    "does the image not contain a SHAPE?": "Stimmt es, dass das Bild k{shape.einen} enthält?",
 }
-"""English question with COLOR and SHAPE for the words that change -> German question."""
+"""English question with COLOR and SHAPE for the words that change -> German question; "ein" negated is "kein"."""
 COLOR_WORD = re.compile(rf"\b({'|'.join(ADJECTIVES)})\b")
 SHAPE_WORD = re.compile(rf"\b({'|'.join(NOUNS)})\b")
 

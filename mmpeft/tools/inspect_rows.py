@@ -12,6 +12,7 @@ from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN, Template
 from mmpeft.errors import RefusedError
 from mmpeft.models.language import load_tokenizer
 from mmpeft.models.vision import make_encoder
+from mmpeft.reporting.tables import make_table
 from mmpeft.training.batches import make_loader
 from mmpeft.training.datamodule import VisionLanguageData
 from mmpeft.training.finetune import Split
@@ -26,16 +27,13 @@ def print_rows(module: VisionLanguageModule, data: VisionLanguageData, split: Sp
     template = Template(tokenizer, encoder.num_tokens, data.style, data.packing.max_length)
     seed = data.seed if split == "train" else None
     owners = dict.fromkeys(module.finetunes)
-    loader = make_loader(module.finetunes, split, template, _no_features, data.packing, owners, seed)
+    no_features: Any = None  # rows are looked at before they become a batch
+    loader = make_loader(module.finetunes, split, template, no_features, data.packing, owners, seed)
     if loader is None:
         raise RefusedError(f"the config has no data.{split}: set it to a data file or folder")
     own = loader.loaders if isinstance(loader, JointLoader) else {"": loader}
     for name, each in own.items():
         _print_loader(f"{split} of {name}" if name else split, each, tokenizer, rows)
-
-
-def _no_features(images: Any) -> Any:
-    """Rows are looked at before they become a batch."""
 
 
 def _print_loader(name: str, loader: PackedLoader, tokenizer: Any, rows: int) -> None:
@@ -52,16 +50,8 @@ def _print_loader(name: str, loader: PackedLoader, tokenizer: Any, rows: int) ->
 
 
 def _table(number: int, row: PackedRow, tokenizer) -> Table:
-    table = Table(
-        title=f"row {number}: {len(row.ids)} tokens, {len(row.images)} images", title_justify="left"
-    )
-    for column, justify in (
-        ("segment", "right"),
-        ("position", "right"),
-        ("reads", "left"),
-        ("must predict", "left"),
-    ):
-        table.add_column(column, justify=justify)  # pyright: ignore[reportArgumentType]
+    columns = {"segment": "right", "position": "right", "reads": "left", "must predict": "left"}
+    table = make_table(f"row {number}: {len(row.ids)} tokens, {len(row.images)} images", **columns)
     places = list(zip(row.segments, row.positions, row.ids, row.targets, strict=True))
     for is_image, run in groupby(places, key=lambda place: place[2] == IMAGE_TOKEN):
         run = list(run)

@@ -19,7 +19,7 @@ from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.models.projector import Projector
 from mmpeft.models.vision import VisionConfig, make_encoder
 from mmpeft.paths import VISION_WEIGHTS, resolve
-from mmpeft.tools.targets_table import make_table
+from mmpeft.reporting.tables import make_table
 from mmpeft.training.target_choice import linear_costs, rank_linears
 
 CONVERSATIONS = 8

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -17,15 +16,15 @@ from mmpeft.adapters.architecture import (
     block_linears,
     find_blocks,
     find_layers,
-    find_linears,
     find_parts,
-    linear_features,
+    last_name,
 )
 from mmpeft.adapters.bank import INPUTS
 from mmpeft.adapters.methods.registry import METHODS
-from mmpeft.adapters.targets import find_sites, model_inputs, num_parameters, trained_features
+from mmpeft.adapters.targets import find_sites, layer_features, model_inputs, num_parameters, trained_features
 from mmpeft.errors import RefusedError
 from mmpeft.models.language import load_pretrained, refusals_of_transformers
+from mmpeft.reporting.tables import make_table
 
 
 @dataclass
@@ -77,21 +76,21 @@ def role_rows(model: nn.Module) -> list[RoleRow]:
     Raises:
         RefusedError: a role that no linear plays, see `find_parts`.
     """
-    linears, blocks = find_linears(model), find_blocks(model)
+    blocks = find_blocks(model)
     find_parts(model)  # a role that is missing is an error here too
     rows = []
     for role in ROLES:
         mine = [(block, part) for block in blocks for part in block.parts if part.role == role]
         if mine:
             names = _unique(part.path.removeprefix(f"{block.path}.") for block, part in mine)
-            features = _unique(_features(linears[part.path], part) for _, part in mine)
+            features = _unique(_features(model, part) for _, part in mine)
             rows.append(RoleRow(role, names, len(mine), features))
     return rows
 
 
 def usual_methods() -> dict[str, AdapterConfig]:
     """The methods of the table, at their usual sizes."""
-    return {label: config for method in METHODS for label, config in method.usual().items()}
+    return {label: method(**fields) for method in METHODS for label, fields in method.usual.items()}
 
 
 def method_rows(model: nn.Module) -> list[MethodRow]:
@@ -127,23 +126,9 @@ def print_sites(name: str) -> None:
     console.print(methods)
 
 
-def make_table(title: str, **columns: str) -> Table:
-    """An empty table; ``columns`` are names and how they are justified."""
-    table = Table(title=title, title_justify="left")
-    for column, justify in columns.items():
-        table.add_column(column, justify=justify)  # pyright: ignore[reportArgumentType]
-    return table
-
-
-def _features(linear: nn.Module, part: RolePart) -> str:
-    inputs, outputs = _sizes(linear)
+def _features(model: nn.Module, part: RolePart) -> str:
+    inputs, outputs = layer_features(model, part.path)
     return f"{inputs} -> {outputs if part.features is None else f'{len(part.features)} of {outputs}'}"
-
-
-def _sizes(linear: nn.Module) -> tuple[int, int]:
-    sizes = linear_features(linear)
-    assert sizes is not None, f"{type(linear).__name__} is no linear"
-    return sizes
 
 
 def _touched(model: nn.Module, sites: Iterable[str], config: AdapterConfig) -> list[str]:
@@ -156,7 +141,7 @@ def _touched(model: nn.Module, sites: Iterable[str], config: AdapterConfig) -> l
     }
     inside, blocks = set(block_linears(model)), tuple(f"{layer}." for layer in find_layers(model))
     others = [path for path in trained if path not in inside]
-    names = _unique(path.rsplit(".", 1)[-1] if path.startswith(blocks) else path for path in others)
+    names = _unique(last_name(path) if path.startswith(blocks) else path for path in others)
     return [*(role for role in ROLES if role in touched), *names]
 
 

@@ -23,6 +23,7 @@ class ToyConfig(AdapterConfig):
     """Scale and shift of chosen linears' outputs."""
 
     method: ClassVar[str] = "toy"
+    peft_type: ClassVar[str] = "MMPEFT_TOY"
     changes_weight: ClassVar[bool] = True
 
     target_modules: str | list[str] = "auto"

@@ -14,8 +14,8 @@ from mmpeft.adapters.architecture import ROLES, Role
 from mmpeft.adapters.methods.stack import Stack
 from mmpeft.errors import RefusedError
 
-OWN_PEFT_TYPE = "MMPEFT_"
-"""What ``peft_type`` begins with for methods that PEFT has no format for."""
+TargetNames = Callable[[list[str]], list[str]]
+"""Paths of what an adapter changes -> how ``target_modules`` names them in its file."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,12 @@ class AdapterConfig:
     """Further fields that name some of the targets; names that match none are refused."""
     changes_weight: ClassVar[bool] = False
     """Whether it changes a weight of the base, see `change_weight`."""
+    peft_type: ClassVar[str]
+    """``peft_type`` of its files; it begins with "MMPEFT_" for methods that PEFT has no format for."""
     peft_refused: ClassVar[tuple[str, ...]] = ()
     """Fields of the method's config in PEFT that, when set, change what the tensors mean and are lacking here."""
+    usual: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Label -> the fields of a usual size, for tables that compare methods."""
 
     target_modules: str | list[str] = "auto"
     """Which layers it changes."""
@@ -93,22 +97,12 @@ class AdapterConfig:
         says so has a stack with `Stack.train_only`."""
         return None
 
-    @classmethod
-    def usual(cls) -> dict[str, "AdapterConfig"]:
-        """Label -> the method at a usual size, for tables that compare methods."""
-        return {}
-
     # -- files ----------------------------------------------------------------------------------------------
-
-    @classmethod
-    def peft_type(cls) -> str:
-        """``peft_type`` of its files."""
-        return OWN_PEFT_TYPE + cls.method.upper()
 
     @classmethod
     def reads_peft(cls, raw: dict[str, Any]) -> bool:
         """Whether a file with these fields is of this method."""
-        return raw.get("peft_type") == cls.peft_type()
+        return raw.get("peft_type") == cls.peft_type
 
     @classmethod
     def from_peft(cls, raw: dict[str, Any]) -> "AdapterConfig":
@@ -119,19 +113,21 @@ class AdapterConfig:
         """
         return cls(**{f.name: raw[f.name] for f in fields(cls) if f.name in raw})  # pyright: ignore
 
-    def to_peft(
-        self, sites: list[str], names: Callable[[list[str]], list[str]], inputs: ModelInputs | None
-    ) -> dict[str, Any]:
+    def to_peft(self, sites: list[str], names: TargetNames, inputs: ModelInputs | None) -> dict[str, Any]:
         """The fields of its file beside the base's name. Targets are always written out, because PEFT's own defaults
         differ from the papers' for several architectures.
 
         Args:
             sites: paths of what the adapter changes.
-            names: sites -> how ``target_modules`` names them.
+            names: of the sites.
             inputs: of a method that changes the model's inputs; None for one of layers.
         """
         targets = {} if inputs else {"target_modules": names(sites)}
-        return {"peft_type": self.peft_type(), **vars(self), **targets, "layers": None}
+        return {"peft_type": self.peft_type, **vars(self), **targets, "layers": None}
+
+    def peft_head(self) -> dict[str, Any]:
+        """What the files of PEFT's own methods begin with."""
+        return {"peft_type": self.peft_type, "task_type": "CAUSAL_LM", "inference_mode": True}
 
     # -- the weights of the base ----------------------------------------------------------------------------
 
@@ -158,6 +154,14 @@ class AdapterConfig:
     def change_norm(self, stack: Any, slot: int) -> Tensor | None:
         """Frobenius norm of the slot's change where no other method acts, if there is a short way to it."""
         return None
+
+
+@dataclass(kw_only=True)
+class LayersConfig(AdapterConfig):
+    """Base of the configs of methods that change layers of chosen blocks."""
+
+    layers: list[int] | str | None = None
+    """Only these decoder layers: numbers, "8-15", "8:", "last 50%", "middle 1/3"; None is all."""
 
 
 def names_module(path: str, names: str | list[str]) -> bool:

@@ -12,32 +12,28 @@ import torch
 from torch import Tensor, nn
 
 from mmpeft.adapters.functional import gather_slots
-from mmpeft.adapters.methods.base import AdapterConfig
+from mmpeft.adapters.methods.base import LayersConfig
 from mmpeft.adapters.methods.stack import Stack
 from mmpeft.adapters.weight_updates import add_bias
 from mmpeft.errors import RefusedError
 
 
 @dataclass
-class BitFitConfig(AdapterConfig):
+class BitFitConfig(LayersConfig):
     """Biases of chosen linears."""
 
     method: ClassVar[str] = "bitfit"
+    peft_type: ClassVar[str] = "MMPEFT_BITFIT"
+    usual: ClassVar[dict[str, dict[str, Any]]] = {"BitFit": {}}
 
     target_modules: str | list[str] = "auto"
     """Names of linears; "auto" is every linear of the blocks, "all-linear" also those outside of them."""
-    layers: list[int] | str | None = None
-    """Only these decoder layers: numbers, "8-15", "8:", "last 50%", "middle 1/3"; None is all."""
 
     def make_stack(self, path: str, in_features: int, out_features: int, num_slots: int, size: int) -> Stack:
         return BitFitStack(out_features, num_slots)
 
     def shapes(self, path: str, in_features: int, out_features: int) -> dict[str, list[int]]:
         return {"bias_delta": [out_features]}
-
-    @classmethod
-    def usual(cls) -> dict[str, AdapterConfig]:
-        return {"BitFit": cls()}
 
     def fold(self, path: str, model: nn.Module, stack: Any, slot: int) -> Callable[[], None]:
         linear: Any = model.get_submodule(path)

@@ -6,22 +6,24 @@ feed-forward alone: Pfeiffer et al. 2021), *parallel* its input, ``z = x`` (He e
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mmpeft.adapters.functional import gather_slots
-from mmpeft.adapters.methods.base import AdapterConfig
-from mmpeft.adapters.methods.stack import Stack
+from mmpeft.adapters.methods.base import LayersConfig
+from mmpeft.adapters.methods.stack import Stack, linear_start
 from mmpeft.errors import RefusedError
 
 
 @dataclass
-class BottleneckConfig(AdapterConfig):
+class BottleneckConfig(LayersConfig):
     """Small networks on chosen layers."""
 
     method: ClassVar[str] = "bottleneck"
+    peft_type: ClassVar[str] = "MMPEFT_BOTTLENECK"
+    usual: ClassVar[dict[str, dict[str, Any]]] = {"bottleneck of 64": {"width": 64}}
     whole_feedforwards: ClassVar[bool] = True
 
     width: int = 64
@@ -32,8 +34,6 @@ class BottleneckConfig(AdapterConfig):
     """Factor of the adapter's contribution; He et al. use 4 in parallel."""
     target_modules: str | list[str] = "auto"
     """Names of linears or of the blocks' feed-forward; "auto" is the whole feed-forward of each block."""
-    layers: list[int] | str | None = None
-    """Only these decoder layers: numbers, "8-15", "8:", "last 50%", "middle 1/3"; None is all."""
 
     def __post_init__(self):
         if not isinstance(self.width, int) or self.width < 1:
@@ -46,10 +46,6 @@ class BottleneckConfig(AdapterConfig):
     @property
     def size(self) -> int:
         return self.width
-
-    @classmethod
-    def usual(cls) -> dict[str, AdapterConfig]:
-        return {"bottleneck of 64": cls(width=64)}
 
     def place(self, path: str) -> str:
         return "bottleneck_sequential" if self.reads == "output" else "bottleneck_parallel"
@@ -110,11 +106,8 @@ class BottleneckStack(Stack):
     def open(self, slot: int, config: BottleneckConfig, generator: torch.Generator) -> None:
         """The first layer Kaiming-uniform, the second zero: the slot begins as the base but can learn."""
         super().open(slot, config, generator)
-        features = self.down.shape[-1]
-        bound = features**-0.5
-        self.down[slot, : config.width] = torch.empty(config.width, features).uniform_(
-            -bound, bound, generator=generator
-        )
+        start = linear_start(config.width, self.down.shape[-1], generator=generator)
+        self.down[slot, : config.width] = start
         self.scaling[slot] = config.scaling
 
     def tensors(self, slot: int) -> dict[str, Tensor]:

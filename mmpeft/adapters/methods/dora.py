@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from mmpeft.adapters.base_weights import dense_weight
 from mmpeft.adapters.functional import BASE, gather_slots, lora_delta
-from mmpeft.adapters.methods.base import AdapterConfig, ModelInputs
+from mmpeft.adapters.methods.base import ModelInputs, TargetNames
 from mmpeft.adapters.methods.lora import LoraConfig, LoraStack
 from mmpeft.adapters.methods.stack import Stack
 from mmpeft.adapters.weight_updates import add_bias, scale_rows_of_weight
@@ -30,6 +30,7 @@ class DoraConfig(LoraConfig):
     """Low-rank updates of chosen linears' directions, and their magnitudes. Dropout acts on the update."""
 
     method: ClassVar[str] = "dora"
+    usual: ClassVar[dict[str, dict[str, Any]]] = {"DoRA r=16": {"rank": 16}}
 
     def make_stack(self, path: str, in_features: int, out_features: int, num_slots: int, size: int) -> Stack:
         return DoraStack(in_features, out_features, num_slots, size)
@@ -38,16 +39,10 @@ class DoraConfig(LoraConfig):
         return super().shapes(path, in_features, out_features) | {"lora_magnitude_vector": [out_features]}
 
     @classmethod
-    def usual(cls) -> dict[str, AdapterConfig]:
-        return {"DoRA r=16": cls(rank=16)}
-
-    @classmethod
     def reads_peft(cls, raw: dict[str, Any]) -> bool:
-        return raw.get("peft_type") == cls.peft_type() and bool(raw.get("use_dora"))
+        return raw.get("peft_type") == cls.peft_type and bool(raw.get("use_dora"))
 
-    def to_peft(
-        self, sites: list[str], names: Callable[[list[str]], list[str]], inputs: ModelInputs | None
-    ) -> dict[str, Any]:
+    def to_peft(self, sites: list[str], names: TargetNames, inputs: ModelInputs | None) -> dict[str, Any]:
         return super().to_peft(sites, names, inputs) | {"use_dora": True}
 
     def fold(self, path: str, model: nn.Module, stack: Any, slot: int) -> Callable[[], None]:

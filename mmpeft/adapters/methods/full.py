@@ -14,32 +14,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmpeft.adapters.functional import gather_slots
-from mmpeft.adapters.methods.base import AdapterConfig
+from mmpeft.adapters.methods.base import LayersConfig
 from mmpeft.adapters.methods.stack import Stack
 from mmpeft.adapters.weight_updates import add_weight, check_dense
 
 
 @dataclass
-class FullConfig(AdapterConfig):
+class FullConfig(LayersConfig):
     """Every weight of chosen linears."""
 
     method: ClassVar[str] = "full"
+    peft_type: ClassVar[str] = "MMPEFT_FULL"
+    usual: ClassVar[dict[str, dict[str, Any]]] = {"full, all linears": {}}
     changes_weight: ClassVar[bool] = True
 
     target_modules: str | list[str] = "auto"
     """Names of linears; "auto" is every linear of the blocks, "all-linear" also those outside of them."""
-    layers: list[int] | str | None = None
-    """Only these decoder layers: numbers, "8-15", "8:", "last 50%", "middle 1/3"; None is all."""
 
     def make_stack(self, path: str, in_features: int, out_features: int, num_slots: int, size: int) -> Stack:
         return FullStack(in_features, out_features, num_slots)
 
     def shapes(self, path: str, in_features: int, out_features: int) -> dict[str, list[int]]:
         return {"weight_delta": [out_features, in_features]}
-
-    @classmethod
-    def usual(cls) -> dict[str, AdapterConfig]:
-        return {"full, all linears": cls()}
 
     def fold(self, path: str, model: nn.Module, stack: Any, slot: int) -> Callable[[], None]:
         linear = model.get_submodule(path)

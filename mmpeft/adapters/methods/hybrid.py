@@ -12,6 +12,7 @@ class HybridConfig(AdapterConfig):
     """Several methods that are trained, stored and routed as one finetune."""
 
     method: ClassVar[str] = "hybrid"
+    peft_type: ClassVar[str] = "MMPEFT_HYBRID"
     composed: ClassVar[bool] = True
 
     methods: list[AdapterConfig] = field(default_factory=list)

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from mmpeft.adapters.architecture import Role
 from mmpeft.adapters.base_weights import is_quantised
 from mmpeft.adapters.functional import gather_slots, ia3_scale
-from mmpeft.adapters.methods.base import AdapterConfig, ModelInputs, names_module, required
+from mmpeft.adapters.methods.base import (
+    AdapterConfig,
+    LayersConfig,
+    ModelInputs,
+    TargetNames,
+    names_module,
+    required,
+)
 from mmpeft.adapters.methods.stack import Stack
 from mmpeft.adapters.weight_updates import (
     DEQUANTIZE_FIRST,
@@ -35,10 +42,12 @@ before ``down_proj``, and scaling its input is no longer scaling ``up_proj``'s o
 
 
 @dataclass
-class IA3Config(AdapterConfig):
+class IA3Config(LayersConfig):
     """Rescaling vectors on chosen linears."""
 
     method: ClassVar[str] = "ia3"
+    peft_type: ClassVar[str] = "IA3"
+    usual: ClassVar[dict[str, dict[str, Any]]] = {"IA3 (T-Few)": {}}
     auto: ClassVar[tuple[Role, ...]] = ("k", "v", "down")
     fields_of_targets: ClassVar[tuple[str, ...]] = ("feedforward_modules",)
     changes_weight: ClassVar[bool] = True
@@ -47,8 +56,6 @@ class IA3Config(AdapterConfig):
     """Names of linears, or "auto": keys, values and the feed-forward's last linear of this architecture."""
     feedforward_modules: str | list[str] = "auto"
     """Those of the targets whose *input* is scaled; the others are scaled at their output."""
-    layers: list[int] | str | None = None
-    """Only these decoder layers: numbers, "8-15", "8:", "last 50%", "middle 1/3"; None is all."""
 
     def scales_input(self, path: str) -> bool:
         """Whether the vector of this site scales the linear's input rather than its output."""
@@ -72,26 +79,14 @@ class IA3Config(AdapterConfig):
         return self.auto if self.target_modules == "auto" else None
 
     @classmethod
-    def usual(cls) -> dict[str, AdapterConfig]:
-        return {"IA3 (T-Few)": cls()}
-
-    @classmethod
-    def peft_type(cls) -> str:
-        return "IA3"
-
-    @classmethod
     def from_peft(cls, raw: dict[str, Any]) -> AdapterConfig:
         return cls(required(raw, "target_modules"), raw.get("feedforward_modules") or [])
 
-    def to_peft(
-        self, sites: list[str], names: Callable[[list[str]], list[str]], inputs: ModelInputs | None
-    ) -> dict[str, Any]:
+    def to_peft(self, sites: list[str], names: TargetNames, inputs: ModelInputs | None) -> dict[str, Any]:
         feedforward = names([path for path in sites if self.scales_input(path)])
         others = names([path for path in sites if not self.scales_input(path)])
         return {
-            "peft_type": self.peft_type(),
-            "task_type": "CAUSAL_LM",
-            "inference_mode": True,
+            **self.peft_head(),
             "fan_in_fan_out": False,
             "target_modules": sorted(others + feedforward),
             "feedforward_modules": feedforward,

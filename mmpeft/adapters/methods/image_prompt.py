@@ -21,6 +21,7 @@ class ImagePromptConfig(AdapterConfig):
     """Trained changes of the image's patch features."""
 
     method: ClassVar[str] = "image_prompt"
+    peft_type: ClassVar[str] = "MMPEFT_IMAGE_PROMPT"
     home: ClassVar[Literal["layers", "inputs"]] = "inputs"
 
     def input_features(self, inputs: ModelInputs) -> tuple[int, int]:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from mmpeft.adapters.architecture import Role
 from mmpeft.adapters.functional import add_lora_of_one, gather_slots, lora_delta
-from mmpeft.adapters.methods.base import AdapterConfig, ModelInputs, required
-from mmpeft.adapters.methods.stack import Stack
+from mmpeft.adapters.methods.base import AdapterConfig, LayersConfig, ModelInputs, TargetNames, required
+from mmpeft.adapters.methods.stack import Stack, linear_start
 from mmpeft.adapters.weight_updates import add_lora, check_dense
 from mmpeft.errors import RefusedError
 
@@ -26,10 +26,15 @@ CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
 
 @dataclass
-class LoraConfig(AdapterConfig):
+class LoraConfig(LayersConfig):
     """Low-rank updates of chosen linears."""
 
     method: ClassVar[str] = "lora"
+    peft_type: ClassVar[str] = "LORA"
+    usual: ClassVar[dict[str, dict[str, Any]]] = {
+        "LoRA r=16": {"rank": 16},
+        "LoRA r=16, all linears": {"rank": 16, "target_modules": "all-linear"},
+    }
     auto: ClassVar[tuple[Role, ...]] = ("q", "v")  # Hu et al., table 5
     changes_weight: ClassVar[bool] = True
     peft_refused: ClassVar[tuple[str, ...]] = (
@@ -46,8 +51,6 @@ class LoraConfig(AdapterConfig):
     target_modules: str | list[str] = "auto"
     """Names of linears, "all-linear", "auto": attention's q and v of this architecture, or "top-N": the linears that
     the loss depends on most, for at most N parameters."""
-    layers: list[int] | str | None = None
-    """Only these decoder layers: numbers, "8-15", "8:", "last 50%", "middle 1/3"; None is all."""
     rslora: bool = False
     """Scale by alpha / sqrt(r) instead, which keeps large ranks learning."""
     start: Literal["kaiming", "orthogonal"] = "kaiming"
@@ -79,17 +82,6 @@ class LoraConfig(AdapterConfig):
         return {"lora_A.weight": [self.rank, in_features], "lora_B.weight": [out_features, self.rank]}
 
     @classmethod
-    def usual(cls) -> dict[str, AdapterConfig]:
-        return {
-            "LoRA r=16": cls(rank=16),
-            "LoRA r=16, all linears": cls(rank=16, target_modules="all-linear"),
-        }
-
-    @classmethod
-    def peft_type(cls) -> str:
-        return "LORA"
-
-    @classmethod
     def reads_peft(cls, raw: dict[str, Any]) -> bool:
         return super().reads_peft(raw) and not raw.get("use_dora")
 
@@ -108,13 +100,9 @@ class LoraConfig(AdapterConfig):
             rslora=raw.get("use_rslora", False),
         )
 
-    def to_peft(
-        self, sites: list[str], names: Callable[[list[str]], list[str]], inputs: ModelInputs | None
-    ) -> dict[str, Any]:
+    def to_peft(self, sites: list[str], names: TargetNames, inputs: ModelInputs | None) -> dict[str, Any]:
         return {
-            "peft_type": self.peft_type(),
-            "task_type": "CAUSAL_LM",
-            "inference_mode": True,
+            **self.peft_head(),
             "target_modules": names(sites),
             "fan_in_fan_out": False,
             "r": self.rank,
@@ -185,10 +173,7 @@ class LoraStack(Stack):
             self.lora_A[slot, :rank] = ORTHOGONAL_SCALE * (half_A @ basis[0::2]).T
             self.lora_B[slot, :, :rank] = ORTHOGONAL_SCALE * half_B @ basis[1::2]
         else:
-            bound = in_features**-0.5  # kaiming_uniform(a=sqrt(5)), as nn.Linear and PEFT
-            self.lora_A[slot, :rank] = torch.empty(rank, in_features).uniform_(
-                -bound, bound, generator=generator
-            )
+            self.lora_A[slot, :rank] = linear_start(rank, in_features, generator=generator)
         self.scaling[slot] = config.scaling
         self.dropout[slot] = config.dropout
         self.has_dropout = self.has_dropout or config.dropout > 0

@@ -3,7 +3,6 @@
 Source: Li and Liang 2021, without the network that some use to train the prefix.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpeft.adapters.functional import gather_slots
-from mmpeft.adapters.methods.base import AdapterConfig, ModelInputs
+from mmpeft.adapters.methods.base import ModelInputs, TargetNames
 from mmpeft.adapters.methods.prompt import PromptConfig
 from mmpeft.adapters.methods.stack import Stack
 
@@ -24,6 +23,8 @@ class PrefixConfig(PromptConfig):
     """Trained keys and values of every layer."""
 
     method: ClassVar[str] = "prefix"
+    peft_type: ClassVar[str] = "PREFIX_TUNING"
+    usual: ClassVar[dict[str, dict[str, Any]]] = {"prefix of 20": {"num_virtual_tokens": 20}}
 
     def make_stack(self, path: str, in_features: int, out_features: int, num_slots: int, size: int) -> Stack:
         return PrefixStack(out_features, num_slots, size)
@@ -31,17 +32,7 @@ class PrefixConfig(PromptConfig):
     def input_features(self, inputs: ModelInputs) -> tuple[int, int]:
         return inputs.hidden_size, inputs.num_layers * 2 * inputs.num_key_heads * inputs.head_dim
 
-    @classmethod
-    def usual(cls) -> dict[str, AdapterConfig]:
-        return {"prefix of 20": cls(20)}
-
-    @classmethod
-    def peft_type(cls) -> str:
-        return "PREFIX_TUNING"
-
-    def to_peft(
-        self, sites: list[str], names: Callable[[list[str]], list[str]], inputs: ModelInputs | None
-    ) -> dict[str, Any]:
+    def to_peft(self, sites: list[str], names: TargetNames, inputs: ModelInputs | None) -> dict[str, Any]:
         """As a prompt's, of the heads that have keys and values."""
         fields = super().to_peft(sites, names, inputs)
         assert inputs is not None, "prefixes are a method of inputs"

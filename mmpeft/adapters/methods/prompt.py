@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mmpeft.adapters.functional import gather_slots
-from mmpeft.adapters.methods.base import AdapterConfig, ModelInputs, required
-from mmpeft.adapters.methods.stack import Stack
+from mmpeft.adapters.methods.base import AdapterConfig, ModelInputs, TargetNames, required
+from mmpeft.adapters.methods.stack import Stack, linear_start
 from mmpeft.errors import RefusedError
 
 
@@ -22,13 +22,19 @@ class PromptConfig(AdapterConfig):
     """Trained embeddings before the text."""
 
     method: ClassVar[str] = "prompt"
+    peft_type: ClassVar[str] = "PROMPT_TUNING"
+    usual: ClassVar[dict[str, dict[str, Any]]] = {"prompt of 20": {"num_virtual_tokens": 20}}
     home: ClassVar[Literal["layers", "inputs"]] = "inputs"
 
     num_virtual_tokens: int = 20
     """Length of the prompt."""
 
     def __post_init__(self):
-        _check_tokens(self)
+        tokens = self.num_virtual_tokens
+        if not isinstance(tokens, int) or tokens < 1:
+            raise RefusedError(
+                f"{type(self).__name__}.num_virtual_tokens is {tokens!r}; it must be an integer of at least 1"
+            )
 
     @property
     def size(self) -> int:
@@ -41,26 +47,14 @@ class PromptConfig(AdapterConfig):
         return {"prompt_embeddings": [self.num_virtual_tokens, out_features]}
 
     @classmethod
-    def usual(cls) -> dict[str, AdapterConfig]:
-        return {"prompt of 20": cls(20)}
-
-    @classmethod
-    def peft_type(cls) -> str:
-        return "PROMPT_TUNING"
-
-    @classmethod
     def from_peft(cls, raw: dict[str, Any]) -> AdapterConfig:
         return cls(required(raw, "num_virtual_tokens"))
 
-    def to_peft(
-        self, sites: list[str], names: Callable[[list[str]], list[str]], inputs: ModelInputs | None
-    ) -> dict[str, Any]:
+    def to_peft(self, sites: list[str], names: TargetNames, inputs: ModelInputs | None) -> dict[str, Any]:
         """PEFT builds its module from these numbers before it reads the tensors."""
         assert inputs is not None, "prompts are a method of inputs"
         return {
-            "peft_type": self.peft_type(),
-            "task_type": "CAUSAL_LM",
-            "inference_mode": True,
+            **self.peft_head(),
             "num_virtual_tokens": self.num_virtual_tokens,
             "token_dim": inputs.hidden_size,
             "num_transformer_submodules": 1,
@@ -74,17 +68,11 @@ class PTuningConfig(PromptConfig):
     """Trained embeddings before the text, made by a network of two hidden layers."""
 
     method: ClassVar[str] = "p_tuning"
+    peft_type: ClassVar[str] = "P_TUNING"
+    usual: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def make_stack(self, path: str, in_features: int, out_features: int, num_slots: int, size: int) -> Stack:
         return PTuningStack(out_features, num_slots, size)
-
-    @classmethod
-    def usual(cls) -> dict[str, AdapterConfig]:
-        return {}
-
-    @classmethod
-    def peft_type(cls) -> str:
-        return "P_TUNING"
 
     @classmethod
     def from_peft(cls, raw: dict[str, Any]) -> AdapterConfig:
@@ -103,7 +91,7 @@ class PromptStack(Stack):
         self.prompt = nn.Parameter(torch.zeros(num_slots, num_tokens, dim))
 
     def attach(self, base: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
-        self._embedding = [base]  # in a list: it stays the model's module, not this one's
+        self._embedding: list[Any] = [base]  # in a list: it stays the model's module, not this one's
 
     def virtual_embeds(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         slots = self.effective(slots)
@@ -117,8 +105,8 @@ class PromptStack(Stack):
         """Embeddings of random tokens of the vocabulary (Lester et al., section 3.2)."""
         super().open(slot, config, generator)
         vocabulary = self._embedding[0].weight
-        ids = torch.randint(len(vocabulary), (config.num_virtual_tokens,), generator=generator)  # pyright: ignore
-        self.prompt[slot, : config.num_virtual_tokens] = vocabulary[ids.to(vocabulary.device)].float()  # pyright: ignore
+        ids = torch.randint(len(vocabulary), (config.num_virtual_tokens,), generator=generator)
+        self.prompt[slot, : config.num_virtual_tokens] = vocabulary[ids.to(vocabulary.device)].float()
 
     def tensors(self, slot: int) -> dict[str, Tensor]:
         return {"prompt_embeddings": self._prompts().detach()[slot, : self.sizes[slot]]}
@@ -150,19 +138,9 @@ class PTuningStack(PromptStack):
         super().open(slot, config, generator)
         for name, parameter in self.named_parameters():
             if name != "prompt":
-                bound = parameter.shape[-1] ** -0.5
-                start = torch.empty(parameter.shape[1:]).uniform_(-bound, bound, generator=generator)
-                parameter[slot] = start
+                parameter[slot] = linear_start(*parameter.shape[1:], generator=generator)
 
     def fill(self, slot: int, tensors: dict[str, Tensor]) -> None:
         """Raises:
         RefusedError: always; the network cannot be had from its output. Load such a file as a prompt."""
         raise RefusedError("a P-tuning file holds the prompt that the network made; load it as prompt tuning")
-
-
-def _check_tokens(config: PromptConfig) -> None:
-    tokens = config.num_virtual_tokens
-    if not isinstance(tokens, int) or tokens < 1:
-        raise RefusedError(
-            f"{type(config).__name__}.num_virtual_tokens is {tokens!r}; it must be an integer of at least 1"
-        )

@@ -140,6 +140,12 @@ class Stack(nn.Module):
         self.partial = not bool(self.active.all())
 
 
+def linear_start(*shape: int, generator: torch.Generator) -> Tensor:
+    """Numbers that PyTorch and PEFT start a linear's weight (O, I) or bias with: kaiming_uniform(a=sqrt(5))."""
+    bound = shape[-1] ** -0.5
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
 def _fits(tensor: Tensor, sizes: list[int]) -> bool:
     """Whether the leading dims of ``tensor`` already reach ``sizes``."""
     return all(have >= want for have, want in zip(tensor.shape, sizes, strict=False))
