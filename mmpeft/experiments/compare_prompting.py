@@ -150,11 +150,11 @@ def measure(
     for draw, own in zip(draws, encoded, strict=True):
         if draw.turns:
             draw.keep_examples(own[0].task, draw.features(draw.images))
-        right = [int(answer(draw, q, bool(draw.turns)).argmax()) == q.right for q in own]
-        accuracies.append(statistics.mean(right))
-        costs[""].append(cost(draw, own[:counted], False))
+        picked = [int(answer(draw, record, bool(draw.turns)).argmax()) for record in records]
+        accuracies.append(statistics.mean(p == q.right for p, q in zip(picked, own, strict=True)))
+        costs[""].append(cost(draw, records[:counted], False))
         if draw.turns:
-            costs[", kept"].append(cost(draw, own[:counted], True))
+            costs[", kept"].append(cost(draw, records[:counted], True))
     tokens = 1 + statistics.mean(first_target(q.conversations[0]) for own in encoded for q in own)
     shared = {"accuracy": statistics.mean(accuracies), "accuracies": accuracies, "tokens": tokens}
     return [

@@ -1,5 +1,6 @@
 """k-shot prompting (in-context learning): examples with images and answers, as earlier turns of a conversation."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,11 +10,13 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from mmpeft.data.batch import Batch, collate
-from mmpeft.data.features import encode_images
+from mmpeft.data.features import FeatureCache, encode_images
 from mmpeft.data.packing import PREFIX, PackedRow, pack_choices
 from mmpeft.data.records import Record
 from mmpeft.data.template import IGNORE_INDEX, ChoiceSet, Encoded, Template
 from mmpeft.errors import RefusedError
+from mmpeft.inference.engine import Engine
+from mmpeft.inference.requests import Request
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.models.token_losses import length_normalised
 
@@ -45,12 +48,7 @@ class FewShotPrompt:
         Raises:
             DataError: the whole is longer than the template's max_length.
         """
-        whole: Any = {
-            **record,
-            "images": [*self.images, *record["images"]],
-            "turns": [*self.turns, *record["turns"]],
-        }
-        return self.template.encode_choices(whole)
+        return self.template.encode_choices(self._behind_examples(record))
 
     def features(self, images: Sequence[str | bytes]) -> Tensor | None:
         """(images, image tokens, vision dim); an image that comes twice is encoded once. None without images."""
@@ -58,16 +56,19 @@ class FewShotPrompt:
             return None
         return encode_images(self.model.vision_encoder, images)
 
-    @torch.no_grad()
-    def scores(self, question: ChoiceSet, features: Tensor | None) -> Tensor:
-        """(choices,) mean log-probability of every choice; examples and question are computed once for all.
+    def scores(self, record: Record) -> Tensor:
+        """(choices,) mean log-probability of every choice, by the engine; examples and question are computed once for
+        all, and their images encoded now.
 
-        Args:
-            question: as `encode` made it.
-            features: of the images of the examples and of the question.
+        Raises:
+            RefusedError: it cannot be asked.
         """
-        losses = self.model.token_losses(self._batch(pack_choices(question), features))
-        return length_normalised(losses, 1)[0]
+        nothing_kept = FeatureCache(os.devnull, self.model.vision_encoder)
+        engine = Engine(self.model, self.template, nothing_kept)
+        (done,) = engine.answer([Request(self._behind_examples(record), self.adapter, rank=True)])
+        if done.refusal is not None:
+            raise done.refusal
+        return torch.tensor(done.scores)
 
     @torch.no_grad()
     def keep_examples(self, task: str | None, features: Tensor | None) -> None:
@@ -109,6 +110,10 @@ class FewShotPrompt:
         losses = self.model.token_losses(batch, cache, new=len(row.ids) - length)
         cache.crop(length - len(row.ids))  # the next question must not read this one
         return length_normalised(losses, 1)[0]
+
+    def _behind_examples(self, record: Record) -> Any:
+        images, turns = [*self.images, *record["images"]], [*self.turns, *record["turns"]]
+        return record | {"images": images, "turns": turns}
 
     def _batch(self, row: PackedRow, features: Tensor | None) -> Batch:
         return collate([row], features, [self.adapter]).to(self.model.device)

@@ -13,7 +13,7 @@ from torch import Tensor
 from mmpeft.data.features import encode_images
 from mmpeft.data.loader import PackedLoader, PackingConfig
 from mmpeft.data.records import Record
-from mmpeft.data.template import ChoiceSet, Template
+from mmpeft.data.template import Template
 from mmpeft.errors import RefusedError
 from mmpeft.experiments.flops import Operations, count_operations
 from mmpeft.experiments.prompting import FewShotPrompt
@@ -28,28 +28,27 @@ STEPS_COUNTED = 8
 """Training batches whose mean stands for all."""
 
 
-def answer(prompt: FewShotPrompt, question: ChoiceSet, kept: bool) -> Tensor:
+def answer(prompt: FewShotPrompt, record: Record, kept: bool) -> Tensor:
     """(choices,) scores, the images encoded now: all, or the question's own where the examples are kept."""
     if kept:
-        return prompt.kept_scores(question, prompt.features(question.images[len(prompt.images) :]))
-    return prompt.scores(question, prompt.features(question.images))
+        return prompt.kept_scores(prompt.encode(record), prompt.features(record["images"]))
+    return prompt.scores(record)
 
 
-def cost(prompt: FewShotPrompt, questions: Sequence[ChoiceSet], kept: bool) -> dict[str, float]:
+def cost(prompt: FewShotPrompt, records: Sequence[Record], kept: bool) -> dict[str, float]:
     """GFLOP of an answer, mean over the questions, and its milliseconds, their median."""
     products, seconds = [], []
-    for question in questions:
-        products.append(count_operations(lambda q=question: answer(prompt, q, kept)).products)
+    for record in records:
+        products.append(count_operations(lambda asked=record: answer(prompt, asked, kept)).products)
         started = time.perf_counter()
-        answer(prompt, question, kept)
+        answer(prompt, record, kept)
         seconds.append(time.perf_counter() - started)
     return {"gflop": statistics.mean(products) / GIGA, "ms": 1000 * statistics.median(seconds)}
 
 
 def operations(prompt: FewShotPrompt, record: Record) -> Operations:
     """Of one answer, encoder included."""
-    question = prompt.encode(record)
-    return count_operations(lambda: answer(prompt, question, False))
+    return count_operations(lambda: answer(prompt, record, False))
 
 
 def encoding_of(model: MultimodalModel, images: Sequence[str | bytes]) -> Operations:

@@ -143,7 +143,7 @@ def _example_requests(module: VisionLanguageModule, max_new_tokens: int) -> list
     split: Split = "val" if all_records(module.finetunes.values(), "val") else "train"
     config, sampling, adapters = module.evaluation_config, Sampling(max_new_tokens), module.adapters()
     return [
-        Request(record, adapters[name], config.ranks(record), sampling)
+        Request(record, adapters[name], config.answer_by != "generate" and "choices" in record, sampling)
         for name, finetune in module.finetunes.items()
         for record in finetune.records.get(split, [])
     ]

@@ -42,8 +42,7 @@ def records(tiny_data):
 
 
 def scores(prompt, record):
-    question = prompt.encode(record)
-    return prompt.scores(question, prompt.features(question.images))
+    return prompt.scores(record)
 
 
 @pytest.mark.parametrize("adapter", [None, "tfew", "prompt"])
