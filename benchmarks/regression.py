@@ -29,6 +29,7 @@ RUNS = {
     "text_lora": ("text/lora", 12, 40),
 }
 """Run -> (config, steps, held-out rows to answer)."""
+OWN_PROJECTORS = "adapters/*/projector.safetensors"
 QUESTIONS = """
 import json, mmpeft
 from mmpeft.{rows} import load_records
@@ -139,17 +140,21 @@ def _tensors(run_directory: Path) -> Iterator[tuple[str, Tensor]]:
     for file in sorted(run_directory.glob("adapters/**/adapter_model.safetensors")):
         for key, tensor in load_file(file).items():
             yield f"{file.parent.name}.{key}", tensor
-    own = sorted(run_directory.glob("adapters/*/projector.safetensors"))
-    for file in own:
-        for key, tensor in load_file(file).items():
-            yield f"{file.parent.name}.projector.{key}", tensor
-    if not own:
-        names = [folder.name for folder in sorted(run_directory.glob("adapters/*"))] or ["default"]
-        tensors = load_file(run_directory / "projector.safetensors")
-        for name in names:
-            owner = name if f"{name}.weight" in tensors else "base"
-            for key in ("weight", "bias"):
-                yield f"{name}.projector.{key}", tensors[f"{owner}.{key}"]
+    if not (run_directory / "projector.safetensors").exists() and not list(
+        run_directory.glob(OWN_PROJECTORS)
+    ):
+        return
+    for name in [folder.name for folder in sorted(run_directory.glob("adapters/*"))] or ["base"]:
+        for key in ("weight", "bias"):
+            yield f"{name}.projector.{key}", _projector(run_directory, name)[key]
+
+
+def _projector(run_directory: Path, name: str) -> dict[str, Tensor]:
+    """A finetune's, in whichever format of a run."""
+    own = run_directory / "adapters" / name / "projector.safetensors"
+    tensors = load_file(own if own.exists() else run_directory / "projector.safetensors")
+    prefix = next((f"{who}." for who in (name, "base") if f"{who}.weight" in tensors), "")
+    return {key: tensors[f"{prefix}{key}"] for key in ("weight", "bias")}
 
 
 def _lines(path: Path) -> list[dict]:
