@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import mmpeft
-from mmpeft.adapters import IA3Config, LoraConfig
 from mmpeft.data.features import FeatureCache
 from mmpeft.errors import RefusedError
 from mmpeft.inference.decoding import Sampling
@@ -15,22 +13,6 @@ from mmpeft.inference.requests import Request
 from tests.tiny import make_record
 
 SHORT = Sampling(6)
-
-
-@pytest.fixture(scope="module")
-def vlm(tiny_run, randomise):
-    """The tiny run with two more finetunes whose answers differ."""
-    vlm = mmpeft.load(str(tiny_run), device="cpu")
-    for name, config in (("other", LoraConfig(rank=4)), ("tfew", IA3Config())):
-        vlm.model.bank.add(name, config)
-    for name in vlm.adapters:
-        randomise(vlm.model.bank, name)
-    return vlm
-
-
-@pytest.fixture(scope="module")
-def images(tiny_data):
-    return [str(path) for path in sorted((tiny_data / "images").glob("*.png"))]
 
 
 @pytest.fixture

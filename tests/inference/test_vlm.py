@@ -7,8 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-import mmpeft
-from mmpeft.adapters import IA3Config, LoraConfig
 from mmpeft.data.batch import collate
 from mmpeft.data.features import encode_images
 from mmpeft.data.images import ImageError
@@ -16,22 +14,6 @@ from mmpeft.data.packing import pack
 
 QUESTION = "what color is it?"
 CHOICES = ["red", "blue", "a green square"]
-
-
-@pytest.fixture(scope="module")
-def vlm(tiny_run, randomise):
-    """The tiny run with two more finetunes whose answers differ."""
-    vlm = mmpeft.load(str(tiny_run), device="cpu")
-    for name, config in (("other", LoraConfig(rank=4)), ("tfew", IA3Config())):
-        vlm.model.bank.add(name, config)
-    for name in vlm.adapters:
-        randomise(vlm.model.bank, name)
-    return vlm
-
-
-@pytest.fixture(scope="module")
-def images(tiny_data):
-    return [str(path) for path in sorted((tiny_data / "images").glob("*.png"))]
 
 
 def test_one_question_gives_one_answer_and_a_list_a_list(vlm, images):
