@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 from PIL import Image
 
 from mmpeft.data.images import load_image
@@ -115,6 +115,7 @@ def _draw_summary(page: Sheet, y: float, curves: Mapping[str, Curve], facts: Map
         axes = page.axes(left + 52, y + 50, width - 52 - 2 * GAP, PANEL_HEIGHT)
         axes.grid(axis="y", color=LINE, linewidth=0.7)
         axes.tick_params(which="both", pad=6)
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))  # a step has no half
         axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
         draw(axes, *drawn)
         axes.set_xlim(0, 1.02 * last)
