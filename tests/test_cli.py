@@ -207,6 +207,7 @@ def test_fit_writes_the_run_directory(tiny_run):
         *(MANIFEST, "adapters", "checkpoints", "config.yaml", "metrics.csv"),
         *("examples", "report.png", "README.md"),
     }
+    assert (tiny_run / "checkpoints" / "last.ckpt").is_file()
     for name in ("adapter_model.safetensors", PROJECTOR):
         assert (tiny_run / "adapters" / "default" / name).is_file()
 

@@ -21,8 +21,8 @@ class AnswerLog:
         self.answers: dict[int, Completion] = {}
         """Number of the example -> its answer."""
         lines = path.read_text().splitlines() if path.exists() else []
-        self.resumed = bool(lines) and lines[0] == json.dumps({"belongs_to": belongs_to})
-        if self.resumed:
+        same = bool(lines) and lines[0] == json.dumps({"belongs_to": belongs_to})
+        if same:
             # the last line may be half an answer, and an evaluation of nothing would never end
             for line in lines[1:-1]:
                 row = json.loads(line)

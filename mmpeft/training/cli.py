@@ -81,20 +81,17 @@ class VisionLanguageCLI(LightningCLI):
             csv = CSVLogger(directory, name="", version="", flush_logs_every_n_steps=1)
             board = TensorBoardLogger(directory, name="", version="tensorboard")
             kwargs["logger"] = [csv, board] if fitting else False
-        callbacks = settings.callbacks or []
-        if settings.enable_progress_bar is not False and not any(
-            isinstance(callback, ProgressBar) for callback in callbacks
-        ):
-            kwargs["callbacks"] = [*callbacks, Progress()]
+        callbacks = list(settings.callbacks or [])
+        if settings.enable_progress_bar is not False and not _has(callbacks, ProgressBar):
+            callbacks.append(Progress())
+        if settings.enable_checkpointing is not False and not _has(callbacks, ModelCheckpoint):
+            callbacks.append(ModelCheckpoint(f"{directory}/checkpoints", save_last="link"))
+        kwargs["callbacks"] = callbacks
         try:
             trainer: Any = super().instantiate_trainer(**kwargs)
         except MisconfigurationException as error:  # Lightning's own word for impossible settings
             raise RefusedError(f"trainer: {error}") from error
         trainer.callbacks += [RunWriter(), EvaluationWriter(own.forgetting)]
-        if not any(isinstance(callback, ModelCheckpoint) for callback in trainer.callbacks):
-            trainer.callbacks.append(
-                ModelCheckpoint(f"{directory}/checkpoints", save_last=True, save_top_k=0)
-            )
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
@@ -110,3 +107,7 @@ class VisionLanguageCLI(LightningCLI):
                     f"data.{name} has moved to test.{name}, and both are given; keep the second"
                 )
         self.model.evaluation_config = EvaluationConfig(**vars(section) | moved)
+
+
+def _has(callbacks: list[Any], kind: type) -> bool:
+    return any(isinstance(callback, kind) for callback in callbacks)

@@ -48,6 +48,8 @@ class RunWriter(L.Callback):
         module, _ = _typed(pl_module, trainer)
         if not _writes(trainer):
             return
+        if not hasattr(self, "manifest"):  # resumed after the last step, Lightning trains nothing
+            self.on_train_end(trainer, pl_module)
         directory, manifest = Path(trainer.default_root_dir), self.manifest
         manifest.base = base_hash(module.model)
         manifest.facts = cost(module, time.monotonic() - self._started)

@@ -20,7 +20,6 @@ def path(tmp_path):
 def test_an_evaluation_goes_on_but_for_the_last_line(path):
     AnswerLog(path, "a model").append(ANSWERS)
     again = AnswerLog(path, "a model")
-    assert again.resumed
     assert again.answers == dict(ANSWERS[:2])
     again.append(ANSWERS[2:])
     again.append([(5, Completion("last"))])
@@ -36,7 +35,6 @@ def test_half_a_line_is_left_out(path):
 def test_answers_of_another_model_are_not_taken(path):
     AnswerLog(path, "a model").append(ANSWERS)
     other = AnswerLog(path, "another model")
-    assert not other.resumed
     assert other.answers == {}
     assert AnswerLog(path, "a model").answers == {}
 
