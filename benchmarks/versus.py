@@ -1,7 +1,7 @@
 """One benchmark on two checkouts that take turns, case by case: the machine's drift meets both alike.
 
-The script is started once per checkout, with that checkout's package; its cases run where it calls
-`timing.alternate`. One JSON line per case: both medians, and the ratio A / B, above 1 where B is faster.
+The script, each checkout's own where it has one, is started once per checkout with that checkout's package; its cases run
+where it calls `timing.alternate`. One JSON line per case: both medians, and the ratio A / B, above 1 where B is faster.
 
     python benchmarks/versus.py ../before . benchmarks/decoding.py --repeats 7
 """
@@ -46,7 +46,9 @@ def versus(checkout_a: str, checkout_b: str, script: str, *arguments: str) -> No
 
 
 def _start(checkout: str, script: str, arguments: tuple[str, ...]) -> subprocess.Popen:
-    paths = [str(Path(checkout).resolve()), str(Path(script).resolve().parent)]
+    own = Path(checkout) / script  # an older checkout may lack it, or have it for its own names
+    script = str((own if own.exists() else Path(script)).resolve())
+    paths = [str(Path(checkout).resolve()), str(Path(script).parent)]
     return subprocess.Popen(
         [sys.executable, __file__, "--turns", script, *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
