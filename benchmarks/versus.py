@@ -1,6 +1,6 @@
 """One benchmark on two checkouts that take turns, case by case: the machine's drift meets both alike.
 
-The script, each checkout's own where it has one, is started once per checkout with that checkout's package; its cases run
+The script, each checkout's own where it has one, is started once per checkout with its package; its cases run
 where it calls `timing.alternate`. One JSON line per case: both medians, and the ratio A / B, above 1 where B is faster.
 
     python benchmarks/versus.py ../before . benchmarks/decoding.py --repeats 7
