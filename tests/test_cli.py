@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from mmpeft.cli import COMMANDS, HELP, main, spelt_out
 from mmpeft.runs.files import PROJECTOR
@@ -272,3 +274,39 @@ def test_answers_that_were_cut_are_counted_and_a_setting_lets_them_end(
     assert f"{cut} answers were cut before their end; raise test.max_new_tokens" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"test\.max_new_tokens is 0; it must be at least 1"):
         main([*where, "--test.max_new_tokens=0"])
+
+
+def test_the_share_that_trains_is_of_the_base_alone(tiny_run, tiny_base):
+    base = AutoModelForCausalLM.from_pretrained(tiny_base / "language").num_parameters()
+    saved = load_file(tiny_run / "adapters" / "default" / "adapter_model.safetensors").values()
+    trained = sum(tensor.numel() for tensor in saved)
+    told = json.loads((tiny_run / MANIFEST).read_text())["facts"]["adapter"]
+    assert told.startswith(f"{trained:,} = {100 * trained / base:.3f} % of the language model's")
+
+
+def test_a_fit_without_steps_writes_its_start(tiny_config, tmp_path):
+    main(
+        [
+            "fit",
+            "--config",
+            str(tiny_config),
+            "--trainer.max_epochs=0",
+            f"--trainer.default_root_dir={tmp_path}",
+        ]
+    )
+    assert (tmp_path / MANIFEST).is_file()
+
+
+def test_what_is_no_checkpoint_is_refused(tiny_run, tiny_config, tmp_path):
+    where = ["fit", "--config", str(tiny_config), f"--trainer.default_root_dir={tmp_path / 'again'}"]
+    with pytest.raises(SystemExit, match="is no whole checkpoint"):
+        main([*where, "--ckpt_path", str(tiny_run / MANIFEST)])
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("--data.train=", "data.train is an empty path"), ("--test.metrics=[zz]", "no metric is called 'zz'")],
+)
+def test_settings_that_cannot_be_meant_are_told_before_anything_trains(tiny_config, setting, message):
+    with pytest.raises(SystemExit, match=message):
+        main(["fit", "--config", str(tiny_config), setting])

@@ -83,6 +83,11 @@ class AdaptedForward:
         return self._forward(x, *others)
 
     def _forward(self, x: Tensor, *others: Tensor) -> Tensor:
+        for stack in self.stacks.values():
+            if (
+                stack.training != self.base.training
+            ):  # of `model.train()`, which does not reach what lies beside it
+                stack.train(self.base.training)
         routed = [(stack, *self._route(stack.method, x)) for stack in self.stacks.values()]
         scaled = x
         for stack, slots, uniform in routed:

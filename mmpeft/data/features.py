@@ -59,8 +59,9 @@ class FeatureCache:
         self._places: dict[str, tuple[str, int]] = {}
         self._checksums: dict[str, str] = {}
         self._shards: dict[str, Tensor] = {}
-        self._keys: dict[str, str] = {}
+        self._keys: dict[tuple[str, int, int], str] = {}
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
+        self._kept_bytes = 0
         self._lost: set[str] = set()
         self._open()
 
@@ -125,7 +126,7 @@ class FeatureCache:
         if damaged := [
             image for key, image in by_key.items() if self._on_disk(key) is None and key in self._lost
         ]:
-            self.build(damaged)
+            self.build(damaged, skip_unreadable=True)
         found: dict[str, Tensor | RefusedError] = {}
         for key in by_key:
             if (own := self._on_disk(key)) is not None or (own := self._kept.get(key)) is not None:
@@ -137,12 +138,17 @@ class FeatureCache:
         return [key if isinstance(key, RefusedError) else found[key] for key in keys]
 
     def key(self, image: ImageLike) -> str:
-        """An image's identity by its content; a file is read once."""
+        """An image's identity by its content; a file is read once, and again when it has changed."""
         if not isinstance(image, str):
             return image_key(image)
-        if image not in self._keys:
-            self._keys[image] = image_key(image)
-        return self._keys[image]
+        try:
+            state = os.stat(image)
+        except (OSError, ValueError):
+            return image_key(image)  # which says what is wrong
+        version = image, state.st_mtime_ns, state.st_size
+        if version not in self._keys:
+            self._keys[version] = image_key(image)
+        return self._keys[version]
 
     def _encode_each(
         self, images: dict[str, ImageLike], batch_size: int = 64
@@ -153,8 +159,7 @@ class FeatureCache:
             pixels = {key: _or_refused(self._pixels, images[key]) for key in keys[start : start + batch_size]}
             readable = {key: each for key, each in pixels.items() if isinstance(each, Tensor)}
             if readable:
-                features = _encode(self.encoder, list(readable.values()))
-                yield from zip(readable, features, strict=True)
+                yield from zip(readable, _encode(self.encoder, list(readable.values())), strict=True)
             yield from ((key, each) for key, each in pixels.items() if isinstance(each, RefusedError))
 
     def _pixels(self, image: ImageLike) -> Tensor:
@@ -162,8 +167,9 @@ class FeatureCache:
 
     def _keep(self, encoded: dict[str, Tensor]) -> None:
         self._kept |= encoded
-        while sum(features.nbytes for features in self._kept.values()) > KEPT_BYTES:
-            self._kept.popitem(last=False)
+        self._kept_bytes += sum(features.nbytes for features in encoded.values())
+        while self._kept_bytes > KEPT_BYTES:
+            self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
 
     def _open(self) -> None:
         self._places, self._checksums = {}, {}
@@ -246,20 +252,23 @@ def encode_images(encoder: Encoder, images: Sequence[ImageLike], batch_size: int
     parts = []
     for start in range(0, len(different), batch_size):
         chunk = different[start : start + batch_size]
-        parts.append(_encode(encoder, [encoder.transform(load_image(image)) for image in chunk]))
+        for own in _encode(encoder, [encoder.transform(load_image(image)) for image in chunk]):
+            if isinstance(own, RefusedError):
+                raise own
+            parts.append(own)
     places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
-    return torch.cat(parts)[[places[key] for key in keys]]
+    return torch.stack([parts[places[key]] for key in keys])
 
 
 @torch.no_grad()
-def _encode(encoder: Encoder, pixels: Sequence[Tensor]) -> Tensor:
-    """As `encode_images`, from the pixels of all images."""
+def _encode(encoder: Encoder, pixels: Sequence[Tensor]) -> list[Tensor | RefusedError]:
+    """The features of every image from its pixels, or why they cannot be kept."""
     features = encoder(torch.stack(list(pixels))).to("cpu", FEATURE_DTYPE)
-    if not torch.isfinite(features).all():
-        raise RefusedError(
-            "the vision encoder gave features that are NaN or beyond float16's 65504; choose a layer with its norm"
-        )
-    return features
+    finite = torch.isfinite(features).flatten(1).all(1).tolist()
+    refusal = RefusedError(
+        "the vision encoder gave features that are NaN or beyond float16's 65504; choose a layer with its norm"
+    )
+    return [own if fits else refusal for own, fits in zip(features, finite, strict=True)]
 
 
 def _or_refused(action: Callable[[ImageLike], Item], image: ImageLike) -> Item | RefusedError:

@@ -38,6 +38,7 @@ class EvaluationConfig:
     def __post_init__(self):
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise RefusedError(f"test.max_new_tokens is {self.max_new_tokens}; it must be at least 1")
+        check_metrics(self.metrics or [], [])  # the names; whether they fit is seen with the data
 
     def ranks(self, record: Record) -> bool:
         """Whether a record is answered by ranking its choices.

@@ -71,6 +71,8 @@ class _Layout:
     """(rows, queries): of the next tokens"""
     mask: Tensor
     """(rows, 1, queries, capacity), added to the scores"""
+    routing: tuple[dict[str, Tensor], dict[str, bool]]
+    """Whose rows they are, as the bank was routed for them"""
 
 
 class Decoder:
@@ -176,6 +178,8 @@ class Decoder:
     def _decode_one_token(self, tokens: Tensor) -> Tensor:
         """(conversations,) tokens just written -> (conversations, dim), from which the next ones' logits come."""
         layout = self._layout = self._layout or self._arrange()
+        routing = self.model.bank.routing
+        routing.slots, routing.uniform = layout.routing  # another decoder may have stepped in between
         width = self._cache.extend(layout.counts)
         self.model.check_window(max(self._cache.lengths))
         if (missing := self._cache.capacity - layout.mask.shape[-1]) > 0:
@@ -226,6 +230,7 @@ class Decoder:
             torch.bincount(rows)[rows],
             per_query(positions, 0),
             additive(seen[:, None], self.model.dtype),
+            (self.model.bank.routing.slots, self.model.bank.routing.uniform),
         )
 
     def _drop_rows(self) -> None:

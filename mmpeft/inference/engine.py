@@ -25,7 +25,7 @@ from mmpeft.data.packing import PREFIX, Role
 from mmpeft.data.template import Encoded, Example, Template
 from mmpeft.errors import RefusedError
 from mmpeft.inference.decoding import Decoder, Sampling
-from mmpeft.inference.requests import Completion, Request
+from mmpeft.inference.requests import Completion, Request, check_choices
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.models.token_losses import TokenLosses, length_normalised
 
@@ -69,7 +69,7 @@ class Engine:
         return [found[number] for number in range(len(requests))]
 
     def stream(self, requests: Sequence[Request]) -> Iterator[Numbered]:
-        """Completions as they are done, in any order."""
+        """Completions as their batches are done, in any order."""
         refused, works = self.plan(requests)
         yield from refused
         for work in works:
@@ -113,7 +113,8 @@ class Engine:
         return answers + list(self._run_rows(asked, work.examples).items())
 
     def _run_rows(self, asked: "_Asked", examples: dict[int, Example]) -> dict[int, Completion]:
-        """What the model refuses, such as a row beyond its window, is the error of that row alone."""
+        """What the model refuses, such as a row beyond its window, is the error of the request that needs it: a batch
+        that was refused is asked row by row, a row question by question."""
         if not asked.rows:
             return {}
         answer = self._rank if asked.requests[asked.rows[0][0]].rank else self._write
@@ -123,9 +124,10 @@ class Engine:
                 self._read_truths(asked, found)
                 return found
         except RefusedError as error:
-            if len(asked.rows) == 1:
-                return {number: Completion.refused(error) for number in asked.numbers}
-        parts = [self._run_rows(replace(asked, rows=[row]), examples) for row in asked.rows]
+            if len(asked.numbers) == 1:
+                return {asked.numbers[0]: Completion.refused(error)}
+        alone = [[row] for row in asked.rows] if len(asked.rows) > 1 else [[[n]] for n in asked.numbers]
+        parts = [self._run_rows(replace(asked, rows=rows), examples) for rows in alone]
         return {number: own for part in parts for number, own in part.items()}
 
     def tokens(self, request: Request) -> Iterator[str]:
@@ -153,6 +155,8 @@ class Engine:
         if request.adapter is not None:
             self.model.bank.entry(request.adapter)
         record = request.record
+        if request.rank and record.get("choices"):
+            check_choices(record["choices"], f"{record['where']}: {record['id']!r}")  # pyright: ignore
         by_key: Any = record | {"images": [self.features.key(image) for image in record["images"]]}
         return self.template.encode_choices(by_key) if request.rank else self.template.encode_prompt(by_key)
 

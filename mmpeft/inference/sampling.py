@@ -28,6 +28,17 @@ class Sampling:
     """Texts that end the answer; compared by who has the tokenizer, see `Decoder.leave`."""
 
     def __post_init__(self):
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        if not all(isinstance(text, str) and text for text in self.stop):
+            raise RefusedError(f"stop is {self.stop!r}; wanted texts that are not empty")
+        whole = {"max_new_tokens": self.max_new_tokens, "seed": self.seed, "top_k": self.top_k}
+        for name, value in whole.items():
+            if not isinstance(value, int) and not (name == "top_k" and value is None):
+                raise RefusedError(f"{name} is {value!r}; it must be a whole number")
+        for name in ("temperature", "top_p"):
+            if not isinstance(value := getattr(self, name), int | float | None):
+                raise RefusedError(f"{name} is {value!r}; it must be a number")
         if self.max_new_tokens < 1:
             raise RefusedError(f"max_new_tokens is {self.max_new_tokens!r}; it must be at least 1")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):

@@ -15,7 +15,7 @@ from mmpeft.data.template import Template
 from mmpeft.errors import RefusedError
 from mmpeft.inference.decoding import Sampling
 from mmpeft.inference.engine import Engine
-from mmpeft.inference.requests import Completion, Request
+from mmpeft.inference.requests import Completion, Request, check_choices
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.paths import home
 from mmpeft.runs.files import load_run
@@ -38,6 +38,10 @@ def load(run: str, device: str = "auto", batch_size: int = 32) -> "VisionLanguag
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise RefusedError(f"device is {device!r}; wanted cpu, cuda or auto ({error})") from None
     model, template, manifest = load_run(run, device)
     return VisionLanguageModel(model, template, manifest, batch_size)
 
@@ -108,7 +112,9 @@ class VisionLanguageModel:
     def stream(self, image: Images, question: str, adapter: str | None = None, **how: Any) -> Iterator[str]:
         """One answer as it is written, piece by piece; ``how`` are fields of `Sampling`."""
         sampling = replace(self.sampling(), **how)
-        requests, _ = self.requests(image, question, adapter, None, sampling)
+        requests, single = self.requests(image, question, adapter, None, sampling)
+        if not single:
+            raise RefusedError("a stream is of one question: give no lists, or one stream for each")
         return self.engine.tokens(requests[0])
 
     @overload
@@ -196,6 +202,8 @@ def _whole(completions: list[Completion]) -> list[Completion]:
 
 def _record(images: Images, question: str, task: str | None, number: int) -> Record:
     listed: list[Any] = [] if images is None else list(images) if isinstance(images, tuple) else [images]
+    if not isinstance(question, str):
+        raise RefusedError(f"question {number} is {question!r:.80}; wanted text")
     markers = question.count(IMAGE_MARKER)
     if markers and markers != len(listed):
         raise RefusedError(
@@ -207,15 +215,12 @@ def _record(images: Images, question: str, task: str | None, number: int) -> Rec
 
 def _choices(choices: Sequence[Any], length: int) -> list[list[str]]:
     """A list of choices for every question."""
-    given = [choices] * length if all(isinstance(choice, str) for choice in choices) else choices
+    one = not isinstance(choices, str) and all(isinstance(choice, str) for choice in choices)
+    given = [choices] * length if one or isinstance(choices, str) else choices
     if len(given) != length:
         raise RefusedError(f"{len(given)} lists of choices for {length} questions; give one for each")
     for number, own in enumerate(given):
-        trimmed = [choice.strip() for choice in own]
-        if len(trimmed) < 2 or len(set(trimmed)) < len(trimmed) or not all(trimmed):
-            raise RefusedError(
-                f"question {number}: choices must be at least two different, non-empty answers; got {list(own)!r}"
-            )
+        check_choices(own, f"question {number}")
     return [list(own) for own in given]
 
 

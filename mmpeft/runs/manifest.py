@@ -11,6 +11,7 @@ from mmpeft.models.vision import VisionConfig
 
 MANIFEST = "mmpeft.json"
 LEAST_NEW_TOKENS = 64
+NEW_IN_FORMAT_2 = ("projectors", "answer_tokens")
 FORMAT = 2
 """Format 1 kept all projectors in one file beside the adapters; it is read, never written."""
 
@@ -59,8 +60,11 @@ class Manifest:
 
 
 def write_manifest(directory: str | Path, manifest: Manifest) -> None:
-    """Writes ``mmpeft.json``."""
-    write_json(Path(directory) / MANIFEST, asdict(manifest))
+    """Writes ``mmpeft.json``; one of format 1 stays one, whose files lie as they did."""
+    content = asdict(manifest)
+    if manifest.format == 1:
+        content = {key: value for key, value in content.items() if key not in NEW_IN_FORMAT_2}
+    write_json(Path(directory) / MANIFEST, content)
 
 
 def read_manifest(directory: str | Path) -> Manifest:
@@ -72,9 +76,19 @@ def read_manifest(directory: str | Path) -> Manifest:
         raise RefusedError(
             f"{directory} is no run of mmpeft: it has no {MANIFEST}. `make quickstart` makes one"
         )
-    content = json.loads(path.read_text())
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise RefusedError(f"{path} is damaged ({error}); write it again with `mmpeft fit`") from None
+    if not isinstance(content, dict):
+        raise RefusedError(f"{path} holds a {type(content).__name__}; wanted a run's manifest")
     if content.get("format") not in range(1, FORMAT + 1):
         raise RefusedError(
             f"{path} has format {content.get('format')!r}; this version reads formats 1 to {FORMAT}"
         )
-    return Manifest(**content)
+    try:
+        return Manifest(**content)
+    except TypeError as error:
+        raise RefusedError(
+            f"{path} is no whole manifest ({error}); write it again with `mmpeft fit`"
+        ) from None

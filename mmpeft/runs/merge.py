@@ -5,7 +5,7 @@
     merged/default/
       model.safetensors config.json ...   loads with AutoModelForCausalLM
       tokenizer.json ...                  loads with AutoTokenizer
-      projector.safetensors               the projector of this finetune: ``weight`` and ``bias``
+      projector.safetensors               the projector of this finetune: ``base.weight`` and ``base.bias``
 """
 
 from dataclasses import dataclass, replace
@@ -83,7 +83,7 @@ def merge_run(
     plain.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     projector = model.projector.tensors(model.projector_slots.get(adapter, 0))
-    save_file({key: tensor.contiguous() for key, tensor in projector.items()}, directory / PROJECTOR)
+    save_file({f"base.{key}": t.contiguous() for key, t in projector.items()}, directory / PROJECTOR)
     return Merged(adapter, directory, _largest(merged - adapted), _largest(adapted - base))
 
 

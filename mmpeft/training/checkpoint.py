@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -68,6 +69,11 @@ def verify(checkpoint: dict[str, Any], belongs_to: dict[str, Any]) -> None:
         raise RefusedError(
             "this checkpoint was not written by mmpeft; give --ckpt_path a file from checkpoints/"
         )
+    if "finetunes" not in saved["belongs_to"]:
+        raise RefusedError(
+            "this checkpoint is of an older mmpeft, which laid them out otherwise: end its run with that version, or "
+            "begin a new run from its results with --model.start_from"
+        )
     lines = differences(saved["belongs_to"], belongs_to, label="the checkpoint has")
     if lines:
         shown = "\n".join(lines[:12]) + (f"\n  and {len(lines) - 12} more" if len(lines) > 12 else "")
@@ -90,6 +96,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Lightning 2.6.6 stages in the system's temporary folder and moves, which is a copy (and can be seen half
     done) when that is another filesystem.
     """
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Raises:
+        RefusedError: the file is no checkpoint, or a damaged one.
+        """
+        try:
+            return super().load_checkpoint(path, *args, **kwargs)
+        except (UnpicklingError, EOFError, RuntimeError) as error:
+            raise RefusedError(f"{path} is no whole checkpoint ({error})") from error
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         target = Path(path)

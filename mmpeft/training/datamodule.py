@@ -84,6 +84,9 @@ class VisionLanguageData(L.LightningDataModule):
         """Settings that belong into the section ``test:``."""
         for name in self.moved:
             print(f"data.{name} has moved: write test.{name}", file=sys.stderr)
+        for split, given in self.paths.items():
+            if "" in given:
+                raise RefusedError(f"data.{split} is an empty path; wanted a data file or folder, or null")
         for name, value in (("shots", shots), ("limit", limit)):
             if value is not None and value < 1:
                 raise RefusedError(f"data.{name} is {value}; it must be at least 1")

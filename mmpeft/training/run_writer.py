@@ -111,9 +111,8 @@ def cost(module: VisionLanguageModule, seconds: float) -> dict[str, str]:
     adapter = sum(view.numel() for parameters in own for view in parameters.adapter)
     trained = adapter + sum(view.numel() for parameters in own for view in parameters.projector)
     base = module.model.language_model
-    stacks = sum(p.numel() for p in module.model.bank.parameters())
-    frozen = base.num_parameters() - stacks  # counts a 4-bit weight's numbers, not its bytes
-    base_bytes = sum(p.numel() * p.element_size() for p in base.parameters()) - 4 * stacks
+    frozen = base.num_parameters()  # counts a 4-bit weight's numbers, not its bytes
+    base_bytes = sum(p.numel() * p.element_size() for p in base.parameters())
     share = f"{adapter:,} = {100 * adapter / frozen:.3f} % of the language model's {frozen / 1e6:.1f} M"
     return {
         "trained": f"{trained:,} parameters",

@@ -174,3 +174,15 @@ def test_dora_on_a_row_of_zeros_stays_finite(make_bank):
     bank = make_bank({"a": DoraConfig(rank=2, target_modules=["0"])}, model=model, fill=False)
     bank.route(["a"])
     assert model(torch.ones(1, 3, 8)).isfinite().all()
+
+
+def test_dropout_follows_the_mode_of_the_model_alone(make_bank, tokens):
+    """A trainer may know the model and nothing of the bank beside it."""
+    bank = make_bank({"one": LoraConfig(rank=4, dropout=0.5)})
+    bank.route(["one"] * 2)
+    ids = tokens(2)
+    bank.model.train()
+    assert not torch.equal(bank.model(ids).logits, bank.model(ids).logits)
+    bank.train()
+    bank.model.eval()
+    assert torch.equal(bank.model(ids).logits, bank.model(ids).logits)

@@ -175,3 +175,88 @@ def test_a_true_answer_is_as_likely_as_the_model_reads_it(vlm, images):
 @torch.no_grad()
 def test_no_requests_have_no_answers(vlm):
     assert vlm.engine.answer([]) == []
+
+
+def test_streams_that_take_turns_are_each_as_alone(vlm, images):
+    """Each decoder's rows are routed anew when another one has stepped in between."""
+    asked = [ask(images[0], adapter=name, sampling=Sampling(8)) for name in ("other", "tfew", None)]
+    want = [vlm.engine.answer([request])[0].text for request in asked]
+    streams, told = [vlm.engine.tokens(request) for request in asked], ["", "", ""]
+    for _ in range(9):
+        for number, stream in enumerate(streams):
+            told[number] += next(stream, "")
+    assert told == want
+
+
+def test_a_file_that_changed_is_read_again(vlm, images, tmp_path):
+    path = tmp_path / "now.png"
+    keys = []
+    for image in images[:2]:
+        path.write_bytes(Path(image).read_bytes())
+        keys.append(vlm.engine.features.key(str(path)))
+    assert keys == [vlm.engine.features.key(image) for image in images[:2]]
+
+
+def test_an_image_whose_features_cannot_be_kept_is_its_own_error(counted, images, monkeypatch):
+    engine, _ = counted
+    encoder = engine.model.vision_encoder
+    transform = encoder.transform_image
+    torn = []
+
+    def overflowing(image):
+        torn.append(image)
+        return transform(image) * (torch.inf if len(torn) == 2 else 1)
+
+    monkeypatch.setattr(encoder, "transform_image", overflowing)
+    found = engine.answer([ask(image) for image in images[:3]])
+    assert [own.finish_reason == "error" for own in found] == [False, True, False]
+    assert "65504" in found[1].error
+
+
+@pytest.mark.parametrize("choices", [[1, 2], ["red"], ["red", "red"], "red", ["red", " "]])
+def test_choices_that_cannot_be_ranked_are_their_requests_error(vlm, images, choices):
+    bad = ask(images[0])
+    bad = replace(bad, rank=True, record=bad.record | {"choices": choices})
+    found = vlm.engine.answer([bad, ask(images[0])])
+    assert "at least two different, non-empty answers" in found[0].error
+    assert found[1].error is None
+
+
+def test_questions_that_do_not_fit_into_one_row_are_asked_one_by_one(vlm, images, monkeypatch):
+    requests = [ask(images[0], f"is it {colour}?") for colour in ("red", "blue", "green")]
+    want = alone(vlm.engine, requests)
+    inputs = vlm.model.inputs
+
+    def window(batch, *rest):
+        if len(batch.conversations.rows) > 1:
+            raise RefusedError("rows of so many tokens exceed the window")
+        return inputs(batch, *rest)
+
+    monkeypatch.setattr(vlm.model, "inputs", window)
+    assert [own.text for own in vlm.engine.answer(requests)] == [own.text for own in want]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_new_tokens": 2.5},
+        {"max_new_tokens": "5"},
+        {"temperature": "0.5"},
+        {"top_k": 2.5},
+        {"seed": None},
+        {"stop": ("",)},
+    ],
+    ids=str,
+)
+def test_sampling_settings_of_another_kind_are_refused(settings):
+    with pytest.raises(RefusedError, match=next(iter(settings))):
+        Sampling(**settings)
+
+
+def test_one_stop_string_is_not_read_as_its_letters():
+    assert Sampling(stop="grey").stop == ("grey",)
+
+
+def test_a_stream_is_of_one_question(vlm, images):
+    with pytest.raises(RefusedError, match="a stream is of one question"):
+        vlm.stream(images[:2], ["what?", "where?"])

@@ -9,6 +9,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mmpeft.errors import RefusedError
 from mmpeft.hashing import hash_tensors
 from mmpeft.inference.vlm import VisionLanguageModel, load
 from mmpeft.models.projector import Projector
@@ -172,6 +173,24 @@ def test_a_run_of_format_1_is_read_and_answers_as_before(run, images, randomise)
     save_run(run, vlm.manifest, vlm.model)
     assert json.loads((run / MANIFEST).read_text())["format"] == FORMAT
     assert load(str(run), device="cpu").rank(images, QUESTIONS, asked) == before
+
+
+def test_a_run_of_format_1_stays_one_when_its_metrics_are_written(run):
+    in_format_1(run)
+    manifest = read_manifest(run)
+    manifest.metrics = {"exact_match": 1.0}
+    write_manifest(run, manifest)
+    content = json.loads((run / MANIFEST).read_text())
+    assert (content["format"], content["metrics"]) == (1, {"exact_match": 1.0})
+    assert not content.keys() & {"projectors", "answer_tokens"}
+    load_run(run)
+
+
+@pytest.mark.parametrize("content", ['{"format": 2', "[]", '{"format": 2, "x": 1}'])
+def test_a_damaged_manifest_is_refused(run, content):
+    (run / MANIFEST).write_text(content)
+    with pytest.raises(RefusedError, match=MANIFEST):
+        load_run(run)
 
 
 def test_finetunes_with_equal_projectors_share_a_slot_and_others_have_their_own(run, randomise):

@@ -93,8 +93,8 @@ def test_the_projector_goes_along(run, tmp_path):
     merge_run(run, "default", tmp_path / "merged")
     projector = load_file(tmp_path / "merged" / PROJECTOR)
     trained = load_file(run / "adapters" / "default" / PROJECTOR)
-    assert projector.keys() == {"weight", "bias"}
-    assert all(torch.equal(projector[key], trained[key]) for key in projector)
+    assert projector.keys() == {"base.weight", "base.bias"}
+    assert all(torch.equal(projector[f"base.{key}"], tensor) for key, tensor in trained.items())
 
 
 def test_the_command_prints_the_difference(run, tmp_path, capsys):
