@@ -13,6 +13,8 @@ from mmpeft.models.multimodal import MultimodalModel, last_positions
 
 SHORTEST = 0.75
 """The shortest row that is read with a longer one, in parts of that one's length."""
+WORTH = 256
+"""Columns of padding that must be saved for a part of its own, in which the weights are read once more."""
 
 
 @dataclass
@@ -51,7 +53,10 @@ def _of_like_length(batch: Batch) -> Iterator[tuple[Batch, list[int]]]:
     while waiting:
         longest = max(lengths[row] for row in waiting)
         part = [row for row in waiting if lengths[row] >= SHORTEST * longest]
-        waiting = [row for row in waiting if lengths[row] < SHORTEST * longest]
+        shorter = [row for row in waiting if lengths[row] < SHORTEST * longest]
+        if sum(longest - lengths[row] for row in shorter) < WORTH:
+            part, shorter = waiting, []
+        waiting = shorter
         yield _select(batch, part, longest), part
 
 

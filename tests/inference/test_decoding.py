@@ -9,6 +9,7 @@ from mmpeft.adapters import HybridConfig, LoraConfig, PrefixConfig, PromptConfig
 from mmpeft.data.batch import collate
 from mmpeft.data.packing import pack
 from mmpeft.errors import RefusedError
+from mmpeft.inference import prefill
 from mmpeft.inference.decoding import NO_TOKEN, Decoder, Sampling, generate
 from mmpeft.inference.sampling import sample
 
@@ -206,7 +207,12 @@ def test_the_bank_is_routed_when_members_change_and_not_at_every_step(model, bat
     assert routed == [["prompt"], ["lora"], ["prompt", "lora"], ["prompt"]]
 
 
-def test_a_batch_of_unlike_lengths_is_answered_in_its_own_order(model, conversations, features_of):
+@pytest.mark.parametrize(("worth", "parts"), [(1, 4), (10**6, 1)])
+def test_a_batch_of_unlike_lengths_is_answered_in_its_own_order(
+    model, conversations, features_of, monkeypatch, worth, parts
+):
+    """Read in one part, or in parts of like length."""
+    monkeypatch.setattr(prefill, "WORTH", worth)
     rows = [
         conversations(images, *QUESTIONS[:number], prompts=True)
         for images, number in [("", 1), ("abc", 3), ("", 2), ("ab", 2), ("a", 1)]
@@ -214,7 +220,9 @@ def test_a_batch_of_unlike_lengths_is_answered_in_its_own_order(model, conversat
     packed = [pack(row) for row in rows]
     features = torch.stack([features_of(image) for row in packed for image in row.images])
     names = ["lora", None, "prefix", "ia3", "prompt"]
-    together = generate(model, collate(packed, features, names), NO_END, 6)
+    batch = collate(packed, features, names)
+    assert len(prefill.prefill(model, batch)) == parts
+    together = generate(model, batch, NO_END, 6)
     for row, name, answers in zip(packed, names, together, strict=True):
         own = torch.stack([features_of(image) for image in row.images]) if row.images else None
         assert generate(model, collate([row], own, [name]), NO_END, 6) == [answers]
