@@ -71,16 +71,12 @@ def draw_changes(path: str | Path, changes: Mapping[str, float], title: str) -> 
                 write_cell(axes, *place, f"{value:.2g}", 6.5, dark=value > 0.4 * most)
         if largest:
             column, row = places[largest]
-            axes.add_patch(
-                Rectangle(
-                    (column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=WRONG, linewidth=1.6, zorder=3
-                )
-            )
+            frame = {"fill": False, "edgecolor": WRONG, "linewidth": 1.6, "zorder": 3}
+            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **frame))
         sheet.write(MARGIN, 52, title, 12, weight="bold")
         sheet.write(MARGIN, 92, _summary(finite, largest, len(changes)), 8.5, GREY)
-        sheet.figure.colorbar(image, cax=bar, format=lambda value, _: f"{value:g} %").outline.set_visible(
-            False
-        )
+        shares = sheet.figure.colorbar(image, cax=bar, format=lambda value, _: f"{value:g} %")
+        shares.outline.set_visible(False)
         bar.tick_params(length=0, labelsize=8, labelcolor=GREY)
         sheet.save(path)
 
