@@ -142,11 +142,11 @@ def weights_of(run: str | Path | None) -> str | None:
     """
     if not run:
         return None
-    from mmpeft.runs.files import PROJECTOR
+    from mmpeft.runs.files import PROJECTOR, adapter_folder
     from mmpeft.runs.manifest import read_manifest
 
     manifest = read_manifest(run)
-    files = [path for name in manifest.adapters for path in sorted(Path(run, "adapters", name).rglob("*.*"))]
+    files = [path for name in manifest.adapters for path in sorted(adapter_folder(run, name).rglob("*.*"))]
     found = [content(path) for path in (Path(run, PROJECTOR), *files)]
     return hash_json([manifest.identity, manifest.adapters, *found])
 
