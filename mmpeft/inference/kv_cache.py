@@ -59,6 +59,7 @@ class KVCache(Cache):
         lengths = used.sum(1).tolist()
         order = used.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, : max(lengths)]
         first, columns = self.num_rows, order.shape[1]
+        in_place = torch.equal(order, torch.arange(columns, device=order.device).expand_as(order))
         if not self.layers:
             self.layers = [_Layer(self, layer.keys, layer.values) for layer in prefilled.layers]  # pyright: ignore
             self.segments = segments.new_full((0, 0), PADDING)
@@ -70,7 +71,10 @@ class KVCache(Cache):
         for own, layer in zip(self.layers, prefilled.layers, strict=True):
             for buffer, new in ((own.keys, layer.keys), (own.values, layer.values)):  # pyright: ignore
                 buffer[rows, :, columns:] = 0  # pyright: ignore
-                buffer[rows, :, :columns] = new[every, :, order].transpose(1, 2)  # pyright: ignore
+                if in_place:  # as a rule; a copy without gathering
+                    buffer[rows, :, :columns] = new[:, :, :columns]  # pyright: ignore
+                else:
+                    buffer[rows, :, :columns] = new[every, :, order].transpose(1, 2)  # pyright: ignore
         self.lengths += lengths
 
     def remove(self, row: int) -> None:

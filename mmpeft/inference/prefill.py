@@ -8,7 +8,6 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from mmpeft.data.batch import PADDING, Batch
-from mmpeft.inference.attention import attention_for_decoding
 from mmpeft.models.multimodal import MultimodalModel, last_positions
 
 SHORTEST = 0.75
@@ -39,8 +38,7 @@ def prefill(model: MultimodalModel, batch: Batch) -> list[Prefilled]:
 
 def _read(model: MultimodalModel, batch: Batch, rows: list[int]) -> Prefilled:
     inputs, cache = model.inputs(batch), DynamicCache()
-    with attention_for_decoding(model.language_model.get_decoder()):
-        hidden = model.read(inputs, cache)
+    hidden = model.read(inputs, cache)
     where = last_positions(batch)
     positions = inputs.positions[:, inputs.num_prompts :][where].tolist()
     return Prefilled(rows, cache, inputs.keys, hidden[where], positions)
