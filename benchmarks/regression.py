@@ -66,7 +66,7 @@ def run(checkout: str, output: str) -> None:
             _mmpeft(source, folder, fit)
         if name == "caption":
             continue
-        if not (folder / "runs" / name / "metrics.json").exists():
+        if not _predictions(folder / "runs" / name).exists():
             test = ["test", *words, f"--data.limit={limit}", "--trainer.enable_progress_bar=false"]
             _mmpeft(source, folder, test)
     moved = (source / "mmpeft" / "paths.py").exists()
@@ -90,10 +90,8 @@ def compare(before: str, after: str) -> None:
         print(
             f"  {same} of {len(old)} tensors equal to the bit; keys only in one: {len(old.keys() ^ new.keys())}"
         )
-        if (one / "predictions.jsonl").exists():
-            pairs = list(
-                zip(_lines(one / "predictions.jsonl"), _lines(two / "predictions.jsonl"), strict=True)
-            )
+        if _predictions(one).exists():
+            pairs = list(zip(_lines(_predictions(one)), _lines(_predictions(two)), strict=True))
             begun = sum(a["answer"] == b["answer"][: len(a["answer"])] for a, b in pairs)
             equal = sum(a["answer"] == b["answer"] for a, b in pairs)
             print(f"  {equal} of {len(pairs)} answers equal, {begun} equal as far as the first goes")
@@ -104,6 +102,12 @@ def compare(before: str, after: str) -> None:
         )
     scores = [(dict(a), dict(b)) for a, b in zip(old["rank"], new["rank"], strict=True)]
     print(f"rank: largest difference of a score {max(abs(a[c] - b[c]) for a, b in scores for c in a):.3g}")
+
+
+def _predictions(run_directory: Path) -> Path:
+    """Of a limited test; once those lay in the run directory itself."""
+    limited = sorted(run_directory.glob("tests/*/predictions.jsonl"))
+    return limited[0] if limited else run_directory / "predictions.jsonl"
 
 
 def _mmpeft(source: Path, folder: Path, words: list[str]) -> None:

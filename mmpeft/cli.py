@@ -41,6 +41,8 @@ def _summary(function: Callable[..., Any]) -> str:
 
 
 _LINES = "\n".join(f"  {name:<18} {_summary(function)}" for name, function in COMMANDS.items())
+INTERRUPTED = 130
+"""The exit code of what Ctrl-C ended."""
 HELP = f"""mmpeft: one frozen vision-language base, many finetunes.
 
 First steps
@@ -72,6 +74,12 @@ def main(arguments: list[str] | None = None) -> None:
         if os.environ.get("MMPEFT_TRACEBACK"):
             raise
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print(
+            f"\nstopped; what `mmpeft {command}` wrote is whole, and it goes on from there where it can",
+            file=sys.stderr,
+        )
+        sys.exit(INTERRUPTED)
 
 
 def _run(function: Callable[..., Any], words: list[str], program: str) -> None:

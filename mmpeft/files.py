@@ -1,9 +1,15 @@
-"""JSON files, and files that are written whole or not at all."""
+"""JSON files, files that are written whole or not at all, and disks without room for them."""
 
+import errno
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
+
+from mmpeft.errors import RefusedError
+
+DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def read_json(path: Path) -> Any:
@@ -17,8 +23,51 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file whole or not at all, and the folder for it."""
+    """Writes a file whole or not at all, and the folder for it.
+
+    Raises:
+        RefusedError: there is no room. What was there is kept.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(text)
+    unfinished, content = path.with_name(f".{path.name}"), text.encode()
+    try:
+        unfinished.write_bytes(content)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        if is_full(error):
+            raise no_space(path, len(content)) from error
+        raise
     os.replace(unfinished, path)
+
+
+def require_space(path: Path, wanted: int) -> None:
+    """Raises:
+    RefusedError: the disk of an existing folder has no room for a file of so many bytes.
+    """
+    if shutil.disk_usage(path.parent).free < wanted:
+        raise no_space(path, wanted)
+
+
+def no_space(path: Path, wanted: int) -> RefusedError:
+    """For a file of so many bytes that cannot be written."""
+    free = shutil.disk_usage(path.parent).free
+    return RefusedError(
+        f"{path}: no space left on its disk, or beyond a limit on files: {wanted / 1e6:,.1f} MB are needed, "
+        f"{free / 1e6:,.1f} MB are free. What was there is kept: make room and run the same command again"
+    )
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether a full disk lies under an error; torch wraps the system's own."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.errno in DISK_IS_FULL
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def ordinary_permissions(path: Path) -> None:
+    """Those that a newly made file has; what `tempfile` makes is its owner's alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)

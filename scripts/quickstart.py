@@ -40,7 +40,7 @@ def quickstart(started: float | None = None, steps: int = 440, questions: int = 
             "--trainer.limit_val_batches=5",
         ]
     )
-    main(["test", *run, f"--data.limit={questions}"])
+    main(["test", *run, f"--data.limit={questions}", f"--output={RUN}"])
     metrics = json.loads((Path(RUN) / "metrics.json").read_text())
     minutes = (time.time() - started) / 60
     print(f"the report is {RUN}/report.png; now ask:")

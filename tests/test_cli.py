@@ -254,10 +254,11 @@ def test_keys_of_data_that_moved_still_work_and_say_where(tiny_run, tiny_config,
     where = ["test", "--config", str(tiny_config), "--trainer.default_root_dir", str(run)]
     main([*where, "--data.metrics=[exact_match]"])
     assert "data.metrics has moved: write test.metrics" in capsys.readouterr().err
-    old = json.loads((run / "metrics.json").read_text())
+    folder = run / "tests" / "metrics=exact_match"
+    old = json.loads((folder / "metrics.json").read_text())
     main([*where, "--test.metrics=[exact_match]"])
     assert "has moved" not in capsys.readouterr().err
-    assert json.loads((run / "metrics.json").read_text()) == old
+    assert json.loads((folder / "metrics.json").read_text()) == old
     with pytest.raises(SystemExit, match=r"data\.metrics has moved to test\.metrics, and both are given"):
         main([*where, "--data.metrics=[exact_match]", "--test.metrics=[accuracy]"])
 
@@ -268,9 +269,10 @@ def test_answers_that_were_cut_are_counted_and_a_setting_lets_them_end(
     run = shutil.copytree(tiny_run, tmp_path / "run")
     where = ["test", "--config", str(tiny_config), "--trainer.default_root_dir", str(run)]
     main([*where, "--test.max_new_tokens=1"])
-    predictions = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    folder = run / "tests" / "max_new_tokens=1"
+    predictions = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     cut = sum(row.get("cut", False) for row in predictions)
-    assert json.loads((run / "metrics.json").read_text())["cut_answers"] == cut > 0
+    assert json.loads((folder / "metrics.json").read_text())["cut_answers"] == cut > 0
     assert f"{cut} answers were cut before their end; raise test.max_new_tokens" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"test\.max_new_tokens is 0; it must be at least 1"):
         main([*where, "--test.max_new_tokens=0"])

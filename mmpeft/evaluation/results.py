@@ -13,6 +13,7 @@ from mmpeft.data.records import IMAGE_MARKER, Record
 from mmpeft.evaluation.evaluate import Evaluation, as_answer
 from mmpeft.evaluation.examples import write_examples
 from mmpeft.evaluation.forgetting import measure_forgetting
+from mmpeft.files import write_json, write_whole
 from mmpeft.inference.requests import Completion
 from mmpeft.metrics.answer import Answer
 from mmpeft.metrics.calibration import reliability
@@ -33,12 +34,13 @@ def write_predictions(path: Path, evaluation: Evaluation) -> int:
     """A row per question, in the order of the data. Returns how many there are."""
     joint = len(set(evaluation.owners)) > 1
     rows = [_row(*answered, joint) for answered in evaluation.answered()]
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return len(rows)
 
 
 def write_results(
-    directory: Path,
+    run: Path,
+    folder: Path,
     evaluation: Evaluation,
     metrics: Sequence[str] | None,
     tokenizer: Any,
@@ -47,33 +49,36 @@ def write_results(
     """Measures the answers and writes predictions, metrics, pictures and a fresh report.
 
     Args:
-        directory: the run's.
+        run: directory of the run.
+        folder: for the results; the report is the run's own where this is its directory.
         evaluation: all of whose questions were answered.
         metrics: by name; None takes those that fit.
         tokenizer: of the model.
         held_texts: plain text on which base and finetune are compared; none measures no forgetting.
     """
-    write_predictions(directory / "predictions.jsonl", evaluation)
-    remove_pictures(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_predictions(folder / "predictions.jsonl", evaluation)
+    remove_pictures(folder)
     answered = _by_finetune(evaluation)
     measured: Metrics = {}
     for name, pairs in answered.items():
         answers = [as_answer(record, own) for record, own in pairs if own.error is None]
         measured[name] = (evaluate(answers, metrics) if answers else {}) | _counts(pairs)
-        _draw(directory, answers, _suffix(name, answered), name)
+        _draw(folder, answers, _suffix(name, answered), name)
     told: dict[str, str] = {}
     if held_texts:
-        told = _forgotten(directory, evaluation.engine.model, tokenizer, held_texts, measured)
+        told = _forgotten(run, folder, evaluation.engine.model, tokenizer, held_texts, measured)
     flat = _flat(measured)
-    (directory / "metrics.json").write_text(json.dumps(flat, indent=2) + "\n")
-    if (directory / MANIFEST).exists():
-        manifest = read_manifest(directory)
+    write_json(folder / "metrics.json", flat)
+    if folder == run and (run / MANIFEST).exists():
+        manifest = read_manifest(run)
         manifest.metrics = flat
         manifest.facts |= told
-        write_manifest(directory, manifest)
-        write_examples(directory, evaluation.records, evaluation.texts())
-        write_report(directory)
+        write_manifest(run, manifest)
+        write_examples(run, evaluation.records, evaluation.texts())
+        write_report(run)
     _print(measured)
+    print(f"results are in {folder}")
 
 
 def _row(record: Record, owner: str, completion: Completion, joint: bool) -> dict[str, Any]:
@@ -127,7 +132,7 @@ def _draw(directory: Path, answers: list[Answer], suffix: str, name: str) -> Non
 
 
 def _forgotten(
-    directory: Path, model: MultimodalModel, tokenizer: Any, texts: Sequence[str], measured: Metrics
+    run: Path, folder: Path, model: MultimodalModel, tokenizer: Any, texts: Sequence[str], measured: Metrics
 ) -> dict[str, str]:
     """Adds to the metrics what each finetune changed in the base's own abilities, and draws where it moved.
 
@@ -146,8 +151,8 @@ def _forgotten(
         }
         told[f"forgetting {name if suffix else ''}".strip()] = str(found)
         if adapter and (changes := weight_changes(model.bank, adapter)):
-            draw_changes(directory / f"changes{suffix}.png", changes, title=adapter)
-    if (directory / MANIFEST).exists() and (trained := read_manifest(directory).base):
+            draw_changes(folder / f"changes{suffix}.png", changes, title=adapter)
+    if (run / MANIFEST).exists() and (trained := read_manifest(run).base):
         same = trained == base_hash(model)
         told["base weights"] = (
             "unchanged by the training, to the bit" if same else "NOT those after the training"

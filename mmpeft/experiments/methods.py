@@ -112,13 +112,12 @@ def common_settings(config: str, steps: int, start_from: str | None) -> dict[str
             f"start_from is {start!r}, and there is no such run: make it with `mmpeft fit --config "
             "configs/easy_vqa/caption.yaml`, or name another with --start_from"
         )
-    callback = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_top_k": 0}}
     trainer |= {
         "max_steps": steps,
         "max_epochs": -1,
         "limit_val_batches": 0,  # between two steps there must be nothing else
         "log_every_n_steps": 1,
-        "callbacks": [callback],  # nobody resumes these runs, and full fine-tuning's state is a gigabyte
+        "enable_checkpointing": False,  # nobody resumes these runs, and full fine-tuning's state is a gigabyte
     }
     return settings
 

@@ -116,7 +116,8 @@ def evaluate_once(
     if title:
         print(title, flush=True)
     record.unlink(missing_ok=True)
-    (run or run_here)(["test", "--config", _write_config(config, settings), *options])
+    where = ["--output", str(directory), *([] if (directory / MANIFEST).exists() else ["--untrained"])]
+    (run or run_here)(["test", "--config", _write_config(config, settings), *where, *options])
     write_json(record, made_from)  # last: a killed test has none
 
 

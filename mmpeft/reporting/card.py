@@ -17,6 +17,7 @@ EMBEDDED_ORIGINS = {"embedded/smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135
 """Hub models that the embedded ones were made from: ``base_model`` tells descent."""
 HUB_ID = re.compile(r"(?!embedded/)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 MAX_EXAMPLES, MAX_CELL = 12, 200
+MADE_BY = "In the folder that the paths of `config.yaml` start from:"
 VERDICTS = {True: "✓", False: "✗", None: ""}
 
 
@@ -58,7 +59,7 @@ def model_card(
         f"## Facts\n\n{_table(('', ''), facts.items())}" if facts else "",
         *(f"![{Path(name).stem}]({name})" for name in pictures),
         f"## Examples\n\n{_table(('question', 'truth', 'answer'), rows)}" if rows else "",
-        f"## Made by\n\n{_code('bash', *command.splitlines())}",
+        f"## Made by\n\n{MADE_BY}\n\n{_code('bash', *command.splitlines())}",
         f"## Identity\n\n{_table(('', ''), _identity(manifest))}",
         "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits),
     ]

@@ -1,11 +1,13 @@
 """The report and the model card of a run, from what its directory holds."""
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 
 from mmpeft.reporting.card import model_card
 from mmpeft.reporting.report import ShownExample, draw_report
+from mmpeft.runs.layout import CONFIG, CURVES
 from mmpeft.runs.manifest import read_manifest
 
 PICTURES = ("confusion", "calibration", "changes")
@@ -35,7 +37,7 @@ def write_report(directory: Path) -> None:
         for row in rows
     ]
     facts = {**_scores(manifest.metrics), **manifest.facts}
-    curves = directory / "metrics.csv"
+    curves = directory / CURVES
     draw_report(
         directory / "report.png", curves if curves.exists() else None, examples, directory.name, facts
     )
@@ -45,7 +47,7 @@ def write_report(directory: Path) -> None:
         metrics=manifest.metrics,
         facts=facts,
         examples=examples,
-        command="mmpeft fit --config config.yaml",
+        command=f"mmpeft fit --config {shlex.quote(str(directory / CONFIG))}",
         pictures=[path.name for stem in PICTURES for path in sorted(directory.glob(f"{stem}*.png"))],
     )
     (directory / "README.md").write_text(card)

@@ -1,15 +1,10 @@
-"""Checkpoints and resume: what they hold besides Lightning's own state, and how they reach the disk whole."""
+"""Resume: what checkpoints hold besides Lightning's own state, and which run they fit."""
 
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import differences
@@ -88,34 +83,3 @@ def restore_rng(rng: dict[str, Any]) -> None:
     torch.set_rng_state(rng["torch"])
     if len(rng["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(rng["cuda"])
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, flushes to disk, then renames: a checkpoint is whole or not there.
-
-    Lightning 2.6.6 stages in the system's temporary folder and moves, which is a copy (and can be seen half
-    done) when that is another filesystem.
-    """
-
-    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Raises:
-        RefusedError: the file is no checkpoint, or a damaged one.
-        """
-        try:
-            return super().load_checkpoint(path, *args, **kwargs)
-        except (UnpicklingError, EOFError, RuntimeError) as error:
-            raise RefusedError(f"{path} is no whole checkpoint ({error})") from error
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, staged = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(staged, target)
-        except BaseException:
-            Path(staged).unlink(missing_ok=True)
-            raise

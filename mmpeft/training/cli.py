@@ -2,21 +2,33 @@
 
 import logging
 import warnings
-from pickle import UnpicklingError
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mmpeft.errors import RefusedError
 from mmpeft.evaluation.evaluate import EvaluationConfig
-from mmpeft.training.checkpoint import AtomicCheckpointIO
+from mmpeft.runs.layout import CONFIG
+from mmpeft.runs.occupancy import held, require_finished
+from mmpeft.runs.result_folder import results_folder
+from mmpeft.training.checkpoint_files import (
+    AtomicCheckpointIO,
+    damage,
+    last_checkpoint,
+    newest_whole_checkpoint,
+)
+from mmpeft.training.curves import CurvesLogger
 from mmpeft.training.datamodule import VisionLanguageData
+from mmpeft.training.interruption import Checkpoints, StopSignals
 from mmpeft.training.malloc import keep_freed_memory
 from mmpeft.training.module import VisionLanguageModule
-from mmpeft.training.progress import Progress
+from mmpeft.training.progress import LastValidation, progress
 from mmpeft.training.run_writer import EvaluationWriter, RunWriter
 
 EXPECTED_WARNINGS = [
@@ -28,6 +40,17 @@ EXPECTED_WARNINGS = [
 ]
 
 
+OPTIONS = {
+    "resume": "of `mmpeft fit`: go on from the newest whole checkpoint of the run directory",
+    "forgetting": "of `mmpeft test`: also compare base and finetune on test.held_text",
+    "untrained": "of `mmpeft validate`, `test` and `predict`: ask what a fit would begin from, not a finished run",
+}
+FITS = {"resume": ("fit",), "forgetting": ("test",), "untrained": ("validate", "test", "predict")}
+"""Option -> the commands that have it."""
+WHAT_WAS_WANTED = ("seed_everything", "trainer", "model", "data", "test")
+"""The sections of a run's config: what decides about the outcome, not how a command was called."""
+
+
 class VisionLanguageCLI(LightningCLI):
     """`mmpeft fit|validate|test|predict`; everything goes to ``trainer.default_root_dir``."""
 
@@ -35,21 +58,27 @@ class VisionLanguageCLI(LightningCLI):
         # Lightning calls the arguments of `mmpeft test` a group of that name already.
         parser.add_class_arguments(EvaluationConfig, "test", as_group=False)
         parser.add_argument(
-            "--forgetting",
-            action="store_true",
-            help="after `mmpeft test`, also compare base and finetune on test.held_text",
+            "--run",
+            help="run directory, instead of --config and trainer.default_root_dir: its own config.yaml",
+        )
+        for name, text in OPTIONS.items():
+            parser.add_argument(f"--{name}", action="store_true", help=text)
+        parser.add_argument(
+            "--output",
+            help="folder for the results of `mmpeft test` and `predict`; by default the run directory, or "
+            "RUN/tests/WHAT_DIFFERS where other data, a limit or other settings than the run's own are given",
         )
 
     @classmethod
     def run(cls, arguments: list[str]) -> "VisionLanguageCLI":
         """Parses ``arguments`` (the subcommand first) and runs."""
         keep_freed_memory()
-        return cls._make(arguments, run=True)
+        return cls._make(of_run(arguments), run=True)
 
     @classmethod
     def parse(cls, arguments: list[str]) -> "VisionLanguageCLI":
         """Parses ``arguments`` and builds model, data and trainer without running or loading anything."""
-        return cls._make(arguments, run=False)
+        return cls._make(of_run(arguments), run=False)
 
     @classmethod
     def _make(cls, arguments: list[str], run: bool) -> "VisionLanguageCLI":
@@ -62,7 +91,7 @@ class VisionLanguageCLI(LightningCLI):
         return cls(
             VisionLanguageModule,
             VisionLanguageData,
-            save_config_kwargs={"overwrite": True},  # a rerun is not an error
+            save_config_callback=None,  # the run's writers know when a fit has really begun
             seed_everything_default=0,
             trainer_defaults={"logger": None, "log_every_n_steps": 5, "devices": 1, "gradient_clip_val": 1.0},
             parser_kwargs={"prog": "mmpeft", **exact, **dict.fromkeys(cls.subcommands(), exact)},
@@ -70,45 +99,97 @@ class VisionLanguageCLI(LightningCLI):
             run=run,
         )
 
+    def before_instantiate_classes(self) -> None:
+        """What is wrong with the command is told before anything is built."""
+        own: Any = self._own(self.config)
+        for name, commands in FITS.items():
+            if own[name] and self.subcommand not in (None, *commands):
+                raise RefusedError(
+                    f"--{name} belongs to `mmpeft {commands[0]}`, not to `mmpeft {self.subcommand}`"
+                )
+        directory = self._directory = Path(own.trainer.default_root_dir or "runs/default")
+        if self.subcommand in FITS["untrained"] and not own.untrained:
+            require_finished(directory)
+        if own.get("ckpt_path") == "last":
+            own.ckpt_path = str(last_checkpoint(directory))
+        if own.resume:
+            if own.get("ckpt_path"):
+                raise RefusedError(
+                    "--resume finds the checkpoint by itself; leave --ckpt_path out, or --resume"
+                )
+            own.ckpt_path = str(newest_whole_checkpoint(directory))
+            print(f"going on from {own.ckpt_path}")
+
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        config: Any = self.config_init
-        own = config[self.subcommand] if self.subcommand else config
-        settings = own.trainer
-        if own.forgetting and self.subcommand not in (None, "test"):
-            raise RefusedError("--forgetting is measured by `mmpeft test`, after a fit")
-        directory = settings.default_root_dir or "runs/default"
-        kwargs |= {"default_root_dir": directory}
+        settings, own = self._own(self.config_init).trainer, self._own(self.config_init)
+        fitting, directory = self.subcommand == "fit", self._directory
+        kwargs |= {"default_root_dir": str(directory)}
         if settings.logger is None:
-            fitting = self.subcommand == "fit"
-            csv = CSVLogger(directory, name="", version="", flush_logs_every_n_steps=1)
             board = TensorBoardLogger(directory, name="", version="tensorboard")
-            kwargs["logger"] = [csv, board] if fitting else False
+            kwargs["logger"] = [CurvesLogger(directory), board] if fitting else False
         callbacks = list(settings.callbacks or [])
         if settings.enable_progress_bar is not False and not _has(callbacks, ProgressBar):
-            callbacks.append(Progress())
-        if settings.enable_checkpointing is not False and not _has(callbacks, ModelCheckpoint):
-            callbacks.append(ModelCheckpoint(f"{directory}/checkpoints", save_last="link"))
+            callbacks.append(progress())
+            kwargs["enable_progress_bar"] = _has(callbacks, ProgressBar)  # else Lightning adds its own
+        self._signals = StopSignals()
+        if settings.enable_checkpointing is not False:
+            callbacks.append(Checkpoints(directory, self._signals))
+        if not _has(callbacks, ModelCheckpoint):
+            kwargs["enable_checkpointing"] = False  # Lightning's own, which writes one for each epoch
         kwargs["callbacks"] = callbacks
         try:
             trainer: Any = super().instantiate_trainer(**kwargs)
         except MisconfigurationException as error:  # Lightning's own word for impossible settings
             raise RefusedError(f"trainer: {error}") from error
-        trainer.callbacks += [RunWriter(), EvaluationWriter(own.forgetting)]
+        self._results = directory
+        if self.subcommand in ("test", "predict"):
+            self._results = results_folder(directory, self.subcommand, self._wanted(), own.output)
+        trainer.callbacks += [
+            LastValidation(),
+            RunWriter(self._dumped()),
+            EvaluationWriter(self._results, self._dumped(), own.forgetting),
+        ]
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        if subcommand in ("test", "predict"):
+            self._signals.kept = "the answers so far are kept, and the same command goes on from them"
+        writes = subcommand != "validate" and not self.trainer.fast_dev_run  # pyright: ignore
+        with held(self._directory) if writes else nullcontext(), self._signals:
+            super()._run_subcommand(subcommand)
+
     def _parse_ckpt_path(self) -> None:
         """Lightning looks into the checkpoint for settings while it parses."""
-        try:
-            super()._parse_ckpt_path()
-        except (UnpicklingError, EOFError, RuntimeError) as error:
-            raise RefusedError(f"--ckpt_path: {error}, so it is no whole checkpoint") from error
+        path = self._own(self.config).get("ckpt_path")
+        if path and Path(path).is_file() and (reason := damage(path)):
+            raise RefusedError(
+                f"--ckpt_path: {path} is no whole checkpoint ({reason}); "
+                "`mmpeft fit --resume` takes the newest whole one"
+            )
+        super()._parse_ckpt_path()
+
+    def _own(self, config: Any) -> Any:
+        """The settings of the command that runs."""
+        command = config.get("subcommand")
+        return config[command] if command else config
+
+    def _wanted(self) -> dict[str, Any]:
+        """The sections of the config that decide about the outcome, in plain types."""
+        parser: Any = self._parser(self.subcommand)
+        settings = yaml.safe_load(parser.dump(self._own(self.config), skip_none=False, skip_check=True))
+        moved = self.datamodule.moved
+        settings["test"] |= moved
+        settings["data"] |= dict.fromkeys(moved)
+        return {name: settings[name] for name in WHAT_WAS_WANTED if name in settings}
+
+    def _dumped(self) -> str:
+        return yaml.safe_dump(self._wanted(), sort_keys=False, allow_unicode=True)
 
     def instantiate_classes(self) -> None:
         """Hands the section ``test:`` to the module; its keys were once under ``data:``."""
         super().instantiate_classes()
-        config: Any = self.config_init
-        section = (config[self.subcommand] if self.subcommand else config).test
+        section = self._own(self.config_init).test
         moved = self.datamodule.moved
         for name, value in moved.items():
             if getattr(section, name) not in (getattr(EvaluationConfig, name), value):
@@ -116,7 +197,26 @@ class VisionLanguageCLI(LightningCLI):
                     f"data.{name} has moved to test.{name}, and both are given; keep the second"
                 )
         self.model.evaluation_config = EvaluationConfig(**vars(section) | moved)
+        self.model.results = self._results
 
 
 def _has(callbacks: list[Any], kind: type) -> bool:
     return any(isinstance(callback, kind) for callback in callbacks)
+
+
+def of_run(arguments: list[str]) -> list[str]:
+    """``--run DIR`` as the config and the directory that it stands for; what else is given goes over them."""
+    given = [word for word in arguments if word == "--run" or word.startswith("--run=")]
+    if not given:
+        return arguments
+    where = arguments.index(given[-1])
+    separate = given[-1] == "--run"
+    run = "".join(arguments[where + 1 : where + 2]) if separate else given[-1].removeprefix("--run=")
+    rest = arguments[:where] + arguments[where + 1 + separate :]
+    if not run or any(word in ("-c", "--config") or word.startswith("--config=") for word in rest):
+        raise RefusedError("--run wants a run directory, whose own config.yaml is used: leave --config out")
+    config = Path(run) / CONFIG
+    if not config.is_file():
+        raise RefusedError(f"{run} is no run directory: it has no {CONFIG}")
+    command = rest[:1] if rest and not rest[0].startswith("-") else []
+    return [*command, "--config", str(config), *rest[len(command) :], f"--trainer.default_root_dir={run}"]

@@ -86,6 +86,8 @@ class VisionLanguageModule(L.LightningModule):
         self.start_from, self.start_adapter = start_from, start_adapter
         self.evaluation_config = EvaluationConfig()
         """How a test answers and measures; the command line sets it from the section ``test:``."""
+        self.results: Path | None = None
+        """Folder of a test's or a prediction's results; the run directory by default."""
         self.strict_loading = False  # a checkpoint holds what trains, not the frozen base
         self.started: Started
         self.evaluation: Evaluation
@@ -211,7 +213,7 @@ class VisionLanguageModule(L.LightningModule):
         longest = config.max_new_tokens or (manifest.max_new_tokens if manifest else LEAST_NEW_TOKENS)
         config = replace(config, max_new_tokens=longest)
         records = {name: own.records[split] for name, own in self.finetunes.items()}
-        log = Path(self.trainer.default_root_dir) / f"{split}.partial.jsonl"
+        log = (self.results or Path(self.trainer.default_root_dir)) / f"{split}.partial.jsonl"
         identity = self.started.identity
         return Evaluation(self.engine, records, self.adapters(), config, identity, log, split == "test")
 

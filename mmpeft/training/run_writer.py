@@ -9,31 +9,55 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 
 from mmpeft.evaluation.examples import some_answers, write_examples
 from mmpeft.evaluation.results import write_predictions, write_results
+from mmpeft.files import write_whole
 from mmpeft.inference.decoding import Sampling
 from mmpeft.inference.requests import Request
 from mmpeft.reporting.run_report import remove_pictures, write_report
 from mmpeft.runs.files import save_run
 from mmpeft.runs.identity import base_hash
-from mmpeft.runs.manifest import Manifest
+from mmpeft.runs.layout import CONFIG, config_of
+from mmpeft.runs.manifest import MANIFEST, Manifest
+from mmpeft.runs.occupancy import put_aside
 from mmpeft.training.batches import longest_answer
+from mmpeft.training.curves import CurvesLogger
 from mmpeft.training.datamodule import VisionLanguageData, all_records, instructions
 from mmpeft.training.finetune import Split
 from mmpeft.training.module import VisionLanguageModule
 
 
 class RunWriter(L.Callback):
-    """Writes the run directory after fit."""
+    """Writes the run directory: its config once training begins, all else when it has ended.
 
-    def __init__(self):
+    Args:
+        config: the settings of the run, as YAML.
+    """
+
+    def __init__(self, config: str):
+        self.config = config
         self._started = time.monotonic()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.monotonic()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Nothing can refuse the fit any more: from here on the directory is its own."""
+        if not _writes(trainer):
+            return
+        directory = Path(trainer.default_root_dir)
+        curves = [logger for logger in trainer.loggers if isinstance(logger, CurvesLogger)]
+        source = Path(trainer.ckpt_path).resolve() if trainer.ckpt_path else Path()
+        if directory.resolve() not in source.parents:
+            put_aside(directory, keep=_event_files(trainer))
+        (directory / MANIFEST).unlink(missing_ok=True)  # until it has ended again
+        for logger in curves:
+            logger.go_on_from(trainer.global_step)
+        write_whole(directory / CONFIG, self.config)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Answers some questions while the model is still on its device."""
@@ -80,11 +104,13 @@ class EvaluationWriter(L.Callback):
     """Writes predictions, metrics and pictures after test, answers after predict.
 
     Args:
+        folder: for the results.
+        config: the settings of the test, as YAML, which lie beside its results.
         forgetting: whether a test also compares base and finetune on held-out plain text.
     """
 
-    def __init__(self, forgetting: bool = False):
-        self.forgetting = forgetting
+    def __init__(self, folder: Path, config: str, forgetting: bool = False):
+        self.folder, self.config, self.forgetting = folder, config, forgetting
         self._texts: list[str] = []
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -93,14 +119,16 @@ class EvaluationWriter(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module, _ = _typed(pl_module, trainer)
-        directory, config = Path(trainer.default_root_dir), module.evaluation_config
+        run, metrics = Path(trainer.default_root_dir), module.evaluation_config.metrics
+        write_whole(self.folder / config_of("test"), self.config)
         tokenizer = module.started.tokenizer
-        write_results(directory, module.evaluation, config.metrics, tokenizer, self._texts)
+        write_results(run, self.folder, module.evaluation, metrics, tokenizer, self._texts)
         module.evaluation.log.discard()
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module, _ = _typed(pl_module, trainer)
-        path = Path(trainer.default_root_dir) / "answers.jsonl"
+        path = self.folder / "answers.jsonl"
+        write_whole(self.folder / config_of("predict"), self.config)
         print(f"{write_predictions(path, module.evaluation)} answers written to {path}")
         module.evaluation.log.discard()
 
@@ -137,6 +165,12 @@ def _typed(module: Any, trainer: Any) -> tuple[VisionLanguageModule, VisionLangu
 
 def _writes(trainer: Any) -> bool:
     return trainer.is_global_zero and not trainer.fast_dev_run
+
+
+def _event_files(trainer: Any) -> list[Path]:
+    """Those that TensorBoard writes to at this moment."""
+    boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return [Path(board.file_writer.event_writer._file_name) for board in boards]
 
 
 def _example_requests(module: VisionLanguageModule, max_new_tokens: int) -> list[Request]:

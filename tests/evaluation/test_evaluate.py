@@ -82,8 +82,9 @@ def test_rows_with_choices_are_ranked_and_the_others_written(tfew_config, choice
 
 
 def test_ranked_classes_have_their_metrics_and_pictures(tfew_config, choice_data):
-    main(["test", "--config", str(tfew_config), "--data.test", str(choice_data / "test_choices.jsonl")])
-    directory = run_directory(tfew_config)
+    directory = run_directory(tfew_config) / "choices"
+    data = ["--data.test", str(choice_data / "test_choices.jsonl"), "--output", str(directory)]
+    main(["test", "--config", str(tfew_config), *data])
     metrics = json.loads((directory / "metrics.json").read_text())
     assert {
         "accuracy",
@@ -124,11 +125,12 @@ def test_a_metric_that_does_not_fit_names_the_row_before_anything_is_answered(
 @pytest.mark.parametrize(
     ("test", "answer_by"), [("test_choices", "rank"), ("test_choices", "auto"), ("test", "generate")]
 )
-def test_metrics_that_fit_are_not_refused_beforehand(tfew_config, choice_data, test, answer_by):
+def test_metrics_that_fit_are_not_refused_beforehand(tfew_config, choice_data, tmp_path, test, answer_by):
     wanted = ["brier", "perplexity", "f1/macro"] if answer_by != "generate" else ["perplexity", "f1/macro"]
     asked = [f"--data.test={choice_data / test}.jsonl", f"--data.answer_by={answer_by}"]
-    main(["test", "--config", str(tfew_config), *asked, f"--data.metrics=[{','.join(wanted)}]"])
-    metrics = json.loads((run_directory(tfew_config) / "metrics.json").read_text())
+    asked += [f"--data.metrics=[{','.join(wanted)}]", f"--output={tmp_path}"]
+    main(["test", "--config", str(tfew_config), *asked])
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
     written = {"cut_answers"} if answer_by == "generate" else set()
     assert metrics.keys() == {*wanted, "questions", *written}
 

@@ -106,7 +106,8 @@ def test_what_was_cut_off_is_resumed_unless_the_settings_changed(runs, settings,
 def test_questions_are_answered_again_for_another_model_alone(runs, settings):
     for weights, again in (("a", False), ("a", False), ("b", False), ("b", True)):
         evaluate_once(settings, {"weights": weights}, run=runs, options=["--forgetting"], again=again)
-    assert runs.commands == ["test --forgetting"] * 3
+    where = f"--output {settings['trainer']['default_root_dir']} --untrained"
+    assert runs.commands == [f"test {where} --forgetting"] * 3
     runs.fails = True
     with pytest.raises(ChildError):
         evaluate_once(settings, {"weights": "c"}, run=runs)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from mmpeft.cli import main
-from mmpeft.training.checkpoint import AtomicCheckpointIO
+from mmpeft.training.checkpoint_files import AtomicCheckpointIO
 from tests.tiny import make_config, run_directory
 
 STEPS = 8

@@ -1,0 +1,15 @@
+"""The names of what a run directory holds beside its finetunes."""
+
+CONFIG = "config.yaml"
+"""What the run was trained with."""
+CURVES = "metrics.csv"
+TESTS = "tests"
+"""Folder of the results of tests that differ from the run's own."""
+EARLIER = "previous"
+"""Folder of what was there before the last fit: itself a run directory."""
+LOCK = ".lock"
+
+
+def config_of(split: str) -> str:
+    """The file that says with which settings results were made."""
+    return f"config_{split}.yaml"

@@ -1,0 +1,119 @@
+"""Checkpoint files: written whole or not at all, checked for damage, and found again by a run that goes on.
+
+::
+
+    checkpoints/last.ckpt        the newest
+    checkpoints/previous.ckpt    the one before it, should the newest be damaged
+"""
+
+import os
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch.utils._pytree import tree_leaves
+
+from mmpeft.errors import RefusedError
+from mmpeft.files import is_full, no_space, ordinary_permissions, require_space
+
+FOLDER = "checkpoints"
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, flushes to disk, then renames: a checkpoint is whole or not there. The
+    ``last.ckpt`` that it replaces becomes ``previous.ckpt``.
+
+    Lightning 2.6.6 stages in the system's temporary folder and moves, which is a copy (and can be seen half
+    done) when that is another filesystem.
+    """
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Raises:
+        RefusedError: the file is no checkpoint, or a damaged one.
+        """
+        if reason := damage(path):
+            raise RefusedError(
+                f"{path} is no whole checkpoint ({reason}); `mmpeft fit --resume` takes the newest whole one"
+            )
+        return super().load_checkpoint(path, *args, **kwargs)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Raises:
+        RefusedError: there is no room. What was there is kept.
+        """
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        require_space(target, num_bytes(checkpoint))
+        handle, staged = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            ordinary_permissions(Path(staged))
+            if target.name == LAST and target.exists():
+                os.replace(target, target.with_name(PREVIOUS))
+            os.replace(staged, target)
+        except BaseException as error:
+            Path(staged).unlink(missing_ok=True)
+            if is_full(error):
+                raise no_space(target, num_bytes(checkpoint)) from error
+            raise
+
+
+def damage(path: str | Path) -> str | None:
+    """What is wrong with a checkpoint file; None for a whole one. Reads all of it: torch itself compares no checksums
+    when it loads."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken is not None:
+            return f"{broken} does not have its checksum"
+        torch.load(path, map_location="meta", weights_only=True)
+    except FileNotFoundError:
+        return "it is not there"
+    except (zipfile.BadZipFile, UnpicklingError, EOFError, RuntimeError, KeyError, ValueError) as error:
+        return "it is empty" if Path(path).stat().st_size == 0 else str(error).splitlines()[0]
+    return None
+
+
+def last_checkpoint(run: str | Path) -> Path:
+    """Raises:
+    RefusedError: the run has none.
+    """
+    path = Path(run) / FOLDER / LAST
+    if not path.exists():
+        raise RefusedError(
+            f"--ckpt_path last: {run} has no {FOLDER}/{LAST}; leave it out to begin from the start"
+        )
+    return path
+
+
+def newest_whole_checkpoint(run: str | Path) -> Path:
+    """The newest checkpoint of a run that is not damaged; each that is passed over is told.
+
+    Raises:
+        RefusedError: there is none.
+    """
+    found = sorted(Path(run, FOLDER).glob("*.ckpt"), key=lambda path: -path.stat().st_mtime_ns)
+    passed = []
+    for path in found:
+        reason = damage(path)
+        if reason is None:
+            return path
+        passed.append(f"{path} is damaged ({reason})")
+        print(f"{passed[-1]}; looking for an older one", file=sys.stderr)
+    told = "; ".join(passed) or f"{run} has no checkpoint in {FOLDER}/"
+    raise RefusedError(f"--resume: {told}; begin from the start without --resume")
+
+
+def num_bytes(checkpoint: Any) -> int:
+    """Of the tensors in nested containers."""
+    tensors = [leaf for leaf in tree_leaves(checkpoint) if isinstance(leaf, torch.Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

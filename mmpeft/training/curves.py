@@ -1,0 +1,55 @@
+"""The curves of a fit, ``metrics.csv``: begun when training begins, and gone on with by a run that goes on."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.csv_logs import _ExperimentWriter
+from lightning.pytorch.loggers import CSVLogger
+
+from mmpeft.files import write_whole
+from mmpeft.runs.layout import CURVES
+
+
+class CurvesLogger(CSVLogger):
+    """Lightning's, which deletes an earlier ``metrics.csv`` before it is known whether there will be a fit.
+
+    Args:
+        directory: the run's.
+    """
+
+    def __init__(self, directory: str | Path):
+        super().__init__(directory, name="", version="", flush_logs_every_n_steps=1)
+
+    @property
+    def experiment(self) -> Any:
+        if self._experiment is None:
+            self._experiment = _Writer(self.log_dir)  # pyright: ignore
+        return self._experiment
+
+    def go_on_from(self, step: int) -> None:
+        """Keeps the rows of the steps before this one, as of a run that stopped later than its last checkpoint."""
+        path = Path(self.log_dir, CURVES)
+        if not path.exists():
+            return
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if (row.get("step") or "").isdigit() and int(row["step"]) < step]
+            columns = list(reader.fieldnames or [])
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(path, text.getvalue())
+        self.experiment.metrics_keys = columns
+
+
+class _Writer(_ExperimentWriter):
+    """Without `log_hparams`: the run's config says them."""
+
+    def _check_log_dir_exists(self) -> None:
+        """Nothing is deleted."""
+
+    def log_hparams(self, params: dict[str, Any]) -> None:
+        """Nothing: config.yaml has them."""

@@ -1,0 +1,117 @@
+"""Checkpoints as a fit goes on, and its end by SIGTERM or Ctrl-C: after the step being taken, with a checkpoint."""
+
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+import lightning as L
+
+from mmpeft.files import require_space
+from mmpeft.training.checkpoint_files import FOLDER, LAST, num_bytes
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SECONDS_BETWEEN, SHARE_OF_TIME = 60.0, 0.05
+"""A checkpoint is written so long after the last one, or later where writing them took more than this share."""
+NUM_COPIES = 7
+"""Of what trains: the finetune, and in each of two checkpoints its weights and Adam's two moments."""
+
+
+class StopSignals:
+    """Inside, SIGTERM and Ctrl-C end the process with exit code 143 or 130; while `deferred`, they wait to be looked
+    at, and only a second one ends it at once."""
+
+    def __init__(self):
+        self.deferred = False
+        self.received: int | None = None
+        """The signal that waits."""
+        self.kept = "nothing was written"
+        """What an end at once leaves, and how to go on."""
+
+    def __enter__(self) -> Self:
+        self._replaced = {number: signal.getsignal(number) for number in SIGNALS}
+        self.install()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._replaced.items():
+            signal.signal(number, handler)
+
+    def install(self) -> None:
+        """Lightning puts handlers of its own in the place of ours whenever a loop begins."""
+        for number in SIGNALS:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.deferred and self.received is None:
+            self.received = number
+            _tell(number, "stopping after this step; once more stops at once")
+        else:
+            self.stop(number)
+
+    def stop(self, number: int) -> None:
+        """Raises:
+        SystemExit: with the signal's exit code.
+        """
+        _tell(number, f"stopped; {self.kept}")
+        raise SystemExit(128 + number)
+
+
+def _tell(number: int, text: str) -> None:
+    print(f"\n{signal.Signals(number).name}: {text}", file=sys.stderr, flush=True)
+
+
+class Checkpoints(L.Callback):
+    """Writes ``checkpoints/last.ckpt``: after the first step, every minute, at the end, and when told to stop.
+
+    Args:
+        directory: the run's.
+        signals: what may tell it to stop.
+    """
+
+    def __init__(self, directory: str | Path, signals: StopSignals):
+        self.directory, self.signals = Path(directory), signals
+        self._saved_step = 0
+        self._next = 0.0
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.signals.install()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Tells before the first step where there will be no room."""
+        last = self.directory / FOLDER / LAST
+        last.parent.mkdir(parents=True, exist_ok=True)
+        require_space(last, NUM_COPIES * num_bytes(pl_module.state_dict()))
+        self._saved_step, self._next = trainer.global_step, 0.0
+        self.signals.install()
+        self.signals.deferred = True
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        stepped = trainer.global_step > self._saved_step and not trainer.fit_loop._should_accumulate()
+        if stepped and (self.signals.received is not None or time.monotonic() >= self._next):
+            self._save(trainer)
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """The curves have the last step by now."""
+        if self.signals.received is not None and trainer.global_step == self._saved_step:
+            self.signals.stop(self.signals.received)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if self.signals.received is not None:
+            self.signals.stop(self.signals.received)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.signals.deferred = False
+        if trainer.global_step > self._saved_step:
+            self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        begun, last = time.monotonic(), self.directory / FOLDER / LAST
+        trainer.save_checkpoint(last)
+        now = time.monotonic()
+        self._saved_step = trainer.global_step
+        self._next = now + max(SECONDS_BETWEEN, (now - begun) / SHARE_OF_TIME)
+        go_on = f"mmpeft fit --run {self.directory} --resume"
+        self.signals.kept = f"{last} keeps step {self._saved_step}. Go on with: {go_on}"

@@ -1,0 +1,375 @@
+"""A run never lies: what is on disk is of the run that it says, however that was stopped, refused or asked again."""
+
+import csv
+import os
+import resource
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from mmpeft.cli import main
+from mmpeft.errors import RefusedError
+from mmpeft.experiments.steps import MMPEFT
+from mmpeft.files import write_whole
+from mmpeft.runs.manifest import MANIFEST
+from mmpeft.runs.occupancy import held
+from mmpeft.training.checkpoint_files import AtomicCheckpointIO, newest_whole_checkpoint
+from tests.tiny import make_config, run_directory
+
+STEPS = 8
+
+
+class Signal(L.Callback):
+    """Sends this process a signal in the middle of a step."""
+
+    def __init__(self, number: int, step: int):
+        self.number, self.step = number, step
+
+    def on_before_optimizer_step(self, trainer, *_):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+def make(folder, base, data, **trainer):
+    own = {"max_steps": STEPS, "log_every_n_steps": 1, **trainer}
+    return make_config(folder / "config.yaml", base, data, trainer=own)
+
+
+def stopped_at(step, number):
+    own = {"number": int(number), "step": step}
+    return {"callbacks": [{"class_path": f"{__name__}.Signal", "init_args": own}]}
+
+
+def fit(config, *words):
+    main(["fit", "--config", str(config), *words])
+    return run_directory(config)
+
+
+def trained(run):
+    folder = run / "adapters" / "default"
+    return {path.name: load_file(path) for path in folder.glob("*.safetensors")}
+
+
+def assert_equal_runs(one, other):
+    for name, tensors in trained(one).items():
+        for key, tensor in tensors.items():
+            assert torch.equal(trained(other)[name][key], tensor), (name, key)
+    assert curves(one) == curves(other)
+
+
+def curves(run):
+    with (run / "metrics.csv").open() as file:
+        return [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny_base, tiny_data):
+    """A run that nothing disturbed."""
+    return fit(make(tmp_path_factory.mktemp("whole"), tiny_base, tiny_data))
+
+
+# stopped
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_fit_after_its_step_and_resume_goes_on_as_if_it_had_not_stopped(
+    tmp_path, tiny_base, tiny_data, whole, capsys, number, code
+):
+    config = make(tmp_path, tiny_base, tiny_data, **stopped_at(2, number))
+    with pytest.raises(SystemExit) as stopped:
+        fit(config)
+    run = run_directory(config)
+    assert stopped.value.code == code
+    told = capsys.readouterr().err
+    assert f"{run}/checkpoints/last.ckpt keeps step 3. Go on with: mmpeft fit --run {run} --resume" in told
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+    main(["fit", "--run", str(run), "--resume", "--trainer.callbacks=null"])
+    assert_equal_runs(whole, run)
+
+
+def test_a_signal_to_the_process_leaves_no_traceback(tmp_path, tiny_base, tiny_data):
+    """From outside, in the middle of a long fit, as a cluster does it."""
+    config = make(tmp_path, tiny_base, tiny_data, max_steps=100_000, limit_val_batches=0)
+    process = subprocess.Popen(
+        [sys.executable, *MMPEFT, "fit", "--config", str(config)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    last, begun = run_directory(config) / "checkpoints" / "last.ckpt", time.monotonic()
+    while not last.exists() and time.monotonic() < begun + 120:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    told, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, told
+    assert "Traceback" not in told
+    assert "stopping after this step" in told
+    with held(run_directory(config)):
+        pass  # the lock went with the process
+
+
+def test_a_second_signal_does_not_wait(tmp_path, tiny_base, tiny_data):
+    class Twice(Signal):
+        def on_before_optimizer_step(self, trainer, *_):
+            super().on_before_optimizer_step(trainer)
+            super().on_before_optimizer_step(trainer)
+
+    from mmpeft.training.cli import VisionLanguageCLI
+
+    cli = VisionLanguageCLI.parse(["--config", str(make(tmp_path, tiny_base, tiny_data))])
+    cli.trainer.callbacks.append(Twice(signal.SIGTERM, 2))
+    with cli._signals, pytest.raises(SystemExit) as stopped:
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    assert stopped.value.code == 143
+    assert cli.trainer.global_step == 2
+
+
+def test_the_first_checkpoint_is_there_after_the_first_step(tmp_path, tiny_base, tiny_data):
+    class Crash(L.Callback):
+        def on_train_batch_start(self, trainer, *_):
+            if trainer.global_step == 1:
+                raise ZeroDivisionError
+
+    from mmpeft.training.cli import VisionLanguageCLI
+
+    cli = VisionLanguageCLI.parse(["--config", str(make(tmp_path, tiny_base, tiny_data))])
+    cli.trainer.callbacks.append(Crash())
+    with pytest.raises(ZeroDivisionError):
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 1
+
+
+# resumed
+
+
+def flip(path, share=0.5):
+    content = bytearray(path.read_bytes())
+    content[int(share * len(content))] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def stopped(tmp_path, whole):
+    """A run directory with two checkpoints and no end."""
+    run = shutil.copytree(whole, tmp_path / "stopped")
+    (run / MANIFEST).unlink()
+    return run
+
+
+@pytest.mark.parametrize(
+    "harm", [flip, lambda path: os.truncate(path, 999), lambda path: path.write_bytes(b"")]
+)
+def test_resume_passes_over_a_damaged_checkpoint_aloud(stopped, whole, capsys, harm):
+    harm(stopped / "checkpoints" / "last.ckpt")
+    main(["fit", "--run", str(stopped), "--resume"])
+    told = capsys.readouterr()
+    assert f"{stopped}/checkpoints/last.ckpt is damaged" in told.err
+    assert f"going on from {stopped}/checkpoints/previous.ckpt" in told.out
+    assert_equal_runs(whole, stopped)
+
+
+def test_a_flipped_byte_anywhere_in_a_tensor_is_noticed(stopped):
+    path = stopped / "checkpoints" / "last.ckpt"
+    data = path.read_bytes()
+    tensor = max(torch.load(path, weights_only=True)["state_dict"].values(), key=torch.numel)
+    flip(path, share=(data.index(tensor.numpy().tobytes()) + 5) / len(data))
+    with pytest.raises(
+        SystemExit, match=r"last\.ckpt is no whole checkpoint \(.* does not have its checksum\)"
+    ):
+        main(["fit", "--run", str(stopped), "--ckpt_path", str(path)])
+
+
+def test_resume_without_a_whole_checkpoint_is_refused(stopped):
+    for path in (stopped / "checkpoints").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(SystemExit, match=r"--resume: .*it is empty.*it is empty"):
+        main(["fit", "--run", str(stopped), "--resume"])
+    shutil.rmtree(stopped / "checkpoints")
+    with pytest.raises(SystemExit, match="has no checkpoint"):
+        main(["fit", "--run", str(stopped), "--resume"])
+    with pytest.raises(SystemExit, match=r"--ckpt_path last: .* has no checkpoints/last\.ckpt"):
+        main(["fit", "--run", str(stopped), "--ckpt_path", "last"])
+
+
+def test_ckpt_path_last_is_the_runs_own(stopped, whole):
+    shutil.copy(stopped / "checkpoints" / "previous.ckpt", stopped / "checkpoints" / "last.ckpt")
+    main(["fit", "--run", str(stopped), "--ckpt_path", "last"])
+    assert_equal_runs(whole, stopped)
+
+
+def test_a_run_that_has_ended_can_be_resumed_and_stays_what_it_was(whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "ended")
+    before = trained(run), (run / "config.yaml").read_text(), curves(run)
+    main(["fit", "--run", str(run), "--resume"])
+    assert (run / "config.yaml").read_text() == before[1]
+    assert curves(run) == before[2]
+    assert (run / MANIFEST).exists()
+
+
+# refused, or begun anew
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    ["--data.train=gone.jsonl", "--model.language.name=gone", "--model.learning_rat=1", "--ckpt_path=last"],
+)
+def test_a_refused_fit_changes_nothing(whole, tmp_path, mistake):
+    run = shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    before = contents(run)
+    with pytest.raises(SystemExit):
+        main(["fit", "--run", str(run), mistake])
+    assert {path: own for path, own in contents(run).items() if "tensorboard" not in str(path)} == {
+        path: own for path, own in before.items() if "tensorboard" not in str(path)
+    }
+
+
+def test_a_new_fit_puts_aside_what_was_there(whole, tmp_path, capsys):
+    run = shutil.copytree(whole, tmp_path / "run")
+    main(["test", "--run", str(run)])
+    before = contents(run)
+    main(["fit", "--run", str(run), "--model.seed=1", "--trainer.max_steps=2"])
+    assert f"is now in {run}/previous" in capsys.readouterr().out
+    aside = contents(run / "previous")
+    assert aside == before
+    assert len([row for row in curves(run) if "train_loss" in row]) == 2
+    assert not (run / "metrics.json").exists(), "of the finetune before"
+    assert len(list((run / "tensorboard").glob("events*"))) == 1
+    main(["ask", "what color is it?", "--run", str(run / "previous")])
+
+
+def test_two_processes_cannot_write_one_run(whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    with held(run):
+        for command in ("fit", "test", "predict"):
+            with pytest.raises(SystemExit, match="another mmpeft process is writing"):
+                main([command, "--run", str(run)])
+
+
+# asked
+
+
+@pytest.mark.parametrize("command", ["test", "predict", "validate"])
+def test_without_a_finished_run_nothing_is_tested(stopped, tmp_path, tiny_base, tiny_data, command):
+    config = make(tmp_path / "other", tiny_base, tiny_data)
+    with pytest.raises(SystemExit, match=r"holds no finished run.*--untrained"):
+        main([command, "--config", str(config)])
+    assert not run_directory(config).exists()
+    with pytest.raises(SystemExit, match=r"has not ended.*--resume"):
+        main([command, "--run", str(stopped)])
+
+
+def test_what_a_fit_would_begin_from_is_tested_on_demand(tmp_path, tiny_base, tiny_data):
+    config = make(tmp_path, tiny_base, tiny_data)
+    main(["test", "--config", str(config), "--untrained"])
+    assert (run_directory(config) / "metrics.json").exists()
+
+
+def test_the_config_of_a_run_stays_what_it_was_trained_with(whole, tmp_path, tiny_data):
+    run = shutil.copytree(whole, tmp_path / "run")
+    before = (run / "config.yaml").read_text()
+    main(["test", "--run", str(run), "--data.packing.batch_size=40"])
+    main(["predict", "--run", str(run), "--data.predict", str(tiny_data / "test.jsonl")])
+    assert (run / "config.yaml").read_text() == before
+    assert yaml.safe_load((run / "config_test.yaml").read_text())["data"]["packing"]["batch_size"] == 40
+    assert (run / "config_predict.yaml").exists()
+
+
+def test_the_cards_command_makes_the_run_again(whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    card = (whole / "README.md").read_text()
+    (command,) = [line for line in card.splitlines() if line.startswith("mmpeft fit")]
+    main([*shlex.split(command)[1:], f"--trainer.default_root_dir={tmp_path / 'again'}"])
+    assert_equal_runs(whole, tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [
+        (["--data.limit=2"], "limit=2"),
+        (["--test.answer_by=generate"], "answer_by=generate"),
+        (["--test.max_new_tokens=3", "--data.limit=1"], "limit=1,max_new_tokens=3"),
+    ],
+)
+def test_results_of_other_settings_never_take_the_place_of_the_runs_own(whole, tmp_path, words, folder):
+    run = shutil.copytree(whole, tmp_path / "run")
+    main(["test", "--run", str(run)])
+    before = contents(run)
+    main(["test", "--run", str(run), *words])
+    after = contents(run)
+    assert {path: after[path] for path in before} == before
+    assert {path.parent for path in after.keys() - before.keys()} == {Path("tests", folder)}
+
+
+def test_two_data_files_of_one_name_have_results_of_their_own(whole, tmp_path, tiny_data):
+    run = shutil.copytree(whole, tmp_path / "run")
+    for name in "ab":
+        shutil.copytree(tiny_data, tmp_path / name)
+        main(["test", "--run", str(run), f"--data.test={tmp_path / name / 'test.jsonl'}"])
+    folders = sorted(path.name for path in (run / "tests").iterdir())
+    assert len(folders) == 2
+    assert all(folder.startswith("test=test.jsonl-") for folder in folders)
+    assert not (run / "metrics.json").exists()
+
+
+def test_a_chosen_folder_gets_the_results(whole, tmp_path):
+    main(["test", "--run", str(whole), "--data.limit=1", f"--output={tmp_path / 'mine'}"])
+    assert (tmp_path / "mine" / "metrics.json").exists()
+
+
+# no room
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond 4 kB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_no_room_is_told_with_path_and_bytes_and_keeps_what_was_there(tmp_path, small_files):
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, last)
+    with pytest.raises(RefusedError, match=r"last\.ckpt: no space left.* 0\.4 MB are needed.*MB are free"):
+        AtomicCheckpointIO().save_checkpoint({"step": 2, "weights": torch.zeros(100_000)}, last)
+    assert torch.load(last, weights_only=True) == {"step": 1}
+    assert os.listdir(last.parent) == ["last.ckpt"]
+    assert newest_whole_checkpoint(tmp_path) == last
+    with pytest.raises(RefusedError, match=r"text\.md: no space left"):
+        write_whole(tmp_path / "text.md", "x" * 5000)
+    assert not list(tmp_path.glob("*text.md"))
+
+
+def test_a_disk_without_room_is_told_before_the_first_step(tmp_path, tiny_base, tiny_data, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=10_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(SystemExit, match=r"last\.ckpt: no space left.*0\.0 MB are free"):
+        fit(make(tmp_path, tiny_base, tiny_data))
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_checkpoints_have_ordinary_permissions(whole, tmp_path):
+    (plain := tmp_path / "plain").touch()
+    for path in (whole / "checkpoints").iterdir():
+        assert path.stat().st_mode == plain.stat().st_mode
