@@ -17,6 +17,7 @@ from mmpeft.samples import prepare
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "prepare": prepare,
+    "configs": commands.configs,
     "check": commands.check,
     "inspect": commands.inspect,
     "sites": commands.sites,
@@ -105,8 +106,11 @@ def _run(function: Callable[..., Any], words: list[str], program: str) -> None:
 
 def spelt_out(function: Callable[..., Any], words: list[str]) -> list[str]:
     """The words as jsonargparse wants them: ``--again`` as ``--again=true``, ``--shots 1 4`` as ``--shots=[1,4]``, and
-    ``--limit-test`` as ``--limit_test``."""
+    ``--limit-test`` as ``--limit_test``; of the only argument without a name its value: ``merge --run DIR``."""
     parameters = inspect.signature(function).parameters
+    positional = [
+        name for name, own in parameters.items() if own.default is own.empty and own.kind != own.KEYWORD_ONLY
+    ]
     rest, spelt = [*words], []
     while rest:
         word = rest.pop(0)
@@ -122,6 +126,9 @@ def spelt_out(function: Callable[..., Any], words: list[str]) -> list[str]:
         elif _is_list(kind) and not equals and values and not values[0].startswith("["):
             equals, value = "=", f"[{','.join(values)}]"
             del rest[: len(values)]
+        if [option] == positional and (equals or rest):
+            spelt.insert(0, value if equals else rest.pop(0))
+            continue
         spelt.append(f"--{option}{equals}{value}")
     return spelt
 

@@ -11,6 +11,23 @@ from mmpeft.errors import RefusedError
 from mmpeft.paths import resolve
 
 
+def configs(action: Literal["list", "copy"], folder: str = "configs") -> None:
+    """Lists the configs that come with mmpeft, or copies them to where you can change them.
+
+    Args:
+        action: list, or copy; what is there already is kept.
+        folder: to copy into.
+    """
+    from mmpeft.config_files import copy_configs, list_configs
+
+    if action == "list":
+        for name, purpose in list_configs():
+            print(f"{name:<38} {purpose}")
+        return
+    copied = copy_configs(folder)
+    print(f"{len(copied)} configs copied into {folder}; what was there already is kept")
+
+
 def fit(arguments: list[str]) -> None:
     """Trains; --print_config shows every setting, --model.learning_rate=... changes one."""
     _lightning("fit", arguments)
@@ -106,7 +123,9 @@ def inspect(arguments: list[str]) -> None:
     parser = ArgumentParser(
         "mmpeft inspect", description=inspect.__doc__, formatter_class=RawTextHelpFormatter
     )
-    parser.add_argument("--config", required=True, help="the run's YAML")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--config", help="the run's YAML")
+    where.add_argument("--run", help="a run directory, whose own config.yaml is taken")
     parser.add_argument("--split", choices=("train", "val"), default="train", help="which data")
     parser.add_argument("--rows", type=int, default=1, help="how many packed rows of the first batch")
     own, overrides = parser.parse_known_args(arguments)
@@ -114,7 +133,8 @@ def inspect(arguments: list[str]) -> None:
     from mmpeft.tools.inspect_rows import print_rows
     from mmpeft.training.cli import VisionLanguageCLI
 
-    cli = VisionLanguageCLI.parse(["--config", own.config, *overrides])
+    where = ["--run", own.run] if own.run else ["--config", own.config]
+    cli = VisionLanguageCLI.parse([*where, *overrides])
     print_rows(cli.model, cli.datamodule, own.split, own.rows)
 
 

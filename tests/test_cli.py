@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -312,3 +313,25 @@ def test_what_is_no_checkpoint_is_refused(tiny_run, tiny_config, tmp_path):
 def test_settings_that_cannot_be_meant_are_told_before_anything_trains(tiny_config, setting, message):
     with pytest.raises(SystemExit, match=message):
         main(["fit", "--config", str(tiny_config), setting])
+
+
+def test_the_configs_that_come_along_are_listed_and_copied_without_taking_anothers_place(tmp_path, capsys):
+    main(["configs", "list"])
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert listed == sorted(path.as_posix() for path in Path("configs").rglob("*.yaml"))
+    (own := tmp_path / "configs" / "tfew.yaml").parent.mkdir()
+    own.write_text("mine")
+    main(["configs", "copy", "--folder", str(tmp_path / "configs")])
+    assert own.read_text() == "mine"
+    copied = {path.relative_to(tmp_path).as_posix() for path in (tmp_path / "configs").rglob("*.yaml")}
+    assert copied == set(listed)
+
+
+def test_the_only_argument_without_a_name_may_be_named(tiny_run, tmp_path):
+    main(["merge", "--run", str(tiny_run), "--output", str(tmp_path / "merged")])
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
+def test_inspect_takes_a_run(tiny_run, capsys):
+    main(["inspect", "--run", str(tiny_run)])
+    assert capsys.readouterr().out.strip()
