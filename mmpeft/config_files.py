@@ -48,4 +48,4 @@ def copy_configs(target: str | Path) -> list[Path]:
 def _purpose(path: Path) -> str:
     """The first sentence of its comment, after the line with the command."""
     comment = takewhile(lambda line: line.startswith("#"), path.read_text().splitlines()[1:])
-    return re.split(r"(?<=[.:]) ", " ".join(line.removeprefix("#").strip() for line in comment))[0]
+    return re.split(r"(?<=\.) (?=[A-Z])", " ".join(line.removeprefix("#").strip() for line in comment))[0]

@@ -44,7 +44,8 @@ def as_in_the_readme(tiny_run, tiny_data, tmp_path, monkeypatch):
     """A folder in which runs/quickstart, a.png and b.png exist and the repository's own folders are at hand."""
     repository = Path.cwd()
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "quickstart").symlink_to(tiny_run)
+    for name in ("quickstart", "mine"):
+        (tmp_path / "runs" / name).symlink_to(tiny_run)
     for name in ("configs", "scripts"):
         (tmp_path / name).symlink_to(repository / name)
     images = sorted((Path(tiny_data) / "images").glob("*.png"))
@@ -70,7 +71,7 @@ def test_python_code_runs(code: str, as_in_the_readme):
 
 
 @pytest.mark.parametrize("arguments", [a for a in MMPEFT if a[0] in TRAINING], ids=" ".join)
-def test_training_commands_parse(arguments: list[str], capsys):
+def test_training_commands_parse(arguments: list[str], as_in_the_readme, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*arguments, "--print_config"])
     assert stopped.value.code in (None, 0)
