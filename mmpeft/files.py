@@ -4,10 +4,14 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmpeft.errors import RefusedError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -37,6 +41,29 @@ def write_whole(path: Path, text: str) -> None:
         if is_full(error):
             raise no_space(path, len(content)) from error
         raise
+    os.replace(unfinished, path)
+
+
+def save_tensors(tensors: Mapping[str, "Tensor"], path: Path) -> None:
+    """Writes a safetensors file whole or not at all, with ordinary permissions: safetensors' own are 0600.
+
+    Raises:
+        RefusedError: there is no room. What was there is kept.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    wanted = sum(tensor.numel() * tensor.element_size() for tensor in contiguous.values())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    require_space(path, wanted)
+    unfinished = path.with_name(f".{path.name}")
+    try:
+        save_file(contiguous, unfinished, metadata={"format": "pt"})
+    except (SafetensorError, OSError) as error:
+        unfinished.unlink(missing_ok=True)
+        raise no_space(path, wanted) from error
+    ordinary_permissions(unfinished)
     os.replace(unfinished, path)
 
 

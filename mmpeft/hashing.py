@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,11 @@ def hash_file(path: str | Path) -> str:
     """The sha256 of a file, in 64 hex digits."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_files(paths: Iterable[Path], root: Path) -> str:
+    """Identity of files: where they lie below ``root``, and every byte."""
+    return hash_json({path.relative_to(root).as_posix(): hash_file(path) for path in sorted(paths)})
 
 
 def hash_weight_files(paths: list[Path]) -> str:

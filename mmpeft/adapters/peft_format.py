@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from mmpeft.adapters.architecture import last_name
@@ -26,7 +26,7 @@ from mmpeft.adapters.methods.base import AdapterConfig
 from mmpeft.adapters.methods.hybrid import HybridConfig
 from mmpeft.adapters.methods.registry import METHODS
 from mmpeft.errors import RefusedError
-from mmpeft.files import write_json
+from mmpeft.files import save_tensors, write_json
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -55,11 +55,11 @@ def save_adapter(bank: AdapterBank, name: str, directory: str | Path, base_name:
         fields = part.config.to_peft(part.sites, lambda sites: _target_names(bank, sites), inputs)
         write_json(directory / folder / CONFIG_FILE, fields | {"base_model_name_or_path": base_name})
         tensors = {
-            _key(path, key): tensor.cpu().contiguous()
+            _key(path, key): tensor
             for path, stack, slot in bank.places_of(part)
             for key, tensor in stack.tensors(slot).items()
         }
-        save_file(tensors, directory / folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_tensors(tensors, directory / folder / WEIGHTS_FILE)
 
 
 def load_adapter(bank: AdapterBank, name: str, directory: str | Path, replace: bool = False) -> None:

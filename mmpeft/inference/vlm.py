@@ -1,5 +1,6 @@
 """``vlm = mmpeft.load(run)``: ask, caption and rank, one item or many, an adapter per item."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, overload
@@ -18,7 +19,7 @@ from mmpeft.inference.engine import Engine
 from mmpeft.inference.requests import Completion, Request, check_choices
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.paths import home
-from mmpeft.runs.files import load_run
+from mmpeft.runs.files import LeftOut, load_run
 from mmpeft.runs.manifest import Manifest
 
 Images = ImageLike | tuple[ImageLike, ...] | None
@@ -42,8 +43,13 @@ def load(run: str, device: str = "auto", batch_size: int = 32) -> "VisionLanguag
         torch.device(device)
     except RuntimeError as error:
         raise RefusedError(f"device is {device!r}; wanted cpu, cuda or auto ({error})") from None
-    model, template, manifest = load_run(run, device)
-    return VisionLanguageModel(model, template, manifest, batch_size)
+    left_out: LeftOut = {}
+    model, template, manifest = load_run(run, device, left_out=left_out)
+    if left_out and not model.bank.names:
+        raise next(iter(left_out.values()))
+    for name, error in left_out.items():
+        print(f"{run}: {name!r} cannot be asked, the others can: {error}", file=sys.stderr)
+    return VisionLanguageModel(model, template, manifest, batch_size, left_out)
 
 
 class VisionLanguageModel:
@@ -54,8 +60,17 @@ class VisionLanguageModel:
     raises once all others are done; `answer` gives each its own error instead.
     """
 
-    def __init__(self, model: MultimodalModel, template: Template, manifest: Manifest, batch_size: int = 32):
+    def __init__(
+        self,
+        model: MultimodalModel,
+        template: Template,
+        manifest: Manifest,
+        batch_size: int = 32,
+        left_out: LeftOut | None = None,
+    ):
         self.model, self.template, self.manifest = model.eval(), template, manifest
+        self.left_out = left_out or {}
+        """The finetunes of the run that cannot be asked, and why."""
         features = FeatureCache(home() / "features", model.vision_encoder)
         packing = PackingConfig(batch_size, batch_size, template.max_length)
         self.engine = Engine(model, template, features, packing)
@@ -185,9 +200,12 @@ class VisionLanguageModel:
 
     def _names(self, adapters: list[str | None]) -> list[str | None]:
         """Unknown names are refused before anything is computed."""
-        first = self.adapters[0] if self.adapters else RESERVED_NAME
+        known = [name for name in self.manifest.adapters if name in self.left_out or name in self.model.bank]
+        first = next(iter([*known, *self.adapters]), RESERVED_NAME)
         chosen = [adapter or first for adapter in adapters]
         for name in chosen:
+            if name in self.left_out:
+                raise self.left_out[name]
             if name != RESERVED_NAME:
                 self.model.bank.entry(name)
         return [None if name == RESERVED_NAME else name for name in chosen]

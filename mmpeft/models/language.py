@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from mmpeft.errors import MissingFileError, RefusedError
 from mmpeft.paths import LANGUAGE_MODEL, resolve
@@ -39,19 +39,25 @@ def load_tokenizer(name: str) -> Any:
 def load_language_model(config: LanguageConfig, device: torch.device | str = "cpu") -> nn.Module:
     """The frozen model, in eval mode.
 
+    A checkpoint that is quantised already is held as it is.
+
     Raises:
-        RefusedError: the checkpoint lacks tensors (transformers would make them up at random).
+        RefusedError: the checkpoint lacks tensors (transformers would make them up at random), or is quantised
+            otherwise than the config wants.
         MissingFileError: no such model on this machine and no way to fetch it.
     """
+    stored = _stored_quantization(config)
+    wanted = None if stored else _quantization(config, device)
     loaded: Any = load_pretrained(
         AutoModelForCausalLM,
         config.name,
         dtype=pick_dtype(config.dtype, device),
         attn_implementation=pick_attention(config.attention, device),
-        quantization_config=_quantization(config, device),
+        # given as None, transformers 5 takes it for a wish to have no quantisation
+        **({"quantization_config": wanted} if wanted else {}),
         output_loading_info=True,
         use_safetensors=True,
-        device_map={"": str(device)} if config.quantization else None,
+        device_map={"": str(device)} if stored or wanted else None,
     )
     model, info = loaded
     if info["missing_keys"]:
@@ -59,7 +65,7 @@ def load_language_model(config: LanguageConfig, device: torch.device | str = "cp
         raise RefusedError(
             f"the checkpoint {config.name} lacks {len(missing)} tensors, such as {missing[:3]}: it is incomplete"
         )
-    if config.quantization is None:
+    if not (stored or wanted):
         model = model.to(device)
     _keep_gradients(model)
     if config.gradient_checkpointing:
@@ -121,6 +127,29 @@ def existing_path(name: str) -> str:
     raise MissingFileError(
         f"language model {name!r}: no such folder" + (f"; did you mean {parent / near[0]}?" if near else "")
     )
+
+
+def _stored_quantization(config: LanguageConfig) -> str | None:
+    """How a checkpoint is quantised on disk; None where it is not.
+
+    Raises:
+        RefusedError: otherwise than the config wants.
+    """
+    settings = getattr(load_pretrained(AutoConfig, config.name), "quantization_config", None)
+    if settings is None:
+        return None
+    fields: Any = settings if isinstance(settings, dict) else settings.to_dict()
+    kinds = {
+        "load_in_4bit": "nf4" if fields.get("bnb_4bit_quant_type") == "nf4" else "4 bits",
+        "load_in_8bit": "int8",
+    }
+    stored = next((kind for key, kind in kinds.items() if fields.get(key)), str(fields.get("quant_method")))
+    if config.quantization not in (None, stored):
+        raise RefusedError(
+            f"{config.name} is quantised already, as {stored}; model.language.quantization is {config.quantization}: "
+            "leave it out, or name a dense checkpoint"
+        )
+    return stored
 
 
 def _quantization(config: LanguageConfig, device: torch.device | str) -> BitsAndBytesConfig | None:

@@ -12,24 +12,30 @@
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from mmpeft.adapters.peft_format import load_adapter, save_adapter
 from mmpeft.data.template import Template
 from mmpeft.errors import RefusedError
-from mmpeft.hashing import hash_tensors
+from mmpeft.files import save_tensors
+from mmpeft.hashing import hash_files, hash_tensors
 from mmpeft.models.build import build_model
 from mmpeft.models.language import LanguageConfig, load_tokenizer
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.runs.identity import check_identity, describe
+from mmpeft.runs.layout import PROJECTOR as PROJECTOR
 from mmpeft.runs.manifest import FORMAT, MANIFEST, Manifest, read_manifest, write_manifest
 
-PROJECTOR = "projector.safetensors"
+HERE = "."
+"""The language model of a merged folder: the folder itself."""
+LeftOut = dict[str, RefusedError]
+"""Finetune -> why it cannot be used."""
 BASE = "base"
 """Whose projector is that of rows without finetune."""
 
@@ -41,21 +47,24 @@ def save_run(directory: str | Path, manifest: Manifest, model: MultimodalModel) 
     manifest.adapters, manifest.format, manifest.projector = model.bank.names, FORMAT, ""
     for name in model.bank.names:
         save_adapter(model.bank, name, adapter_folder(directory, name), manifest.language["name"])
+    manifest.adapter_files = {
+        name: _hash_adapter(adapter_folder(directory, name)) for name in model.bank.names
+    }
     if manifest.vision is not None:
         slots = {BASE: 0} | {name: model.projector_slots.get(name, 0) for name in model.bank.names}
-        projectors = {
-            name: {key: tensor.cpu().contiguous() for key, tensor in model.projector.tensors(slot).items()}
-            for name, slot in slots.items()
-        }
+        projectors = {name: model.projector.tensors(slot) for name, slot in slots.items()}
         manifest.projectors = {name: hash_tensors(tensors) for name, tensors in projectors.items()}
         (directory / PROJECTOR).unlink(missing_ok=True)  # of an earlier run, whose base had another
         for name, path in _projector_files(directory, manifest).items():
-            save_file(projectors[name], path)
+            save_tensors(projectors[name], path)
     write_manifest(directory, manifest)
 
 
 def load_run(
-    directory: str | Path, device: torch.device | str = "cpu", with_adapters: bool = True
+    directory: str | Path,
+    device: torch.device | str = "cpu",
+    with_adapters: bool = True,
+    left_out: LeftOut | None = None,
 ) -> tuple[MultimodalModel, Template, Manifest]:
     """Rebuilds the model of a run: frozen parts from where the run took them, the rest from the directory.
 
@@ -64,18 +73,19 @@ def load_run(
         device: of the model.
         with_adapters: False for the base and the projector of its rows, without a trace of adapters: beside
             a finetune, rows of the base pass through its layers too.
+        left_out: takes the finetunes whose files cannot be used; None refuses the run for one of them.
 
     Raises:
         RefusedError: a frozen part is not what the run was trained with, or a file does not fit.
     """
     manifest = read_manifest(directory)
-    language = LanguageConfig(**manifest.language)
+    language = language_of(directory, manifest)
     adapters = manifest.adapters if with_adapters else []
-    slots = shared_slots(read_projectors(directory, manifest), adapters)
+    slots = shared_slots(read_projectors(directory, manifest, left_out), adapters)
     model = build_model(language, manifest.vision_config, device, slots)
     tokenizer = load_tokenizer(language.name)
     check_identity(manifest, describe(language, model, tokenizer), directory)
-    load_trained(directory, model, {name: name for name in adapters})
+    load_trained(directory, model, {name: name for name in adapters}, left_out=left_out)
     template = Template(
         tokenizer,
         model.vision_encoder.num_tokens,
@@ -85,8 +95,18 @@ def load_run(
     return model, template, manifest
 
 
+def language_of(directory: str | Path, manifest: Manifest) -> LanguageConfig:
+    """The language model of a run; that of a merged folder is the folder itself, wherever it was moved to."""
+    config = LanguageConfig(**manifest.language)
+    return replace(config, name=str(Path(directory).resolve())) if config.name == HERE else config
+
+
 def load_trained(
-    directory: str | Path, model: MultimodalModel, adapters: Mapping[str, str], projector_of: str = BASE
+    directory: str | Path,
+    model: MultimodalModel,
+    adapters: Mapping[str, str],
+    projector_of: str = BASE,
+    left_out: LeftOut | None = None,
 ) -> None:
     """Loads a run's finetunes and projectors into a model of the same base.
 
@@ -95,19 +115,34 @@ def load_trained(
         model: to load into.
         adapters: the name that each finetune is to have -> its name in the run.
         projector_of: finetune of the run whose projector becomes that of rows without finetune.
+        left_out: takes the finetunes of the run whose files cannot be used; None raises for the first.
 
     Raises:
         RefusedError: a damaged or misfitting file.
     """
     directory, manifest = Path(directory), read_manifest(directory)
-    projectors = read_projectors(directory, manifest)
+    projectors = read_projectors(directory, manifest, left_out)
     if projectors:
         for name, slot in {BASE: 0, **model.projector_slots}.items():
             owner = projector_of if name == BASE else adapters.get(name, name)
             # a new finetune begins with the projector that rows without one use
             model.projector.fill(projectors.get(owner, projectors[BASE]), slot)
     for name, source in adapters.items():
-        load_adapter(model.bank, name, adapter_folder(directory, source))
+        if source in (left_out or ()):
+            continue
+        folder = adapter_folder(directory, source)
+        try:
+            load_adapter(model.bank, name, folder)
+            if manifest.adapter_files.get(source, wanted := _hash_adapter(folder)) != wanted:
+                model.bank.remove(name)
+                raise RefusedError(
+                    f"{folder} is not the adapter that {MANIFEST} was written for: one of its files is damaged or was "
+                    "exchanged; restore it, or train it again with `mmpeft fit`"
+                )
+        except RefusedError as error:
+            if left_out is None:
+                raise
+            left_out[source] = error
 
 
 def require_empty(directory: Path) -> None:
@@ -134,21 +169,40 @@ def shared_slots(projectors: Mapping[str, Mapping[str, Tensor]], names: list[str
     return slots
 
 
-def read_projectors(directory: str | Path, manifest: Manifest) -> dict[str, dict[str, Tensor]]:
+def read_projectors(
+    directory: str | Path, manifest: Manifest, left_out: LeftOut | None = None
+) -> dict[str, dict[str, Tensor]]:
     """Finetune, or "base" -> its projector's ``weight`` and ``bias``; empty for text alone.
 
+    Args:
+        left_out: takes the finetunes whose own cannot be used; None raises for the first.
+
     Raises:
-        RefusedError: a missing, damaged or exchanged file.
+        RefusedError: a missing, damaged or exchanged file, of which no finetune has the same.
     """
     directory = Path(directory)
     if manifest.format == 1:
         return _read_format_1(directory, manifest)
     if not manifest.projectors:
         return {}
-    files = _projector_files(directory, manifest)
-    found = {name: _read(path, manifest.projectors[name]) for name, path in files.items()}
-    by_hash = {manifest.projectors[name]: tensors for name, tensors in found.items()}
-    return {name: by_hash[wanted] for name, wanted in manifest.projectors.items()}
+    by_hash: dict[str, dict[str, Tensor]] = {}
+    for name, path in _projector_files(directory, manifest).items():
+        try:
+            by_hash[manifest.projectors[name]] = _read(path, manifest.projectors[name])
+        except RefusedError as error:
+            if left_out is None or name == BASE:
+                raise
+            left_out[name] = error
+    if manifest.projectors[BASE] not in by_hash:
+        raise next(iter((left_out or {}).values()))
+    return {name: by_hash[wanted] for name, wanted in manifest.projectors.items() if wanted in by_hash}
+
+
+def _hash_adapter(folder: Path) -> str:
+    """Of the files of an adapter; its projector has a hash of its own."""
+    return hash_files(
+        (path for path in folder.rglob("*.*") if path.is_file() and path.name != PROJECTOR), folder
+    )
 
 
 def _projector_files(directory: Path, manifest: Manifest) -> dict[str, Path]:

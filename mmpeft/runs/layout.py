@@ -1,5 +1,6 @@
 """The names of what a run directory holds beside its finetunes."""
 
+PROJECTOR = "projector.safetensors"
 CONFIG = "config.yaml"
 """What the run was trained with."""
 CURVES = "metrics.csv"

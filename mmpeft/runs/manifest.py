@@ -11,7 +11,7 @@ from mmpeft.models.vision import VisionConfig
 
 MANIFEST = "mmpeft.json"
 LEAST_NEW_TOKENS = 64
-NEW_IN_FORMAT_2 = ("projectors", "answer_tokens")
+NEW_IN_FORMAT_2 = ("projectors", "answer_tokens", "adapter_files")
 FORMAT = 2
 """Format 1 kept all projectors in one file beside the adapters; it is read, never written."""
 
@@ -29,6 +29,8 @@ class Manifest:
     identity: dict[str, Any]
     """Hashes of the base's config and weights, the encoder's weights and transform, and the tokenizer."""
     adapters: list[str] = field(default_factory=list)
+    adapter_files: dict[str, str] = field(default_factory=dict)
+    """Finetune -> hash of its adapter's files; runs of before there was one have none."""
     projectors: dict[str, str] = field(default_factory=dict)
     """Finetune, or "base" for rows without one -> hash of the projector that its images go through."""
     projector: str = ""

@@ -5,24 +5,34 @@
     merged/default/
       model.safetensors config.json ...   loads with AutoModelForCausalLM
       tokenizer.json ...                  loads with AutoTokenizer
-      projector.safetensors               the projector of this finetune: ``base.weight`` and ``base.bias``
+      mmpeft.json projector.safetensors   `mmpeft.load` takes the folder as a run of that base, with images
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mmpeft.adapters.merge import merge, unwrap
 from mmpeft.errors import RefusedError
+from mmpeft.files import ordinary_permissions, save_tensors
+from mmpeft.hashing import hash_tensors
 from mmpeft.models.build import build_model
 from mmpeft.models.language import LanguageConfig, load_tokenizer
-from mmpeft.runs.files import PROJECTOR, load_trained, read_projectors, require_empty, shared_slots
+from mmpeft.runs.files import (
+    BASE,
+    HERE,
+    PROJECTOR,
+    language_of,
+    load_trained,
+    read_projectors,
+    require_empty,
+    shared_slots,
+)
 from mmpeft.runs.identity import check_identity, describe
-from mmpeft.runs.manifest import read_manifest
+from mmpeft.runs.manifest import FORMAT, Manifest, read_manifest, write_manifest
 
 PROMPT = "Question: what is in this image, and what color is it? Answer:"
 """The text on which the model is compared before and after."""
@@ -61,9 +71,7 @@ def merge_run(
     adapter = _chosen(manifest.adapters, adapter, run)
     directory = Path(output) if output is not None else Path(run) / "merged" / adapter
     require_empty(directory)
-    language = replace(
-        LanguageConfig(**manifest.language), quantization=quantization, gradient_checkpointing=False
-    )
+    language = replace(language_of(run, manifest), quantization=quantization, gradient_checkpointing=False)
     slots = shared_slots(read_projectors(run, manifest), [adapter])
     model = build_model(language, manifest.vision_config, projector_slots=slots)
     tokenizer = load_tokenizer(language.name)
@@ -82,9 +90,35 @@ def merge_run(
     directory.mkdir(parents=True, exist_ok=True)
     plain.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    for path in directory.glob("*.safetensors"):
+        ordinary_permissions(path)
     projector = model.projector.tensors(model.projector_slots.get(adapter, 0))
-    save_file({f"base.{key}": t.contiguous() for key, t in projector.items()}, directory / PROJECTOR)
+    _write_run(directory, manifest, language, projector, model)
     return Merged(adapter, directory, _largest(merged - adapted), _largest(adapted - base))
+
+
+def _write_run(
+    directory: Path, manifest: Manifest, language: LanguageConfig, projector: dict[str, Tensor], model: Any
+) -> None:
+    """Makes the folder a run whose base is the merged model itself."""
+    merged = replace(language, name=str(directory.resolve()))
+    own = replace(
+        manifest,
+        language=asdict(language) | {"name": HERE},
+        identity=describe(merged, model, load_tokenizer(merged.name)),
+        adapters=[],
+        adapter_files={},
+        projectors={},
+        projector="",
+        base="",
+        metrics={},
+        facts={},
+        format=FORMAT,
+    )
+    if manifest.vision is not None:
+        save_tensors(projector, directory / PROJECTOR)
+        own.projectors = {BASE: hash_tensors(projector)}
+    write_manifest(directory, own)
 
 
 def _chosen(adapters: list[str], name: str | None, run: str | Path) -> str:

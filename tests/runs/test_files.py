@@ -1,6 +1,7 @@
 """The run directory: what is saved comes back, what does not belong together is refused, and PEFT reads it."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -153,7 +154,7 @@ def in_format_1(run):
         tensors = {key.replace("default.", "base."): tensor for key, tensor in tensors.items()}
     save_file(tensors, run / PROJECTOR)
     content = json.loads((run / MANIFEST).read_text())
-    for key in ("projectors", "answer_tokens"):
+    for key in ("projectors", "answer_tokens", "adapter_files"):
         del content[key]
     (run / MANIFEST).write_text(json.dumps(content | {"format": 1, "projector": hash_tensors(tensors)}))
     return manifest
@@ -227,6 +228,116 @@ def test_a_finetune_that_is_gone_is_refused(run):
     shutil.rmtree(run / "adapters" / "default")
     with pytest.raises(ValueError, match=r"adapters/default/projector.safetensors is missing"):
         load_run(run)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
+def other_alpha(path):
+    path.write_text(path.read_text().replace('"lora_alpha": 8', '"lora_alpha": 16'))
+
+
+HARM = {
+    "adapter_model.safetensors": [
+        flip,
+        lambda path: os.truncate(path, 500),
+        lambda path: path.write_bytes(b""),
+    ],
+    "adapter_config.json": [other_alpha, lambda path: path.write_text(path.read_text()[:40])],
+}
+
+
+@pytest.mark.parametrize(("file", "harm"), [(file, harm) for file, harms in HARM.items() for harm in harms])
+def test_a_damaged_adapter_is_refused_by_name(run, file, harm):
+    path = adapter_folder(run, "default") / file
+    before = path.read_bytes()
+    harm(path)
+    assert path.read_bytes() != before
+    with pytest.raises(RefusedError, match=str(path.parent)):
+        load_run(run)
+    with pytest.raises(RefusedError, match=str(path.parent)):
+        load(str(run), device="cpu")
+
+
+def test_a_run_of_before_adapters_had_hashes_is_read(run, images):
+    before = load(str(run), device="cpu").ask(images[0], QUESTIONS[0])
+    content = json.loads((run / MANIFEST).read_text())
+    del content["adapter_files"]
+    (run / MANIFEST).write_text(json.dumps(content))
+    assert load(str(run), device="cpu").ask(images[0], QUESTIONS[0]) == before
+
+
+@pytest.fixture
+def joint(run, randomise):
+    """Three finetunes, each with a projector of its own."""
+    model, _, manifest = load_run(run)
+    model.projector_slots = {"second": 1, "third": 2}
+    grown = Projector(model.vision_encoder.dim, model.projector.weight.shape[1], 3)
+    for slot, name in enumerate(("default", "second", "third")):
+        if name != "default":
+            model.bank.add(name, model.bank.entry("default").config)
+        randomise(model.bank, name)
+        grown.fill({key: tensor + slot for key, tensor in model.projector.tensors(0).items()}, slot)
+    model.projector = grown
+    save_run(run, manifest, model)
+    return run
+
+
+def not_a_number(folder):
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    next(iter(tensors.values()))[0, 0] = torch.nan
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        not_a_number,
+        shutil.rmtree,
+        lambda folder: flip(folder / "adapter_model.safetensors"),
+        lambda folder: flip(folder / PROJECTOR),
+    ],
+    ids=["NaN", "gone", "flipped", "projector"],
+)
+def test_beside_a_finetune_that_cannot_be_used_the_others_answer_as_before(joint, images, harm, capsys):
+    asked = [images, QUESTIONS, ["red", "blue"]]
+    whole = load(str(joint), device="cpu")
+    before = {name: whole.rank(*asked, adapter=name) for name in ("default", "third", "base")}
+    harm(adapter_folder(joint, "second"))
+    vlm = load(str(joint), device="cpu")
+    told = capsys.readouterr().err
+    assert told.count("'second' cannot be asked, the others can: ") == told.count("cannot be asked") == 1
+    assert vlm.adapters == ["default", "third"]
+    assert {name: vlm.rank(*asked, adapter=name) for name in before} == before
+    with pytest.raises(RefusedError, match="adapters/second"):
+        vlm.ask(images[0], QUESTIONS[0], adapter="second")
+    with pytest.raises(RefusedError, match="adapters/second"):
+        load_run(joint)
+
+
+def test_the_first_finetune_is_never_replaced_by_another_without_a_word(joint, images):
+    not_a_number(adapter_folder(joint, "default"))
+    vlm = load(str(joint), device="cpu")
+    with pytest.raises(RefusedError, match="adapters/default"):
+        vlm.ask(images[0], QUESTIONS[0])
+    assert vlm.ask(images[0], QUESTIONS[0], adapter="third") is not None
+    for name in ("second", "third"):
+        not_a_number(adapter_folder(joint, name))
+    with pytest.raises(RefusedError, match="adapters/default"):
+        load(str(joint), device="cpu")
+
+
+def test_files_of_a_run_have_ordinary_permissions(tiny_run, tmp_path):
+    (plain := tmp_path / "plain").touch()
+    found = {
+        path: path.stat().st_mode for path in tiny_run.rglob("*") if path.is_file() and path.name != ".lock"
+    }
+    assert len(found) > 8
+    assert {path for path, mode in found.items() if mode != plain.stat().st_mode} == set()
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
