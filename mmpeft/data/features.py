@@ -16,12 +16,13 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from filelock import FileLock
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from mmpeft.data.images import ImageLike, image_key, load_image
 from mmpeft.errors import RefusedError
+from mmpeft.files import save_tensors, write_whole
 
 FEATURE_DTYPE = torch.float16
 """What features are, cached or not: rounding both the same way makes cached equal uncached."""
@@ -230,12 +231,10 @@ class FeatureCache:
         content = self._index() or {"shards": []}
         intact = [s for s in content["shards"] if set(s["keys"]) <= self._places.keys()]
         name = f"{hashlib.sha256(''.join(keys).encode()).hexdigest()[:16]}.safetensors"
-        save_file({"features": torch.stack(list(shard_features.values()))}, self.directory / f"{name}.part")
-        os.replace(self.directory / f"{name}.part", self.directory / name)
+        save_tensors({"features": torch.stack(list(shard_features.values()))}, self.directory / name)
         shard = {"file": name, "sha256": _checksum(self.directory / name), "keys": keys}
         content = {"encoder": self.encoder.fingerprint, "shards": [*intact, shard]}
-        (self.directory / "index.part").write_text(json.dumps(content))
-        os.replace(self.directory / "index.part", self.directory / "index.json")
+        write_whole(self.directory / "index.json", json.dumps(content))
         self._shards.pop(name, None)
         self._lost -= set(keys)
         self._add(shard)
