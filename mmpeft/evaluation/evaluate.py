@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mmpeft.data.readers import DataError
 from mmpeft.data.records import Record
@@ -13,7 +13,7 @@ from mmpeft.evaluation.answer_log import AnswerLog
 from mmpeft.hashing import hash_json
 from mmpeft.inference.decoding import Sampling
 from mmpeft.inference.engine import Engine, Work
-from mmpeft.inference.requests import Completion, Request
+from mmpeft.inference.requests import AnswerBy, Completion, Request
 from mmpeft.metrics.answer import Answer
 from mmpeft.metrics.registry import check_metrics
 from mmpeft.paths import resolve
@@ -26,7 +26,7 @@ HELD_TEXT = "embedded/manual/held.jsonl"
 class EvaluationConfig:
     """How held-out questions are answered and measured."""
 
-    answer_by: Literal["auto", "generate", "rank"] = "auto"
+    answer_by: AnswerBy = "auto"
     """"rank" picks the most likely of a row's choices, "generate" writes; "auto" ranks the rows that have choices."""
     max_new_tokens: int | None = None
     """Longest answer in tokens; None is as long as the longest answer that was trained on, and at least 64."""

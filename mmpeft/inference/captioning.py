@@ -154,6 +154,8 @@ def _identity(run: str, manifest: Manifest, adapter: str) -> str:
     files = sorted(adapter_folder(run, adapter).rglob("adapter_*"))
     projector = manifest.projectors.get(adapter, manifest.projector)
     how = [manifest.vision, manifest.template, manifest.instructions, manifest.max_new_tokens]
+    if manifest.choices:
+        how.append(manifest.choices.get(adapter))
     return hash_json([manifest.identity, *how, projector, [hash_file(path) for path in files]])
 
 
