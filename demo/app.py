@@ -19,8 +19,11 @@ from jsonargparse import auto_cli
 from PIL import Image
 
 import mmpeft
+from mmpeft.data.choices import read_choices
 from mmpeft.data.images import load_image
+from mmpeft.data.records import CAPTION_TASK
 from mmpeft.errors import RefusedError
+from mmpeft.inference.reply import reply
 
 CAPTION, QUESTION = "Caption", "Question"
 LONGEST_QUESTION = 2000  # characters: the run's own limit counts tokens, after tokenizing
@@ -54,9 +57,9 @@ def build(vlm: mmpeft.VisionLanguageModel, run: Path) -> gr.Blocks:
     finetunes = [*vlm.adapters, "base"]
     examples = _read_examples(run)
 
-    def chosen(event: gr.SelectData) -> tuple[Image.Image, str, str, dict]:
+    def chosen(event: gr.SelectData) -> tuple[Image.Image, str, str, str, dict]:
         image, task, question, truth = examples[event.index]
-        return image, task, question, gr.update(value=truth, visible=truth is not None)
+        return image, task, question, "", gr.update(value=truth, visible=truth is not None)
 
     with gr.Blocks(title=f"mmpeft: {run.name}", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         gr.HTML(_title(vlm, run), elem_id="title")
@@ -72,14 +75,21 @@ def build(vlm: mmpeft.VisionLanguageModel, run: Path) -> gr.Blocks:
                     task = gr.Radio([QUESTION, CAPTION], value=QUESTION, label="Task", min_width=240)
                     finetune = gr.Dropdown(finetunes, value=finetunes[0], label="Finetune", min_width=120)
                 question = gr.Textbox(label=QUESTION, placeholder="what color is the shape?")
+                choices = gr.Textbox(
+                    "", label="Choices", placeholder="red, green, blue - or nothing, for the run's own"
+                )
                 button = gr.Button("Ask", variant="primary")
                 with gr.Row():
                     shown = gr.Textbox(label="Answer", max_lines=6, scale=4, elem_id="answer")
                     taken = gr.Textbox(label="Time", scale=1, min_width=90)
+                ranking = gr.Textbox(
+                    label="Ranking", max_lines=10, placeholder="of the choices, where there are some"
+                )
                 truth = gr.Textbox(label="Truth of this held-out example", visible=False)
-        asking = (_answerer(vlm), [image, task, question, finetune], [shown, taken])
+        asking = (_answerer(vlm), [image, task, question, finetune, choices], [shown, taken, ranking])
         button.click(*asking, api_name="answer", show_progress_on=shown)
-        question.submit(*asking, api_visibility="private", show_progress_on=shown)
+        for typed in (question, choices):
+            typed.submit(*asking, api_visibility="private", show_progress_on=shown)
         quiet = {"api_visibility": "private", "queue": False}
         if examples:
             gallery = gr.Gallery(
@@ -87,7 +97,8 @@ def build(vlm: mmpeft.VisionLanguageModel, run: Path) -> gr.Blocks:
                 label="Held-out examples: click one", columns=6, height="auto", format="png",
                 allow_preview=False, interactive=False, buttons=[], elem_id="examples",
             )  # fmt: skip
-            filled = gallery.select(chosen, None, [image, task, question, truth], api_visibility="private")
+            parts = [image, task, question, choices, truth]
+            filled = gallery.select(chosen, None, parts, api_visibility="private")
             filled.then(*asking, api_visibility="private", show_progress_on=shown)
         with gr.Accordion("About this run", open=False):
             gr.HTML(_facts(vlm), elem_id="facts")
@@ -101,27 +112,40 @@ def build(vlm: mmpeft.VisionLanguageModel, run: Path) -> gr.Blocks:
     return page.queue(max_size=32, api_open=False)
 
 
-def _answerer(vlm: mmpeft.VisionLanguageModel) -> Callable[..., tuple[str, str]]:
-    asked = next((task for task in vlm.manifest.instructions if task and task != "caption"), None)
+def _answerer(vlm: mmpeft.VisionLanguageModel) -> Callable[..., tuple[str, str, str]]:
+    asked = next((task for task in vlm.manifest.instructions if task and task != CAPTION_TASK), None)
 
-    def answer(image: str | None, task: str, question: str | None, finetune: str) -> tuple[str, str]:
-        """Answers a question about an image, or describes it. Returns the answer and the time it took."""
+    def answer(
+        image: str | None, task: str, question: str | None, finetune: str, choices: str | None = ""
+    ) -> tuple[str, str, str]:
+        """Answers a question about an image, or describes it; with choices (comma-separated), picks the best of them.
+        Returns the answer, the time it took, and the choices with their scores, a line each, the best first."""
         start = time.perf_counter()
         try:
             loaded = load_image(Path(image).read_bytes(), source="the image") if image else None
             if task == QUESTION:
-                if not 0 < len((question or "").strip()) <= LONGEST_QUESTION:
-                    raise RefusedError(f"type a question of 1 to {LONGEST_QUESTION} characters")
-                text = vlm.ask(loaded, question, finetune, task=asked)
+                text, name = _checked(question), asked
             elif loaded is None:
                 raise RefusedError("a caption needs an image: upload one or click an example")
             else:
-                text = vlm.caption(loaded, finetune)
+                text, name = vlm.caption_instruction, CAPTION_TASK
+            given = read_choices(_checked(choices, "choices")) if (choices or "").strip() else None
+            found = reply(vlm, loaded, text, finetune, name, given)
         except RefusedError as error:
             raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from None
-        return str(text), f"{time.perf_counter() - start:.2f} s"
+        text = found.text if found.text.strip() else f"({found.remarks.pop()})"
+        for remark in found.remarks:
+            gr.Warning(html.escape(remark, quote=False))
+        ranking = "\n".join(f"{choice}  {score:.4f}" for choice, score in found.ranking)
+        return text, f"{time.perf_counter() - start:.2f} s", ranking
 
     return answer
+
+
+def _checked(text: str | None, what: str = "a question") -> str:
+    if not 0 < len((text or "").strip()) <= LONGEST_QUESTION:
+        raise RefusedError(f"type {what} of 1 to {LONGEST_QUESTION} characters")
+    return str(text)
 
 
 def main(
@@ -149,7 +173,7 @@ def _read_examples(run: Path) -> list[tuple[Image.Image, str, str, str | None]]:
     path = run / "examples" / "examples.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     images = [load_image(path.parent / Path(row["image"]).name) if row["image"] else None for row in rows]
-    tasks = [CAPTION if row["task"] == "caption" else QUESTION for row in rows]
+    tasks = [CAPTION if row["task"] == CAPTION_TASK else QUESTION for row in rows]
     rows = zip(images, tasks, rows, strict=True)
     return [(image, task, row["question"], row["truth"]) for image, task, row in rows if image]
 

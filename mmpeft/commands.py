@@ -60,8 +60,10 @@ def ask(
     image: str | None = None,
     adapter: str | None = None,
     max_new_tokens: int | None = None,
+    choices: str | None = None,
+    answer_by: Literal["auto", "generate", "rank"] = "auto",
 ) -> None:
-    """Asks a finetuned model about an image and prints the answer.
+    """Asks a finetuned model about an image and prints the answer, alone on stdout.
 
     Args:
         question: the question.
@@ -69,10 +71,24 @@ def ask(
         image: the image's file; without one the question is about text alone.
         adapter: a finetune of the run, or "base" for the frozen model; the run's first by default.
         max_new_tokens: longest answer in tokens; by default the longest that the run was trained on, and at least 64.
+        choices: answers to pick the best of, such as red,green,blue; by default those that the finetune's training data
+            listed for such a question.
+        answer_by: auto picks where there are choices and writes elsewhere; generate always writes; rank always picks.
     """
+    from mmpeft.data.choices import read_choices
+    from mmpeft.inference.reply import reply
+    from mmpeft.inference.requests import check_choices
+    from mmpeft.inference.sampling import Sampling
     from mmpeft.inference.vlm import load
 
-    print(load(run).ask(image, question, adapter, max_new_tokens))
+    given = None if choices is None else read_choices(choices)
+    if given is not None:
+        check_choices(given, "--choices")
+    sampling = None if max_new_tokens is None else Sampling(max_new_tokens)
+    answer = reply(load(run), image, question, adapter, None, given, answer_by, sampling, "--")
+    print(answer.text)
+    for remark in answer.remarks:
+        print(remark, file=sys.stderr)
 
 
 def caption(

@@ -308,9 +308,29 @@ def test_what_is_no_checkpoint_is_refused(tiny_run, tiny_config, tmp_path):
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [("--data.train=", "data.train is an empty path"), ("--test.metrics=[zz]", "no metric is called 'zz'")],
+    [
+        ("--data.train=", "data.train is an empty path"),
+        ("--test.metrics=[zz]", "no metric is called 'zz'"),
+        ("--test.max_new_tokens=0", "test.max_new_tokens is 0; it must be at least 1"),
+        ("--model.warmup=1.5", "model.warmup is 1.5; it is a share of the steps, from 0 to 1"),
+        ("--model.warmup=-0.1", "model.warmup is -0.1"),
+        ("--model.warmup=.nan", "model.warmup is nan"),
+        ("--model.learning_rate=-1", "model.learning_rate is -1.0; it must be a number of at least 0"),
+        ("--model.learning_rate=.nan", "model.learning_rate is nan"),
+        ("--model.learning_rate=.inf", "model.learning_rate is inf"),
+        ("--model.projector_learning_rate=.nan", "model.projector_learning_rate is nan"),
+        ("--model.weight_decay=-1", "model.weight_decay is -1.0"),
+        ("--model.choice_losses.unlikelihood=.nan", "choice_losses.unlikelihood is nan"),
+        ("--data.packing.batch_size=0", "packing.batch_size is 0; it must be at least 1"),
+        ("--data.packing.max_conversations=-1", "packing.max_conversations is -1"),
+        ("--data.packing.max_length=0", "packing.max_length is 0"),
+        ("--data.weights=[.inf]", r"data.weights is \[inf\]; each must be a number above 0"),
+        ("--data.shots=0", "data.shots is 0; it must be at least 1"),
+    ],
 )
-def test_settings_that_cannot_be_meant_are_told_before_anything_trains(tiny_config, setting, message):
+def test_settings_that_cannot_be_meant_are_told_before_anything_trains(
+    no_model, tiny_config, setting, message
+):
     with pytest.raises(SystemExit, match=message):
         main(["fit", "--config", str(tiny_config), setting])
 
@@ -335,3 +355,18 @@ def test_the_only_argument_without_a_name_may_be_named(tiny_run, tmp_path):
 def test_inspect_takes_a_run(tiny_run, capsys):
     main(["inspect", "--run", str(tiny_run)])
     assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("learning_rate", "-1"), ("projector_learning_rate", ".nan"), ("warmup", "2"), ("max_steps", "0")],
+)
+def test_settings_of_one_of_several_finetunes_are_told_with_its_name(no_model, setting, value):
+    with pytest.raises(SystemExit, match=rf"error: model\.adapters\.tfew\.{setting} is "):
+        main(["fit", "--config", "configs/easy_vqa/joint.yaml", f"--model.adapters.tfew.{setting}={value}"])
+
+
+def test_a_learning_rate_of_zero_is_meant(tiny_base, tiny_data, tmp_path):
+    config = make_config(tmp_path / "config.yaml", tiny_base, tiny_data, model={"learning_rate": 0.0})
+    main(["fit", "--config", str(config), "--trainer.max_steps=1"])
+    assert (run_directory(config) / MANIFEST).is_file()

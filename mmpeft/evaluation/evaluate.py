@@ -3,17 +3,17 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mmpeft.data.readers import DataError
-from mmpeft.data.records import Record
+from mmpeft.data.records import Record, is_caption
 from mmpeft.data.sources import load_records
 from mmpeft.errors import RefusedError
 from mmpeft.evaluation.answer_log import AnswerLog
 from mmpeft.hashing import hash_json
 from mmpeft.inference.decoding import Sampling
 from mmpeft.inference.engine import Engine, Work
-from mmpeft.inference.requests import Completion, Request
+from mmpeft.inference.requests import AnswerBy, Completion, Request
 from mmpeft.metrics.answer import Answer
 from mmpeft.metrics.registry import check_metrics
 from mmpeft.paths import resolve
@@ -26,7 +26,7 @@ HELD_TEXT = "embedded/manual/held.jsonl"
 class EvaluationConfig:
     """How held-out questions are answered and measured."""
 
-    answer_by: Literal["auto", "generate", "rank"] = "auto"
+    answer_by: AnswerBy = "auto"
     """"rank" picks the most likely of a row's choices, "generate" writes; "auto" ranks the rows that have choices."""
     max_new_tokens: int | None = None
     """Longest answer in tokens; None is as long as the longest answer that was trained on, and at least 64."""
@@ -170,6 +170,7 @@ def as_answer(record: Record, completion: Completion) -> Answer:
         scores=completion.scores,
         log_likelihood=completion.log_likelihood,
         num_tokens=completion.num_tokens,
+        is_caption=is_caption(record),
     )
 
 

@@ -8,6 +8,9 @@ from mmpeft.data.records import Record
 from mmpeft.errors import RefusedError
 from mmpeft.inference.decoding import Sampling
 
+AnswerBy = Literal["auto", "generate", "rank"]
+"""Rank where there are choices and write elsewhere; always write; always rank."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -46,6 +49,11 @@ class Completion:
     def refused(cls, refusal: RefusedError) -> "Completion":
         """In place of an answer."""
         return cls(finish_reason="error", error=str(refusal), refusal=refusal)
+
+    def ranking(self, request: Request) -> list[tuple[str, float]]:
+        """The choices of the request that was answered with their scores, the best first; none of a written answer."""
+        choices = request.record.get("choices", []) if self.scores is not None else []
+        return sorted(zip(choices, self.scores or [], strict=True), key=lambda pair: -pair[1])
 
     def stored(self) -> dict[str, Any]:
         """The fields as JSON holds them."""

@@ -11,12 +11,12 @@ from mmpeft.adapters.bank import RESERVED_NAME
 from mmpeft.data.features import FeatureCache
 from mmpeft.data.images import ImageLike
 from mmpeft.data.loader import PackingConfig
-from mmpeft.data.records import CAPTION_INSTRUCTION, IMAGE_MARKER, Record
+from mmpeft.data.records import CAPTION_INSTRUCTION, CAPTION_TASK, IMAGE_MARKER, Record
 from mmpeft.data.template import Template
 from mmpeft.errors import RefusedError
 from mmpeft.inference.decoding import Sampling
 from mmpeft.inference.engine import Engine
-from mmpeft.inference.requests import Completion, Request, check_choices
+from mmpeft.inference.requests import AnswerBy, Completion, Request, check_choices
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.paths import home
 from mmpeft.runs.files import LeftOut, load_run
@@ -88,6 +88,8 @@ class VisionLanguageModel:
         adapter: str | None = None,
         max_new_tokens: int | None = None,
         task: str | None = None,
+        choices: Sequence[str] | None = None,
+        answer_by: AnswerBy = "auto",
     ) -> str: ...
     @overload
     def ask(
@@ -97,6 +99,8 @@ class VisionLanguageModel:
         adapter: Any = None,
         max_new_tokens: int | None = None,
         task: str | None = None,
+        choices: Sequence[Any] | None = None,
+        answer_by: AnswerBy = "auto",
     ) -> list[str]: ...
     def ask(
         self,
@@ -105,8 +109,10 @@ class VisionLanguageModel:
         adapter: Any = None,
         max_new_tokens: int | None = None,
         task: str | None = None,
+        choices: Sequence[Any] | None = None,
+        answer_by: AnswerBy = "auto",
     ) -> Any:
-        """Answers questions about images.
+        """Answers questions about images: writes, or picks the best of the choices where there are some.
 
         Args:
             image: path, bytes or PIL image; a tuple for several images in one question; None for text alone.
@@ -114,20 +120,23 @@ class VisionLanguageModel:
             max_new_tokens: longest answer in tokens; None is as long as the longest that the run was trained on, and
                 at least 64.
             task: identifier put before the question; by default the one that the run was trained with.
+            choices: as in `rank`; by default those that the finetune's training data listed for such a question.
+            answer_by: "auto" ranks where there are choices, "generate" writes all answers, "rank" refuses questions
+                without choices.
 
         Raises:
-            RefusedError: an image that cannot be read, a question that is too long.
+            RefusedError: an image that cannot be read, a question that is too long, choices that cannot be ranked.
             UnknownNameError: an unknown adapter.
         """
         sampling = self.sampling(max_new_tokens)
-        requests, single = self.requests(image, question, adapter, task, sampling)
+        requests, single = self.requests(image, question, adapter, task, sampling, choices, answer_by)
         texts = [completion.text for completion in _whole(self.engine.answer(requests))]
         return texts[0] if single else texts
 
     def stream(self, image: Images, question: str, adapter: str | None = None, **how: Any) -> Iterator[str]:
-        """One answer as it is written, piece by piece; ``how`` are fields of `Sampling`."""
+        """One answer as it is written, piece by piece; ``how`` are fields of `Sampling`. Nothing is ranked."""
         sampling = replace(self.sampling(), **how)
-        requests, single = self.requests(image, question, adapter, None, sampling)
+        requests, single = self.requests(image, question, adapter, None, sampling, answer_by="generate")
         if not single:
             raise RefusedError("a stream is of one question: give no lists, or one stream for each")
         return self.engine.tokens(requests[0])
@@ -139,12 +148,13 @@ class VisionLanguageModel:
     @overload
     def caption(self, images: list, adapter: Any = None, max_new_tokens: int | None = None) -> list[str]: ...
     def caption(self, images: Any, adapter: Any = None, max_new_tokens: int | None = None) -> Any:
-        """Describes images, with the instruction that the run's captions were trained with."""
-        return self.ask(images, self.caption_instruction, adapter, max_new_tokens, task="caption")
+        """Describes images, with the instruction that the run's captions were trained with; captions that were chosen
+        in training are chosen here too, as in `ask`."""
+        return self.ask(images, self.caption_instruction, adapter, max_new_tokens, task=CAPTION_TASK)
 
     @property
     def caption_instruction(self) -> str:
-        return self.manifest.instructions.get("caption") or CAPTION_INSTRUCTION
+        return self.manifest.instructions.get(CAPTION_TASK) or CAPTION_INSTRUCTION
 
     def rank(self, image: Any, question: Any, choices: Sequence[Any], adapter: Any = None) -> Any:
         """Scores given answers: the mean log-probability of a choice's tokens, its end included. The prompt and its
@@ -157,10 +167,8 @@ class VisionLanguageModel:
             Per item ``[(choice, score), ...]``, the best first.
         """
         requests, single = self.requests(image, question, adapter, None, Sampling(), choices)
-        ranked = [
-            sorted(zip(request.record["choices"], own.scores or [], strict=True), key=lambda pair: -pair[1])  # pyright: ignore
-            for request, own in zip(requests, _whole(self.engine.answer(requests)), strict=True)
-        ]
+        completions = _whole(self.engine.answer(requests))
+        ranked = [own.ranking(request) for request, own in zip(requests, completions, strict=True)]
         return ranked[0] if single else ranked
 
     def answer(self, requests: Sequence[Request]) -> list[Completion]:
@@ -179,8 +187,9 @@ class VisionLanguageModel:
         task: str | None = None,
         sampling: Sampling | None = None,
         choices: Sequence[Any] | None = None,
+        answer_by: AnswerBy = "auto",
     ) -> tuple[list[Request], bool]:
-        """The requests of `ask` and `rank`, and whether nothing was a list.
+        """The requests of `ask` and `rank`, and whether nothing was a list. The arguments are those of `ask`.
 
         Raises:
             RefusedError: lists of different length, markers that do not fit the images, or unusable choices.
@@ -191,12 +200,24 @@ class VisionLanguageModel:
             _record(i, q, task or self.manifest.default_task, n)
             for n, (i, q) in enumerate(zip(images, questions, strict=True))
         ]
-        if choices is not None:
-            for record, own in zip(records, _choices(choices, len(records)), strict=True):
-                record["choices"] = own
         names = self._names(adapters)
+        if choices is not None:
+            known = _choices(choices, len(records))
+        else:
+            known = [self.manifest.choices_of(*asked) for asked in zip(names, records, strict=True)]
+        if answer_by == "generate" and choices is not None:
+            raise RefusedError('choices are for ranking, but answer_by is "generate": leave one of them out')
         how = sampling or self.sampling()
-        return [Request(r, a, choices is not None, how) for r, a in zip(records, names, strict=True)], single
+        requests: list[Request] = []
+        for record, name, own in zip(records, names, known, strict=True):
+            if answer_by == "rank" and not own:
+                raise RefusedError(
+                    f"{record['where']}: no choices are known for it; answer_by rank needs some"
+                )
+            if own and answer_by != "generate":
+                record["choices"] = own
+            requests.append(Request(record, name, "choices" in record, how))
+        return requests, single
 
     def _names(self, adapters: list[str | None]) -> list[str | None]:
         """Unknown names are refused before anything is computed."""

@@ -7,9 +7,11 @@ import torch
 
 from mmpeft.adapters.bank import AdapterBank
 from mmpeft.adapters.combine import combine, federated_average
+from mmpeft.data.choices import KnownChoices
 from mmpeft.errors import RefusedError
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.runs.files import load_run, require_empty, save_run
+from mmpeft.runs.manifest import Manifest
 
 FEDERATED = "federated"
 """The mean of clients that trained one config apart, beside `adapters.combine`'s methods."""
@@ -52,6 +54,8 @@ def combine_run(
     shares = "" if weights is None else f", weighted {', '.join(f'{weight:g}' for weight in weights)}"
     manifest.facts = {"combined": f"{method} of {', '.join(chosen)}{shares}, from {run}"}
     manifest.metrics = {}
+    manifest.choices = {name: own} if (own := _shared_choices(manifest, chosen)) else {}
+    manifest.without_images = [name] if {*chosen} <= {*manifest.without_images} else []
     save_run(directory, manifest, model)
     return directory
 
@@ -82,6 +86,13 @@ def _shared_projector(
             "read images through one alone: name its finetune with --projector_of"
         )
     return own[first]
+
+
+def _shared_choices(manifest: Manifest, chosen: Sequence[str]) -> KnownChoices:
+    """Of every task that one of these finetunes learnt by choosing, the choices that all who did agree on."""
+    known = [manifest.choices[name] for name in chosen if name in manifest.choices]
+    tasks = {task: [own[task] for own in known if task in own] for own in known for task in own}
+    return {task: own[0] if all(other == own[0] for other in own) else {} for task, own in tasks.items()}
 
 
 def _add_average(

@@ -5,13 +5,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmpeft.adapters.bank import RESERVED_NAME
+from mmpeft.data.choices import KnownChoices, choices_of
+from mmpeft.data.records import Record
 from mmpeft.errors import RefusedError
 from mmpeft.files import write_json
 from mmpeft.models.vision import VisionConfig
 
 MANIFEST = "mmpeft.json"
 LEAST_NEW_TOKENS = 64
-NEW_IN_FORMAT_2 = ("projectors", "answer_tokens", "adapter_files")
+NEW_IN_FORMAT_2 = ("projectors", "answer_tokens", "adapter_files", "choices", "without_images")
 FORMAT = 2
 """Format 1 kept all projectors in one file beside the adapters; it is read, never written."""
 
@@ -44,6 +47,10 @@ class Manifest:
     """The tasks it was trained on, the most frequent first, with the instruction where a task has just one."""
     answer_tokens: int = 0
     """Tokens of the longest answer that it was trained on."""
+    choices: dict[str, KnownChoices] = field(default_factory=dict)
+    """Finetune, or "base" where the projector alone was trained -> the choices that its data listed."""
+    without_images: list[str] = field(default_factory=list)
+    """Finetunes, or "base", that were trained on questions without an image too."""
     format: int = FORMAT
 
     @property
@@ -54,6 +61,10 @@ class Manifest:
     def default_task(self) -> str | None:
         """The identifier of the task that the run saw most; None where its data had no identifiers."""
         return next(iter(self.instructions), None) or None
+
+    def choices_of(self, adapter: str | None, record: Record) -> list[str] | None:
+        """What a finetune's (None: the base's) training data listed for a question, as `data.choices` tells it."""
+        return choices_of(self.choices.get(adapter or RESERVED_NAME, {}), record)
 
     @property
     def max_new_tokens(self) -> int:

@@ -1,5 +1,6 @@
 """The LightningDataModule, first step of a run's data: files -> records, checked, before any model is there."""
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -90,9 +91,11 @@ class VisionLanguageData(L.LightningDataModule):
         for name, value in (("shots", shots), ("limit", limit)):
             if value is not None and value < 1:
                 raise RefusedError(f"data.{name} is {value}; it must be at least 1")
-        if weights is not None and (shots is not None or not all(weight > 0 for weight in weights)):
+        if weights is not None and (
+            shots is not None or not all(0 < weight < math.inf for weight in weights)
+        ):
             raise RefusedError(
-                f"data.weights is {weights}; each must be above 0, and data.shots cannot stand beside them"
+                f"data.weights is {weights}; each must be a number above 0, and data.shots cannot stand beside them"
             )
         self.cache = Path(cache) if cache else home() / "features"
 

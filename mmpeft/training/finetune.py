@@ -5,7 +5,7 @@ A run is a dict of them. `model.adapter` in the YAML is short for one entry, cal
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import InitVar, dataclass, field, fields
 from typing import Any, Literal
 
 from mmpeft.adapters import AdapterConfig
@@ -59,13 +59,17 @@ class Settings:
     schedule: Schedule = "cosine"
     warmup: float = 0.03
     choice_losses: ChoiceLosses = field(default_factory=ChoiceLosses)
+    where: InitVar[str] = "model"
+    """Section of the config, for errors."""
 
-    def __post_init__(self):
+    def __post_init__(self, where: str):
         for name in ("learning_rate", "projector_learning_rate", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise RefusedError(f"{name} is {getattr(self, name)}; it must be a number of at least 0")
+                raise RefusedError(
+                    f"{where}.{name} is {getattr(self, name)}; it must be a number of at least 0"
+                )
         if not 0 <= self.warmup <= 1:
-            raise RefusedError(f"warmup is {self.warmup}; it is a share of the steps, from 0 to 1")
+            raise RefusedError(f"{where}.warmup is {self.warmup}; it is a share of the steps, from 0 to 1")
 
 
 @dataclass
@@ -132,7 +136,10 @@ def make_finetunes(
 
 
 def _finetune(name: str, config: FinetuneConfig, defaults: Settings) -> Finetune:
-    settings: dict[str, Any] = {}
+    where = f"model.adapters.{name}"
+    if config.max_steps is not None and config.max_steps < 1:
+        raise RefusedError(f"{where}.max_steps is {config.max_steps}; it must be at least 1, or null")
+    settings: dict[str, Any] = {"where": where}
     for each in fields(Settings):
         own = getattr(config, each.name)
         settings[each.name] = getattr(defaults, each.name) if own is None else own

@@ -13,13 +13,15 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 
+from mmpeft.data.choices import KnownChoices, known_choices
+from mmpeft.data.records import Record
 from mmpeft.evaluation.examples import some_answers, write_examples
 from mmpeft.evaluation.results import write_predictions, write_results
 from mmpeft.files import write_whole
 from mmpeft.inference.decoding import Sampling
 from mmpeft.inference.requests import Request
 from mmpeft.reporting.run_report import remove_pictures, write_report
-from mmpeft.runs.files import save_run
+from mmpeft.runs.files import BASE, save_run
 from mmpeft.runs.identity import base_hash
 from mmpeft.runs.layout import CONFIG, config_of
 from mmpeft.runs.manifest import MANIFEST, Manifest
@@ -97,6 +99,12 @@ class RunWriter(L.Callback):
             identity=module.started.identity,
             instructions=own | {task: text for task, text in told.items() if task not in own},
             answer_tokens=longest_answer(module.batches.train()),
+            choices=_listed_choices(module),
+            without_images=[
+                owner
+                for owner, records in _trained_on(module).items()
+                if not all(record["images"] for record in records)
+            ],
         )
 
 
@@ -157,6 +165,24 @@ def peak_memory_bytes() -> int:
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _trained_on(module: VisionLanguageModule) -> dict[str, list[Record]]:
+    """Finetune, or "base" where the projector alone trained -> its training data."""
+    adapters = module.adapters()
+    return {adapters[name] or BASE: own.records["train"] for name, own in module.finetunes.items()}
+
+
+def _listed_choices(module: VisionLanguageModule) -> dict[str, KnownChoices]:
+    """Of every finetune that saw some; of tasks that an earlier run alone trained it on, what was known then."""
+    earlier = module.started.manifest.choices if module.started.manifest else {}
+    found: dict[str, KnownChoices] = {}
+    for owner, records in _trained_on(module).items():
+        before = earlier.get(owner, earlier.get(module.start_adapter or "", {}))
+        tasks = {record["task"] or "" for record in records}
+        own = {task: known for task, known in before.items() if task not in tasks} | known_choices(records)
+        found |= {owner: own} if own else {}
+    return found
 
 
 def _typed(module: Any, trainer: Any) -> tuple[VisionLanguageModule, VisionLanguageData]:

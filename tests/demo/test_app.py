@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import mmpeft
+from mmpeft.inference.requests import Completion
 
 gradio = pytest.importorskip("gradio")
 client = pytest.importorskip("gradio_client")
@@ -36,18 +37,60 @@ def red(tiny_data) -> Path:
     return tiny_data / "images" / "red0.png"
 
 
-def ask(page, image, task="Question", question="what color is it?", finetune="default"):
+def ask(page, image, task="Question", question="what color is it?", finetune="default", choices=""):
     image = client.handle_file(str(image)) if image else None
-    return page.predict(image, task, question, finetune, api_name="/answer")
+    return page.predict(image, task, question, finetune, choices, api_name="/answer")
 
 
 def test_question_and_caption(page, vlm, red):
-    answer, seconds = ask(page, red)
+    answer, seconds, ranking = ask(page, red)
     assert answer == vlm.ask(red, "what color is it?", "default")
+    assert ranking == ""
     assert seconds.endswith(" s")
     assert ask(page, red, finetune="base")[0] == vlm.ask(red, "what color is it?", "base")
     assert ask(page, red, "Caption", "")[0] == vlm.caption(red)
     assert ask(page, None, question="is red a color?")[0] == vlm.ask(None, "is red a color?")
+
+
+def ranking_of(vlm, image):
+    return vlm.rank(image, "what color is it?", ["red", "blue", "green"])
+
+
+def test_typed_choices_are_ranked(page, vlm, red):
+    answer, _, ranking = ask(page, red, choices="red, blue,green")
+    expected = ranking_of(vlm, red)
+    assert answer == expected[0][0]
+    assert ranking.splitlines() == [f"{choice}  {score:.4f}" for choice, score in expected]
+
+
+def test_without_typed_choices_the_runs_own_are_ranked(page, vlm, red, monkeypatch):
+    known = {"default": {"vqa": {"": ["red", "blue", "green"]}}}
+    monkeypatch.setattr(vlm.manifest, "choices", known)
+    answer, _, ranking = ask(page, red)
+    assert answer == ranking_of(vlm, red)[0][0]
+    assert len(ranking.splitlines()) == 3
+    assert ask(page, red, finetune="base")[2] == ""
+
+
+@pytest.fixture
+def warnings(monkeypatch) -> list[str]:
+    """What the page says beside an answer."""
+    told: list[str] = []
+    monkeypatch.setattr(gradio, "Warning", told.append)
+    return told
+
+
+def test_a_question_without_an_image_is_told(page, red, warnings):
+    ask(page, red)
+    assert warnings == []
+    ask(page, None)
+    assert warnings == ["no image: asked about text alone"]
+
+
+def test_an_answer_without_a_word_is_no_empty_box(page, vlm, red, warnings, monkeypatch):
+    monkeypatch.setattr(vlm, "answer", lambda requests: [Completion("") for _ in requests])
+    assert ask(page, red, finetune="base")[0] == "(the base ended its answer at once: it wrote nothing)"
+    assert warnings == []
 
 
 @pytest.mark.parametrize(
@@ -81,6 +124,9 @@ def test_too_many_pixels(page, tmp_path):
         ({"task": "Delete"}, "Delete"),
         ({"question": " "}, "type a question"),
         ({"question": "x" * 2001}, "type a question of 1 to 2000"),
+        ({"choices": "red"}, "choices must be at least two"),
+        ({"choices": "<b>, <b>"}, "two different, non-empty answers; got .'&lt;b&gt;'"),
+        ({"choices": "x," * 1001}, "type choices of 1 to 2000"),
         ({"question": "<image> and <image>?"}, "2 &lt;image&gt; but 1 images"),
     ],
 )
@@ -116,10 +162,12 @@ def test_files_of_the_server_stay_there(page, tiny_run):
 
 
 def test_markup_stays_text(page, vlm, red, monkeypatch):
-    monkeypatch.setattr(vlm, "ask", lambda *_, **__: SCRIPT)
+    monkeypatch.setattr(vlm, "answer", lambda requests: [Completion(SCRIPT) for _ in requests])
     assert ask(page, red)[0] == SCRIPT
-    shown = [part for part in page.config["components"] if part["props"].get("label") == "Answer"]
-    assert [part["type"] for part in shown] == ["textbox"]  # which no browser reads as HTML or Markdown
+    shown = [
+        part for part in page.config["components"] if part["props"].get("label") in ("Answer", "Ranking")
+    ]
+    assert [part["type"] for part in shown] == ["textbox"] * 2  # which no browser reads as HTML or Markdown
 
 
 def test_names_and_facts_of_a_run_are_escaped(vlm, tmp_path, monkeypatch):

@@ -7,9 +7,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+import mmpeft
 from mmpeft.cli import main
 from mmpeft.evaluation.answer_log import AnswerLog
 from mmpeft.inference.engine import Engine
+from mmpeft.runs.manifest import MANIFEST
 from tests.tiny import COLOURS, make_config, run_directory
 
 
@@ -79,6 +81,43 @@ def test_rows_with_choices_are_ranked_and_the_others_written(tfew_config, choice
     assert metrics["exact_match"] == pytest.approx(right / len(predictions))
     assert metrics["questions"] == len(predictions)
     assert not (directory / "test.partial.jsonl").exists()
+
+
+def test_asking_answers_as_the_test_does(tfew_config, choice_data, tiny_data):
+    """The run knows the choices that its training data listed."""
+    main(["test", "--config", str(tfew_config), "--data.test", str(choice_data / "test_choices.jsonl")])
+    directory = run_directory(tfew_config)
+    manifest = json.loads((directory / MANIFEST).read_text())
+    assert manifest["choices"] == {"default": {"vqa": {"": sorted(COLOURS)}}}
+    assert manifest["without_images"] == []
+    vlm = mmpeft.load(str(directory), "cpu")
+    for row, told in zip(
+        rows_of(choice_data / "test_choices.jsonl"), rows_of(directory / "predictions.jsonl"), strict=True
+    ):
+        image, question = tiny_data / row["image"], told["question"]
+        assert vlm.ask(image, question) == told["answer"] == vlm.rank(image, question, sorted(COLOURS))[0][0]
+
+
+def test_what_a_run_goes_on_from_stays_known(tfew_config, tiny_data, tmp_path):
+    """Of tasks that the new data does not have; where it has them, its own choices count."""
+
+    def known_after(task):
+        where = tmp_path / task
+        data = [f"--data.train={tiny_data / 'text.jsonl'}", f"--data.task={task}", "--data.shots=null"]
+        start = [f"--model.start_from={run_directory(tfew_config)}", "--model.optimizer=adamw"]
+        steps = [
+            "--trainer.max_steps=1",
+            "--trainer.val_check_interval=1",
+            "--data.val=null",
+            f"--trainer.default_root_dir={where}",
+        ]
+        main(["fit", "--config", str(tfew_config), *data, *start, *steps, "--data.image_root=null"])
+        manifest = json.loads((where / MANIFEST).read_text())
+        assert manifest["without_images"] == ["default"]
+        return manifest["choices"]
+
+    assert known_after("facts") == {"default": {"vqa": {"": sorted(COLOURS)}}}
+    assert known_after("vqa") == {}
 
 
 def test_ranked_classes_have_their_metrics_and_pictures(tfew_config, choice_data):

@@ -1,5 +1,7 @@
 """`mmpeft combine`: a run of several finetunes -> a run of their combination, with the projector it goes with."""
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,7 +14,7 @@ from mmpeft.inference.vlm import load
 from mmpeft.models.projector import Projector
 from mmpeft.runs.combine import combine_run
 from mmpeft.runs.files import load_run, save_run
-from mmpeft.runs.manifest import read_manifest
+from mmpeft.runs.manifest import read_manifest, write_manifest
 
 FINETUNES = {"a": LoraConfig(4, 8), "b": LoraConfig(4, 8), "c": LoraConfig(4, 4), "tfew": IA3Config()}
 OWNER = "b"
@@ -49,6 +51,21 @@ def test_a_combination_answers_as_it_does_beside_the_others(run, tmp_path, tiny_
     manifest = read_manifest(tmp_path / "out")
     assert manifest.metrics == {}
     assert manifest.facts["combined"] == f"ties of a, c, weighted 0.8, -0.3, from {run}"
+
+
+def test_a_combination_knows_the_choices_that_its_parts_agree_on(run, tmp_path):
+    same, colours = {"": ["circle", "square"]}, {"": ["red", "blue"]}
+    manifest = read_manifest(run)
+    manifest.choices = {
+        "a": {"shape": same, "color": colours},
+        "c": {"shape": same, "color": {"": ["red"]}},
+        "b": {"other": {}},
+    }
+    manifest.without_images = ["a", "b"]
+    write_manifest(shutil.copytree(run, tmp_path / "run"), manifest)
+    made = read_manifest(combine_run(tmp_path / "run", ["a", "c"], "new", output=tmp_path / "out"))
+    assert made.choices == {"new": {"shape": same, "color": {}}}
+    assert made.without_images == []
 
 
 def test_the_command_says_how_to_ask_and_ask_takes_it(run, tmp_path, tiny_data, capsys):

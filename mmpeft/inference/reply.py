@@ -1,0 +1,67 @@
+"""One question put to a run and everything a person is to see of the answer: the command line's and the demo's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mmpeft.adapters.bank import RESERVED_NAME
+from mmpeft.inference.requests import AnswerBy, Completion, Request
+from mmpeft.inference.sampling import Sampling
+from mmpeft.inference.vlm import Images, VisionLanguageModel
+from mmpeft.runs.manifest import Manifest
+
+
+@dataclass
+class Reply:
+    """An answer and what goes with it."""
+
+    text: str
+    ranking: list[tuple[str, float]]
+    """Choices and scores as `VisionLanguageModel.rank` gives them; empty where the answer was written."""
+    remarks: list[str]
+    """What the answer does not say of itself; of one without a word the last says so."""
+
+
+def reply(
+    vlm: VisionLanguageModel,
+    image: Images,
+    question: str,
+    adapter: str | None = None,
+    task: str | None = None,
+    choices: Sequence[str] | None = None,
+    answer_by: AnswerBy = "auto",
+    sampling: Sampling | None = None,
+    prefix: str = "",
+) -> Reply:
+    """Asks one question; the arguments are those of `VisionLanguageModel.requests`.
+
+    Args:
+        prefix: what stands before the names of inputs in remarks, such as the command line's "--".
+
+    Raises:
+        RefusedError: it cannot be asked.
+    """
+    (request,), _ = vlm.requests(image, question, adapter, task, sampling, choices, answer_by)
+    (completion,) = vlm.answer([request])
+    if completion.refusal is not None:
+        raise completion.refusal
+    may_rank = answer_by != "generate"
+    told = _remarks(vlm.manifest, request, completion, may_rank, prefix)
+    return Reply(completion.text, completion.ranking(request), told)
+
+
+def _remarks(
+    manifest: Manifest, request: Request, completion: Completion, may_rank: bool, prefix: str
+) -> list[str]:
+    """That there was no image, nothing to choose from, or no word."""
+    who, told = request.adapter or f"the {RESERVED_NAME}", []
+    reads_text = (request.adapter or RESERVED_NAME) in manifest.without_images
+    if manifest.vision and not request.record["images"] and not reads_text:
+        told.append(f"no {prefix}image: asked about text alone")
+    if may_rank and not request.rank and manifest.choices_of(request.adapter, request.record) is None:
+        told.append(
+            f"{who} was trained to choose among answers, of which none are known for this question; "
+            f"{prefix}choices red,green,blue lets it choose, which it does better than writing"
+        )
+    if not completion.text.strip():
+        told.append(f"{who} ended its answer at once: it wrote nothing")
+    return told
