@@ -83,16 +83,17 @@ def test_rows_with_choices_are_ranked_and_the_others_written(tfew_config, choice
     assert not (directory / "test.partial.jsonl").exists()
 
 
-def test_asking_answers_as_the_test_does(tfew_config, choice_data, tiny_data):
+def test_asking_answers_as_the_test_does(tfew_config, choice_data, tiny_data, tmp_path):
     """The run knows the choices that its training data listed."""
-    main(["test", "--config", str(tfew_config), "--data.test", str(choice_data / "test_choices.jsonl")])
+    asked = ["--data.test", str(choice_data / "test_choices.jsonl"), "--output", str(tmp_path)]
+    main(["test", "--config", str(tfew_config), *asked])
     directory = run_directory(tfew_config)
     manifest = json.loads((directory / MANIFEST).read_text())
     assert manifest["choices"] == {"default": {"vqa": {"": sorted(COLOURS)}}}
     assert manifest["without_images"] == []
     vlm = mmpeft.load(str(directory), "cpu")
     for row, told in zip(
-        rows_of(choice_data / "test_choices.jsonl"), rows_of(directory / "predictions.jsonl"), strict=True
+        rows_of(choice_data / "test_choices.jsonl"), rows_of(tmp_path / "predictions.jsonl"), strict=True
     ):
         image, question = tiny_data / row["image"], told["question"]
         assert vlm.ask(image, question) == told["answer"] == vlm.rank(image, question, sorted(COLOURS))[0][0]

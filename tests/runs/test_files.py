@@ -15,7 +15,7 @@ from mmpeft.hashing import hash_tensors
 from mmpeft.inference.vlm import VisionLanguageModel, load
 from mmpeft.models.projector import Projector
 from mmpeft.runs.files import PROJECTOR, adapter_folder, load_run, save_run
-from mmpeft.runs.manifest import FORMAT, MANIFEST, read_manifest, write_manifest
+from mmpeft.runs.manifest import FORMAT, MANIFEST, NEW_IN_FORMAT_2, read_manifest, write_manifest
 from tests.tiny import make_base
 
 QUESTIONS = ["what color is it?", "is it red?", "is it blue?"]
@@ -154,7 +154,7 @@ def in_format_1(run):
         tensors = {key.replace("default.", "base."): tensor for key, tensor in tensors.items()}
     save_file(tensors, run / PROJECTOR)
     content = json.loads((run / MANIFEST).read_text())
-    for key in ("projectors", "answer_tokens", "adapter_files"):
+    for key in NEW_IN_FORMAT_2:
         del content[key]
     (run / MANIFEST).write_text(json.dumps(content | {"format": 1, "projector": hash_tensors(tensors)}))
     return manifest
@@ -183,7 +183,7 @@ def test_a_run_of_format_1_stays_one_when_its_metrics_are_written(run):
     write_manifest(run, manifest)
     content = json.loads((run / MANIFEST).read_text())
     assert (content["format"], content["metrics"]) == (1, {"exact_match": 1.0})
-    assert not content.keys() & {"projectors", "answer_tokens"}
+    assert not content.keys() & {*NEW_IN_FORMAT_2}
     load_run(run)
 
 
