@@ -108,6 +108,7 @@ class VisionLanguageCLI(LightningCLI):
                     f"--{name} belongs to `mmpeft {commands[0]}`, not to `mmpeft {self.subcommand}`"
                 )
         directory = self._directory = Path(own.trainer.default_root_dir or "runs/default")
+        self._signals = StopSignals()
         if self.subcommand in FITS["untrained"] and not own.untrained:
             require_finished(directory)
         if own.get("ckpt_path") == "last":
@@ -127,18 +128,8 @@ class VisionLanguageCLI(LightningCLI):
         if settings.logger is None:
             board = TensorBoardLogger(directory, name="", version="tensorboard")
             kwargs["logger"] = [CurvesLogger(directory), board] if fitting else False
-        callbacks = list(settings.callbacks or [])
-        if settings.enable_progress_bar is not False and not _has(callbacks, ProgressBar):
-            callbacks.append(progress())
-            kwargs["enable_progress_bar"] = _has(callbacks, ProgressBar)  # else Lightning adds its own
-        self._signals = StopSignals()
-        if settings.enable_checkpointing is not False:
-            callbacks.append(Checkpoints(directory, self._signals))
-        if not _has(callbacks, ModelCheckpoint):
-            kwargs["enable_checkpointing"] = False  # Lightning's own, which writes one for each epoch
-        kwargs["callbacks"] = callbacks
         try:
-            trainer: Any = super().instantiate_trainer(**kwargs)
+            trainer: Any = super().instantiate_trainer(**kwargs, **self._callbacks(settings))
         except MisconfigurationException as error:  # Lightning's own word for impossible settings
             raise RefusedError(f"trainer: {error}") from error
         self._results = directory
@@ -151,6 +142,19 @@ class VisionLanguageCLI(LightningCLI):
         ]
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
+
+    def _callbacks(self, settings: Any) -> dict[str, Any]:
+        """The user's, with our bar and checkpoints; and what keeps Lightning from adding its own."""
+        callbacks = list(settings.callbacks or [])
+        if settings.enable_progress_bar is not False and not _has(callbacks, ProgressBar):
+            callbacks.append(progress())
+        if settings.enable_checkpointing is not False and not settings.fast_dev_run:
+            callbacks.append(Checkpoints(self._directory, self._signals))
+        return {
+            "callbacks": callbacks,
+            "enable_progress_bar": _has(callbacks, ProgressBar),
+            "enable_checkpointing": _has(callbacks, ModelCheckpoint),
+        }
 
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand in ("test", "predict"):

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -36,13 +37,16 @@ class StopSignals:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for number, handler in self._replaced.items():
-            signal.signal(number, handler)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._replaced.items():
+                signal.signal(number, handler)
 
     def install(self) -> None:
-        """Lightning puts handlers of its own in the place of ours whenever a loop begins."""
-        for number in SIGNALS:
-            signal.signal(number, self._handle)
+        """Lightning puts handlers of its own in the place of ours whenever a loop begins; Python takes them from the
+        main thread alone."""
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.deferred and self.received is None:
