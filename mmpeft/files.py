@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,7 +63,9 @@ def save_tensors(tensors: Mapping[str, "Tensor"], path: Path) -> None:
         save_file(contiguous, unfinished, metadata={"format": "pt"})
     except (SafetensorError, OSError) as error:
         unfinished.unlink(missing_ok=True)
-        raise no_space(path, wanted) from error
+        if is_full(error):
+            raise no_space(path, wanted) from error
+        raise
     ordinary_permissions(unfinished)
     os.replace(unfinished, path)
 
@@ -85,10 +88,12 @@ def no_space(path: Path, wanted: int) -> RefusedError:
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether a full disk lies under an error; torch wraps the system's own."""
+    """Whether a full disk lies under an error; torch wraps the system's own, safetensors tells its number in words."""
     while error is not None:
         if isinstance(error, OSError):
             return error.errno in DISK_IS_FULL
+        if told := re.search(r"\(os error (\d+)\)", str(error)):
+            return int(told[1]) in DISK_IS_FULL
         error = error.__cause__ or error.__context__
     return False
 

@@ -15,12 +15,13 @@ import lightning as L
 import pytest
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mmpeft.cli import main
 from mmpeft.errors import RefusedError
 from mmpeft.experiments.steps import MMPEFT
-from mmpeft.files import write_whole
+from mmpeft.files import save_tensors, write_whole
 from mmpeft.runs.manifest import MANIFEST
 from mmpeft.runs.occupancy import held
 from mmpeft.training.checkpoint_files import AtomicCheckpointIO, newest_whole_checkpoint
@@ -359,6 +360,20 @@ def test_no_room_is_told_with_path_and_bytes_and_keeps_what_was_there(tmp_path, 
     with pytest.raises(RefusedError, match=r"text\.md: no space left"):
         write_whole(tmp_path / "text.md", "x" * 5000)
     assert not list(tmp_path.glob("*text.md"))
+    save_tensors({"kept": torch.ones(2)}, tmp_path / "x.safetensors")
+    with pytest.raises(RefusedError, match=r"x\.safetensors: no space left"):
+        save_tensors({"lost": torch.ones(2000)}, tmp_path / "x.safetensors")
+    assert load_file(tmp_path / "x.safetensors").keys() == {"kept"}
+    assert len(list(tmp_path.glob("*x.safetensors"))) == 1
+
+
+def test_another_reason_than_room_is_not_told_as_that(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: Permission denied (os error 13)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", refuse)
+    with pytest.raises(SafetensorError, match="Permission denied"):
+        save_tensors({"lost": torch.ones(2)}, tmp_path / "x.safetensors")
 
 
 def test_a_disk_without_room_is_told_before_the_first_step(tmp_path, tiny_base, tiny_data, monkeypatch):
