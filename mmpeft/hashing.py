@@ -29,6 +29,11 @@ def hash_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
+def seed_of(*values: Any) -> int:
+    """A seed for random numbers, of 60 bits: other values give unrelated ones."""
+    return int(hash_json(values)[:15], 16)
+
+
 def hash_file(path: str | Path) -> str:
     """The sha256 of a file, in 64 hex digits."""
     with Path(path).open("rb") as file:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from mmpeft.adapters.functional import ALL_SERVED, BASE
-from mmpeft.adapters.layer import AdaptedForward, Routing
+from mmpeft.adapters.layer import AdaptedForward
 from mmpeft.adapters.methods.base import AdapterConfig, ModelInputs
 from mmpeft.adapters.methods.stack import Stack
+from mmpeft.adapters.routing import Routing
 from mmpeft.adapters.targets import (
     find_sites,
     gets_flattened,
@@ -166,7 +167,8 @@ class AdapterBank(nn.Module):
         return self.entries[name]
 
     def route(self, names: Sequence[str | None]) -> None:
-        """Says which adapter serves each row of the coming forwards; None is the base model.
+        """Says which adapter serves each row of the coming forwards; None is the base model. Dropout draws from torch's
+        global generator, unless `Routing.seed_dropout` follows.
 
         Raises:
             UnknownNameError: an unknown name. It is never served by the base or by another adapter.
@@ -183,6 +185,7 @@ class AdapterBank(nn.Module):
             setattr(slots[method], ALL_SERVED, BASE not in rows)
             uniform[method] = num_slots == 1 and all(row == 0 for row in rows)
         self.routing.slots, self.routing.uniform = slots, uniform
+        self.routing.names, self.routing.owned, self.routing.streams = list(names), owned, []
 
     def places(self, name: str) -> Iterator[Place]:
         """Every stack that holds tensors of an adapter."""

@@ -1,31 +1,12 @@
-"""The forward of an adapted layer, and the routing that tells it which finetune each row belongs to."""
+"""The forward of an adapted layer: its rows are changed by their own finetunes."""
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from mmpeft.adapters.methods.base import Stack
+from mmpeft.adapters.routing import Routing
 from mmpeft.errors import RefusedError
-
-
-@dataclass(eq=False)
-class Routing:
-    """Which slot serves each row, per method: one plain object per model, shared by all its adapted layers.
-
-    Written once before a forward and never cleared, because gradient checkpointing runs the forward again
-    during the backward. Not a global and not a hook: two models never see each other's rows.
-    """
-
-    slots: dict[str, Tensor] = field(default_factory=dict)
-    """Method -> (rows,) int64, ``BASE`` for rows without that method."""
-    uniform: dict[str, bool] = field(default_factory=dict)
-    """Method -> whether its stacks have a single slot and it serves every row."""
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of the batch that the routing was written for."""
-        return len(next(iter(self.slots.values()))) if self.slots else 1
 
 
 class AdaptedForward:
@@ -62,6 +43,7 @@ class AdaptedForward:
         """Adds the stack of a method, in its turn: a finetune of several methods is the same however it was put
         together."""
         stack.attach(self.base, self.plain)
+        stack.routing = self.routing
         self.stacks[place] = stack
         self.stacks = dict(sorted(self.stacks.items(), key=lambda item: (item[1].turn, item[0])))
 

@@ -1,7 +1,7 @@
 """Collate: packed rows -> one padded `Batch`, and which conversation stands where."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
 from typing import Self
 
@@ -69,6 +69,8 @@ class Batch(Tensors):
     """The adapter of every row; None is the base model."""
     conversations: Conversations
     """What stands in which segment of which row."""
+    dropout_seeds: dict[str, int] = field(default_factory=dict)
+    """Adapter -> the seed of what it drops in this batch; empty where that is left to torch's global generator."""
 
 
 def collate(
@@ -145,4 +147,5 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
         image_rows=numbered([batch.image_rows for batch in batches]),
         adapters=[adapter for batch in batches for adapter in batch.adapters],
         conversations=Conversations(**joined | {"rows": numbered([t.rows for t in tables])}),
+        dropout_seeds={name: seed for batch in batches for name, seed in batch.dropout_seeds.items()},
     )

@@ -13,6 +13,7 @@ from mmpeft.data.packing import PackedRow, pack, pack_choices, plan_rows
 from mmpeft.data.sampling import mixed_order
 from mmpeft.data.template import ChoiceSet, Example
 from mmpeft.errors import RefusedError
+from mmpeft.hashing import seed_of
 
 BATCHES_SORTED_TOGETHER = 32
 """Rows of similar length share a batch within windows of about this many batches, to pad less."""
@@ -102,7 +103,8 @@ class PackedLoader:
         examples: conversations, or questions with their choices, which have a row of their own.
         features: of images.
         adapter: the adapter that these examples belong to; None is the base.
-        seed: with the epoch's number decides the order; None keeps the order of the examples.
+        seed: with the epoch's number decides the order, and with the batch's what dropout drops; None keeps the order
+            of the examples.
         mix: (examples, weight) of every file that the examples come from, in order; None sees each example once.
     """
 
@@ -152,9 +154,13 @@ class PackedLoader:
         return [pack_row([self.examples[number] for number in row]) for row in self._plan[batch]]
 
     def batch(self, number: int) -> Batch:
-        """One batch of this epoch."""
+        """One batch of this epoch. Its dropout has a seed of its own, so that a run drops the same however it came
+        here: with other finetunes beside it, or resumed."""
         rows = self._plan[number]
-        return make_batch(self.examples, rows, self.features, [self.adapter] * len(rows))
+        batch = make_batch(self.examples, rows, self.features, [self.adapter] * len(rows))
+        if self.seed is not None and self.adapter is not None:
+            batch.dropout_seeds = {self.adapter: seed_of("dropout", self.seed, self.epoch, number)}
+        return batch
 
     def _plan_epoch(self) -> list[list[list[int]]]:
         """Batches of rows of example numbers; every epoch has the same number of batches."""

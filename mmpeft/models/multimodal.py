@@ -86,7 +86,10 @@ class MultimodalModel(nn.Module):
     ) -> Tensor:
         """What the decoder makes of the last ``new`` columns, or of all, (rows, columns, dim); `logits` are computed
         from it. ``cache`` holds the columns before them and gets theirs."""
-        return self.read(self.inputs(batch, new), cache)
+        inputs = self.inputs(batch, new)
+        if batch.dropout_seeds:
+            self.bank.routing.seed_dropout(batch.dropout_seeds, inputs.queries != PADDING)
+        return self.read(inputs, cache)
 
     def inputs(self, batch: Batch, new: int | None = None) -> "Inputs":
         """What the decoder reads of the last ``new`` columns, or of all with the virtual tokens before them; routes

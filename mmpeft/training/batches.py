@@ -23,7 +23,7 @@ class Batches:
         features: of images.
         packing: how examples fill rows and batches.
         adapters: finetune -> the adapter of its rows; None is the base.
-        seed: of the order of training.
+        seed: of the order of training, and of dropout.
         cycle: whether training ends by steps, see `JointLoader`.
     """
 
@@ -77,7 +77,7 @@ def make_loader(
         features: of images.
         packing: how examples fill rows and batches.
         adapters: finetune -> the adapter of its rows; None is the base.
-        seed: of the order; None keeps that of the data and leaves ``mix`` and ``max_steps`` out.
+        seed: of the order, and of dropout; None keeps that of the data and leaves ``mix`` and ``max_steps`` out.
         cycle: see `JointLoader`.
     """
     once: dict[tuple[int, bool], Example] = {}

@@ -50,7 +50,7 @@ class VisionLanguageData(L.LightningDataModule):
         metrics: has moved to test.metrics.
         held_text: has moved to test.held_text.
         cache: folder of vision features; None keeps them under the mmpeft home.
-        seed: order of the training data.
+        seed: order of the training data, and what dropout drops.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mmpeft.data.batch import Conversations
-from mmpeft.data.loader import PackedLoader, PackingConfig, split_evenly
+from mmpeft.data.loader import JointLoader, PackedLoader, PackingConfig, split_evenly
 from mmpeft.data.packing import Role
 from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN, ChoiceSet, Encoded
 
@@ -161,6 +161,26 @@ def test_rows_carry_the_adapter_and_the_features_of_their_images():
         assert len(batch.image_rows) == (0 if batch.features is None else len(batch.features))
         for image, row in enumerate(batch.image_rows.tolist()):
             assert float(batch.features[image, 0, 0]) == by_row(batch)[row][0] // 6
+
+
+def test_every_batch_of_training_has_a_dropout_seed_of_its_own():
+    """Of its seed, epoch and place alone: the other finetunes of a joint run have no part in it."""
+    loader = make_loader(0)
+    alone = [batch.dropout_seeds["mine"] for _ in range(2) for batch in loader]
+    assert len(set(alone)) == 2 * len(loader)
+    assert alone[: len(loader)] == [batch.dropout_seeds["mine"] for batch in make_loader(0)]
+    assert not set(alone) & {batch.dropout_seeds["mine"] for batch in make_loader(1)}
+    longer = make_loader(0, batch_size=3)
+    longer.adapter = "longer"
+    joint = list(JointLoader({"longer": longer, "mine": make_loader(0)}, {}, cycle=True))
+    assert [batch.dropout_seeds["mine"] for batch in joint] == alone[: len(longer)]
+    assert all(batch.dropout_seeds.keys() == {"mine", "longer"} for batch in joint)
+
+
+def test_nothing_is_seeded_without_seed_or_adapter():
+    base = make_loader(0)
+    base.adapter = None
+    assert not any(batch.dropout_seeds for loader in (make_loader(None), base) for batch in loader)
 
 
 def test_batches_of_text_alone_have_no_features():

@@ -40,6 +40,16 @@ def model(make_model, randomise):
 
 
 @pytest.fixture
+def dropping(make_model, randomise):
+    """A model in training whose finetunes drop features, beside virtual tokens of three lengths."""
+    model = make_model()
+    for name, virtual in (("long", PromptConfig(5)), ("short", PromptConfig(2)), ("keys", PrefixConfig(3))):
+        model.bank.add(name, HybridConfig([virtual, LoraConfig(rank=4, dropout=0.3)]))
+        randomise(model.bank, name)
+    return model.train()
+
+
+@pytest.fixture
 def rows(conversations):
     questions = [("what color is it?", "red"), ("is it red?", "yes it is"), ("a?", "b")]
     images = ["a", "b", "a", "", "bc", "", "c", "a"]
@@ -50,6 +60,26 @@ def separate(rows, names):
     return [[one] for row in rows for one in row], [
         n for row, n in zip(rows, names, strict=True) for _ in row
     ]
+
+
+def test_what_a_finetune_drops_depends_on_no_neighbour(dropping, make_batch, conversations):
+    """Its rows, packed and padded, virtual tokens among them, are those of a batch of its own; others stand between."""
+    names = ["short", "lora", "long", "keys", "short"]
+    questions = [("what color is it?", "red"), ("a?", "b"), ("is it red?", "yes " * 9)]
+    rows = [conversations("ab"[number % 2], *questions[: 1 + number % 3]) for number in range(len(names))]
+    seeds = {name: number for number, name in enumerate(names)}
+    joint = make_batch(rows, names)
+    joint.dropout_seeds = seeds
+    together = dropping.token_losses(joint)
+    for name in seeds:
+        own = [number for number, each in enumerate(names) if each == name]
+        batch = make_batch([rows[number] for number in own], [name] * len(own))
+        batch.dropout_seeds = {name: seeds[name]}
+        want = dropping.token_losses(batch).nll
+        got = together.nll[torch.isin(together.rows, torch.tensor(own))]
+        torch.testing.assert_close(got, want, **CLOSE)
+        batch.dropout_seeds = {name: 77}
+        assert torch.allclose(dropping.token_losses(batch).nll, want) == (name == "lora")
 
 
 def test_packed_mixed_rows_have_the_losses_of_rows_of_their_own(model, make_batch, rows):

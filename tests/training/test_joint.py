@@ -15,7 +15,8 @@ from tests.tiny import COLOURS, make_config, run_directory, write_jsonl
 
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
 """Rows are padded to the widest of the joint batch: other shapes, other rounding, some steps of AdamW."""
-LORA = {"class_path": "mmpeft.adapters.LoraConfig", "init_args": {"rank": 4, "alpha": 8}}
+LORA = {"class_path": "mmpeft.adapters.LoraConfig", "init_args": {"rank": 4, "alpha": 8, "dropout": 0.3}}
+DORA = {"class_path": "mmpeft.adapters.DoraConfig", "init_args": {"rank": 2, "dropout": 0.3}}
 IA3 = {"class_path": "mmpeft.adapters.IA3Config"}
 PROMPT = {"class_path": "mmpeft.adapters.PromptConfig", "init_args": {"num_virtual_tokens": 3}}
 
@@ -91,6 +92,11 @@ def run_alone(path, tiny_base, tiny_data, name, own, **trainer):
     return run_directory(config)
 
 
+def losses(run, curve="train_loss"):
+    with (run / "metrics.csv").open() as file:
+        return [float(row[curve]) for row in csv.DictReader(file) if row.get(curve) not in (None, "", "nan")]
+
+
 def trained(run, name):
     adapter = load_file(run / "adapters" / name / "adapter_model.safetensors")
     return adapter | load_file(run / "adapters" / name / "projector.safetensors")
@@ -114,7 +120,8 @@ def together(trainer, tmp_path_factory, tiny_base, tiny_data, finetunes):
 def test_a_joint_run_is_each_finetune_alone(
     together, trainer, name, tmp_path, tiny_base, tiny_data, finetunes
 ):
-    """Other methods, data of other lengths, learning rates and schedules; one leaves after five steps."""
+    """Other methods, data of other lengths, learning rates and schedules; one leaves after five steps, one drops
+    features."""
     own = dict(finetunes[name])
     if "max_epochs" in trainer:
         own.pop("max_steps", None)  # two epochs of a single step each come first
@@ -123,6 +130,32 @@ def test_a_joint_run_is_each_finetune_alone(
     assert want.keys() == got.keys()
     for key, tensor in want.items():
         torch.testing.assert_close(got[key], tensor, **CLOSE, msg=lambda m, key=key: f"{key}: {m}")
+    curve = losses(run_directory(together), f"train_loss/{name}")
+    assert curve == pytest.approx(losses(alone), rel=1e-4, abs=1e-5)
+
+
+def test_each_drops_what_it_would_alone_however_wide_its_neighbours_rows(
+    tmp_path, tiny_base, tiny_data, folder
+):
+    """Three finetunes with dropout; the questions of one are far longer, which pads the others' rows."""
+    rows = [json.loads(line) for line in (folder / "few.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["conversations"][0]["value"] += " and how many squares are there?" * 4
+    write_jsonl(tmp_path / "long.jsonl", rows)
+    finetunes = {
+        "few": {"adapter": LORA, "train": str(folder / "few.jsonl")},
+        "long": {"adapter": LORA, "train": str(tmp_path / "long.jsonl")},
+        "three": {"adapter": DORA, "train": str(folder / "three.jsonl"), "max_steps": 4},
+    }
+    config = run_together(tmp_path / "all", tiny_base, tiny_data, finetunes, max_steps=6)
+    main(["fit", "--config", str(config)])
+    run = run_directory(config)
+    for name, own in finetunes.items():
+        alone = run_alone(tmp_path, tiny_base, tiny_data, name, own, max_steps=6)
+        assert losses(run, f"train_loss/{name}") == pytest.approx(losses(alone), rel=1e-4, abs=1e-5)
+        got = trained(run, name)
+        for key, tensor in trained(alone, name).items():
+            torch.testing.assert_close(got[key], tensor, **CLOSE, msg=lambda m, key=key: f"{key}: {m}")
 
 
 def test_every_finetune_has_curves_of_its_own(together, trainer):

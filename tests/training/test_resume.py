@@ -18,7 +18,7 @@ LORA = {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"], "dropout"
 
 @pytest.fixture(scope="module", params=[{"max_steps": STEPS}, {"max_epochs": 2}], ids=["steps", "epochs"])
 def config(request, tmp_path_factory, tiny_base, tiny_data):
-    """A run that keeps the checkpoint of every step. Dropout needs the random numbers to go on as well."""
+    """A run that keeps the checkpoint of every step. Dropout must go on with the next batch as well."""
     folder = tmp_path_factory.mktemp("resume")
     every_step = {
         "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",

@@ -33,7 +33,7 @@ class DoraConfig(LoraConfig):
     usual: ClassVar[dict[str, dict[str, Any]]] = {"DoRA r=16": {"rank": 16}}
 
     def make_stack(self, path: str, in_features: int, out_features: int, num_slots: int, size: int) -> Stack:
-        return DoraStack(in_features, out_features, num_slots, size)
+        return DoraStack(in_features, out_features, num_slots, size, path)
 
     def shapes(self, path: str, in_features: int, out_features: int) -> dict[str, list[int]]:
         return super().shapes(path, in_features, out_features) | {"lora_magnitude_vector": [out_features]}
@@ -80,8 +80,8 @@ class DoraStack(LoraStack):
     method = DoraConfig.method
     turn = 10
 
-    def __init__(self, in_features: int, out_features: int, num_slots: int, rank: int):
-        super().__init__(in_features, out_features, num_slots, rank)
+    def __init__(self, in_features: int, out_features: int, num_slots: int, rank: int, path: str = ""):
+        super().__init__(in_features, out_features, num_slots, rank, path)
         self.magnitude = nn.Parameter(torch.zeros(num_slots, out_features))
 
     @torch.no_grad()

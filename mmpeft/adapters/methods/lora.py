@@ -76,7 +76,7 @@ class LoraConfig(LayersConfig):
         return self.rank
 
     def make_stack(self, path: str, in_features: int, out_features: int, num_slots: int, size: int) -> Stack:
-        return LoraStack(in_features, out_features, num_slots, size)
+        return LoraStack(in_features, out_features, num_slots, size, path)
 
     def shapes(self, path: str, in_features: int, out_features: int) -> dict[str, list[int]]:
         return {"lora_A.weight": [self.rank, in_features], "lora_B.weight": [out_features, self.rank]}
@@ -131,6 +131,9 @@ class LoraStack(Stack):
     """The A and B of every slot on one linear. Slots of smaller rank are padded with zeros, a fixed point
     of training: the gradient of a zero row of A times a zero column of B is zero.
 
+    Dropout is each slot's own where the routing has seeds for it: what a finetune drops is then a function of its seed,
+    ``path`` and its own tokens. A compiled model, which cannot seed generators, draws from torch's global one.
+
     Shapes: ``lora_A`` (S, R, I), ``lora_B`` (S, O, R); ``lora_A[s, :r]`` is exactly PEFT's tensor.
     """
 
@@ -140,13 +143,19 @@ class LoraStack(Stack):
     scaling: Tensor
     dropout: Tensor
 
-    def __init__(self, in_features: int, out_features: int, num_slots: int, rank: int):
+    def __init__(self, in_features: int, out_features: int, num_slots: int, rank: int, path: str = ""):
         super().__init__(num_slots)
+        self.path = path
         self.lora_A = nn.Parameter(torch.zeros(num_slots, rank, in_features))
         self.lora_B = nn.Parameter(torch.zeros(num_slots, out_features, rank))
         self.register_buffer("scaling", torch.zeros(num_slots), persistent=False)
         self.register_buffer("dropout", torch.zeros(num_slots), persistent=False)
-        self.has_dropout = False
+        self._rates: dict[int, float] = {}  # the dropout above zero, where no device has to be asked
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether any slot drops features."""
+        return bool(self._rates)
 
     def on_output(self, x: Tensor, y: Tensor, slots: Tensor, uniform: bool) -> Tensor:
         if self.training and self.has_dropout:
@@ -158,7 +167,10 @@ class LoraStack(Stack):
 
     def _drop(self, x: Tensor, slots: Tensor) -> Tensor:
         probability = gather_slots(self.dropout, slots).view(-1, 1, 1)
-        keep = torch.rand_like(x, dtype=torch.float32) >= probability
+        if torch.compiler.is_compiling() or not self.routing.streams:
+            keep = torch.rand_like(x, dtype=torch.float32) >= probability
+        else:
+            keep = self.routing.kept(x, self.method, self._rates, f"{self.method} {self.path}")
         return torch.where(keep, x / (1 - probability).to(x.dtype), 0)
 
     @torch.no_grad()
@@ -176,11 +188,12 @@ class LoraStack(Stack):
             self.lora_A[slot, :rank] = linear_start(rank, in_features, generator=generator)
         self.scaling[slot] = config.scaling
         self.dropout[slot] = config.dropout
-        self.has_dropout = self.has_dropout or config.dropout > 0
+        if config.dropout:
+            self._rates[slot] = config.dropout
 
     def reset(self, slot: int) -> None:
         super().reset(slot)
-        self.has_dropout = bool(self.dropout.any())
+        self._rates.pop(slot, None)
 
     def tensors(self, slot: int) -> dict[str, Tensor]:
         rank = self.sizes[slot]

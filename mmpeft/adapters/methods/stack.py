@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpeft.adapters.functional import BASE, gather_slots
+from mmpeft.adapters.routing import Routing
 
 
 class Stack(nn.Module):
@@ -36,6 +37,8 @@ class Stack(nn.Module):
         """Whether some slot is inactive."""
         self.sizes = [0] * num_slots
         """Each slot's own size: its rank, width or number of tokens."""
+        self.routing = Routing()
+        """The bank's, as soon as it sits on a layer."""
 
     def attach(self, base: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
         """Shows the stack the frozen layer that it will sit on, or the embedding, for methods that depend on its

@@ -1,0 +1,108 @@
+"""Routing: which finetune each row of a forward belongs to, and the random numbers of each finetune's own dropout."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mmpeft.errors import RefusedError
+from mmpeft.hashing import seed_of
+
+
+@dataclass(eq=False)
+class Stream:
+    """One finetune's random numbers for one batch: a function of its own seed and of its own tokens, in order, so that
+    neither its neighbours nor the padding change them."""
+
+    seed: int
+    """Of the finetune's batch."""
+    slots: Mapping[str, int]
+    """Method -> the slot of the finetune."""
+    tokens_of_rows: Tensor
+    """(rows, tokens) bool: which are tokens of some row and no padding."""
+    rows: Sequence[bool]
+    """Of every row, whether it is the finetune's."""
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """(n,) int64: where its tokens stand among all rows times tokens. Found once a batch, as it waits for the
+        device, and only if something is dropped."""
+        rows = torch.tensor(self.rows, device=self.tokens_of_rows.device)
+        return (self.tokens_of_rows & rows[:, None]).flatten().nonzero()[:, 0]
+
+    def uniform(self, features: int, place: str) -> Tensor:
+        """(n, features) float32 in [0, 1), the same ones whenever asked for the same ``place``."""
+        device = self.tokens_of_rows.device
+        generator = torch.Generator(device).manual_seed(seed_of(self.seed, place))
+        return torch.rand(len(self.tokens), features, generator=generator, device=device)
+
+
+@dataclass(eq=False)
+class Routing:
+    """Which slot serves each row, per method: one plain object per model, shared by all its adapted layers.
+
+    Written once before a forward and never cleared, because gradient checkpointing runs the forward again
+    during the backward. Not a global and not a hook: two models never see each other's rows.
+    """
+
+    slots: dict[str, Tensor] = field(default_factory=dict)
+    """Method -> (rows,) int64, ``BASE`` for rows without that method."""
+    uniform: dict[str, bool] = field(default_factory=dict)
+    """Method -> whether its stacks have a single slot and it serves every row."""
+    names: Sequence[str | None] = ()
+    """The adapter of each row."""
+    owned: Sequence[Mapping[str, int]] = ()
+    """Of each row, method -> slot."""
+    streams: list[Stream] = field(default_factory=list)
+    """The random numbers of every finetune's dropout; none where it draws from torch's global generator."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the batch that the routing was written for."""
+        return len(next(iter(self.slots.values()))) if self.slots else 1
+
+    def seed_dropout(self, seeds: Mapping[str, int], tokens: Tensor) -> None:
+        """Gives every finetune random numbers of its own for the dropout of the coming forwards, until the next route:
+        together it then drops what it would alone.
+
+        Args:
+            seeds: adapter -> seed of its share of this batch.
+            tokens: (rows, tokens) bool: which are no padding. Padding is never dropped.
+
+        Raises:
+            RefusedError: an adapter of the rows has no seed.
+        """
+        names = [name for name in dict.fromkeys(self.names) if name is not None]
+        if unseeded := [name for name in names if name not in seeds]:
+            raise RefusedError(
+                f"dropout got seeds for {sorted(seeds)}, but rows of {unseeded} are in the batch; give one to each"
+            )
+        self.streams = []
+        for name in names:
+            rows = [name == each for each in self.names]
+            self.streams.append(Stream(seeds[name], self.owned[rows.index(True)], tokens, rows))
+
+    def kept(self, x: Tensor, method: str, rates: Mapping[int, float], place: str) -> Tensor:
+        """What the finetunes' own dropout leaves of ``x`` (B, T, I): a mask of its shape.
+
+        Args:
+            x: input of a layer.
+            method: whose slots are meant.
+            rates: slot -> probability of dropping a feature; a slot that is not here drops nothing.
+            place: what tells this mask from all others of the batch.
+
+        Raises:
+            RefusedError: the dropout was seeded for another number of tokens.
+        """
+        mask = torch.ones(x.shape, dtype=torch.bool, device=x.device)
+        for stream in self.streams:
+            if stream.tokens_of_rows.shape != x.shape[:2]:
+                raise RefusedError(
+                    f"dropout was seeded for (rows, tokens) {tuple(stream.tokens_of_rows.shape)}, but an adapted "
+                    f"layer got an input of shape {tuple(x.shape)}; call routing.seed_dropout with its tokens"
+                )
+            if rate := rates.get(stream.slots.get(method, -1)):
+                mask.flatten(0, 1)[stream.tokens] = stream.uniform(x.shape[-1], place) >= rate
+        return mask
