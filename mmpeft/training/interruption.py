@@ -113,7 +113,7 @@ class Checkpoints(L.Callback):
 
     def _save(self, trainer: L.Trainer) -> None:
         begun, last = time.monotonic(), self.directory / FOLDER / LAST
-        trainer.save_checkpoint(last)
+        trainer.save_checkpoint(last, weights_only=False)
         now = time.monotonic()
         self._saved_step = trainer.global_step
         self._next = now + max(SECONDS_BETWEEN, (now - begun) / SHARE_OF_TIME)
