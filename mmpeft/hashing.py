@@ -40,9 +40,9 @@ def hash_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_files(paths: Iterable[Path], root: Path) -> str:
-    """Identity of files: where they lie below ``root``, and every byte."""
-    return hash_json({path.relative_to(root).as_posix(): hash_file(path) for path in sorted(paths)})
+def hash_files(paths: Iterable[Path], root: Path) -> dict[str, str]:
+    """Where files lie below ``root`` -> their sha256."""
+    return {path.relative_to(root).as_posix(): hash_file(path) for path in paths}
 
 
 def hash_weight_files(paths: list[Path]) -> str:

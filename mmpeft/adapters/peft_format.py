@@ -40,14 +40,19 @@ one method. Fields that steer training only, or that tell how the base stores it
 anything."""
 
 
-def save_adapter(bank: AdapterBank, name: str, directory: str | Path, base_name: str) -> None:
-    """Writes adapter ``name`` to ``directory``; ``base_name`` is recorded as its base model."""
+def save_adapter(bank: AdapterBank, name: str, directory: str | Path, base_name: str) -> list[Path]:
+    """Writes adapter ``name`` to ``directory``; ``base_name`` is recorded as its base model.
+
+    Returns:
+        The files written.
+    """
     directory = Path(directory)
-    parts = bank.entry(name).parts
+    parts, written = bank.entry(name).parts, list[Path]()
     if bank.entry(name).config.composed:
         folders = [f"{number}_{part.config.method}" for number, part in enumerate(parts)]
         whole = {"peft_type": HybridConfig.peft_type, "parts": folders, "base_model_name_or_path": base_name}
         write_json(directory / CONFIG_FILE, whole)
+        written.append(directory / CONFIG_FILE)
     else:
         folders = ["."]
     for folder, part in zip(folders, parts, strict=True):
@@ -60,6 +65,8 @@ def save_adapter(bank: AdapterBank, name: str, directory: str | Path, base_name:
             for key, tensor in stack.tensors(slot).items()
         }
         save_tensors(tensors, directory / folder / WEIGHTS_FILE)
+        written += [directory / folder / file for file in (CONFIG_FILE, WEIGHTS_FILE)]
+    return written
 
 
 def load_adapter(bank: AdapterBank, name: str, directory: str | Path, replace: bool = False) -> None:

@@ -19,7 +19,9 @@ from mmpeft.adapters.base_weights import (
 )
 from mmpeft.errors import RefusedError
 
-DEQUANTIZE_FIRST = "make the base dense first (`mmpeft merge` without --quantization)"
+DEQUANTIZE_FIRST = (
+    "make the base dense first (`mmpeft merge` without --quantization, of a checkpoint that is dense on disk)"
+)
 
 
 def check_dense(path: str, linear: nn.Module, method: str) -> None:

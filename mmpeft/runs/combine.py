@@ -11,7 +11,7 @@ from mmpeft.data.choices import KnownChoices
 from mmpeft.errors import RefusedError
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.runs.files import load_run, require_empty, save_run
-from mmpeft.runs.manifest import Manifest
+from mmpeft.runs.manifest import Manifest, read_manifest, require_adapters
 
 FEDERATED = "federated"
 """The mean of clients that trained one config apart, beside `adapters.combine`'s methods."""
@@ -41,6 +41,7 @@ def combine_run(
     """
     directory = Path(output) if output is not None else Path(run) / "combined" / name
     require_empty(directory)
+    require_adapters(run, read_manifest(run))
     model, _, manifest = load_run(run)
     chosen = model.bank.names if adapters is None else [*adapters]
     if len(set(chosen)) < max(2, len(chosen)):

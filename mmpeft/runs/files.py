@@ -24,7 +24,7 @@ from mmpeft.adapters.peft_format import load_adapter, save_adapter
 from mmpeft.data.template import Template
 from mmpeft.errors import RefusedError
 from mmpeft.files import save_tensors
-from mmpeft.hashing import hash_files, hash_tensors
+from mmpeft.hashing import hash_file, hash_files, hash_tensors
 from mmpeft.models.build import build_model
 from mmpeft.models.language import LanguageConfig, load_tokenizer
 from mmpeft.models.multimodal import MultimodalModel
@@ -38,6 +38,7 @@ LeftOut = dict[str, RefusedError]
 """Finetune -> why it cannot be used."""
 BASE = "base"
 """Whose projector is that of rows without finetune."""
+RESTORE = "put back the file that was written with it, or train it again with `mmpeft fit`"
 
 
 def save_run(directory: str | Path, manifest: Manifest, model: MultimodalModel) -> None:
@@ -45,11 +46,11 @@ def save_run(directory: str | Path, manifest: Manifest, model: MultimodalModel) 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     manifest.adapters, manifest.format, manifest.projector = model.bank.names, FORMAT, ""
+    manifest.adapter_files = {}
     for name in model.bank.names:
-        save_adapter(model.bank, name, adapter_folder(directory, name), manifest.language["name"])
-    manifest.adapter_files = {
-        name: _hash_adapter(adapter_folder(directory, name)) for name in model.bank.names
-    }
+        folder = adapter_folder(directory, name)
+        files = save_adapter(model.bank, name, folder, manifest.language["name"])
+        manifest.adapter_files[name] = hash_files(files, folder)
     if manifest.vision is not None:
         slots = {BASE: 0} | {name: model.projector_slots.get(name, 0) for name in model.bank.names}
         projectors = {name: model.projector.tensors(slot) for name, slot in slots.items()}
@@ -80,8 +81,9 @@ def load_run(
     """
     manifest = read_manifest(directory)
     language = language_of(directory, manifest)
+    manifest.language["name"] = language.name  # it may be saved into another directory
     adapters = manifest.adapters if with_adapters else []
-    slots = shared_slots(read_projectors(directory, manifest, left_out), adapters)
+    slots = shared_slots(read_projectors(directory, manifest, {}), adapters)
     model = build_model(language, manifest.vision_config, device, slots)
     tokenizer = load_tokenizer(language.name)
     check_identity(manifest, describe(language, model, tokenizer), directory)
@@ -118,31 +120,40 @@ def load_trained(
         left_out: takes the finetunes of the run whose files cannot be used; None raises for the first.
 
     Raises:
-        RefusedError: a damaged or misfitting file.
+        RefusedError: a damaged or misfitting file. Those of finetunes that are not asked for may be damaged.
     """
     directory, manifest = Path(directory), read_manifest(directory)
-    projectors = read_projectors(directory, manifest, left_out)
+    unusable: LeftOut = {}
+    projectors = read_projectors(directory, manifest, unusable)
     if projectors:
         for name, slot in {BASE: 0, **model.projector_slots}.items():
             owner = projector_of if name == BASE else adapters.get(name, name)
+            if owner in unusable:
+                raise unusable[owner]
             # a new finetune begins with the projector that rows without one use
             model.projector.fill(projectors.get(owner, projectors[BASE]), slot)
     for name, source in adapters.items():
-        if source in (left_out or ()):
-            continue
         folder = adapter_folder(directory, source)
         try:
+            if source in unusable:
+                raise unusable[source]
+            _check_files(folder, manifest.adapter_files.get(source, {}))
             load_adapter(model.bank, name, folder)
-            if manifest.adapter_files.get(source, wanted := _hash_adapter(folder)) != wanted:
-                model.bank.remove(name)
-                raise RefusedError(
-                    f"{folder} is not the adapter that {MANIFEST} was written for: one of its files is damaged or was "
-                    "exchanged; restore it, or train it again with `mmpeft fit`"
-                )
         except RefusedError as error:
             if left_out is None:
                 raise
             left_out[source] = error
+
+
+def _check_files(folder: Path, recorded: Mapping[str, str]) -> None:
+    """Raises:
+    RefusedError: one of the files is not there, or not as it was written.
+    """
+    for name, digest in recorded.items():
+        if not (folder / name).is_file():
+            raise RefusedError(f"{folder / name} is missing; {RESTORE}")
+        if hash_file(folder / name) != digest:
+            raise RefusedError(f"{folder / name} is not the file that {MANIFEST} was written for; {RESTORE}")
 
 
 def require_empty(directory: Path) -> None:
@@ -170,15 +181,18 @@ def shared_slots(projectors: Mapping[str, Mapping[str, Tensor]], names: list[str
 
 
 def read_projectors(
-    directory: str | Path, manifest: Manifest, left_out: LeftOut | None = None
+    directory: str | Path, manifest: Manifest, unusable: LeftOut
 ) -> dict[str, dict[str, Tensor]]:
     """Finetune, or "base" -> its projector's ``weight`` and ``bias``; empty for text alone.
 
     Args:
-        left_out: takes the finetunes whose own cannot be used; None raises for the first.
+        directory: the run's.
+        manifest: the run's.
+        unusable: takes the finetunes whose file is missing, damaged, exchanged or not finite; they are not among the
+            result.
 
     Raises:
-        RefusedError: a missing, damaged or exchanged file, of which no finetune has the same.
+        RefusedError: the projector of rows without finetune is nowhere whole.
     """
     directory = Path(directory)
     if manifest.format == 1:
@@ -190,19 +204,12 @@ def read_projectors(
         try:
             by_hash[manifest.projectors[name]] = _read(path, manifest.projectors[name])
         except RefusedError as error:
-            if left_out is None or name == BASE:
+            if name == BASE:
                 raise
-            left_out[name] = error
-    if manifest.projectors[BASE] not in by_hash:
-        raise next(iter((left_out or {}).values()))
-    return {name: by_hash[wanted] for name, wanted in manifest.projectors.items() if wanted in by_hash}
-
-
-def _hash_adapter(folder: Path) -> str:
-    """Of the files of an adapter; its projector has a hash of its own."""
-    return hash_files(
-        (path for path in folder.rglob("*.*") if path.is_file() and path.name != PROJECTOR), folder
-    )
+            unusable[name] = error
+    if (shared := manifest.projectors[BASE]) not in by_hash:
+        raise next(error for name, error in unusable.items() if manifest.projectors[name] == shared)
+    return {name: by_hash[own] for name, own in manifest.projectors.items() if name not in unusable}
 
 
 def _projector_files(directory: Path, manifest: Manifest) -> dict[str, Path]:
@@ -215,10 +222,12 @@ def _projector_files(directory: Path, manifest: Manifest) -> dict[str, Path]:
 def _read(path: Path, wanted: str) -> dict[str, Tensor]:
     try:
         tensors = load_file(path)
-    except (SafetensorError, FileNotFoundError) as error:
-        raise RefusedError(f"{path} is missing or damaged ({error})") from None
+    except (SafetensorError, OSError) as error:
+        raise RefusedError(f"{path} is missing or damaged ({error}); {RESTORE}") from None
     if hash_tensors(tensors) != wanted:
-        raise RefusedError(f"{path} is not the projector that {MANIFEST} was written for")
+        raise RefusedError(f"{path} is not the projector that {MANIFEST} was written for; {RESTORE}")
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise RefusedError(f"{path} holds NaN or infinite values: its training diverged")
     return tensors
 
 

@@ -10,7 +10,6 @@ from mmpeft.errors import RefusedError
 from mmpeft.hashing import differences, hash_json, hash_tensors, hash_weight_files
 from mmpeft.models.language import LanguageConfig, existing_path, load_pretrained
 from mmpeft.models.multimodal import MultimodalModel
-from mmpeft.runs.layout import PROJECTOR
 from mmpeft.runs.manifest import Manifest
 
 RENAMEABLE = ("  language.name:", "  vision.name:")
@@ -75,8 +74,8 @@ def base_hash(model: MultimodalModel) -> str:
 
 def _weight_files(path: str) -> list[Path]:
     if Path(path).is_dir():
-        # a merged folder has its projector beside the language model
-        return sorted(file for file in Path(path).glob("*.safetensors") if file.name != PROJECTOR)
+        # also the projector beside a merged model: runs that were trained on one recorded it
+        return sorted(Path(path).glob("*.safetensors"))
     index = cached_file(path, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
     if index is None:
         return [Path(str(cached_file(path, "model.safetensors")))]

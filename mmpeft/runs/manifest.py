@@ -32,8 +32,8 @@ class Manifest:
     identity: dict[str, Any]
     """Hashes of the base's config and weights, the encoder's weights and transform, and the tokenizer."""
     adapters: list[str] = field(default_factory=list)
-    adapter_files: dict[str, str] = field(default_factory=dict)
-    """Finetune -> hash of its adapter's files; runs of before there was one have none."""
+    adapter_files: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Finetune -> file of its adapter -> sha256; runs of before there was this have none."""
     projectors: dict[str, str] = field(default_factory=dict)
     """Finetune, or "base" for rows without one -> hash of the projector that its images go through."""
     projector: str = ""
@@ -78,6 +78,16 @@ def write_manifest(directory: str | Path, manifest: Manifest) -> None:
     if manifest.format == 1:
         content = {key: value for key, value in content.items() if key not in NEW_IN_FORMAT_2}
     write_json(Path(directory) / MANIFEST, content)
+
+
+def require_adapters(directory: str | Path, manifest: Manifest) -> None:
+    """Raises:
+    RefusedError: there are no finetunes, as in a merged folder.
+    """
+    if not manifest.adapters:
+        raise RefusedError(
+            f"{directory} has no adapters: its language model is the base, and there is nothing to merge or combine"
+        )
 
 
 def read_manifest(directory: str | Path) -> Manifest:

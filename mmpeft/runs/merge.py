@@ -21,6 +21,7 @@ from mmpeft.files import ordinary_permissions, save_tensors
 from mmpeft.hashing import hash_tensors
 from mmpeft.models.build import build_model
 from mmpeft.models.language import LanguageConfig, load_tokenizer
+from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.runs.files import (
     BASE,
     HERE,
@@ -32,7 +33,7 @@ from mmpeft.runs.files import (
     shared_slots,
 )
 from mmpeft.runs.identity import check_identity, describe
-from mmpeft.runs.manifest import FORMAT, Manifest, read_manifest, write_manifest
+from mmpeft.runs.manifest import Manifest, read_manifest, require_adapters, write_manifest
 
 PROMPT = "Question: what is in this image, and what color is it? Answer:"
 """The text on which the model is compared before and after."""
@@ -68,11 +69,11 @@ def merge_run(
             `load_run` refuses. Nothing is written then.
     """
     manifest = read_manifest(run)
-    adapter = _chosen(manifest.adapters, adapter, run)
+    adapter = _chosen(manifest, adapter, run)
     directory = Path(output) if output is not None else Path(run) / "merged" / adapter
     require_empty(directory)
     language = replace(language_of(run, manifest), quantization=quantization, gradient_checkpointing=False)
-    slots = shared_slots(read_projectors(run, manifest), [adapter])
+    slots = shared_slots(read_projectors(run, manifest, {}), [adapter])
     model = build_model(language, manifest.vision_config, projector_slots=slots)
     tokenizer = load_tokenizer(language.name)
     check_identity(manifest, describe(language, model, tokenizer), run)
@@ -93,42 +94,44 @@ def merge_run(
     for path in directory.glob("*.safetensors"):
         ordinary_permissions(path)
     projector = model.projector.tensors(model.projector_slots.get(adapter, 0))
-    _write_run(directory, manifest, language, projector, model)
+    own = _as_base(manifest, adapter, language)
+    own.facts = {"merged": f"{adapter} of {run}"}
+    _write_run(directory, own, projector, model)
     return Merged(adapter, directory, _largest(merged - adapted), _largest(adapted - base))
 
 
-def _write_run(
-    directory: Path, manifest: Manifest, language: LanguageConfig, projector: dict[str, Tensor], model: Any
-) -> None:
-    """Makes the folder a run whose base is the merged model itself."""
-    merged = replace(language, name=str(directory.resolve()))
-    own = replace(
-        manifest,
+def _as_base(manifest: Manifest, adapter: str, language: LanguageConfig) -> Manifest:
+    """What is known of a finetune, as that of the base that it is part of now; its identity comes with its files."""
+    return Manifest(
         language=asdict(language) | {"name": HERE},
-        identity=describe(merged, model, load_tokenizer(merged.name)),
-        adapters=[],
-        adapter_files={},
-        projectors={},
-        projector="",
-        base="",
-        metrics={},
-        facts={},
-        format=FORMAT,
+        vision=manifest.vision,
+        template=manifest.template,
+        identity={},
+        instructions=manifest.instructions,
+        answer_tokens=manifest.answer_tokens,
+        choices={BASE: manifest.choices[adapter]} if adapter in manifest.choices else {},
+        without_images=[BASE] if adapter in manifest.without_images else [],
     )
+
+
+def _write_run(
+    directory: Path, manifest: Manifest, projector: dict[str, Tensor], model: MultimodalModel
+) -> None:
+    """Makes the folder a run whose base is the merged model itself; the manifest comes last, when all is there."""
     if manifest.vision is not None:
         save_tensors(projector, directory / PROJECTOR)
-        own.projectors = {BASE: hash_tensors(projector)}
-    write_manifest(directory, own)
+        manifest.projectors = {BASE: hash_tensors(projector)}
+    language = language_of(directory, manifest)
+    manifest.identity = describe(language, model, load_tokenizer(language.name))
+    manifest.identity["language"]["name"] = HERE
+    write_manifest(directory, manifest)
 
 
-def _chosen(adapters: list[str], name: str | None, run: str | Path) -> str:
-    if not adapters:
-        raise RefusedError(
-            f"{run} has no adapters: its language model is the base, and there is nothing to merge"
-        )
-    if name is not None and name not in adapters:
-        raise RefusedError(f"{run} has no adapter {name!r}; it has {', '.join(adapters)}")
-    return name or adapters[0]
+def _chosen(manifest: Manifest, name: str | None, run: str | Path) -> str:
+    require_adapters(run, manifest)
+    if name is not None and name not in manifest.adapters:
+        raise RefusedError(f"{run} has no adapter {name!r}; it has {', '.join(manifest.adapters)}")
+    return name or manifest.adapters[0]
 
 
 @torch.no_grad()

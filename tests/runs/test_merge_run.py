@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +12,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mmpeft.adapters import IA3Config
 from mmpeft.cli import HELP, main
-from mmpeft.errors import RefusedError
-from mmpeft.inference.vlm import load
 from mmpeft.models.language import LanguageConfig, load_language_model
 from mmpeft.runs.files import PROJECTOR, load_run, save_run
 from mmpeft.runs.manifest import read_manifest, write_manifest
@@ -98,39 +95,6 @@ def test_the_projector_goes_along(run, tmp_path):
     trained = load_file(run / "adapters" / "default" / PROJECTOR)
     assert projector.keys() == {"weight", "bias"}
     assert all(torch.equal(projector[key], tensor) for key, tensor in trained.items())
-
-
-@pytest.mark.parametrize(
-    ("name", "quantization"), [("default", None), ("tfew", None), ("tfew", "nf4"), ("tfew", "int8")]
-)
-def test_a_merged_folder_is_asked_about_images_wherever_it_is_moved(
-    run, tmp_path, tiny_data, name, quantization
-):
-    merge_run(run, name, tmp_path / "merged", quantization)
-    moved = (tmp_path / "merged").rename(tmp_path / "moved")
-    images = [str(path) for path in sorted((tiny_data / "images").glob("*.png"))]
-    choices = ["red", "blue", "green", "yes"]
-    asked = [images, "what color is it?", choices]
-    want = load(str(run), device="cpu").rank(*asked, adapter=name)
-    vlm = load(str(moved), device="cpu")
-    assert vlm.adapters == []
-    got = vlm.rank(*asked)
-    scores = [
-        (dict(a)[choice], dict(b)[choice]) for a, b in zip(want, got, strict=True) for choice in choices
-    ]
-    assert max(abs(a - b) for a, b in scores) < (1e-4 if quantization is None else 1.0)
-    assert vlm.ask(images[0], "what color is it?") is not None
-    with pytest.raises(RefusedError, match="has no adapters"):
-        merge_run(moved)
-
-
-def test_a_base_that_is_quantised_on_disk_is_held_as_it_is_and_never_otherwise(run, tmp_path):
-    merge_run(run, "tfew", tmp_path / "merged", "nf4")
-    config = LanguageConfig(str(tmp_path / "merged"))
-    held = load_language_model(config)
-    assert any(type(module).__name__ == "Linear4bit" for module in held.modules())
-    with pytest.raises(RefusedError, match=r"is quantised already, as nf4; .* is int8"):
-        load_language_model(replace(config, quantization="int8"))
 
 
 def test_the_command_prints_the_difference(run, tmp_path, capsys):
