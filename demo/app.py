@@ -21,6 +21,7 @@ from PIL import Image
 import mmpeft
 from mmpeft.data.choices import read_choices
 from mmpeft.data.images import load_image
+from mmpeft.data.records import CAPTION_TASK
 from mmpeft.errors import RefusedError
 from mmpeft.inference.reply import reply
 
@@ -112,7 +113,7 @@ def build(vlm: mmpeft.VisionLanguageModel, run: Path) -> gr.Blocks:
 
 
 def _answerer(vlm: mmpeft.VisionLanguageModel) -> Callable[..., tuple[str, str, str]]:
-    asked = next((task for task in vlm.manifest.instructions if task and task != "caption"), None)
+    asked = next((task for task in vlm.manifest.instructions if task and task != CAPTION_TASK), None)
 
     def answer(
         image: str | None, task: str, question: str | None, finetune: str, choices: str | None = ""
@@ -127,7 +128,7 @@ def _answerer(vlm: mmpeft.VisionLanguageModel) -> Callable[..., tuple[str, str, 
             elif loaded is None:
                 raise RefusedError("a caption needs an image: upload one or click an example")
             else:
-                text, name = vlm.caption_instruction, "caption"
+                text, name = vlm.caption_instruction, CAPTION_TASK
             given = read_choices(_checked(choices, "choices")) if (choices or "").strip() else None
             found = reply(vlm, loaded, text, finetune, name, given)
         except RefusedError as error:
@@ -172,7 +173,7 @@ def _read_examples(run: Path) -> list[tuple[Image.Image, str, str, str | None]]:
     path = run / "examples" / "examples.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     images = [load_image(path.parent / Path(row["image"]).name) if row["image"] else None for row in rows]
-    tasks = [CAPTION if row["task"] == "caption" else QUESTION for row in rows]
+    tasks = [CAPTION if row["task"] == CAPTION_TASK else QUESTION for row in rows]
     rows = zip(images, tasks, rows, strict=True)
     return [(image, task, row["question"], row["truth"]) for image, task, row in rows if image]
 

@@ -18,6 +18,8 @@ IMAGE_MARKER = "<image>"
 """Stands in a record's question where an image belongs."""
 CAPTION_INSTRUCTION = "Describe this image."
 """The question of a caption row ({image, text}) without an `instruction`."""
+CAPTION_TASK = "caption"
+"""The task of rows whose answer describes the image."""
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 SHAPES = (
     "{image | images, conversations: [{from, value}]}, {images, messages: [{role, content}]}, "
@@ -40,6 +42,12 @@ class Record(TypedDict):
     """All right answers to the last question, if the row lists several people's; the first is the turn's."""
     where: str
     """File and line (parquet: row), e.g. "train.jsonl:12"."""
+
+
+def is_caption(record: Record) -> bool:
+    """Whether the answer describes the image: by its task, or by what caption rows ask who name no instruction."""
+    question = record["turns"][-1][0].replace(IMAGE_MARKER, "").strip()
+    return record["task"] == CAPTION_TASK or question == CAPTION_INSTRUCTION
 
 
 class ImageRoot:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpeft.data.readers import DataError
-from mmpeft.data.records import Record
+from mmpeft.data.records import Record, is_caption
 from mmpeft.data.sources import load_records
 from mmpeft.errors import RefusedError
 from mmpeft.evaluation.answer_log import AnswerLog
@@ -170,6 +170,7 @@ def as_answer(record: Record, completion: Completion) -> Answer:
         scores=completion.scores,
         log_likelihood=completion.log_likelihood,
         num_tokens=completion.num_tokens,
+        is_caption=is_caption(record),
     )
 
 

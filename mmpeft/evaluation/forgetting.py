@@ -1,12 +1,14 @@
 """Forgetting: what a finetune leaves of its base, in perplexity of plain text and in the weights' bits."""
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from mmpeft.data.batch import collate
 from mmpeft.data.packing import pack
@@ -72,12 +74,20 @@ def measure_forgetting(
     rows.sort(key=lambda row: len(row.ids))  # neighbours of equal length need no padding
     totals = torch.zeros(4, dtype=torch.float64)
     with _evaluating(model):
-        for start in range(0, len(rows), batch_size):
+        for start in _told(range(0, len(rows), batch_size), f"forgetting of {adapter or 'the base'}"):
             totals += _compare(model, rows[start : start + batch_size], adapter)
     num_tokens = sum(len(row.ids) for row in rows)
     totals /= num_tokens
     base, finetune, agreement, divergence = [*totals[:2].exp().tolist(), *totals[2:].tolist()]
     return Forgetting(base, finetune, agreement, divergence, num_tokens)
+
+
+def _told(batches: range, what: str) -> Iterable[int]:
+    """Says how far it is: by a bar where somebody watches, else in a line."""
+    if not sys.stderr.isatty():
+        print(f"{what}: reading {len(batches):,} batches of plain text", file=sys.stderr)
+        return batches
+    return tqdm(batches, what, unit="batch")
 
 
 def _encode(tokenizer: Any, text: str, number: int, max_tokens: int) -> Encoded:

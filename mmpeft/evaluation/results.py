@@ -5,14 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from mmpeft.adapters.weight_change import weight_changes
 from mmpeft.data.records import IMAGE_MARKER, Record
 from mmpeft.evaluation.evaluate import Evaluation, as_answer
 from mmpeft.evaluation.examples import write_examples
 from mmpeft.evaluation.forgetting import measure_forgetting
+from mmpeft.evaluation.results_table import print_metrics
 from mmpeft.inference.requests import Completion
 from mmpeft.metrics.answer import Answer
 from mmpeft.metrics.calibration import reliability
@@ -73,7 +71,7 @@ def write_results(
         write_manifest(directory, manifest)
         write_examples(directory, evaluation.records, evaluation.texts())
         write_report(directory)
-    _print(measured)
+    print_metrics(measured)
 
 
 def _row(record: Record, owner: str, completion: Completion, joint: bool) -> dict[str, Any]:
@@ -164,25 +162,3 @@ def _flat(measured: Metrics) -> dict[str, float]:
         for name, own in measured.items()
         for metric, value in own.items()
     }
-
-
-def _print(measured: Metrics) -> None:
-    """Metrics down, finetunes across."""
-    most = max((int(own["questions"]) for own in measured.values()), default=0)
-    table = Table("metric", title=f"test: {most:,} questions")
-    for name in measured:
-        table.add_column(name if len(measured) > 1 else "value", justify="right")
-    for metric in dict.fromkeys(
-        metric for own in measured.values() for metric in own if metric != "questions"
-    ):
-        shown = [own.get(metric) for own in measured.values()]
-        table.add_row(
-            metric, *("" if v is None else f"{v:.4f}" if isinstance(v, float) else f"{v:,}" for v in shown)
-        )
-    Console().print(table)
-    for name, own in measured.items():
-        if own.get("cut_answers"):
-            whose = f"{name}: " if len(measured) > 1 else ""
-            print(
-                f"{whose}{own['cut_answers']:,} answers were cut before their end; raise test.max_new_tokens"
-            )

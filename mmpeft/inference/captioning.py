@@ -15,6 +15,7 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from mmpeft.adapters.bank import RESERVED_NAME
+from mmpeft.data.records import CAPTION_TASK
 from mmpeft.errors import RefusedError
 from mmpeft.files import read_json, write_json
 from mmpeft.hashing import hash_file, hash_json
@@ -75,7 +76,7 @@ def captions_or_errors(
         adapter: as in `VisionLanguageModel.caption`.
     """
     files = [str(path) for path in images.values()]
-    requests, _ = vlm.requests(files, vlm.caption_instruction, adapter, task="caption")
+    requests, _ = vlm.requests(files, vlm.caption_instruction, adapter, task=CAPTION_TASK)
     found = dict(zip(images, vlm.answer(requests), strict=True))
     for name, completion in found.items():
         if completion.error is not None:

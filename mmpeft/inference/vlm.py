@@ -10,7 +10,7 @@ from mmpeft.adapters.bank import RESERVED_NAME
 from mmpeft.data.features import FeatureCache
 from mmpeft.data.images import ImageLike
 from mmpeft.data.loader import PackingConfig
-from mmpeft.data.records import CAPTION_INSTRUCTION, IMAGE_MARKER, Record
+from mmpeft.data.records import CAPTION_INSTRUCTION, CAPTION_TASK, IMAGE_MARKER, Record
 from mmpeft.data.template import Template
 from mmpeft.errors import RefusedError
 from mmpeft.inference.decoding import Sampling
@@ -135,11 +135,11 @@ class VisionLanguageModel:
     def caption(self, images: Any, adapter: Any = None, max_new_tokens: int | None = None) -> Any:
         """Describes images, with the instruction that the run's captions were trained with; captions that were chosen
         in training are chosen here too, as in `ask`."""
-        return self.ask(images, self.caption_instruction, adapter, max_new_tokens, task="caption")
+        return self.ask(images, self.caption_instruction, adapter, max_new_tokens, task=CAPTION_TASK)
 
     @property
     def caption_instruction(self) -> str:
-        return self.manifest.instructions.get("caption") or CAPTION_INSTRUCTION
+        return self.manifest.instructions.get(CAPTION_TASK) or CAPTION_INSTRUCTION
 
     def rank(self, image: Any, question: Any, choices: Sequence[Any], adapter: Any = None) -> Any:
         """Scores given answers: the mean log-probability of a choice's tokens, its end included. The prompt and its

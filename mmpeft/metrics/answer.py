@@ -28,6 +28,8 @@ class Answer:
     """Natural log-likelihood of the first reference's tokens, summed."""
     num_tokens: int | None = None
     """How many tokens `log_likelihood` sums over."""
+    is_caption: bool = False
+    """Whether it describes an image: a text, however short its truth is."""
 
     def __post_init__(self) -> None:
         if isinstance(self.references, str) or not self.references:

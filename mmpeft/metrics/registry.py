@@ -89,7 +89,8 @@ def fitting_metrics(answers: Sequence[Answer]) -> list[str]:
     - precision, recall, f1: the answers are classes: 2 to 30 labels (first references and choices), and either
       every row has choices, or every first reference has at most 3 words and occurs at least twice.
     - vqa_accuracy: every row has several references, and half of the first ones or more have at most 3 words.
-    - bleu, rouge1, rouge2, rougeL, chrf, cider (of two rows or more): most first references have more than 3 words.
+    - bleu, rouge1, rouge2, rougeL, chrf, cider (of two rows or more): most first references have more than 3 words;
+      of captions rouge and cider also where they are shorter.
     - perplexity: every row has a log-likelihood.
     - calibration_error, brier: every row has choices with scores, its truth among them.
     """
@@ -98,6 +99,12 @@ def fitting_metrics(answers: Sequence[Answer]) -> list[str]:
         for name, metric in METRICS.items()
         if all(metric.lacks(answer) is None for answer in answers) and metric.fits(answers)
     ]
+
+
+def of_one_class(name: str) -> bool:
+    """Whether a value is that of a class alone, as "f1/red" is."""
+    family, _, label = name.partition("/")
+    return family in METRICS and label not in ("", classification.MACRO)
 
 
 def _compute(name: str, answers: Sequence[Answer]) -> dict[str, float]:
@@ -144,6 +151,10 @@ def _are_texts(answers: Sequence[Answer]) -> bool:
     return median(len(words(answer.truth)) for answer in answers) > SHORT
 
 
+def _are_texts_or_captions(answers: Sequence[Answer]) -> bool:
+    return _are_texts(answers) or all(answer.is_caption for answer in answers)
+
+
 # The metrics.
 
 
@@ -184,11 +195,11 @@ METRICS: dict[str, Metric] = {
         _mean(lambda a: vqa_score(a.prediction, a.references)), lambda a: not _are_texts(a), _lacks_people
     ),
     "bleu": Metric(_texts(overlap.bleu), _are_texts),
-    "rouge1": Metric(_texts(partial(overlap.rouge, kind="rouge1")), _are_texts),
-    "rouge2": Metric(_texts(partial(overlap.rouge, kind="rouge2")), _are_texts),
-    "rougeL": Metric(_texts(partial(overlap.rouge, kind="rougeL")), _are_texts),
+    "rouge1": Metric(_texts(partial(overlap.rouge, kind="rouge1")), _are_texts_or_captions),
+    "rouge2": Metric(_texts(partial(overlap.rouge, kind="rouge2")), _are_texts_or_captions),
+    "rougeL": Metric(_texts(partial(overlap.rouge, kind="rougeL")), _are_texts_or_captions),
     "chrf": Metric(_texts(overlap.chrf), _are_texts),
-    "cider": Metric(_texts(cider), lambda a: len(a) > 1 and _are_texts(a)),
+    "cider": Metric(_texts(cider), lambda a: len(a) > 1 and _are_texts_or_captions(a)),
     "perplexity": Metric(_perplexity, _always, _lacks_likelihood),
     "calibration_error": Metric(calibration.calibration_error, _always, calibration.lacks_scores),
     "brier": Metric(calibration.brier, _always, calibration.lacks_scores),

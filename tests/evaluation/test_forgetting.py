@@ -191,6 +191,16 @@ def test_a_diverged_finetune_leaves_the_bases_numbers(model, tiny_tokenizer, poi
     assert math.isnan(found.divergence)
 
 
+@pytest.mark.parametrize("watched", [True, False])
+def test_it_says_how_far_it_is(model, tiny_tokenizer, monkeypatch, capsys, watched):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: watched)
+    measure_forgetting(model, tiny_tokenizer, TEXTS, None, batch_size=1)
+    told = capsys.readouterr().err
+    assert "forgetting of the base" in told
+    assert (f"{len(TEXTS)}/{len(TEXTS)}" in told) == watched
+    assert (f"reading {len(TEXTS)} batches" in told) == (not watched)
+
+
 def test_it_reads_well(model, tiny_tokenizer):
     found = measure_forgetting(model, tiny_tokenizer, TEXTS, "lora")
     assert str(found).startswith(f"perplexity {found.base_perplexity:.3f} -> {found.perplexity:.3f} on ")

@@ -38,6 +38,18 @@ def test_labels_that_repeat_are_classes(make):
     assert fitting_metrics(make(*many, *[("30", "30")] * 2)) == ["exact_match"]
 
 
+def test_captions_are_texts_however_short(make):
+    short = [("red square", "a red square"), ("a blue circle", "a blue circle"), ("a cup", "a green cup")]
+    rouge = ["rouge1", "rouge2", "rougeL"]
+    assert fitting_metrics(make(*short)) == ["exact_match"]
+    assert fitting_metrics(make(*short, is_caption=[True] * 3)) == ["exact_match", *rouge, "cider"]
+    assert fitting_metrics(make(short[0], is_caption=[True])) == ["exact_match", *rouge]
+    assert fitting_metrics(make(*short, is_caption=[True, True, False])) == ["exact_match"]
+    both = make(*short, *short, is_caption=[True] * 6)
+    assert fitting_metrics(both) == ["exact_match", *CLASSES, *rouge, "cider"]
+    assert fitting_metrics(make(*CAPTIONS, is_caption=[True] * 2)) == ["exact_match", *TEXTS]
+
+
 def test_a_long_word_with_vowel_signs_is_one_word(make):
     names = [("प्रधानमन्त्री", "हिन्दुस्तान"), ("हिन्दुस्तान", "प्रधानमन्त्री")] * 2
     assert fitting_metrics(make(*names)) == ["exact_match", *CLASSES]

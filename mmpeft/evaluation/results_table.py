@@ -1,0 +1,63 @@
+"""Metrics on the screen: a table of what is told of all questions, and one of each class."""
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mmpeft.metrics.registry import of_one_class
+
+Values = Mapping[str, float]
+"""Metric -> value."""
+
+
+def print_metrics(measured: Mapping[str, Values]) -> None:
+    """Prints totals, metrics down and finetunes across, then for every finetune whose answers are classes a table of
+    them, classes down and metrics across; and what was cut.
+
+    Args:
+        measured: finetune -> its values, "questions" among them.
+    """
+    console, joint = Console(), len(measured) > 1
+    console.print(_totals(measured))
+    for name, own in measured.items():
+        if any(of_one_class(metric) for metric in own):
+            console.print(_classes(own, f"{name}: classes" if joint else "classes"))
+    for name, own in measured.items():
+        if own.get("cut_answers"):
+            whose = f"{name}: " if joint else ""
+            print(
+                f"{whose}{own['cut_answers']:,} answers were cut before their end; raise test.max_new_tokens"
+            )
+
+
+def _totals(measured: Mapping[str, Values]) -> Table:
+    most = max((int(own["questions"]) for own in measured.values()), default=0)
+    table = Table("metric", title=f"test: {most:,} questions")
+    for name in measured:
+        table.add_column(name if len(measured) > 1 else "value", justify="right")
+    told = dict.fromkeys(metric for own in measured.values() for metric in own)
+    for metric in told:
+        if metric != "questions" and not of_one_class(metric):
+            table.add_row(metric, *(_shown(own.get(metric)) for own in measured.values()))
+    return table
+
+
+def _classes(own: Values, title: str) -> Table:
+    by_class: dict[str, dict[str, float]] = {}
+    for metric, value in own.items():
+        if of_one_class(metric):
+            family, _, label = metric.partition("/")
+            by_class.setdefault(label, {})[family] = value
+    families = dict.fromkeys(family for values in by_class.values() for family in values)
+    table = Table("class", title=title)
+    for family in families:
+        table.add_column(family, justify="right")
+    for label, values in by_class.items():
+        table.add_row(Text(label), *(_shown(values.get(family)) for family in families))
+    return table
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
