@@ -74,6 +74,13 @@ def test_help_is_instant():
     assert told.splitlines()[-1] == "set()"
 
 
+def test_a_command_does_not_look_for_garbage_among_the_libraries():
+    late = "atexit.register(lambda: print(gc.get_freeze_count() > 10_000))"  # handlers run last in, first out
+    code = f"import atexit, gc; {late}; from mmpeft.cli import main; main([]); print(gc.get_threshold()[0])"
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert told.splitlines()[-2:] == ["20000", "True"]
+
+
 @pytest.mark.parametrize(
     ("command", "words", "wanted"),
     [

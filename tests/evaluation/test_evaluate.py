@@ -10,9 +10,11 @@ from safetensors.torch import load_file
 import mmpeft
 from mmpeft.cli import main
 from mmpeft.evaluation.answer_log import AnswerLog
+from mmpeft.evaluation.evaluate import as_answer
 from mmpeft.inference.engine import Engine
+from mmpeft.inference.requests import Completion
 from mmpeft.runs.manifest import MANIFEST
-from tests.tiny import COLOURS, make_config, run_directory
+from tests.tiny import COLOURS, make_config, make_record, run_directory
 
 
 def rows_of(path):
@@ -97,6 +99,26 @@ def test_asking_answers_as_the_test_does(tfew_config, choice_data, tiny_data, tm
     ):
         image, question = tiny_data / row["image"], told["question"]
         assert vlm.ask(image, question) == told["answer"] == vlm.rank(image, question, sorted(COLOURS))[0][0]
+
+
+def test_short_captions_are_measured_as_texts(tfew_config, tiny_data):
+    main(["test", "--config", str(tfew_config), "--data.test", str(tiny_data / "captions.jsonl")])
+    metrics = json.loads((run_directory(tfew_config) / "metrics.json").read_text())
+    assert {"exact_match", "rouge1", "rouge2", "rougeL", "cider", "f1/macro"} <= metrics.keys()
+    assert not {"bleu", "chrf"} & metrics.keys(), "which say nothing of so few words"
+
+
+@pytest.mark.parametrize(
+    ("record", "caption"),
+    [
+        (make_record("<image>what?", "red", task="caption"), True),
+        (make_record("<image>Describe this image.", "a red cup"), True),
+        (make_record("<image>what?", "red", task="vqa"), False),
+        (make_record("<image>what?", "red"), False),
+    ],
+)
+def test_what_is_a_caption(record, caption):
+    assert as_answer(record, Completion("red")).is_caption == caption
 
 
 def test_what_a_run_goes_on_from_stays_known(tfew_config, tiny_data, tmp_path):
