@@ -93,7 +93,10 @@ class VisionLanguageCLI(LightningCLI):
             VisionLanguageData,
             save_config_callback=None,  # the run's writers know when a fit has really begun
             seed_everything_default=0,
-            trainer_defaults={"logger": None, "log_every_n_steps": 5, "devices": 1, "gradient_clip_val": 1.0},
+            trainer_defaults={
+                **{"logger": None, "log_every_n_steps": 5, "devices": 1, "gradient_clip_val": 1.0},
+                "enable_model_summary": False,  # one module without FLOPs; what trains is told at the end
+            },
             parser_kwargs={"prog": "mmpeft", **exact, **dict.fromkeys(cls.subcommands(), exact)},
             args=arguments,
             run=run,

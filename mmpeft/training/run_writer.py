@@ -43,6 +43,13 @@ class RunWriter(L.Callback):
     def __init__(self, config: str):
         self.config = config
         self._started = time.monotonic()
+        self._before = 0.0  # seconds that the run took until the checkpoint that it goes on from
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self._before + time.monotonic() - self._started}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self._before = state_dict["seconds"]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.monotonic()
@@ -78,7 +85,7 @@ class RunWriter(L.Callback):
             self.on_train_end(trainer, pl_module)
         directory, manifest = Path(trainer.default_root_dir), self.manifest
         manifest.base = base_hash(module.model)
-        manifest.facts = cost(module, time.monotonic() - self._started)
+        manifest.facts = cost(module, self._before + time.monotonic() - self._started)
         save_run(directory, manifest, module.model)
         remove_pictures(directory)
         write_examples(directory, [request.record for request in self._requests], self._answers)

@@ -1,6 +1,7 @@
 """A run never lies: what is on disk is of the run that it says, however that was stopped, refused or asked again."""
 
 import csv
+import json
 import os
 import resource
 import shlex
@@ -224,6 +225,16 @@ def test_a_run_that_has_ended_can_be_resumed_and_stays_what_it_was(whole, tmp_pa
     assert (run / "config.yaml").read_text() == before[1]
     assert curves(run) == before[2]
     assert (run / MANIFEST).exists()
+
+
+def test_the_time_of_a_run_is_that_of_all_its_parts(stopped):
+    last = stopped / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    assert 0 < checkpoint["callbacks"]["RunWriter"]["seconds"] < 60
+    checkpoint["callbacks"]["RunWriter"]["seconds"] = 6000.0
+    torch.save(checkpoint, last)
+    main(["fit", "--run", str(stopped), "--resume"])
+    assert json.loads((stopped / MANIFEST).read_text())["facts"]["time"].startswith("100.")
 
 
 # refused, or begun anew
