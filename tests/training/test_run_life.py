@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import lightning as L
@@ -351,29 +352,35 @@ def test_a_chosen_folder_gets_the_results(whole, tmp_path):
 # no room
 
 
-@pytest.fixture
+@contextmanager
 def small_files():
-    """No file may grow beyond 4 kB."""
+    """Inside, no file may grow beyond 4 kB; also not the one that this suite's own output may go to."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_no_room_is_told_with_path_and_bytes_and_keeps_what_was_there(tmp_path, small_files):
+def test_no_room_is_told_with_path_and_bytes_and_keeps_what_was_there(tmp_path):
     last = tmp_path / "checkpoints" / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"step": 1}, last)
+    larger = {"step": 2, "weights": torch.zeros(100_000)}
     with pytest.raises(RefusedError, match=r"last\.ckpt: no space left.* 0\.4 MB are needed.*MB are free"):
-        AtomicCheckpointIO().save_checkpoint({"step": 2, "weights": torch.zeros(100_000)}, last)
+        with small_files():
+            AtomicCheckpointIO().save_checkpoint(larger, last)
     assert torch.load(last, weights_only=True) == {"step": 1}
     assert os.listdir(last.parent) == ["last.ckpt"]
     assert newest_whole_checkpoint(tmp_path) == last
     with pytest.raises(RefusedError, match=r"text\.md: no space left"):
-        write_whole(tmp_path / "text.md", "x" * 5000)
+        with small_files():
+            write_whole(tmp_path / "text.md", "x" * 5000)
     assert not list(tmp_path.glob("*text.md"))
     save_tensors({"kept": torch.ones(2)}, tmp_path / "x.safetensors")
     with pytest.raises(RefusedError, match=r"x\.safetensors: no space left"):
-        save_tensors({"lost": torch.ones(2000)}, tmp_path / "x.safetensors")
+        with small_files():
+            save_tensors({"lost": torch.ones(2000)}, tmp_path / "x.safetensors")
     assert load_file(tmp_path / "x.safetensors").keys() == {"kept"}
     assert len(list(tmp_path.glob("*x.safetensors"))) == 1
 
