@@ -4,8 +4,10 @@ import atexit
 import gc
 import inspect
 import os
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from difflib import get_close_matches
 from itertools import takewhile
 from typing import Any, get_args, get_origin
@@ -47,8 +49,8 @@ def _summary(function: Callable[..., Any]) -> str:
 
 
 _LINES = "\n".join(f"  {name:<18} {_summary(function)}" for name, function in COMMANDS.items())
-INTERRUPTED = 130
-"""The exit code of what Ctrl-C ended."""
+GO_ON = ("prepare", "caption", "few-shot", "continual", "compare-methods", "compare-prompting")
+"""Commands that go on from what they wrote."""
 HELP = f"""mmpeft: one frozen vision-language base, many finetunes.
 
 First steps
@@ -66,11 +68,14 @@ Commands
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. User errors end with one clear message and exit code 1; `MMPEFT_TRACEBACK=1` shows all."""
     _collect_less_often()
+    program = arguments is None
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP)
         return
     command, rest = arguments[0], arguments[1:]
+    if program:
+        _stop_by_signals(command)
     if command not in COMMANDS:
         near = get_close_matches(command, COMMANDS, n=1)
         hint = f"; the closest is {near[0]!r}" if near else ""
@@ -81,12 +86,21 @@ def main(arguments: list[str] | None = None) -> None:
         if os.environ.get("MMPEFT_TRACEBACK"):
             raise
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print(
-            f"\nstopped; what `mmpeft {command}` wrote is whole, and it goes on from there where it can",
-            file=sys.stderr,
-        )
-        sys.exit(INTERRUPTED)
+
+
+def _stop_by_signals(command: str) -> None:
+    """Ctrl-C and SIGTERM end the program with a line, at once: raised as an exception while the libraries are imported,
+    they leave pages of traceback or abort. A fit and a test have handlers of their own (`training/interruption.py`)."""
+    kept = "; what was written is whole, and the same command goes on from it" if command in GO_ON else ""
+
+    def stop(number: int, _: Any) -> None:
+        with suppress(RuntimeError, OSError):  # it may be in the middle of writing
+            sys.stdout.flush()
+        os.write(2, f"\n{signal.Signals(number).name}: stopped{kept}\n".encode())
+        os._exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
 
 
 def _collect_less_often() -> None:

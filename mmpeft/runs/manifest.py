@@ -11,6 +11,7 @@ from mmpeft.data.records import Record
 from mmpeft.errors import RefusedError
 from mmpeft.files import write_json
 from mmpeft.models.vision import VisionConfig
+from mmpeft.runs.layout import CONFIG
 
 MANIFEST = "mmpeft.json"
 LEAST_NEW_TOKENS = 64
@@ -90,15 +91,26 @@ def require_adapters(directory: str | Path, manifest: Manifest) -> None:
         )
 
 
+def no_run(directory: str | Path) -> str:
+    """Why a directory without manifest is none that can be asked, and what to do."""
+    if (Path(directory) / CONFIG).exists():
+        return (
+            f"the fit of {directory} has not ended: it has no {MANIFEST} yet. Go on with "
+            f"`mmpeft fit --run {directory} --resume`"
+        )
+    return (
+        f"{directory} holds no finished run: it has no {MANIFEST}. Train it with `mmpeft fit`, or name the directory "
+        "of one"
+    )
+
+
 def read_manifest(directory: str | Path) -> Manifest:
     """Raises:
     RefusedError: not a run directory, or one of a newer format.
     """
     path = Path(directory) / MANIFEST
     if not path.is_file():
-        raise RefusedError(
-            f"{directory} is no run of mmpeft: it has no {MANIFEST}. `make quickstart` makes one"
-        )
+        raise RefusedError(no_run(directory))
     try:
         content = json.loads(path.read_text())
     except ValueError as error:

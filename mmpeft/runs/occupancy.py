@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -10,7 +11,7 @@ from filelock import FileLock, Timeout
 from mmpeft.errors import RefusedError
 from mmpeft.runs.files import PROJECTOR
 from mmpeft.runs.layout import CONFIG, CURVES, EARLIER, LOCK, TESTS, config_of
-from mmpeft.runs.manifest import MANIFEST
+from mmpeft.runs.manifest import MANIFEST, no_run
 
 OF_A_FIT = (
     MANIFEST,
@@ -57,31 +58,24 @@ def require_finished(directory: str | Path) -> None:
     """
     if (Path(directory) / MANIFEST).exists():
         return
-    if (Path(directory) / CONFIG).exists():
-        raise RefusedError(
-            f"the fit of {directory} has not ended: it has no {MANIFEST} yet. Go on with "
-            f"`mmpeft fit --run {directory} --resume`"
-        )
-    raise RefusedError(
-        f"{directory} holds no finished run: it has no {MANIFEST}. Train it with `mmpeft fit`, name the directory of "
-        "one with --run, or give --untrained to ask what a fit would begin from"
-    )
+    raise RefusedError(f"{no_run(directory)}; or give --untrained to ask what a fit would begin from")
 
 
 def put_aside(directory: str | Path, keep: Sequence[Path] = ()) -> None:
-    """Moves what an earlier fit and its tests left into ``previous/``, which is a run directory too; what was there
-    before is removed.
+    """Moves what an earlier fit and its tests left into ``previous/``, or ``previous-2/`` and so on: nothing that was
+    trained is ever deleted.
 
     Args:
         directory: the run's.
         keep: files of the new fit.
     """
-    directory, aside = Path(directory), Path(directory) / EARLIER
+    directory = Path(directory)
     found = [path for pattern in (*OF_A_FIT, *OF_TESTS) for path in directory.glob(pattern)]
     found += [path for path in directory.glob("tensorboard/*") if path not in keep]
     if not any(path.exists() for path in (directory / MANIFEST, directory / CONFIG, directory / CURVES)):
         return
-    shutil.rmtree(aside, ignore_errors=True)
+    names = chain([EARLIER], (f"{EARLIER}-{number}" for number in count(2)))
+    aside = next(directory / name for name in names if not (directory / name).exists())
     for path in found:
         target = aside / path.relative_to(directory)
         target.parent.mkdir(parents=True, exist_ok=True)

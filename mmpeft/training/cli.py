@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from mmpeft.errors import RefusedError
 from mmpeft.evaluation.evaluate import EvaluationConfig
 from mmpeft.runs.layout import CONFIG
+from mmpeft.runs.manifest import MANIFEST, no_run
 from mmpeft.runs.occupancy import held, require_finished
 from mmpeft.runs.result_folder import results_folder
 from mmpeft.training.checkpoint_files import (
@@ -47,6 +48,7 @@ OPTIONS = {
 }
 FITS = {"resume": ("fit",), "forgetting": ("test",), "untrained": ("validate", "test", "predict")}
 """Option -> the commands that have it."""
+BOARD = "tensorboard"
 WHAT_WAS_WANTED = ("seed_everything", "trainer", "model", "data", "test")
 """The sections of a run's config: what decides about the outcome, not how a command was called."""
 
@@ -129,18 +131,18 @@ class VisionLanguageCLI(LightningCLI):
         fitting, directory = self.subcommand == "fit", self._directory
         kwargs |= {"default_root_dir": str(directory)}
         if settings.logger is None:
-            board = TensorBoardLogger(directory, name="", version="tensorboard")
+            board = TensorBoardLogger(directory, name="", version=BOARD)
             kwargs["logger"] = [CurvesLogger(directory), board] if fitting else False
         try:
             trainer: Any = super().instantiate_trainer(**kwargs, **self._callbacks(settings))
         except MisconfigurationException as error:  # Lightning's own word for impossible settings
             raise RefusedError(f"trainer: {error}") from error
-        self._results = directory
+        self._results, self._writer = directory, RunWriter(self._dumped())
         if self.subcommand in ("test", "predict"):
             self._results = results_folder(directory, self.subcommand, self._wanted(), own.output)
         trainer.callbacks += [
             LastValidation(),
-            RunWriter(self._dumped()),
+            self._writer,
             EvaluationWriter(self._results, self._dumped(), own.forgetting),
         ]
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
@@ -164,7 +166,17 @@ class VisionLanguageCLI(LightningCLI):
             self._signals.kept = "the answers so far are kept, and the same command goes on from them"
         writes = subcommand != "validate" and not self.trainer.fast_dev_run  # pyright: ignore
         with held(self._directory) if writes else nullcontext(), self._signals:
-            super()._run_subcommand(subcommand)
+            events = self._directory / BOARD
+            before = {*events.glob("*")}
+            try:
+                super()._run_subcommand(subcommand)
+            except RefusedError:
+                if not self._writer.begun:  # TensorBoard begins its file before anything is checked
+                    for path in {*events.glob("*")} - before:
+                        path.unlink()
+                    if not before and events.is_dir():
+                        events.rmdir()
+                raise
 
     def _parse_ckpt_path(self) -> None:
         """Lightning looks into the checkpoint for settings while it parses."""
@@ -224,6 +236,11 @@ def of_run(arguments: list[str]) -> list[str]:
         raise RefusedError("--run wants a run directory, whose own config.yaml is used: leave --config out")
     config = Path(run) / CONFIG
     if not config.is_file():
-        raise RefusedError(f"{run} is no run directory: it has no {CONFIG}")
+        why = (
+            "a merged folder can be asked, not trained or tested"
+            if (Path(run) / MANIFEST).exists()
+            else no_run(run)
+        )
+        raise RefusedError(f"--run: {run} has no {CONFIG}; {why}")
     command = rest[:1] if rest and not rest[0].startswith("-") else []
     return [*command, "--config", str(config), *rest[len(command) :], f"--trainer.default_root_dir={run}"]

@@ -43,6 +43,8 @@ class RunWriter(L.Callback):
     def __init__(self, config: str):
         self.config = config
         self._started = time.monotonic()
+        self.begun = False
+        """Whether there is a fit: nothing can refuse it any more."""
         self._before = 0.0  # seconds that the run took until the checkpoint that it goes on from
 
     def state_dict(self) -> dict[str, float]:
@@ -56,6 +58,7 @@ class RunWriter(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Nothing can refuse the fit any more: from here on the directory is its own."""
+        self.begun = True
         if not _writes(trainer):
             return
         directory = Path(trainer.default_root_dir)
@@ -81,9 +84,15 @@ class RunWriter(L.Callback):
         module, _ = _typed(pl_module, trainer)
         if not _writes(trainer):
             return
+        directory = Path(trainer.default_root_dir)
         if not hasattr(self, "manifest"):  # resumed after the last step, Lightning trains nothing
+            if (directory / MANIFEST).exists():
+                print(
+                    f"{directory} has ended already; raise trainer.max_steps or max_epochs to train it further"
+                )
+                return
             self.on_train_end(trainer, pl_module)
-        directory, manifest = Path(trainer.default_root_dir), self.manifest
+        manifest = self.manifest
         manifest.base = base_hash(module.model)
         manifest.facts = cost(module, self._before + time.monotonic() - self._started)
         save_run(directory, manifest, module.model)
@@ -94,6 +103,7 @@ class RunWriter(L.Callback):
         for name, value in manifest.facts.items():
             table.add_row(name, value)
         Console().print(table)
+        print(f"next: mmpeft test --run {directory}")
 
     def _describe(self, module: VisionLanguageModule, data: VisionLanguageData) -> Manifest:
         earlier = module.started.manifest

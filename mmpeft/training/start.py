@@ -88,6 +88,8 @@ def build_start(
     Raises:
         RefusedError: the earlier run is of another base, or lacks an adapter.
     """
+    if source is not None and not own_run:
+        _check_source(source)
     names = list(finetunes)
     slots = {name: slot for slot, name in enumerate(names, start=1)} if len(names) > 1 else {}
     with torch.random.fork_rng(devices=[]):
@@ -104,6 +106,16 @@ def build_start(
         shared = BASE if slots else sources.get(names[0], names[0])
         load_trained(source, model, sources, shared)
     return started
+
+
+def _check_source(source: str) -> None:
+    """Before anything is loaded."""
+    try:
+        read_manifest(source)
+    except RefusedError as error:
+        raise RefusedError(
+            f"model.start_from: {error}. Run that stage first, or set model.start_from to null to begin from nothing"
+        ) from None
 
 
 def earlier_adapters(

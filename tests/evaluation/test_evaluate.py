@@ -101,9 +101,10 @@ def test_asking_answers_as_the_test_does(tfew_config, choice_data, tiny_data, tm
         assert vlm.ask(image, question) == told["answer"] == vlm.rank(image, question, sorted(COLOURS))[0][0]
 
 
-def test_short_captions_are_measured_as_texts(tfew_config, tiny_data):
-    main(["test", "--config", str(tfew_config), "--data.test", str(tiny_data / "captions.jsonl")])
-    metrics = json.loads((run_directory(tfew_config) / "metrics.json").read_text())
+def test_short_captions_are_measured_as_texts(tfew_config, tiny_data, tmp_path):
+    asked = ["--data.test", str(tiny_data / "captions.jsonl"), "--output", str(tmp_path)]
+    main(["test", "--config", str(tfew_config), *asked])
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert {"exact_match", "rouge1", "rouge2", "rougeL", "cider", "f1/macro"} <= metrics.keys()
     assert not {"bleu", "chrf"} & metrics.keys(), "which say nothing of so few words"
 

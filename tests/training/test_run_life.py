@@ -129,6 +129,33 @@ def test_a_signal_to_the_process_leaves_no_traceback(tmp_path, tiny_base, tiny_d
         pass  # the lock went with the process
 
 
+@pytest.mark.parametrize(("command", "kept"), [("fit", ""), ("caption", "the same command goes on from it")])
+def test_ctrl_c_while_the_libraries_come_in_is_one_line(tmp_path, command, kept):
+    """Raised in the middle of foreign imports, it leaves pages of traceback."""
+    words = {"fit": ["fit", "--config", "configs/tfew.yaml"], "caption": ["caption", str(tmp_path)]}[command]
+    process = subprocess.Popen(
+        [sys.executable, *MMPEFT, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    told, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert told.strip().startswith("SIGINT: stopped")
+    assert kept in told
+    assert "Traceback" not in told
+
+
+def test_stage_2_before_stage_1_is_told_before_anything_is_loaded(
+    tmp_path, tiny_base, tiny_data, monkeypatch
+):
+    monkeypatch.setattr("mmpeft.training.start.build_model", None)
+    config = make(tmp_path, tiny_base, tiny_data)
+    with pytest.raises(
+        SystemExit, match=r"model\.start_from: .*gone holds no finished run.*set model\.start_from to null"
+    ):
+        fit(config, f"--model.start_from={tmp_path / 'gone'}")
+
+
 def test_a_second_signal_does_not_wait(tmp_path, tiny_base, tiny_data):
     class Twice(Signal):
         def on_before_optimizer_step(self, trainer, *_):
@@ -219,13 +246,21 @@ def test_ckpt_path_last_is_the_runs_own(stopped, whole):
     assert_equal_runs(whole, stopped)
 
 
-def test_a_run_that_has_ended_can_be_resumed_and_stays_what_it_was(whole, tmp_path):
+def test_to_resume_a_run_that_has_ended_changes_nothing_and_says_so(whole, tmp_path, capsys):
     run = shutil.copytree(whole, tmp_path / "ended")
-    before = trained(run), (run / "config.yaml").read_text(), curves(run)
+    main(["test", "--run", str(run)])
+    before = contents(run)
     main(["fit", "--run", str(run), "--resume"])
-    assert (run / "config.yaml").read_text() == before[1]
-    assert curves(run) == before[2]
-    assert (run / MANIFEST).exists()
+    assert "has ended already; raise trainer.max_steps" in capsys.readouterr().out
+    after = contents(run)
+    assert {path: after[path] for path in before} == before
+    assert {path.parts[0] for path in after.keys() - before.keys()} <= {"tensorboard"}
+
+
+def test_a_run_that_was_killed_before_it_was_written_is_written_by_resume(stopped, whole):
+    shutil.rmtree(stopped / "adapters")
+    main(["fit", "--run", str(stopped), "--resume"])
+    assert_equal_runs(whole, stopped)
 
 
 def test_the_time_of_a_run_is_that_of_all_its_parts(stopped):
@@ -251,9 +286,7 @@ def test_a_refused_fit_changes_nothing(whole, tmp_path, mistake):
     before = contents(run)
     with pytest.raises(SystemExit):
         main(["fit", "--run", str(run), mistake])
-    assert {path: own for path, own in contents(run).items() if "tensorboard" not in str(path)} == {
-        path: own for path, own in before.items() if "tensorboard" not in str(path)
-    }
+    assert contents(run) == before
 
 
 def test_a_new_fit_puts_aside_what_was_there(whole, tmp_path, capsys):
@@ -268,6 +301,9 @@ def test_a_new_fit_puts_aside_what_was_there(whole, tmp_path, capsys):
     assert not (run / "metrics.json").exists(), "of the finetune before"
     assert len(list((run / "tensorboard").glob("events*"))) == 1
     main(["ask", "what color is it?", "--run", str(run / "previous")])
+    main(["fit", "--run", str(run), "--model.seed=2", "--trainer.max_steps=1"])
+    assert contents(run / "previous") == before, "nothing that was trained is deleted"
+    assert (run / "previous-2" / MANIFEST).exists()
 
 
 def test_two_processes_cannot_write_one_run(whole, tmp_path):
