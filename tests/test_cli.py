@@ -193,7 +193,7 @@ def test_ask_prints_the_answer(tiny_run, tiny_data, capsys):
 
 
 def test_asking_a_folder_that_is_no_run_is_told(tmp_path):
-    with pytest.raises(SystemExit, match=r"error: .* holds no finished run"):
+    with pytest.raises(SystemExit, match=r"error: .* is no run of mmpeft"):
         main(["ask", "what?", "--run", str(tmp_path)])
 
 

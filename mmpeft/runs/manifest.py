@@ -99,8 +99,8 @@ def no_run(directory: str | Path) -> str:
             f"`mmpeft fit --run {directory} --resume`"
         )
     return (
-        f"{directory} holds no finished run: it has no {MANIFEST}. Train it with `mmpeft fit`, or name the directory "
-        "of one"
+        f"{directory} is no run of mmpeft: it has no {MANIFEST}. Train it with `mmpeft fit` (`make quickstart` makes "
+        "runs/quickstart), or name the directory of one"
     )
 
 

@@ -250,7 +250,7 @@ def test_files_of_a_run_may_be_read_like_any_new_file(tmp_path, tiny_base, tiny_
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no finished run: it has no mmpeft.json"):
+    with pytest.raises(ValueError, match=r"is no run of mmpeft: it has no mmpeft.json"):
         load_run(tmp_path)
 
 

@@ -124,7 +124,7 @@ def test_what_is_not_there_is_told(run, tmp_path, monkeypatch):
     monkeypatch.setattr("mmpeft.runs.merge.build_model", None)
     with pytest.raises(ValueError, match=r"has no adapter 'tffew'; it has default, tfew"):
         merge_run(run, "tffew", tmp_path / "merged")
-    with pytest.raises(ValueError, match="holds no finished run"):
+    with pytest.raises(ValueError, match="is no run of mmpeft"):
         merge_run(tmp_path, "tfew", tmp_path / "merged")
     manifest = read_manifest(run)
     manifest.adapters = []

@@ -202,7 +202,7 @@ def test_a_folder_without_its_manifest_was_cut_off(run, tmp_path, monkeypatch):
     monkeypatch.setattr("mmpeft.runs.merge.save_tensors", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         merge_run(run, "default", tmp_path / "merged")
-    with pytest.raises(RefusedError, match="holds no finished run"):
+    with pytest.raises(RefusedError, match="is no run of mmpeft"):
         mmpeft.load(str(tmp_path / "merged"))
 
 

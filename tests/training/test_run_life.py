@@ -151,7 +151,7 @@ def test_stage_2_before_stage_1_is_told_before_anything_is_loaded(
     monkeypatch.setattr("mmpeft.training.start.build_model", None)
     config = make(tmp_path, tiny_base, tiny_data)
     with pytest.raises(
-        SystemExit, match=r"model\.start_from: .*gone holds no finished run.*set model\.start_from to null"
+        SystemExit, match=r"model\.start_from: .*gone is no run of mmpeft.*set model\.start_from to null"
     ):
         fit(config, f"--model.start_from={tmp_path / 'gone'}")
 
@@ -320,7 +320,7 @@ def test_two_processes_cannot_write_one_run(whole, tmp_path):
 @pytest.mark.parametrize("command", ["test", "predict", "validate"])
 def test_without_a_finished_run_nothing_is_tested(stopped, tmp_path, tiny_base, tiny_data, command):
     config = make(tmp_path / "other", tiny_base, tiny_data)
-    with pytest.raises(SystemExit, match=r"holds no finished run.*--untrained"):
+    with pytest.raises(SystemExit, match=r"is no run of mmpeft.*--untrained"):
         main([command, "--config", str(config)])
     assert not run_directory(config).exists()
     with pytest.raises(SystemExit, match=r"has not ended.*--resume"):
