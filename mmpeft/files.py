@@ -5,7 +5,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,40 +34,47 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         RefusedError: there is no room. What was there is kept.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished, content = path.with_name(f".{path.name}"), text.encode()
-    try:
+    content = text.encode()
+    with whole_file(path, len(content)) as unfinished:
         unfinished.write_bytes(content)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        if is_full(error):
-            raise no_space(path, len(content)) from error
-        raise
-    os.replace(unfinished, path)
 
 
 def save_tensors(tensors: Mapping[str, "Tensor"], path: Path) -> None:
-    """Writes a safetensors file whole or not at all, with ordinary permissions: safetensors' own are 0600.
+    """Writes a safetensors file whole or not at all, and the folder for it.
 
     Raises:
         RefusedError: there is no room. What was there is kept.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    wanted = sum(tensor.numel() * tensor.element_size() for tensor in contiguous.values())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    require_space(path, wanted)
-    unfinished = path.with_name(f".{path.name}")
-    try:
+    with whole_file(path, sum(tensor.nbytes for tensor in contiguous.values())) as unfinished:
         save_file(contiguous, unfinished, metadata={"format": "pt"})
-    except (SafetensorError, OSError) as error:
+
+
+@contextmanager
+def whole_file(path: Path, num_bytes: int) -> Iterator[Path]:
+    """Inside, a file beside ``path`` is written, which takes its place at the end, with any new file's permissions.
+    If it cannot be written, it is gone and ``path`` is as it was.
+
+    Args:
+        path: the file; its folder is made.
+        num_bytes: that it will have.
+
+    Raises:
+        RefusedError: there is no room.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    require_space(path, num_bytes)
+    unfinished = path.with_name(f".{path.name}.part")
+    try:
+        yield unfinished
+    except BaseException as error:
         unfinished.unlink(missing_ok=True)
         if is_full(error):
-            raise no_space(path, wanted) from error
+            raise no_space(path, num_bytes) from error
         raise
-    ordinary_permissions(unfinished)
+    ordinary_permissions(unfinished)  # safetensors' own are 0600
     os.replace(unfinished, path)
 
 
@@ -99,7 +107,7 @@ def is_full(error: BaseException | None) -> bool:
 
 
 def ordinary_permissions(path: Path) -> None:
-    """Those that a newly made file has; what `tempfile` makes is its owner's alone."""
+    """Those that a newly made file has."""
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)

@@ -22,6 +22,7 @@ import yaml
 from mmpeft.errors import RefusedError
 from mmpeft.files import read_json, write_json, write_whole
 from mmpeft.hashing import differences, hash_file, hash_json
+from mmpeft.runs.layout import CHECKPOINTS, LAST, MANIFEST
 
 Settings = dict[str, Any]
 """The content of a YAML for `mmpeft --config`."""
@@ -29,7 +30,6 @@ Run = Callable[[list[str]], int | None]
 """Runs `mmpeft` with these words and returns its peak memory in bytes, where that is known."""
 MMPEFT = ("-c", "from mmpeft.cli import main; main()")
 """Arguments of Python that start `mmpeft`."""
-MANIFEST = "mmpeft.json"
 """As in `runs.manifest`, whose import takes torch's."""
 PEAK = "peak_bytes"
 
@@ -67,7 +67,7 @@ def fit_once(
         RefusedError: it was done with other settings, or made from something else.
     """
     directory, config = _places(settings, config)
-    record, checkpoint = config.with_suffix(".json"), directory / "checkpoints" / "last.ckpt"
+    record, checkpoint = config.with_suffix(".json"), directory / CHECKPOINTS / LAST
     wanted = {"settings": settings, **(made_from or {})}
     known = read_json(record)
     peak = known.pop(PEAK, None)

@@ -7,11 +7,9 @@ from pathlib import Path
 
 from mmpeft.reporting.card import model_card
 from mmpeft.reporting.report import ShownExample, draw_report
-from mmpeft.runs.layout import CONFIG, CURVES
+from mmpeft.runs.layout import CONFIG, CURVES, PICTURES
 from mmpeft.runs.manifest import read_manifest
 
-PICTURES = ("confusion", "calibration", "changes")
-"""What `mmpeft test` draws beside the report."""
 SHOWN_METRICS, NUM_SCORES = ("exact_match", "vqa_accuracy", "perplexity", "cider"), 4
 """Metrics that the report names, and at most how many of them."""
 

@@ -1,9 +1,14 @@
-"""The names of what a run directory holds beside its finetunes."""
+"""The names of what a run directory holds beside its finetunes; no library comes in with them."""
 
+MANIFEST = "mmpeft.json"
 PROJECTOR = "projector.safetensors"
 CONFIG = "config.yaml"
 """What the run was trained with."""
 CURVES = "metrics.csv"
+BOARD = "tensorboard"
+CHECKPOINTS, LAST = "checkpoints", "last.ckpt"
+PICTURES = ("confusion", "calibration", "changes")
+"""What `mmpeft test` draws beside the report."""
 TESTS = "tests"
 """Folder of the results of tests that differ from the run's own."""
 EARLIER = "previous"

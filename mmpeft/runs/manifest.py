@@ -12,8 +12,8 @@ from mmpeft.errors import RefusedError
 from mmpeft.files import write_json
 from mmpeft.models.vision import VisionConfig
 from mmpeft.runs.layout import CONFIG
+from mmpeft.runs.layout import MANIFEST as MANIFEST
 
-MANIFEST = "mmpeft.json"
 LEAST_NEW_TOKENS = 64
 NEW_IN_FORMAT_2 = ("projectors", "answer_tokens", "adapter_files", "choices", "without_images")
 FORMAT = 2

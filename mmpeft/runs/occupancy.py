@@ -1,7 +1,6 @@
 """Who writes a run directory: one process at a time, and a new fit beside what an earlier one left."""
 
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
@@ -9,24 +8,28 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mmpeft.errors import RefusedError
-from mmpeft.runs.files import PROJECTOR
-from mmpeft.runs.layout import CONFIG, CURVES, EARLIER, LOCK, TESTS, config_of
-from mmpeft.runs.manifest import MANIFEST, no_run
-
-OF_A_FIT = (
-    MANIFEST,
-    PROJECTOR,
-    "adapters",
-    "checkpoints",
+from mmpeft.runs.layout import (
+    BOARD,
+    CHECKPOINTS,
     CONFIG,
     CURVES,
-    "examples",
-    "report.png",
-    "README.md",
+    EARLIER,
+    LOCK,
+    MANIFEST,
+    PICTURES,
+    PROJECTOR,
+    TESTS,
+    config_of,
+)
+from mmpeft.runs.manifest import no_run
+
+OF_A_FIT = (
+    *(MANIFEST, PROJECTOR, CONFIG, CURVES, BOARD, CHECKPOINTS),
+    *("adapters", "examples", "report.png", "README.md"),
 )
 OF_TESTS = (
     *("predictions.jsonl", "metrics.json", "answers.jsonl", TESTS, config_of("test"), config_of("predict")),
-    *("test.partial.jsonl", "predict.partial.jsonl", "confusion*.png", "calibration*.png", "changes*.png"),
+    *("test.partial.jsonl", "predict.partial.jsonl", *(f"{picture}*.png" for picture in PICTURES)),
 )
 
 
@@ -61,23 +64,16 @@ def require_finished(directory: str | Path) -> None:
     raise RefusedError(f"{no_run(directory)}; or give --untrained to ask what a fit would begin from")
 
 
-def put_aside(directory: str | Path, keep: Sequence[Path] = ()) -> None:
+def put_aside(directory: str | Path) -> None:
     """Moves what an earlier fit and its tests left into ``previous/``, or ``previous-2/`` and so on: nothing that was
-    trained is ever deleted.
-
-    Args:
-        directory: the run's.
-        keep: files of the new fit.
-    """
+    trained is ever deleted."""
     directory = Path(directory)
     found = [path for pattern in (*OF_A_FIT, *OF_TESTS) for path in directory.glob(pattern)]
-    found += [path for path in directory.glob("tensorboard/*") if path not in keep]
     if not any(path.exists() for path in (directory / MANIFEST, directory / CONFIG, directory / CURVES)):
         return
     names = chain([EARLIER], (f"{EARLIER}-{number}" for number in count(2)))
     aside = next(directory / name for name in names if not (directory / name).exists())
+    aside.mkdir()
     for path in found:
-        target = aside / path.relative_to(directory)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(path, target)
+        path.rename(aside / path.name)
     print(f"what an earlier fit left in {directory} is now in {aside}")

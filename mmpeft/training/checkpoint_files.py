@@ -8,7 +8,6 @@
 
 import os
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,10 +18,10 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.utils._pytree import tree_leaves
 
 from mmpeft.errors import RefusedError
-from mmpeft.files import is_full, no_space, ordinary_permissions, require_space
+from mmpeft.files import whole_file
+from mmpeft.runs.layout import CHECKPOINTS, LAST
 
-FOLDER = "checkpoints"
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+PREVIOUS = "previous.ckpt"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -48,23 +47,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         RefusedError: there is no room. What was there is kept.
         """
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        require_space(target, num_bytes(checkpoint))
-        handle, staged = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
+        with whole_file(target, num_bytes(checkpoint)) as unfinished:
+            with unfinished.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            ordinary_permissions(Path(staged))
             if target.name == LAST and target.exists():
                 os.replace(target, target.with_name(PREVIOUS))
-            os.replace(staged, target)
-        except BaseException as error:
-            Path(staged).unlink(missing_ok=True)
-            if is_full(error):
-                raise no_space(target, num_bytes(checkpoint)) from error
-            raise
 
 
 def damage(path: str | Path) -> str | None:
@@ -87,10 +76,10 @@ def last_checkpoint(run: str | Path) -> Path:
     """Raises:
     RefusedError: the run has none.
     """
-    path = Path(run) / FOLDER / LAST
+    path = Path(run) / CHECKPOINTS / LAST
     if not path.exists():
         raise RefusedError(
-            f"--ckpt_path last: {run} has no {FOLDER}/{LAST}; leave it out to begin from the start"
+            f"--ckpt_path last: {run} has no {CHECKPOINTS}/{LAST}; leave it out to begin from the start"
         )
     return path
 
@@ -101,7 +90,7 @@ def newest_whole_checkpoint(run: str | Path) -> Path:
     Raises:
         RefusedError: there is none.
     """
-    found = sorted(Path(run, FOLDER).glob("*.ckpt"), key=lambda path: -path.stat().st_mtime_ns)
+    found = sorted(Path(run, CHECKPOINTS).glob("*.ckpt"), key=lambda path: -path.stat().st_mtime_ns)
     passed = []
     for path in found:
         reason = damage(path)
@@ -109,7 +98,7 @@ def newest_whole_checkpoint(run: str | Path) -> Path:
             return path
         passed.append(f"{path} is damaged ({reason})")
         print(f"{passed[-1]}; looking for an older one", file=sys.stderr)
-    told = "; ".join(passed) or f"{run} has no checkpoint in {FOLDER}/"
+    told = "; ".join(passed) or f"{run} has no checkpoint in {CHECKPOINTS}/"
     raise RefusedError(f"--resume: {told}; begin from the start without --resume")
 
 

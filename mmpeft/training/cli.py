@@ -9,7 +9,6 @@ from typing import Any
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mmpeft.errors import RefusedError
@@ -24,7 +23,7 @@ from mmpeft.training.checkpoint_files import (
     last_checkpoint,
     newest_whole_checkpoint,
 )
-from mmpeft.training.curves import CurvesLogger
+from mmpeft.training.curves import BoardLogger, CurvesLogger
 from mmpeft.training.datamodule import VisionLanguageData
 from mmpeft.training.interruption import Checkpoints, StopSignals
 from mmpeft.training.malloc import keep_freed_memory
@@ -41,14 +40,13 @@ EXPECTED_WARNINGS = [
 ]
 
 
+ASK = ("validate", "test", "predict")
 OPTIONS = {
-    "resume": "of `mmpeft fit`: go on from the newest whole checkpoint of the run directory",
-    "forgetting": "of `mmpeft test`: also compare base and finetune on test.held_text",
-    "untrained": "of `mmpeft validate`, `test` and `predict`: ask what a fit would begin from, not a finished run",
+    "resume": (("fit",), "go on from the newest whole checkpoint of the run directory"),
+    "forgetting": (("test",), "also compare base and finetune on test.held_text"),
+    "untrained": (ASK, "ask what a fit would begin from, not a finished run"),
 }
-FITS = {"resume": ("fit",), "forgetting": ("test",), "untrained": ("validate", "test", "predict")}
-"""Option -> the commands that have it."""
-BOARD = "tensorboard"
+"""Option -> the commands that have it, and what it does."""
 WHAT_WAS_WANTED = ("seed_everything", "trainer", "model", "data", "test")
 """The sections of a run's config: what decides about the outcome, not how a command was called."""
 
@@ -63,8 +61,8 @@ class VisionLanguageCLI(LightningCLI):
             "--run",
             help="run directory, instead of --config and trainer.default_root_dir: its own config.yaml",
         )
-        for name, text in OPTIONS.items():
-            parser.add_argument(f"--{name}", action="store_true", help=text)
+        for name, (commands, text) in OPTIONS.items():
+            parser.add_argument(f"--{name}", action="store_true", help=f"of {', '.join(commands)}: {text}")
         parser.add_argument(
             "--output",
             help="folder for the results of `mmpeft test` and `predict`; by default the run directory, or "
@@ -107,14 +105,14 @@ class VisionLanguageCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """What is wrong with the command is told before anything is built."""
         own: Any = self._own(self.config)
-        for name, commands in FITS.items():
+        for name, (commands, _) in OPTIONS.items():
             if own[name] and self.subcommand not in (None, *commands):
                 raise RefusedError(
                     f"--{name} belongs to `mmpeft {commands[0]}`, not to `mmpeft {self.subcommand}`"
                 )
         directory = self._directory = Path(own.trainer.default_root_dir or "runs/default")
         self._signals = StopSignals()
-        if self.subcommand in FITS["untrained"] and not own.untrained:
+        if self.subcommand in ASK and not own.untrained:
             require_finished(directory)
         if own.get("ckpt_path") == "last":
             own.ckpt_path = str(last_checkpoint(directory))
@@ -131,19 +129,19 @@ class VisionLanguageCLI(LightningCLI):
         fitting, directory = self.subcommand == "fit", self._directory
         kwargs |= {"default_root_dir": str(directory)}
         if settings.logger is None:
-            board = TensorBoardLogger(directory, name="", version=BOARD)
-            kwargs["logger"] = [CurvesLogger(directory), board] if fitting else False
+            kwargs["logger"] = [CurvesLogger(directory), BoardLogger(directory)] if fitting else False
         try:
             trainer: Any = super().instantiate_trainer(**kwargs, **self._callbacks(settings))
         except MisconfigurationException as error:  # Lightning's own word for impossible settings
             raise RefusedError(f"trainer: {error}") from error
-        self._results, self._writer = directory, RunWriter(self._dumped())
+        wanted, self._results = self._wanted(), directory
         if self.subcommand in ("test", "predict"):
-            self._results = results_folder(directory, self.subcommand, self._wanted(), own.output)
+            self._results = results_folder(directory, self.subcommand, wanted, own.output)
+        config = yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)
         trainer.callbacks += [
             LastValidation(),
-            self._writer,
-            EvaluationWriter(self._results, self._dumped(), own.forgetting),
+            RunWriter(config),
+            EvaluationWriter(self._results, config, own.forgetting),
         ]
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
@@ -166,27 +164,16 @@ class VisionLanguageCLI(LightningCLI):
             self._signals.kept = "the answers so far are kept, and the same command goes on from them"
         writes = subcommand != "validate" and not self.trainer.fast_dev_run  # pyright: ignore
         with held(self._directory) if writes else nullcontext(), self._signals:
-            events = self._directory / BOARD
-            before = {*events.glob("*")}
-            try:
-                super()._run_subcommand(subcommand)
-            except RefusedError:
-                if not self._writer.begun:  # TensorBoard begins its file before anything is checked
-                    for path in {*events.glob("*")} - before:
-                        path.unlink()
-                    if not before and events.is_dir():
-                        events.rmdir()
-                raise
+            super()._run_subcommand(subcommand)
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning looks into the checkpoint for settings while it parses."""
+        """Lightning would look into the checkpoint for settings, of which ours have none; here damage is told early."""
         path = self._own(self.config).get("ckpt_path")
         if path and Path(path).is_file() and (reason := damage(path)):
             raise RefusedError(
                 f"--ckpt_path: {path} is no whole checkpoint ({reason}); "
                 "`mmpeft fit --resume` takes the newest whole one"
             )
-        super()._parse_ckpt_path()
 
     def _own(self, config: Any) -> Any:
         """The settings of the command that runs."""
@@ -201,9 +188,6 @@ class VisionLanguageCLI(LightningCLI):
         settings["test"] |= moved
         settings["data"] |= dict.fromkeys(moved)
         return {name: settings[name] for name in WHAT_WAS_WANTED if name in settings}
-
-    def _dumped(self) -> str:
-        return yaml.safe_dump(self._wanted(), sort_keys=False, allow_unicode=True)
 
     def instantiate_classes(self) -> None:
         """Hands the section ``test:`` to the module; its keys were once under ``data:``."""

@@ -1,4 +1,4 @@
-"""The curves of a fit, ``metrics.csv``: begun when training begins, and gone on with by a run that goes on."""
+"""The curves of a fit, ``metrics.csv`` and TensorBoard's: begun when training begins; a resumed run goes on."""
 
 import csv
 import io
@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.csv_logs import _ExperimentWriter
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import DummyExperiment
 
 from mmpeft.files import write_whole
-from mmpeft.runs.layout import CURVES
+from mmpeft.runs.layout import BOARD, CURVES
 
 
 class CurvesLogger(CSVLogger):
@@ -28,7 +29,7 @@ class CurvesLogger(CSVLogger):
             self._experiment = _Writer(self.log_dir)  # pyright: ignore
         return self._experiment
 
-    def go_on_from(self, step: int) -> None:
+    def begin(self, step: int) -> None:
         """Keeps the rows of the steps before this one, as of a run that stopped later than its last checkpoint."""
         path = Path(self.log_dir, CURVES)
         if not path.exists():
@@ -43,6 +44,26 @@ class CurvesLogger(CSVLogger):
         writer.writerows(rows)
         write_whole(path, text.getvalue())
         self.experiment.metrics_keys = columns
+
+
+class BoardLogger(TensorBoardLogger):
+    """Lightning's, which begins a file before it is known whether there will be a fit.
+
+    Args:
+        directory: the run's.
+    """
+
+    def __init__(self, directory: str | Path):
+        super().__init__(directory, name="", version=BOARD)
+        self._begun = False
+
+    @property
+    def experiment(self) -> Any:
+        return super().experiment if self._begun else DummyExperiment()
+
+    def begin(self, step: int) -> None:
+        """From here on there is a fit."""
+        self._begun = True
 
 
 class _Writer(_ExperimentWriter):

@@ -11,7 +11,8 @@ from typing import Any, Self
 import lightning as L
 
 from mmpeft.files import require_space
-from mmpeft.training.checkpoint_files import FOLDER, LAST, num_bytes
+from mmpeft.runs.layout import CHECKPOINTS, LAST
+from mmpeft.training.checkpoint_files import num_bytes
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SECONDS_BETWEEN, SHARE_OF_TIME = 60.0, 0.05
@@ -85,7 +86,7 @@ class Checkpoints(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tells before the first step where there will be no room."""
-        last = self.directory / FOLDER / LAST
+        last = self.directory / CHECKPOINTS / LAST
         last.parent.mkdir(parents=True, exist_ok=True)
         require_space(last, NUM_COPIES * num_bytes(pl_module.state_dict()))
         self._saved_step, self._next = trainer.global_step, 0.0
@@ -112,7 +113,7 @@ class Checkpoints(L.Callback):
             self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
-        begun, last = time.monotonic(), self.directory / FOLDER / LAST
+        begun, last = time.monotonic(), self.directory / CHECKPOINTS / LAST
         trainer.save_checkpoint(last, weights_only=False)
         now = time.monotonic()
         self._saved_step = trainer.global_step

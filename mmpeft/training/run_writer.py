@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 
@@ -27,7 +26,7 @@ from mmpeft.runs.layout import CONFIG, config_of
 from mmpeft.runs.manifest import MANIFEST, Manifest
 from mmpeft.runs.occupancy import put_aside
 from mmpeft.training.batches import longest_answer
-from mmpeft.training.curves import CurvesLogger
+from mmpeft.training.curves import BoardLogger, CurvesLogger
 from mmpeft.training.datamodule import VisionLanguageData, all_records, instructions
 from mmpeft.training.finetune import Split
 from mmpeft.training.module import VisionLanguageModule
@@ -43,8 +42,6 @@ class RunWriter(L.Callback):
     def __init__(self, config: str):
         self.config = config
         self._started = time.monotonic()
-        self.begun = False
-        """Whether there is a fit: nothing can refuse it any more."""
         self._before = 0.0  # seconds that the run took until the checkpoint that it goes on from
 
     def state_dict(self) -> dict[str, float]:
@@ -58,17 +55,16 @@ class RunWriter(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Nothing can refuse the fit any more: from here on the directory is its own."""
-        self.begun = True
         if not _writes(trainer):
             return
         directory = Path(trainer.default_root_dir)
-        curves = [logger for logger in trainer.loggers if isinstance(logger, CurvesLogger)]
         source = Path(trainer.ckpt_path).resolve() if trainer.ckpt_path else Path()
         if directory.resolve() not in source.parents:
-            put_aside(directory, keep=_event_files(trainer))
+            put_aside(directory)
         (directory / MANIFEST).unlink(missing_ok=True)  # until it has ended again
-        for logger in curves:
-            logger.go_on_from(trainer.global_step)
+        for logger in trainer.loggers:
+            if isinstance(logger, CurvesLogger | BoardLogger):
+                logger.begin(trainer.global_step)
         write_whole(directory / CONFIG, self.config)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -208,12 +204,6 @@ def _typed(module: Any, trainer: Any) -> tuple[VisionLanguageModule, VisionLangu
 
 def _writes(trainer: Any) -> bool:
     return trainer.is_global_zero and not trainer.fast_dev_run
-
-
-def _event_files(trainer: Any) -> list[Path]:
-    """Those that TensorBoard writes to at this moment."""
-    boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-    return [Path(board.file_writer.event_writer._file_name) for board in boards]
 
 
 def _example_requests(module: VisionLanguageModule, max_new_tokens: int) -> list[Request]:

@@ -11,9 +11,8 @@ from mmpeft.adapters.combine import combine
 from mmpeft.cli import main
 from mmpeft.errors import RefusedError
 from mmpeft.inference.vlm import load
-from mmpeft.models.projector import Projector
 from mmpeft.runs.combine import combine_run
-from mmpeft.runs.files import load_run, save_run
+from mmpeft.runs.files import load_run
 from mmpeft.runs.manifest import read_manifest, write_manifest
 
 FINETUNES = {"a": LoraConfig(4, 8), "b": LoraConfig(4, 8), "c": LoraConfig(4, 4), "tfew": IA3Config()}
@@ -22,19 +21,9 @@ OWNER = "b"
 
 
 @pytest.fixture(scope="module")
-def run(tiny_run, tmp_path_factory, randomise):
+def run(make_joint, tmp_path_factory):
     """A run of four finetunes with random weights, one of them with a projector of its own."""
-    model, _, manifest = load_run(tiny_run, with_adapters=False)
-    encoder, embeddings = model.vision_encoder, model.language_model.get_input_embeddings()
-    model.projector = Projector(encoder.dim, embeddings.embedding_dim, num_slots=2)
-    torch.nn.init.normal_(model.projector.weight)
-    model.projector_slots = {OWNER: 1}
-    for name, config in FINETUNES.items():
-        model.bank.add(name, config)
-        randomise(model.bank, name)
-    folder = tmp_path_factory.mktemp("combine") / "run"
-    save_run(folder, manifest, model)
-    return folder
+    return make_joint(tmp_path_factory.mktemp("combine") / "run", FINETUNES, OWNER)
 
 
 def test_a_combination_answers_as_it_does_beside_the_others(run, tmp_path, tiny_data):

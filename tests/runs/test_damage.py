@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 import mmpeft
 from mmpeft.adapters import HybridConfig, IA3Config, LoraConfig
 from mmpeft.errors import RefusedError
-from mmpeft.models.projector import Projector
 from mmpeft.runs.combine import combine_run
 from mmpeft.runs.files import PROJECTOR, adapter_folder, load_run, load_trained, save_run
 from mmpeft.runs.manifest import MANIFEST, read_manifest
@@ -27,19 +26,9 @@ QUESTION, CHOICES = "what color is it?", ["red", "green", "blue"]
 
 
 @pytest.fixture(scope="module")
-def joint(tiny_run, tmp_path_factory, randomise):
+def joint(make_joint, tmp_path_factory):
     """A run of `FINETUNES`, all far from the base."""
-    model, _, manifest = load_run(tiny_run, with_adapters=False)
-    width = model.language_model.get_input_embeddings().embedding_dim
-    model.projector = Projector(model.vision_encoder.dim, width, num_slots=2)
-    torch.nn.init.normal_(model.projector.weight)
-    model.projector_slots = {"own": 1}
-    for name, config in FINETUNES.items():
-        model.bank.add(name, config)
-        randomise(model.bank, name)
-    folder = tmp_path_factory.mktemp("damage") / "run"
-    save_run(folder, manifest, model)
-    return folder
+    return make_joint(tmp_path_factory.mktemp("damage") / "run", FINETUNES, "own")
 
 
 @pytest.fixture

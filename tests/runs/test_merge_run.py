@@ -10,25 +10,17 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mmpeft.adapters import IA3Config
 from mmpeft.cli import HELP, main
 from mmpeft.models.language import LanguageConfig, load_language_model
-from mmpeft.runs.files import PROJECTOR, load_run, save_run
+from mmpeft.runs.files import PROJECTOR, load_run
 from mmpeft.runs.manifest import read_manifest, write_manifest
 from mmpeft.runs.merge import PROMPT, merge_run
 
 
 @pytest.fixture
-def run(tiny_run, tmp_path, randomise):
+def run(tiny_run, tmp_path, add_tfew):
     """A copy of the run with two finetunes far from the base: its LoRA, and an IA3."""
-    run = shutil.copytree(tiny_run, tmp_path / "run")
-    model, _, manifest = load_run(run)
-    randomise(model.bank, "default")
-    model.bank.add("tfew", IA3Config())
-    randomise(model.bank, "tfew")
-    torch.nn.init.normal_(model.projector.weight)
-    save_run(run, manifest, model)
-    return run
+    return add_tfew(shutil.copytree(tiny_run, tmp_path / "run"))
 
 
 def reload(directory):

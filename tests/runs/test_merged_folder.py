@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mmpeft
-from mmpeft.adapters import IA3Config, LoraConfig
+from mmpeft.adapters import LoraConfig
 from mmpeft.cli import main
 from mmpeft.errors import RefusedError
 from mmpeft.experiments.steps import weights_of
@@ -26,25 +26,18 @@ QUESTIONS = ["what color is it?", "is it red?", "is it blue?"]
 CHOICES = ["red", "blue", "a green square"]
 
 
-def filled(source, run, randomise, **language):
-    """A copy of a run with its LoRA and an IA3 far from the base, and a projector of its own."""
+def copied(source, run, **language):
+    """A copy of a run, with other fields of its language model."""
     shutil.copytree(source, run)
-    if language:
-        content = json.loads((run / MANIFEST).read_text())
-        content["language"] |= language
-        (run / MANIFEST).write_text(json.dumps(content))
-    model, _, manifest = load_run(run)
-    randomise(model.bank, "default")
-    model.bank.add("tfew", IA3Config())
-    randomise(model.bank, "tfew")
-    torch.nn.init.normal_(model.projector.weight)
-    save_run(run, manifest, model)
+    content = json.loads((run / MANIFEST).read_text())
+    content["language"] |= language
+    (run / MANIFEST).write_text(json.dumps(content))
     return run
 
 
 @pytest.fixture
-def run(tiny_run, tmp_path, randomise):
-    return filled(tiny_run, tmp_path / "run", randomise)
+def run(tiny_run, tmp_path, add_tfew):
+    return add_tfew(copied(tiny_run, tmp_path / "run"))
 
 
 @pytest.fixture
@@ -58,8 +51,8 @@ def scores(vlm, images, adapter=None):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["default", "tfew"])
-def test_it_answers_as_the_adapter_did(tiny_run, tmp_path, images, randomise, dtype, name):
-    run = filled(tiny_run, tmp_path / "run", randomise, dtype=dtype)
+def test_it_answers_as_the_adapter_did(tiny_run, tmp_path, images, add_tfew, dtype, name):
+    run = add_tfew(copied(tiny_run, tmp_path / "run", dtype=dtype))
     merged = merge_run(run, name, tmp_path / "merged")
     before, after = mmpeft.load(str(run), "cpu"), mmpeft.load(str(tmp_path / "merged"), "cpu")
     assert after.adapters == []
@@ -124,8 +117,8 @@ def test_its_projector_is_that_of_the_finetune(run, tmp_path, images):
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_a_quantised_merge_answers_too(tiny_run, tmp_path, images, randomise, quantization):
-    run = filled(tiny_run, tmp_path / "run", randomise, quantization=quantization)
+def test_a_quantised_merge_answers_too(tiny_run, tmp_path, images, add_tfew, quantization):
+    run = add_tfew(copied(tiny_run, tmp_path / "run", quantization=quantization))
     merged = merge_run(run, "tfew", tmp_path / "merged", quantization)
     before, after = mmpeft.load(str(run), "cpu"), mmpeft.load(str(tmp_path / "merged"), "cpu")
     for own, other in zip(scores(before, images, "tfew"), scores(after, images), strict=True):
