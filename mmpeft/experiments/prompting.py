@@ -83,7 +83,7 @@ class FewShotPrompt:
         ids = [token for span in spans for token in span.ids]
         row = PackedRow(images=self.images)
         row.append(Encoded(ids, [IGNORE_INDEX] * len(ids)), 0, len(ids), PREFIX)
-        cache = DynamicCache(config=self.model.language_model.config)
+        cache = DynamicCache()
         self.model.hidden_states(self._batch(row, features), cache)
         self._kept = cache, ids
 

@@ -1,25 +1,22 @@
 """Decoding with continuous batching: conversations join and leave while others are in the middle of their answers.
 
-Every unfinished conversation writes one token a step. Those of one packed row share the row's prefix in the cache;
-each of their tokens gets a column of its own, which sees the prefix and its own conversation.
+Every unfinished conversation writes one token a step. What they have read is kept by a memory: a packed one, or one in
+which every conversation has a state of its own.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
 
-from mmpeft.data.batch import PADDING, Batch
+from mmpeft.data.batch import Batch
 from mmpeft.errors import RefusedError
-from mmpeft.inference.attention import attention_for_decoding
-from mmpeft.inference.kv_cache import KVCache
-from mmpeft.inference.prefill import prefill
+from mmpeft.inference.own_memory import OwnMemory
+from mmpeft.inference.packed_memory import PackedMemory
 from mmpeft.inference.sampling import Sampling, sample
-from mmpeft.models.multimodal import MultimodalModel, additive, last_positions, sees
+from mmpeft.models.multimodal import MultimodalModel, last_positions
 
 NO_TOKEN = -1
 """The token of a step in which the model ended its answer."""
@@ -42,37 +39,9 @@ class _Conversation:
     """An unfinished conversation."""
 
     handle: int
-    row: int
-    segment: int
-    position: int
-    """Of its last token."""
     sampling: Sampling
     generator: torch.Generator | None
     written: int = 0
-
-
-@dataclass
-class _Layout:
-    """Where every conversation's next token goes; the same for all steps between two changes of membership."""
-
-    rows: Tensor
-    """(conversations,)"""
-    queries: Tensor
-    """(conversations,): which of the forward's columns is the conversation's"""
-    segments: Tensor
-    """(conversations,)"""
-    counts: list[int]
-    """Unfinished conversations of every row."""
-    columns: Tensor
-    """(conversations,): its next column in the cache"""
-    strides: Tensor
-    """(conversations,): from there to its column after the next, one for each conversation of the row"""
-    positions: Tensor
-    """(rows, queries): of the next tokens"""
-    mask: Tensor
-    """(rows, 1, queries, capacity), added to the scores"""
-    routing: tuple[dict[str, Tensor], dict[str, bool]]
-    """Whose rows they are, as the bank was routed for them"""
 
 
 class Decoder:
@@ -85,11 +54,9 @@ class Decoder:
 
     def __init__(self, model: MultimodalModel, eos_token_id: int):
         self.model, self.eos_token_id = model, eos_token_id
-        self._cache = KVCache()
-        self._adapters: list[str | None] = []
+        self._memory = PackedMemory(model) if model.reader.reading.packed else OwnMemory(model)
         self._conversations: list[_Conversation] = []
         self._hidden = torch.empty(0)
-        self._layout: _Layout | None = None
         self._handles = count()
 
     def __len__(self) -> int:
@@ -110,33 +77,15 @@ class Decoder:
         Raises:
             RefusedError: another number of settings than of conversations, or what the model refuses.
         """
-        owners = last_positions(batch)[0].tolist()
-        if len(owners) != len(sampling):
+        if (wanted := len(last_positions(batch)[0])) != len(sampling):
             raise RefusedError(
-                f"{len(sampling)} sampling settings for {len(owners)} conversations; give one for each"
+                f"{len(sampling)} sampling settings for {wanted} conversations; give one for each"
             )
-        prefilled = prefill(self.model, batch)
-        self._drop_rows()
-        handles = [next(self._handles) for _ in owners]
-        members = {row: [n for n, owner in enumerate(owners) if owner == row] for row in set(owners)}
-        for part in prefilled:
-            numbers = [number for row in part.rows for number in members.get(row, ())]
-            places = {row: self._cache.num_rows + place for place, row in enumerate(part.rows)}
-            for number, position in zip(numbers, part.positions, strict=True):
-                row = owners[number]
-                segment = 1 + members[row].index(number)
-                self._conversations.append(
-                    _Conversation(
-                        handles[number], places[row], segment, position, *self._own(sampling[number])
-                    )
-                )
-            self._cache.insert(part.cache, part.segments)
-            self._adapters += [batch.adapters[row] for row in part.rows]
-        self._hidden = torch.cat(
-            [*([self._hidden] if len(self._hidden) else []), *(p.hidden for p in prefilled)]
-        )
-        self._layout = None
-        return handles
+        hidden = self._memory.join(batch)
+        new = [_Conversation(next(self._handles), *self._own(each)) for each in sampling]
+        self._conversations += new
+        self._hidden = torch.cat([self._hidden, hidden]) if len(self._hidden) else hidden
+        return [one.handle for one in new]
 
     @torch.no_grad()
     def step(self) -> list[Step]:
@@ -149,7 +98,7 @@ class Decoder:
         going_on = [number for number, step in enumerate(steps) if step.finish_reason is None]
         self._keep(going_on)
         if going_on:
-            self._hidden = self._decode_one_token(tokens if len(going_on) == len(steps) else tokens[going_on])
+            self._hidden = self._memory.advance(tokens if len(going_on) == len(steps) else tokens[going_on])
         return steps
 
     def leave(self, conversation: int) -> None:
@@ -173,78 +122,7 @@ class Decoder:
         if len(numbers) < len(self._conversations):
             self._conversations = [self._conversations[number] for number in numbers]
             self._hidden = self._hidden[numbers]
-            self._layout = None
-
-    def _decode_one_token(self, tokens: Tensor) -> Tensor:
-        """(conversations,) tokens just written -> (conversations, dim), from which the next ones' logits come."""
-        layout = self._layout = self._layout or self._arrange()
-        routing = self.model.bank.routing
-        routing.slots, routing.uniform = layout.routing  # another decoder may have stepped in between
-        width = self._cache.extend(layout.counts)
-        self.model.check_window(max(self._cache.lengths))
-        if (missing := self._cache.capacity - layout.mask.shape[-1]) > 0:
-            layout.mask = nn.functional.pad(
-                layout.mask, (0, missing), value=torch.finfo(self.model.dtype).min
-            )
-        self._cache.write_next(layout.rows, layout.queries, layout.columns, layout.segments)
-        layout.mask[layout.rows, 0, layout.queries, layout.columns] = 0
-        ids = torch.zeros_like(layout.positions)
-        ids[layout.rows, layout.queries] = tokens
-        embeds = self.model.language_model.get_input_embeddings()(ids)
-        with attention_for_decoding(self.model.language_model.get_decoder()):
-            hidden = self.model.decode(embeds, layout.mask[..., :width], layout.positions, self._cache)
-        layout.positions += 1
-        layout.columns += layout.strides
-        for conversation in self._conversations:
-            conversation.position += 1
-        return hidden[layout.rows, layout.queries]
-
-    def _arrange(self) -> _Layout:
-        """Lets rows without conversations leave and gives every conversation its place among those of its row."""
-        self._drop_rows()
-        self.model.bank.route(self._adapters)
-        counts: Counter[int] = Counter()
-        places: list[tuple[int, ...]] = []
-        for one in self._conversations:
-            number = counts[one.row]
-            places.append(
-                (one.row, number, one.segment, self._cache.lengths[one.row] + number, one.position + 1)
-            )
-            counts[one.row] += 1
-        device = self.model.device
-        rows, queries, segments, columns, positions = torch.tensor(places, device=device).unbind(1)
-        num_rows, num_queries = len(self._adapters), max(counts.values())
-
-        def per_query(values: Tensor, padding: int) -> Tensor:
-            out = values.new_full((num_rows, num_queries), padding)
-            out[rows, queries] = values
-            return out
-
-        seen = sees(per_query(segments, PADDING), self._cache.segments[:num_rows])
-        return _Layout(
-            rows,
-            queries,
-            segments,
-            [counts[row] for row in range(num_rows)],
-            columns.clone(),
-            torch.bincount(rows)[rows],
-            per_query(positions, 0),
-            additive(seen[:, None], self.model.dtype),
-            (self.model.bank.routing.slots, self.model.bank.routing.uniform),
-        )
-
-    def _drop_rows(self) -> None:
-        busy = {one.row for one in self._conversations}
-        for row in reversed(range(self._cache.num_rows)):
-            if row in busy:
-                continue
-            last = self._cache.num_rows - 1
-            self._cache.remove(row)
-            self._adapters[row] = self._adapters[last]
-            self._adapters.pop()
-            for one in self._conversations:
-                if one.row == last:
-                    one.row = row
+            self._memory.keep(numbers)
 
 
 def generate(

@@ -36,6 +36,8 @@ class KVCache(Cache):
         """Columns of every row."""
         self.segments = torch.empty(0, 0, dtype=torch.int64)
         """(row capacity, capacity) int64: the segment of every column, `PADDING` beyond the row's length."""
+        self.positions = torch.empty(0, 0, dtype=torch.int64)
+        """(row capacity, capacity) int64: of every column in its conversation."""
         self._width = 0
         self._writes: tuple[Tensor, Tensor, Tensor]
 
@@ -48,12 +50,13 @@ class KVCache(Cache):
         """Columns that there is room for."""
         return self.segments.shape[1]
 
-    def insert(self, prefilled: Cache, segments: Tensor) -> None:
+    def insert(self, prefilled: Cache, segments: Tensor, positions: Tensor) -> None:
         """Appends rows.
 
         Args:
             prefilled: what the decoder made of their prompts.
             segments: (rows, columns) of its columns; those of `PADDING` are left out.
+            positions: (rows, columns) of the same.
         """
         used = segments != PADDING
         lengths = used.sum(1).tolist()
@@ -62,11 +65,12 @@ class KVCache(Cache):
         in_place = torch.equal(order, torch.arange(columns, device=order.device).expand_as(order))
         if not self.layers:
             self.layers = [_Layer(self, layer.keys, layer.values) for layer in prefilled.layers]  # pyright: ignore
-            self.segments = segments.new_full((0, 0), PADDING)
+            self.segments, self.positions = segments.new_full((0, 0), PADDING), positions.new_zeros(0, 0)
         self._reserve(first + len(lengths), columns)
         rows = slice(first, first + len(lengths))
         self.segments[rows] = PADDING
         self.segments[rows, :columns] = segments.gather(1, order)
+        self.positions[rows, :columns] = positions.gather(1, order)
         every = torch.arange(len(lengths), device=order.device)[:, None]
         for own, layer in zip(self.layers, prefilled.layers, strict=True):
             for buffer, new in ((own.keys, layer.keys), (own.values, layer.values)):  # pyright: ignore
@@ -81,7 +85,7 @@ class KVCache(Cache):
         """Takes a row out; the last row moves into its place."""
         last = self.num_rows - 1
         if row != last:
-            for buffer in (self.segments, *self._buffers()):
+            for buffer in (self.segments, self.positions, *self._buffers()):
                 buffer[row] = buffer[last]
             self.lengths[row] = self.lengths[last]
         self.lengths.pop()
@@ -98,11 +102,13 @@ class KVCache(Cache):
         self._width = -(-longest // READ_BLOCK) * READ_BLOCK
         return self._width
 
-    def write_next(self, rows: Tensor, queries: Tensor, columns: Tensor, segments: Tensor) -> None:
+    def write_next(
+        self, rows: Tensor, queries: Tensor, columns: Tensor, segments: Tensor, positions: Tensor
+    ) -> None:
         """Says where the coming forward's keys and values go: of row ``rows[i]`` those of its ``queries[i]``-th token
-        into column ``columns[i]``, which is of ``segments[i]``; all (tokens,) int64."""
+        into column ``columns[i]``, which is of ``segments[i]`` and at ``positions[i]``; all (tokens,) int64."""
         self._writes = rows, queries, columns
-        self.segments[rows, columns] = segments
+        self.segments[rows, columns], self.positions[rows, columns] = segments, positions
 
     def _reserve(self, rows: int, columns: int) -> None:
         """Room for so many rows and columns, with a quarter more wherever it has to grow."""
@@ -115,6 +121,7 @@ class KVCache(Cache):
             return
         rows, columns = max(rows, have_rows), max(columns, have_columns)
         self.segments = _grown(self.segments, (rows, columns), PADDING)
+        self.positions = _grown(self.positions, (rows, columns), 0)
         for layer in self.layers:
             layer.keys = _grown(layer.keys, (rows, layer.keys.shape[1], columns), 0)  # pyright: ignore
             layer.values = _grown(layer.values, (rows, layer.values.shape[1], columns), 0)  # pyright: ignore

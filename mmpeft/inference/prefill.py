@@ -25,9 +25,11 @@ class Prefilled:
     cache: DynamicCache
     segments: Tensor
     """(rows, columns) int64: of the cache's columns, virtual tokens included."""
+    positions: Tensor
+    """(rows, columns) int64: of the same"""
     hidden: Tensor
     """(conversations, dim) of every conversation's last token, row by row."""
-    positions: list[int]
+    last_positions: list[int]
     """Of those tokens."""
 
 
@@ -40,8 +42,8 @@ def _read(model: MultimodalModel, batch: Batch, rows: list[int]) -> Prefilled:
     inputs, cache = model.inputs(batch), DynamicCache()
     hidden = model.read(inputs, cache)
     where = last_positions(batch)
-    positions = inputs.positions[:, inputs.num_prompts :][where].tolist()
-    return Prefilled(rows, cache, inputs.keys, hidden[where], positions)
+    own = inputs.positions[:, -batch.input_ids.shape[1] :]
+    return Prefilled(rows, cache, inputs.keys, inputs.positions, hidden[where], own[where].tolist())
 
 
 def _of_like_length(batch: Batch) -> Iterator[tuple[Batch, list[int]]]:

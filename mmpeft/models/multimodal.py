@@ -1,13 +1,13 @@
 """Vision features, projector, language model and adapters as one model: forward on packed rows."""
 
-import inspect
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Cache, DynamicCache
+from transformers import DynamicCache
 
 from mmpeft.adapters import AdapterBank
 from mmpeft.data.batch import PADDING, Batch
@@ -15,9 +15,12 @@ from mmpeft.data.packing import PREFIX
 from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import hash_tensors
+from mmpeft.models.masks import additive, attention_mask, within_reach
 from mmpeft.models.projector import Projector
+from mmpeft.models.reader import LanguageReader
 from mmpeft.models.token_losses import TokenLosses
-from mmpeft.models.virtual import virtual_tokens
+from mmpeft.models.unpacking import unpack
+from mmpeft.models.virtual import VirtualTokens, virtual_tokens
 from mmpeft.models.vision import NoVision, VisionEncoder
 
 
@@ -37,8 +40,7 @@ class MultimodalModel(nn.Module):
         self.bank = AdapterBank(language_model, (vision_encoder.num_tokens, vision_encoder.dim))
         self.projector_slots: dict[str, int] = {}
         """Adapters that own a projector; any other row uses slot 0."""
-        arguments = inspect.signature(language_model.get_decoder().forward).parameters  # pyright: ignore
-        self._cache_argument = "cache" if "cache" in arguments else "past_key_values"
+        self.reader = LanguageReader(language_model)
 
     @property
     def device(self) -> torch.device:
@@ -74,70 +76,68 @@ class MultimodalModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., dim) hidden states -> (..., vocabulary)."""
-        logits = self.language_model.get_output_embeddings()(hidden)
-        config = self.language_model.config
-        logits = logits * getattr(config, "logit_scale", 1.0)  # Cohere
-        logits = logits / getattr(config, "logits_scaling", 1.0)  # Granite
-        softcap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and 3
-        return softcap * torch.tanh(logits / softcap) if softcap else logits
+        return self.reader.logits(hidden)
 
     def hidden_states(
         self, batch: Batch, cache: DynamicCache | None = None, new: int | None = None
     ) -> Tensor:
         """What the decoder makes of the last ``new`` columns, or of all, (rows, columns, dim); `logits` are computed
         from it. ``cache`` holds the columns before them and gets theirs."""
-        inputs = self.inputs(batch, new)
-        if batch.dropout_seeds:
-            self.bank.routing.seed_dropout(batch.dropout_seeds, inputs.queries != PADDING)
-        return self.read(inputs, cache)
+        return self.read(self.inputs(batch, new), cache)
 
     def inputs(self, batch: Batch, new: int | None = None) -> "Inputs":
         """What the decoder reads of the last ``new`` columns, or of all with the virtual tokens before them; routes
         the bank."""
         columns = slice(None) if new is None else slice(batch.input_ids.shape[1] - new, None)
         self.bank.route(batch.adapters)
-        embeds, positions = self._embed(batch, columns), batch.positions[:, columns]
-        queries, keys = batch.segments[:, columns], batch.segments
-        virtual = virtual_tokens(self.bank, len(keys), keys.device)
-        if virtual is None:
-            return Inputs(embeds, positions, queries, keys)
-        positions = positions + virtual.lengths[:, None]
-        keys = torch.cat([virtual.segments, keys], 1)
-        if new is not None:
-            return Inputs(embeds, positions, queries, keys)
-        if num_prompts := virtual.num_prompts:
-            embeds = torch.cat([virtual.embeds.to(embeds.dtype), embeds], 1)
-            positions = torch.cat([virtual.positions, positions], 1)
-            queries = torch.cat([virtual.segments[:, -num_prompts:], queries], 1)
-        return Inputs(embeds, positions, queries, keys, num_prompts, virtual.keys_values)
+        inputs = Inputs(
+            embeds=self._embed(batch, columns),
+            ids=batch.input_ids[:, columns].clamp(min=0),
+            queries=batch.segments[:, columns],
+            keys=batch.segments,
+            positions=batch.positions,
+            adapters=batch.adapters,
+            dropout_seeds=batch.dropout_seeds,
+        )
+        virtual = virtual_tokens(self.bank, len(inputs.keys), inputs.keys.device)
+        return inputs if virtual is None else inputs.behind(virtual, new is None)
 
     def read(self, inputs: "Inputs", cache: DynamicCache | None = None) -> Tensor:
-        """(rows, columns, dim) hidden states of the batch's own columns."""
+        """(rows, columns, dim) hidden states of the batch's own columns.
+
+        Raises:
+            RefusedError: trained keys and values, or kept ones, for a model whose conversations cannot share rows.
+        """
+        if not self.reader.reading.packed:
+            return self._read_unpacked(inputs, cache)[:, inputs.num_prompts :]
+        if inputs.dropout_seeds:
+            self.bank.routing.seed_dropout(inputs.dropout_seeds, inputs.queries != PADDING)
         if inputs.prefix is not None:
             cache = self._with_prefix(cache, inputs.prefix)
-        self.check_window(inputs.keys.shape[1])
-        mask = additive(attention_mask(inputs.queries, inputs.keys), self.dtype)
-        return self.decode(inputs.embeds, mask, inputs.positions, cache)[:, inputs.num_prompts :]
+        self.reader.check_width(inputs.keys.shape[1])
+        columns = inputs.queries.shape[1]
+        seen = additive(attention_mask(inputs.queries, inputs.keys), self.dtype)
+        positions = inputs.positions[:, -columns:]
+        mask = within_reach(seen, self.reader.reaches, positions, inputs.positions)
+        hidden, _ = self.reader.decode(inputs.embeds, mask, positions, cache, inputs.ids)
+        return hidden[:, inputs.num_prompts :]
 
-    def decode(self, embeds: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None) -> Tensor:
-        """The decoder's forward.
-
-        Args:
-            embeds: (rows, queries, dim)
-            mask: (rows, 1, queries, keys), added to the scores.
-            positions: (rows, queries)
-            cache: gets the queries' keys and values, and returns all that ``mask`` speaks of.
-
-        Returns:
-            (rows, queries, dim) hidden states.
-        """
-        return self.language_model.get_decoder()(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=cache is not None,
-            **{self._cache_argument: cache},
-        ).last_hidden_state
+    def _read_unpacked(self, inputs: "Inputs", cache: DynamicCache | None) -> Tensor:
+        """As `read`, every conversation in a row of its own; the bank stays routed for those."""
+        if inputs.prefix is not None or cache is not None:
+            what = "prefix tuning trains" if cache is None else "kept examples are read from"
+            raise RefusedError(
+                f"{what} keys and values that conversations share, but {type(self.language_model).__name__} carries a "
+                "state from token to token, so each of its conversations is read by itself; use another method"
+            )
+        unpacked = unpack(inputs.queries)
+        self.bank.route([inputs.adapters[row] for row in unpacked.rows.tolist()])
+        if inputs.dropout_seeds:
+            self.bank.routing.seed_dropout(inputs.dropout_seeds, unpacked.tokens)
+        embeds, ids = unpacked.take(inputs.embeds), unpacked.take(inputs.ids)
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        hidden, _ = self.reader.decode(embeds, None, positions, ids=ids)
+        return unpacked.put_back(hidden, *inputs.queries.shape)
 
     def _with_prefix(self, cache: DynamicCache | None, prefix: Tensor) -> DynamicCache:
         """The cache with every row's trained keys and values in it; a new one where there was none."""
@@ -146,25 +146,14 @@ class MultimodalModel(nn.Module):
                 "prefix tuning keeps its keys and values in the cache, which transformers drops under gradient "
                 "checkpointing; set model.language.gradient_checkpointing to false"
             )
-        cache = DynamicCache(config=self.language_model.config) if cache is None else cache
+        cache = DynamicCache() if cache is None else cache
         for layer, (keys, values) in enumerate(prefix.to(self.dtype)):
             cache.update(keys, values, layer)
         return cache
 
-    def check_window(self, width: int) -> None:
-        """Raises:
-        RefusedError: a row of so many tokens does not fit into the language model's sliding window.
-        """
-        window = getattr(self.language_model.config, "sliding_window", None)
-        if window and width > window:
-            raise RefusedError(
-                f"rows of {width} tokens exceed the language model's sliding window of {window}, "
-                "which packed rows do not support; lower packing.max_length"
-            )
-
     def _embed(self, batch: Batch, columns: slice) -> Tensor:
         ids = batch.input_ids[:, columns]
-        embeds = self.language_model.get_input_embeddings()(ids.clamp(min=0))
+        embeds = self.reader.embed(ids.clamp(min=0))
         slots = ids == IMAGE_TOKEN
         if batch.features is None or not bool(slots.any()):
             return embeds
@@ -187,51 +176,40 @@ class Inputs:
 
     embeds: Tensor
     """(rows, columns, dim)"""
-    positions: Tensor
-    """(rows, columns) int64"""
+    ids: Tensor
+    """(rows, columns) int64; 0 where no text stands."""
     queries: Tensor
     """(rows, columns) int64: their segments"""
     keys: Tensor
     """(rows, keys) int64: the segments of everything in the cache and of these columns, which are the last"""
+    positions: Tensor
+    """(rows, keys) int64: of the same"""
+    adapters: Sequence[str | None]
+    """Of every row."""
+    dropout_seeds: dict[str, int]
     num_prompts: int = 0
     """How many of the first columns are virtual tokens."""
     prefix: Tensor | None = None
     """(layers, 2, rows, heads, prefix columns, head dim): keys and values before all columns."""
 
-
-def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where ``allowed`` (bool), else the lowest number of ``dtype``."""
-    lowest = torch.finfo(dtype).min
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, lowest)
-
-
-def sees(query_segments: Tensor, key_segments: Tensor) -> Tensor:
-    """Which earlier key each query sees: (rows, queries) and (rows, keys) -> (rows, queries, keys) bool."""
-    q, k = query_segments[:, :, None], key_segments[:, None, :]
-    return (k == q) | ((k == PREFIX) & (q != PADDING))
-
-
-def attention_mask(query_segments: Tensor, key_segments: Tensor) -> Tensor:
-    """Which key each query sees: earlier ones (and itself) of its own segment or of the shared prefix.
-
-    Args:
-        query_segments: (rows, queries), the last columns of the keys.
-        key_segments: (rows, keys)
-
-    Returns:
-        (rows, 1, queries, keys) bool. For the segments ``0 0 1 1 2 2``::
-
-            1 . . . . .      prefix
-            1 1 . . . .
-            1 1 1 . . .      first conversation
-            1 1 1 1 . .
-            1 1 . . 1 .      second conversation
-            1 1 . . 1 1
-    """
-    queries, keys = query_segments.shape[1], key_segments.shape[1]
-    index = torch.arange(keys, device=key_segments.device)
-    causal = index[None, :] <= index[keys - queries :, None]
-    return (sees(query_segments, key_segments) & causal)[:, None]
+    def behind(self, virtual: VirtualTokens, all_columns: bool) -> "Inputs":
+        """The same behind virtual tokens, which are read too where these are ``all_columns`` of the batch."""
+        keys = torch.cat([virtual.segments, self.keys], 1)
+        positions = torch.cat([virtual.positions, self.positions + virtual.lengths[:, None]], 1)
+        moved = replace(self, keys=keys, positions=positions)
+        num = virtual.num_prompts
+        if not all_columns:
+            return moved
+        if num == 0:
+            return replace(moved, prefix=virtual.keys_values)
+        return replace(
+            moved,
+            embeds=torch.cat([virtual.embeds.to(self.embeds.dtype), self.embeds], 1),
+            ids=nn.functional.pad(self.ids, (num, 0)),
+            queries=torch.cat([virtual.segments[:, virtual.segments.shape[1] - num :], self.queries], 1),
+            num_prompts=num,
+            prefix=virtual.keys_values,
+        )
 
 
 def last_positions(batch: Batch) -> tuple[Tensor, Tensor]:

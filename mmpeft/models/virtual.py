@@ -31,11 +31,11 @@ class VirtualTokens:
     embeds: Tensor
     """(rows, prompt columns, dim)"""
     positions: Tensor
-    """(rows, prompt columns) int64"""
+    """(rows, columns) int64"""
 
     @property
     def num_prompts(self) -> int:
-        return self.positions.shape[1]
+        return self.embeds.shape[1]
 
 
 def virtual_tokens(bank: AdapterBank, num_rows: int, device: torch.device) -> VirtualTokens | None:
@@ -43,7 +43,7 @@ def virtual_tokens(bank: AdapterBank, num_rows: int, device: torch.device) -> Vi
     slots = bank.routing.slots
     lengths = torch.zeros(num_rows, dtype=torch.int64, device=device)
     segments: list[Tensor] = []
-    positions: list[Tensor] = [lengths.new_zeros(num_rows, 0)]
+    positions: list[Tensor] = []
     keys_values: list[Tensor] = []
     embeds: list[Tensor] = []
     for method, stack in bank.inputs.items():  # all prefixes stand before all prompts
@@ -54,6 +54,7 @@ def virtual_tokens(bank: AdapterBank, num_rows: int, device: torch.device) -> Vi
             columns = torch.arange(int(own.max()), device=device)
             keys_values.append(prefixes[..., : len(columns), :])
             segments.append(_segments(columns, own))
+            positions.append(lengths[:, None] + columns)
             lengths = lengths + own
     for method, stack in bank.inputs.items():
         if (found := stack.virtual_embeds(slots[method])) is not None:

@@ -185,7 +185,7 @@ def test_the_cache_keeps_its_memory_within_its_capacity(model, batches):
     decoder = Decoder(model, NO_END)
     decoder.join(batches[2], [Sampling(100)] * 3)
     decoder.step()
-    cache = decoder._cache
+    cache = decoder._memory._cache
     layer, capacity = cache.layers[0], cache.capacity
     place = layer.keys.data_ptr()
     while cache.lengths[0] + 3 <= capacity:

@@ -8,7 +8,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 from mmpeft.data.batch import PADDING
 from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN, Encoded
 from mmpeft.inference.decoding import generate
-from mmpeft.models.multimodal import MultimodalModel, attention_mask
+from mmpeft.models.masks import attention_mask
+from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.models.projector import Projector
 from mmpeft.training.objectives import exactly_right
 

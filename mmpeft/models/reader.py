@@ -1,0 +1,158 @@
+"""How a causal LM of transformers is read: its decoder on embeddings and masks of ours, and its own way to logits."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from transformers import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from mmpeft.errors import RefusedError
+from mmpeft.models.masks import Mask, Reach
+
+EMBEDS = "inputs_embeds"
+CACHES = ("cache", "past_key_values", "cache_params", "state")
+"""What the argument that carries the state of earlier tokens is called, newest name first."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a model must be read for its numbers to be its own; `mmpeft.models.self_check` finds it out."""
+
+    packed: bool = True
+    """Whether conversations share a row by masks; otherwise each is read in a row of its own."""
+    masks: Literal["one", "by layer type"] = "one"
+    windows: bool = True
+    """Whether the window of the config is the one that the layers keep; otherwise rows must fit into it."""
+    cached: bool = True
+    """Whether earlier tokens are kept while an answer is written; otherwise they are read again for every token."""
+
+
+@dataclass
+class LanguageReader:
+    """A causal LM, read from embeddings.
+
+    Raises:
+        RefusedError: no module of it reads embeddings.
+    """
+
+    language_model: Any
+    reading: Reading = field(default_factory=Reading)
+
+    def __post_init__(self):
+        self.decoder: Any = _decoder(self.language_model)
+        arguments = inspect.signature(self.decoder.forward).parameters
+        self._arguments = set(arguments)
+        self.cache_argument = next((name for name in CACHES if name in arguments), None)
+        self._output: Any = BaseModelOutputWithPast
+
+    @property
+    def config(self) -> Any:
+        """The decoder's; a composite's is another."""
+        return getattr(self.decoder, "config", self.language_model.config)
+
+    @property
+    def reaches(self) -> Reach | dict[str, Reach]:
+        """How far its layers see; by their types where it takes one mask for each."""
+        window = getattr(self.config, "sliding_window", None)
+        if self.reading.masks == "one":
+            return Reach(window)
+        chunk = getattr(self.config, "attention_chunk_size", None)
+        known = {"sliding_attention": Reach(window=window), "chunked_attention": Reach(chunk=chunk)}
+        return {kind: known.get(kind, Reach()) for kind in dict.fromkeys(self.config.layer_types)}
+
+    def check_width(self, width: int) -> None:
+        """Raises:
+        RefusedError: packed rows of so many tokens are wider than what the model sees as meant.
+        """
+        window = getattr(self.config, "sliding_window", None)
+        if window and not self.reading.windows and width > window:
+            raise RefusedError(
+                f"rows of {width} tokens exceed the language model's sliding window of {window}, which "
+                f"{type(self.language_model).__name__} does not take from a mask; lower packing.max_length"
+            )
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(rows, columns) ids -> (rows, columns, dim), as the model's own embedding makes them."""
+        return self.language_model.get_input_embeddings()(ids)
+
+    def per_layer_inputs(self, ids: Tensor) -> Tensor | None:
+        """What every layer reads of the ids besides the embeddings (Gemma 3n and 4); 0 is the id of what is no
+        text."""
+        if "per_layer_inputs" not in self._arguments or not getattr(
+            self.config, "hidden_size_per_layer_input", 0
+        ):
+            return None
+        return self.decoder.get_per_layer_inputs(ids, None)
+
+    def decode(
+        self,
+        embeds: Tensor,
+        mask: Mask | None,
+        positions: Tensor,
+        cache: Cache | None = None,
+        ids: Tensor | None = None,
+        keep: bool = False,
+    ) -> tuple[Tensor, Any]:
+        """The decoder's forward.
+
+        Args:
+            embeds: (rows, queries, dim)
+            mask: (rows, 1, queries, keys), added to the scores, or one by layer type; None is causal.
+            positions: (rows, queries)
+            cache: gets the queries' keys and values, and returns all that ``mask`` speaks of.
+            ids: (rows, queries), for models that read more of them than their embeddings.
+            keep: whether the model makes a cache of its own where none is given.
+
+        Returns:
+            (rows, queries, dim) hidden states, and the cache or None.
+        """
+        using = keep or cache is not None
+        given = {
+            EMBEDS: embeds,
+            "attention_mask": mask,
+            "position_ids": positions,
+            "use_cache": using,
+            "per_layer_inputs": None if ids is None else self.per_layer_inputs(ids),
+        }
+        if using and self.cache_argument:
+            given[self.cache_argument] = cache
+        output = self.decoder(**{name: value for name, value in given.items() if name in self._arguments})
+        self._output = type(output)
+        return output[0], getattr(output, self.cache_argument or "", None)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., dim) hidden states of the decoder -> (..., vocabulary), by all that the model does after it: scales,
+        head and caps."""
+        flat = hidden.reshape(1, -1, hidden.shape[-1])
+        with self._returning(flat):
+            logits = self.language_model(inputs_embeds=flat, use_cache=False).logits
+        return logits.view(*hidden.shape[:-1], -1)
+
+    @contextmanager
+    def _returning(self, hidden: Tensor) -> Iterator[None]:
+        """Inside, the decoder has these hidden states without reading anything."""
+        replaced = self.decoder.__dict__.get("forward")
+        self.decoder.forward = lambda *_, **__: self._output(last_hidden_state=hidden)
+        try:
+            yield
+        finally:
+            del self.decoder.forward
+            if replaced is not None:
+                self.decoder.forward = replaced
+
+
+def _decoder(model: Any) -> nn.Module:
+    """The module that reads embeddings and has no head."""
+    for module in (model.get_decoder(), model.base_model, getattr(model, "model", None)):
+        if module is None or module is model:
+            continue
+        if EMBEDS in inspect.signature(module.forward).parameters:
+            return module
+    raise RefusedError(
+        f"{type(model).__name__} has no decoder that reads {EMBEDS}, so images cannot stand among its tokens; choose "
+        "another model.language.name"
+    )
