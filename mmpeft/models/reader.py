@@ -1,6 +1,7 @@
 """How a causal LM of transformers is read: its decoder on embeddings and masks of ours, and its own way to logits."""
 
 import inspect
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,10 @@ from mmpeft.models.masks import Mask, Reach
 EMBEDS = "inputs_embeds"
 CACHES = ("cache", "past_key_values", "cache_params", "state")
 """What the argument that carries the state of earlier tokens is called, newest name first."""
+
+DISTANCE = re.compile(r"window(_size)?$|attention_chunk_size|index.*(topk|budget)")
+"""Names of fields that say how far a layer sees, or how many tokens at most."""
+FOLLOWED = ("sliding_window", "attention_chunk_size")
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,11 @@ class LanguageReader:
         self._output: Any = BaseModelOutputWithPast
 
     @property
+    def takes_positions(self) -> bool:
+        """Whether conversations can be told apart by position."""
+        return "position_ids" in self._arguments
+
+    @property
     def config(self) -> Any:
         """The decoder's; a composite's is another."""
         return getattr(self.decoder, "config", self.language_model.config)
@@ -57,23 +67,34 @@ class LanguageReader:
     @property
     def reaches(self) -> Reach | dict[str, Reach]:
         """How far its layers see; by their types where it takes one mask for each."""
-        window = getattr(self.config, "sliding_window", None)
+        window, chunk = (
+            getattr(self.config, name, None) if self.reading.windows else None for name in FOLLOWED
+        )
+        kinds = getattr(self.config, "layer_types", None)
         if self.reading.masks == "one":
-            return Reach(window)
-        chunk = getattr(self.config, "attention_chunk_size", None)
+            return Reach() if kinds and "sliding_attention" not in kinds else Reach(window)
         known = {"sliding_attention": Reach(window=window), "chunked_attention": Reach(chunk=chunk)}
-        return {kind: known.get(kind, Reach()) for kind in dict.fromkeys(self.config.layer_types)}
+        return {kind: known.get(kind, Reach()) for kind in dict.fromkeys(kinds or ())}
 
     def check_width(self, width: int) -> None:
         """Raises:
         RefusedError: packed rows of so many tokens are wider than what the model sees as meant.
         """
-        window = getattr(self.config, "sliding_window", None)
-        if window and not self.reading.windows and width > window:
-            raise RefusedError(
-                f"rows of {width} tokens exceed the language model's sliding window of {window}, which "
-                f"{type(self.language_model).__name__} does not take from a mask; lower packing.max_length"
-            )
+        for name, limit in self._limits().items():
+            if width > limit:
+                raise RefusedError(
+                    f"packed rows of {width} tokens exceed {name} = {limit} of the language model, which "
+                    f"{type(self.language_model).__name__} counts across conversations; lower packing.max_length"
+                )
+
+    def _limits(self) -> dict[str, int]:
+        """Fields of the config beyond which a layer does not see, and that no mask of ours follows."""
+        followed = {*FOLLOWED} if self.reading.windows else set()
+        return {
+            name: value
+            for name, value in self.config.to_dict().items()
+            if DISTANCE.search(name) and name not in followed and type(value) is int and value > 0
+        }
 
     def embed(self, ids: Tensor) -> Tensor:
         """(rows, columns) ids -> (rows, columns, dim), as the model's own embedding makes them."""
@@ -86,7 +107,7 @@ class LanguageReader:
             self.config, "hidden_size_per_layer_input", 0
         ):
             return None
-        return self.decoder.get_per_layer_inputs(ids, None)
+        return self.decoder.get_per_layer_inputs(ids)
 
     def decode(
         self,
@@ -128,8 +149,9 @@ class LanguageReader:
         """(..., dim) hidden states of the decoder -> (..., vocabulary), by all that the model does after it: scales,
         head and caps."""
         flat = hidden.reshape(1, -1, hidden.shape[-1])
+        ids = torch.zeros(flat.shape[:2], dtype=torch.int64, device=flat.device)  # read by nobody
         with self._returning(flat):
-            logits = self.language_model(inputs_embeds=flat, use_cache=False).logits
+            logits = self.language_model(input_ids=ids, use_cache=False).logits
         return logits.view(*hidden.shape[:-1], -1)
 
     @contextmanager

@@ -23,6 +23,7 @@ SMALL = {
     "shared_experts_intermediate_size intermediate_size_mlp expert_ffn_hidden_size dense_intermediate_size "
     "moe_shared_expert_intermediate_size",
     256: "max_position_embeddings n_positions n_ctx max_seq_len context_length model_max_length",
+    128: "index_topk",
     56: "image_size",
     24: "qk_head_dim",
     16: "head_dim swa_head_dim dim_head d_head v_head_dim qk_nope_head_dim linear_head_dim linear_key_head_dim "
@@ -30,8 +31,12 @@ SMALL = {
     "mamba_head_dim mamba_headdim kv_lora_rank q_lora_rank o_lora_rank index_head_dim gated_norm_rank "
     "hidden_size_per_layer_input ple_embed_dim d_rel router_hidden_size laurel_rank adapter_rank loop_gate_rank",
     14: "patch_size",
-    8: "qk_rope_head_dim rotary_dim index_topk mamba_d_state ssm_state_size state_size mamba_n_heads mamba_num_heads "
+    8: "qk_rope_head_dim rotary_dim mamba_d_state ssm_state_size state_size mamba_n_heads mamba_num_heads "
     "sliding_window sliding_window_size attention_window_size window_size",
+    3: "image_token_id image_token_index",
+    5: "audio_token_id video_token_id boi_token_id boi_token_index",
+    6: "eoi_token_id eoi_token_index boa_token_id eoa_token_id eoa_token_index vision_start_token_id "
+    "vision_end_token_id",
     4: "num_attention_heads n_head n_heads num_heads attention_heads decoder_attention_heads encoder_attention_heads "
     "num_encoder_attention_heads num_decoder_attention_heads swa_num_attention_heads linear_num_heads "
     "linear_num_value_heads num_hidden_layers num_layers n_layer n_layers decoder_layers encoder_layers "
@@ -91,7 +96,7 @@ OWN: dict[str, dict[str, Any]] = {
         "indexer_n_heads": 2,
         "indexer_kv_heads": 1,
         "indexer_head_dim": 16,
-        "indexer_budget": 8,
+        "indexer_budget": 64,
         "indexer_compress_ratio": 4,
     },
     "reformer": {"is_decoder": True, "axial_pos_embds_dim": [16, 48], "axial_pos_shape": [16, 16]},

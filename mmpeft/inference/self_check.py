@@ -1,0 +1,225 @@
+"""Proof on the very model: that what we compute is what it computes by itself, and if not packed, then unpacked.
+
+A few short forwards on random tokens. Two conversations ``a`` and ``b`` behind a shared prefix ``p``, packed into one
+row beside a shorter one, are compared with the model's own forwards of ``p a`` and ``p b``; then both are decoded for
+some tokens and compared with the model's own forwards of what was written. Windows are made shorter than these rows
+while they are tried.
+
+Such a comparison is as sharp as the dtype rounds. Whether anything reaches a conversation from where it must not is
+told exactly, in any dtype: the same forward with other neighbours must give the same numbers.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmpeft.data.batch import Batch, collate
+from mmpeft.data.packing import PREFIX, pack
+from mmpeft.data.template import IGNORE_INDEX, Encoded
+from mmpeft.errors import RefusedError
+from mmpeft.inference.own_memory import OwnMemory
+from mmpeft.inference.packed_memory import PackedMemory
+from mmpeft.models.multimodal import MultimodalModel
+from mmpeft.models.reader import FOLLOWED, Reading
+
+PREFIX_LENGTH, LENGTHS, STEPS = 5, (4, 7), 3
+SHORT = dict.fromkeys(FOLLOWED, 3)
+"""What the windows of a config are while the model is tried."""
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
+"""Of the distance between two vectors of logits, in lengths of the centred one."""
+
+
+@dataclass
+class Checked:
+    """What came out."""
+
+    reading: Reading
+    failures: dict[str, str]
+    """Every way that was tried before -> what was wrong with it."""
+    seconds: float
+
+
+def check_language_model(model: MultimodalModel) -> Checked:
+    """Finds how the model must be read, packed rows first, and sets it.
+
+    Raises:
+        RefusedError: it attends to later tokens, or its numbers cannot be reproduced.
+    """
+    started, failures = time.monotonic(), dict[str, str]()
+    was_training, model_before = model.training, model.reader.reading
+    model.eval()
+    try:
+        with torch.no_grad():
+            for reading in _candidates(model):
+                model.reader.reading = reading
+                wrong = _what_is_wrong(model)
+                if wrong is None:
+                    return Checked(reading, failures, time.monotonic() - started)
+                failures[_name(reading)] = wrong
+    finally:
+        model.train(was_training)
+    model.reader.reading = model_before
+    raise RefusedError(
+        f"{type(model.language_model).__name__} cannot be adapted exactly: "
+        + "; ".join(f"{name}: {wrong}" for name, wrong in failures.items())
+        + ". Choose another model.language.name"
+    )
+
+
+def _candidates(model: MultimodalModel) -> Iterator[Reading]:
+    reader = model.reader
+    kinds = set(getattr(reader.config, "layer_types", None) or ())
+    if reader.takes_positions:
+        if kinds - {"full_attention"}:
+            yield Reading(masks="by layer type")
+        yield Reading()
+        if getattr(reader.config, "sliding_window", None):
+            yield Reading(windows=False)
+    yield Reading(packed=False)
+    yield Reading(packed=False, cached=False)
+
+
+def _name(reading: Reading) -> str:
+    if not reading.packed:
+        return "unpacked" if reading.cached else "unpacked, without a cache"
+    masks = "a mask by layer type" if reading.masks == "by layer type" else "one mask"
+    return f"packed with {masks}" + ("" if reading.windows else ", within the window")
+
+
+def _what_is_wrong(model: MultimodalModel) -> str | None:
+    """None where every number is the model's own."""
+    try:
+        with _short_windows(model):
+            return _compare(model)
+    except RefusedError as error:
+        return str(error)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of somebody else's code, for inputs that it may not know
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def _compare(model: MultimodalModel) -> str | None:
+    prefix, first, second = _tokens(model)
+    alone = [_own_logits(model, [[*prefix, *own]])[0] for own in (first, second)]
+    noise = _noise(model, prefix, first, second)
+    if (off := _later_tokens(model, prefix, first, second)) > noise:
+        raise RefusedError(
+            f"a later token changes what stands before it (by {off:.2g}): it is no causal model"
+        )
+    batch = _batch(prefix, (first, second), model.device)
+    logits = model.logits(model.hidden_states(batch))
+    for ours, own, what in (
+        (_conversation(logits[1], batch, 1, 1), alone[0], "a row beside a longer one"),
+        (_conversation(logits[0], batch, 0, 1), alone[0], "the first conversation of a row"),
+        (_conversation(logits[0], batch, 0, 2), alone[1], "the second conversation of a row"),
+    ):
+        if not (off := _distance(ours, own)) <= _tolerance(model):
+            return f"logits of {what} are {off:.2g} off"
+    other = _batch(prefix, (first[::-1], second), model.device)
+    again = model.logits(model.hidden_states(other))
+    if (
+        not (off := _distance(_conversation(again[0], other, 0, 2), _conversation(logits[0], batch, 0, 2)))
+        <= noise
+    ):
+        return f"a conversation changes the next one of its row by {off:.2g}"
+    return _compare_decoding(model, batch, [[*prefix, *first], [*prefix, *second]])
+
+
+def _noise(model: MultimodalModel, prefix: list[int], first: list[int], second: list[int]) -> float:
+    """What another row's content does to a row of the model's own forward: nothing, or what experts round otherwise in
+    other company; a margin with it."""
+    rows = [[*prefix, *first], [*prefix, *second[: len(first)]]]
+    here, there = (_own_logits(model, [rows[0], other])[0] for other in (rows[1], rows[1][::-1]))
+    return 1e-5 + 10 * _distance(here, there)
+
+
+def _later_tokens(model: MultimodalModel, prefix: list[int], first: list[int], second: list[int]) -> float:
+    """What tokens do to the logits of those before them."""
+    here, there = (_own_logits(model, [[*prefix, *own]])[0] for own in (first, second[: len(first)]))
+    return _distance(here[: len(prefix)], there[: len(prefix)])
+
+
+def _conversation(logits: Tensor, batch: Batch, row: int, segment: int) -> Tensor:
+    """(tokens, vocabulary) of one conversation, its prefix included."""
+    segments = batch.segments[row]
+    return logits[(segments == PREFIX) | (segments == segment)]
+
+
+def _compare_decoding(model: MultimodalModel, batch: Batch, prompts: Sequence[list[int]]) -> str | None:
+    """The same for tokens that are written one by one."""
+    memory = PackedMemory(model) if model.reader.reading.packed else OwnMemory(model)
+    hidden, written = memory.join(batch), [[*prompts[0]], [*prompts[1]], [*prompts[0]]]
+    steps: list[Tensor] = [model.logits(hidden)]
+    for _ in range(STEPS):
+        tokens = steps[-1].argmax(-1)
+        for own, token in zip(written, tokens.tolist(), strict=True):
+            own.append(token)
+        steps.append(model.logits(memory.advance(tokens)))
+    for number in (0, 1, 2):
+        ours = torch.stack([step[number] for step in steps])
+        own = _own_logits(model, [written[number]])[0, -STEPS - 1 :]
+        if not (off := _distance(ours, own)) <= _tolerance(model):
+            return f"logits while decoding are {off:.2g} off"
+    return None
+
+
+@contextmanager
+def _short_windows(model: MultimodalModel) -> Iterator[None]:
+    """Inside, layers that see only so far see less than the rows that are tried."""
+    config = model.reader.config
+    fields = SHORT if model.reader.reading.windows else {}
+    lowered = {
+        name: (getattr(config, name), short)
+        for name, short in fields.items()
+        if (getattr(config, name, None) or 0) > short
+    }
+    for name, (_, short) in lowered.items():
+        setattr(config, name, short)
+    try:
+        yield
+    finally:
+        for name, (value, _) in lowered.items():
+            setattr(config, name, value)
+
+
+def _tokens(model: MultimodalModel) -> list[list[int]]:
+    """The prefix and two conversations."""
+    size = model.language_model.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    first = min(10, size // 2)  # the lowest ids are often those of padding, begin and end
+    total = PREFIX_LENGTH + sum(LENGTHS)
+    ids = (
+        first + torch.randperm(size - first, generator=generator)[:total]
+    )  # no two alike: what is shared is known
+    return [part.tolist() for part in ids.split([PREFIX_LENGTH, *LENGTHS])]
+
+
+def _batch(prefix: list[int], conversations: Sequence[list[int]], device: torch.device) -> Batch:
+    """A packed row of both conversations, and one of the first alone."""
+    encoded = [_encoded([*prefix, *own]) for own in conversations]
+    return collate([pack(encoded), pack(encoded[:1])], None, [None, None]).to(device)
+
+
+def _encoded(ids: list[int]) -> Encoded:
+    return Encoded(ids, [IGNORE_INDEX] * len(ids))
+
+
+def _own_logits(model: MultimodalModel, rows: list[list[int]]) -> Tensor:
+    """(rows, tokens, vocabulary) of the model's own forward on rows of one length."""
+    return model.language_model(input_ids=torch.tensor(rows, device=model.device), use_cache=False).logits
+
+
+def _distance(ours: Tensor, own: Tensor) -> float:
+    """The largest of all tokens; NaN where either is not finite."""
+    ours, own = ours.double(), own.double()
+    size = (own - own.mean(-1, keepdim=True)).norm(dim=-1).clamp(min=1e-9)
+    return float(((ours - own).norm(dim=-1) / size).max())
+
+
+def _tolerance(model: MultimodalModel) -> float:
+    return TOLERANCES.get(model.dtype, TOLERANCES[torch.bfloat16])
