@@ -9,10 +9,13 @@ Such a comparison is as sharp as the dtype rounds. Whether anything reaches a co
 told exactly, in any dtype: the same forward with other neighbours must give the same numbers.
 """
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +26,7 @@ from mmpeft.data.template import IGNORE_INDEX, Encoded
 from mmpeft.errors import RefusedError
 from mmpeft.inference.own_memory import OwnMemory
 from mmpeft.inference.packed_memory import PackedMemory
+from mmpeft.models.language import LanguageConfig
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.models.reader import FOLLOWED, Reading
 
@@ -41,6 +45,45 @@ class Checked:
     failures: dict[str, str]
     """Every way that was tried before -> what was wrong with it."""
     seconds: float
+
+
+def ensure_checked(model: MultimodalModel, language: LanguageConfig, known: dict[str, Any]) -> dict[str, Any]:
+    """Sets how the model must be read: as is known of the same base under the same versions, or as a check finds now,
+    which is told where it is not the usual way or took a second.
+
+    Args:
+        model: to be read.
+        language: as it was loaded.
+        known: what this function returned before; empty for nothing.
+
+    Returns:
+        Plain data for a run's manifest.
+
+    Raises:
+        RefusedError: see `check_language_model`.
+    """
+    under = {
+        "transformers": version("transformers"),
+        "torch": version("torch"),
+        "device": model.device.type,
+        "dtype": str(model.dtype),
+        "attention": model.language_model.config._attn_implementation,
+        "quantization": language.quantization,
+    }
+    if known.get("under") == under:
+        model.reader.reading = Reading(**known["reading"])
+        return known
+    checked = check_language_model(model)
+    name = type(model.language_model).__name__
+    if checked.seconds > 1:
+        print(f"{name} was checked against its own forward in {checked.seconds:.1f} s", file=sys.stderr)
+    if not checked.reading.packed:
+        why = next(iter(checked.failures.values()), "it tells conversations apart by their order alone")
+        print(
+            f"{name} reads every conversation in a row of its own, which takes longer than packed rows: {why}",
+            file=sys.stderr,
+        )
+    return {"under": under, "reading": asdict(checked.reading)}
 
 
 def check_language_model(model: MultimodalModel) -> Checked:

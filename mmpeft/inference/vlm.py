@@ -17,6 +17,8 @@ from mmpeft.errors import RefusedError
 from mmpeft.inference.decoding import Sampling
 from mmpeft.inference.engine import Engine
 from mmpeft.inference.requests import AnswerBy, Completion, Request, check_choices
+from mmpeft.inference.self_check import ensure_checked
+from mmpeft.models.language import LanguageConfig
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.paths import home
 from mmpeft.runs.files import LeftOut, load_run
@@ -45,6 +47,7 @@ def load(run: str, device: str = "auto", batch_size: int = 32) -> "VisionLanguag
         raise RefusedError(f"device is {device!r}; wanted cpu, cuda or auto ({error})") from None
     left_out: LeftOut = {}
     model, template, manifest = load_run(run, device, left_out=left_out)
+    ensure_checked(model, LanguageConfig(**manifest.language), manifest.self_check)
     if left_out and not model.bank.names:
         raise next(iter(left_out.values()))
     for name, error in left_out.items():

@@ -15,7 +15,14 @@ from mmpeft.runs.layout import CONFIG
 from mmpeft.runs.layout import MANIFEST as MANIFEST
 
 LEAST_NEW_TOKENS = 64
-NEW_IN_FORMAT_2 = ("projectors", "answer_tokens", "adapter_files", "choices", "without_images")
+NEW_IN_FORMAT_2 = (
+    "projectors",
+    "answer_tokens",
+    "adapter_files",
+    "choices",
+    "without_images",
+    "self_check",
+)
 FORMAT = 2
 """Format 1 kept all projectors in one file beside the adapters; it is read, never written."""
 
@@ -52,6 +59,8 @@ class Manifest:
     """Finetune, or "base" where the projector alone was trained -> the choices that its data listed."""
     without_images: list[str] = field(default_factory=list)
     """Finetunes, or "base", that were trained on questions without an image too."""
+    self_check: dict[str, Any] = field(default_factory=dict)
+    """How the base must be read for its numbers to be its own, and under which versions that was found out."""
     format: int = FORMAT
 
     @property

@@ -14,6 +14,7 @@ from mmpeft.data.loader import PackedLoader, PackingConfig
 from mmpeft.data.sources import load_records, require_images
 from mmpeft.data.template import Template
 from mmpeft.errors import RefusedError
+from mmpeft.inference.self_check import check_language_model
 from mmpeft.models.language import LanguageConfig, load_language_model, load_tokenizer
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.models.projector import Projector
@@ -55,6 +56,7 @@ def rank_sites(name: str, data: str, batches: int) -> tuple[dict[str, float], Mu
         torch.manual_seed(0)
         projector = Projector(encoder.dim, language_model.get_input_embeddings().weight.shape[1])
     model = MultimodalModel(encoder, projector.requires_grad_(False), language_model)
+    check_language_model(model)
     template = Template(load_tokenizer(name), encoder.num_tokens)
     examples = [template.encode(record) for record in records]
     packing = PackingConfig(batch_size=CONVERSATIONS)

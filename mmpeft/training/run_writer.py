@@ -110,6 +110,7 @@ class RunWriter(L.Callback):
             vision=asdict(module.vision) if module.vision else None,
             template={"style": data.style, "max_length": data.packing.max_length},
             identity=module.started.identity,
+            self_check=module.started.self_check,
             instructions=own | {task: text for task, text in told.items() if task not in own},
             answer_tokens=longest_answer(module.batches.train()),
             choices=_listed_choices(module),

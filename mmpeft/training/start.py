@@ -11,6 +11,7 @@ import torch
 from mmpeft.adapters import AdapterBank, AdapterConfig, PromptConfig, PTuningConfig
 from mmpeft.adapters.bank import MethodPart
 from mmpeft.errors import RefusedError
+from mmpeft.inference.self_check import ensure_checked
 from mmpeft.models.build import build_model
 from mmpeft.models.language import LanguageConfig, load_tokenizer
 from mmpeft.models.multimodal import MultimodalModel
@@ -59,6 +60,8 @@ class Started:
     tokenizer: Any
     identity: dict[str, Any]
     """Hashes of the frozen parts."""
+    self_check: dict[str, Any]
+    """How the language model is read, as `ensure_checked` found out."""
     manifest: Manifest | None = None
     """Of the run that it goes on from, or answers for."""
 
@@ -96,12 +99,15 @@ def build_start(
         torch.manual_seed(seed)
         model = build_model(language, vision, device, slots)
     tokenizer = load_tokenizer(language.name)
-    started = Started(model, tokenizer, describe(language, model, tokenizer))
-    if source is not None:
-        started.manifest = read_manifest(source)
-        check_identity(started.manifest, started.identity, source)
+    identity = describe(language, model, tokenizer)
+    earlier = None if source is None else read_manifest(source)
+    if earlier is not None:
+        check_identity(earlier, identity, str(source))
+    checked = ensure_checked(model, language, earlier.self_check if earlier else {})
+    started = Started(model, tokenizer, identity, checked, earlier)
+    if source is not None and earlier is not None:
         wanted = {name: finetune.adapter for name, finetune in finetunes.items()}
-        there = started.manifest.adapters
+        there = earlier.adapters
         sources = earlier_adapters(wanted, there, source, None if own_run else start_adapter, own_run)
         shared = BASE if slots else sources.get(names[0], names[0])
         load_trained(source, model, sources, shared)
