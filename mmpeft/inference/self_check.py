@@ -147,7 +147,7 @@ def _what_is_wrong(model: MultimodalModel) -> str | None:
 
 
 def _compare(model: MultimodalModel) -> str | None:
-    prefix, first, second = _tokens(model)
+    prefix, first, second = random_tokens(model)
     alone = [_own_logits(model, [[*prefix, *own]])[0] for own in (first, second)]
     noise = _noise(model, prefix, first, second)
     if (off := _later_tokens(model, prefix, first, second)) > noise:
@@ -161,12 +161,12 @@ def _compare(model: MultimodalModel) -> str | None:
         (_conversation(logits[0], batch, 0, 1), alone[0], "the first conversation of a row"),
         (_conversation(logits[0], batch, 0, 2), alone[1], "the second conversation of a row"),
     ):
-        if not (off := _distance(ours, own)) <= _tolerance(model):
+        if not (off := distance(ours, own)) <= tolerance(model):
             return f"logits of {what} are {off:.2g} off"
     other = _batch(prefix, (first[::-1], second), model.device)
     again = model.logits(model.hidden_states(other))
     if (
-        not (off := _distance(_conversation(again[0], other, 0, 2), _conversation(logits[0], batch, 0, 2)))
+        not (off := distance(_conversation(again[0], other, 0, 2), _conversation(logits[0], batch, 0, 2)))
         <= noise
     ):
         return f"a conversation changes the next one of its row by {off:.2g}"
@@ -178,13 +178,13 @@ def _noise(model: MultimodalModel, prefix: list[int], first: list[int], second: 
     other company; a margin with it."""
     rows = [[*prefix, *first], [*prefix, *second[: len(first)]]]
     here, there = (_own_logits(model, [rows[0], other])[0] for other in (rows[1], rows[1][::-1]))
-    return 1e-5 + 10 * _distance(here, there)
+    return 1e-5 + 10 * distance(here, there)
 
 
 def _later_tokens(model: MultimodalModel, prefix: list[int], first: list[int], second: list[int]) -> float:
     """What tokens do to the logits of those before them."""
     here, there = (_own_logits(model, [[*prefix, *own]])[0] for own in (first, second[: len(first)]))
-    return _distance(here[: len(prefix)], there[: len(prefix)])
+    return distance(here[: len(prefix)], there[: len(prefix)])
 
 
 def _conversation(logits: Tensor, batch: Batch, row: int, segment: int) -> Tensor:
@@ -206,7 +206,7 @@ def _compare_decoding(model: MultimodalModel, batch: Batch, prompts: Sequence[li
     for number in (0, 1, 2):
         ours = torch.stack([step[number] for step in steps])
         own = _own_logits(model, [written[number]])[0, -STEPS - 1 :]
-        if not (off := _distance(ours, own)) <= _tolerance(model):
+        if not (off := distance(ours, own)) <= tolerance(model):
             return f"logits while decoding are {off:.2g} off"
     return None
 
@@ -230,7 +230,7 @@ def _short_windows(model: MultimodalModel) -> Iterator[None]:
             setattr(config, name, value)
 
 
-def _tokens(model: MultimodalModel) -> list[list[int]]:
+def random_tokens(model: MultimodalModel) -> list[list[int]]:
     """The prefix and two conversations."""
     size = model.language_model.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
@@ -244,25 +244,26 @@ def _tokens(model: MultimodalModel) -> list[list[int]]:
 
 def _batch(prefix: list[int], conversations: Sequence[list[int]], device: torch.device) -> Batch:
     """A packed row of both conversations, and one of the first alone."""
-    encoded = [_encoded([*prefix, *own]) for own in conversations]
+    encoded = [unlabelled([*prefix, *own]) for own in conversations]
     return collate([pack(encoded), pack(encoded[:1])], None, [None, None]).to(device)
 
 
-def _encoded(ids: list[int]) -> Encoded:
+def unlabelled(ids: list[int]) -> Encoded:
     return Encoded(ids, [IGNORE_INDEX] * len(ids))
 
 
 def _own_logits(model: MultimodalModel, rows: list[list[int]]) -> Tensor:
     """(rows, tokens, vocabulary) of the model's own forward on rows of one length."""
+    model.bank.route([None] * len(rows))
     return model.language_model(input_ids=torch.tensor(rows, device=model.device), use_cache=False).logits
 
 
-def _distance(ours: Tensor, own: Tensor) -> float:
+def distance(ours: Tensor, own: Tensor) -> float:
     """The largest of all tokens; NaN where either is not finite."""
     ours, own = ours.double(), own.double()
     size = (own - own.mean(-1, keepdim=True)).norm(dim=-1).clamp(min=1e-9)
     return float(((ours - own).norm(dim=-1) / size).max())
 
 
-def _tolerance(model: MultimodalModel) -> float:
+def tolerance(model: MultimodalModel) -> float:
     return TOLERANCES.get(model.dtype, TOLERANCES[torch.bfloat16])

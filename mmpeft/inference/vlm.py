@@ -14,6 +14,7 @@ from mmpeft.data.loader import PackingConfig
 from mmpeft.data.records import CAPTION_INSTRUCTION, CAPTION_TASK, IMAGE_MARKER, Record
 from mmpeft.data.template import Template
 from mmpeft.errors import RefusedError
+from mmpeft.inference.adapter_check import check_adapters
 from mmpeft.inference.decoding import Sampling
 from mmpeft.inference.engine import Engine
 from mmpeft.inference.requests import AnswerBy, Completion, Request, check_choices
@@ -47,9 +48,10 @@ def load(run: str, device: str = "auto", batch_size: int = 32) -> "VisionLanguag
         raise RefusedError(f"device is {device!r}; wanted cpu, cuda or auto ({error})") from None
     left_out: LeftOut = {}
     model, template, manifest = load_run(run, device, left_out=left_out)
-    ensure_checked(model, LanguageConfig(**manifest.language), manifest.self_check)
+    checked = ensure_checked(model, LanguageConfig(**manifest.language), manifest.self_check)
     if left_out and not model.bank.names:
         raise next(iter(left_out.values()))
+    check_adapters(model, checked)
     for name, error in left_out.items():
         print(f"{run}: {name!r} cannot be asked, the others can: {error}", file=sys.stderr)
     return VisionLanguageModel(model, template, manifest, batch_size, left_out)

@@ -15,6 +15,7 @@ from mmpeft.data.features import FeatureCache
 from mmpeft.data.template import Template
 from mmpeft.errors import RefusedError
 from mmpeft.evaluation.evaluate import Evaluation, EvaluationConfig
+from mmpeft.inference.adapter_check import check_adapters
 from mmpeft.inference.engine import Engine, Work
 from mmpeft.models.language import LanguageConfig
 from mmpeft.models.vision import VisionConfig
@@ -122,6 +123,7 @@ class VisionLanguageModule(L.LightningModule):
         if fresh:
             answering = self.trainer.state.fn != "fit"
             add_adapters(self.model, self.finetunes, self.seed, self.batches.some, str(source), answering)
+            self.started.self_check = check_adapters(self.model, self.started.self_check)
             self.model.projector.requires_grad_(self.train_projector)
             self.losses = StepLosses(self.finetunes, self.adapters())
         if stage in ("test", "predict"):

@@ -1,0 +1,106 @@
+"""Proof on the very model that a finetune changes the rows that it serves and no others.
+
+Three rows of the same tokens, of which the second is the finetune's, are read before and after its tensors are moved a
+little: the second must change, the others must be the base's.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmpeft.adapters.bank import Entry
+from mmpeft.data.batch import collate
+from mmpeft.data.packing import pack
+from mmpeft.errors import RefusedError
+from mmpeft.hashing import hash_json
+from mmpeft.inference.self_check import distance, random_tokens, tolerance, unlabelled
+from mmpeft.models.multimodal import MultimodalModel
+
+MOVED = 0.1
+"""By how much, of a normal distribution."""
+OF_IMAGES = "image_prompt"
+"""A method that changes nothing where there is no image."""
+
+
+def check_adapters(model: MultimodalModel, checked: dict[str, Any]) -> dict[str, Any]:
+    """Checks one finetune of every combination of methods on every choice of layers.
+
+    Args:
+        model: holds the finetunes.
+        checked: of the base, as `ensure_checked` gives it; what is in it already is not checked again.
+
+    Returns:
+        The same with what was checked now.
+
+    Raises:
+        RefusedError: one that reaches other rows, or not its own.
+    """
+    kinds = {_kind(entry): name for name, entry in model.bank.entries.items()}
+    known = checked.get("adapters", [])
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for kind, name in kinds.items():
+                if kind not in known:
+                    _check(model, name)
+    finally:
+        model.train(was_training)
+    return checked | {"adapters": sorted({*known, *kinds})}
+
+
+def _kind(entry: Entry) -> str:
+    """Methods, and a hash of where they are."""
+    return f"{_methods(entry)} {hash_json([part.sites for part in entry.parts])[:16]}"
+
+
+def _methods(entry: Entry) -> str:
+    return " + ".join(part.config.method for part in entry.parts)
+
+
+def _check(model: MultimodalModel, name: str) -> None:
+    methods = _methods(model.bank.entry(name))
+    base, before = _logits(model, [None] * 3), _logits(model, [None, name, None])
+    with _moved(model, name):
+        after = _logits(model, [None, name, None])
+    what = f"{methods} on {type(model.language_model).__name__}"
+    for row in (0, 2):
+        off = max(distance(before[row], base[row]), distance(after[row], base[row]))
+        if not off <= tolerance(model):
+            raise RefusedError(
+                f"{what} changes rows of the base beside it (by {off:.2g} of their logits); name other target_modules "
+                f"for {name!r}, or use another method"
+            )
+    if methods != OF_IMAGES and torch.equal(after[1], before[1]):
+        raise RefusedError(
+            f"{what} changes nothing, whatever its tensors are; name other target_modules for {name!r}, or use another "
+            "method"
+        )
+
+
+def _logits(model: MultimodalModel, names: list[str | None]) -> Tensor:
+    """(rows, tokens, vocabulary)"""
+    prefix, conversation, _ = random_tokens(model)
+    row = pack([unlabelled([*prefix, *conversation])])
+    return model.logits(model.hidden_states(collate([row] * len(names), None, names).to(model.device)))
+
+
+@contextmanager
+def _moved(model: MultimodalModel, name: str) -> Iterator[None]:
+    """Inside, every tensor of the finetune is another."""
+    state = [tensor for _, stack, _ in model.bank.places(name) for tensor in stack.parameters()]
+    kept = [tensor.clone() for tensor in state]
+    generator = torch.Generator(model.device).manual_seed(0)
+    try:
+        moved = {
+            key: own + MOVED * torch.randn(own.shape, generator=generator, device=own.device, dtype=own.dtype)
+            for key, own in model.bank.tensors(name).items()
+        }
+        model.bank.fill(name, moved)
+        yield
+    finally:
+        for tensor, old in zip(state, kept, strict=True):
+            tensor.copy_(old)
