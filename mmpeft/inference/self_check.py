@@ -78,7 +78,7 @@ def ensure_checked(model: MultimodalModel, language: LanguageConfig, known: dict
     if checked.seconds > 1:
         print(f"{name} was checked against its own forward in {checked.seconds:.1f} s", file=sys.stderr)
     if not checked.reading.packed:
-        why = next(iter(checked.failures.values()), "it tells conversations apart by their order alone")
+        why = (*checked.failures.values(), "it takes no positions")[max(0, len(checked.failures) - 1)]
         print(
             f"{name} reads every conversation in a row of its own, which takes longer than packed rows: {why}",
             file=sys.stderr,
@@ -97,15 +97,16 @@ def check_language_model(model: MultimodalModel) -> Checked:
     model.eval()
     try:
         with torch.no_grad():
+            _require_causal(model)
             for reading in _candidates(model):
                 model.reader.reading = reading
                 wrong = _what_is_wrong(model)
                 if wrong is None:
                     return Checked(reading, failures, time.monotonic() - started)
                 failures[_name(reading)] = wrong
+            model.reader.reading = model_before
     finally:
         model.train(was_training)
-    model.reader.reading = model_before
     raise RefusedError(
         f"{type(model.language_model).__name__} cannot be adapted exactly: "
         + "; ".join(f"{name}: {wrong}" for name, wrong in failures.items())
@@ -181,10 +182,18 @@ def _noise(model: MultimodalModel, prefix: list[int], first: list[int], second: 
     return 1e-5 + 10 * distance(here, there)
 
 
-def _later_tokens(model: MultimodalModel, prefix: list[int], first: list[int], second: list[int]) -> float:
-    """What tokens do to the logits of those before them."""
+def _require_causal(model: MultimodalModel) -> None:
+    """Raises:
+    RefusedError: what tokens do to the logits of those before them is not nothing.
+    """
+    prefix, first, second = random_tokens(model)
     here, there = (_own_logits(model, [[*prefix, *own]])[0] for own in (first, second[: len(first)]))
-    return distance(here[: len(prefix)], there[: len(prefix)])
+    off = distance(here[: len(prefix)], there[: len(prefix)])
+    if off > _noise(model, prefix, first, second):
+        raise RefusedError(
+            f"{type(model.language_model).__name__} is no causal model: a later token changes what stands before it "
+            f"(its logits by {off:.2g}). Choose a decoder as model.language.name"
+        )
 
 
 def _conversation(logits: Tensor, batch: Batch, row: int, segment: int) -> Tensor:

@@ -85,7 +85,7 @@ OWN: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "granitemoehybrid": {"layer_types": STATE_AND_ATTENTION},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    **{key: {"layer_types": ["conv", "full_attention"] * 2} for key in ["lfm2", "lfm2_moe"]},
     "longcat_flash": {"num_key_value_heads": 4, "head_dim": 8},
     "mamba2": {"num_heads": 8, "n_groups": 2},
     "moshi": {"audio_vocab_size": 199},
