@@ -1,6 +1,8 @@
 """The Hugging Face causal LM and its tokenizer, plain or quantised (nf4, int8): the one door of bitsandbytes."""
 
 import difflib
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from mmpeft.errors import MissingFileError, RefusedError
 from mmpeft.paths import LANGUAGE_MODEL, resolve
 
+ADAPTER_CONFIG = "adapter_config.json"
+
 
 @dataclass
 class LanguageConfig:
@@ -26,7 +30,7 @@ class LanguageConfig:
     quantization: Literal["nf4", "int8"] | None = None
     """"nf4" holds the base in 4-bit NormalFloat with double quantisation (QLoRA), "int8" in 8 bits."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
-    """"auto" is eager on CPU, where SDPA with a mask is slower, and SDPA elsewhere."""
+    """"auto" is eager on CPU, where SDPA with a mask is slower, and elsewhere SDPA, or eager for models without it."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward: about a third more time for a fraction of the memory."""
 
@@ -46,20 +50,18 @@ def load_language_model(config: LanguageConfig, device: torch.device | str = "cp
             otherwise than the config wants.
         MissingFileError: no such model on this machine and no way to fetch it.
     """
+    _refuse_adapter_beside(config.name)
     stored = _stored_quantization(config)
     wanted = None if stored else _quantization(config, device)
-    loaded: Any = load_pretrained(
-        AutoModelForCausalLM,
-        config.name,
-        dtype=pick_dtype(config.dtype, device),
-        attn_implementation=pick_attention(config.attention, device),
+    how = {
+        "dtype": pick_dtype(config.dtype, device),
         # given as None, transformers 5 takes it for a wish to have no quantisation
         **({"quantization_config": wanted} if wanted else {}),
-        output_loading_info=True,
-        use_safetensors=True,
-        device_map={"": str(device)} if stored or wanted else None,
-    )
-    model, info = loaded
+        "output_loading_info": True,
+        "use_safetensors": True,
+        "device_map": {"": str(device)} if stored or wanted else None,
+    }
+    model, info = _with_attention(config, pick_attention(config.attention, device), how)
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise RefusedError(
@@ -68,9 +70,56 @@ def load_language_model(config: LanguageConfig, device: torch.device | str = "cp
     if not (stored or wanted):
         model = model.to(device)
     _keep_gradients(model)
+    if wanted:
+        _tell_what_is_dense(model, str(config.quantization))
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return model.requires_grad_(False).eval()
+
+
+def _with_attention(config: LanguageConfig, attention: str, how: dict[str, Any]) -> Any:
+    """Model and loading info; where "auto" chose an attention that the model does not have, with eager, aloud."""
+    try:
+        return load_pretrained(AutoModelForCausalLM, config.name, attn_implementation=attention, **how)
+    except RefusedError as error:
+        if config.attention != "auto" or attention == "eager" or "attention implementation" not in str(error):
+            raise
+    print(f"{config.name} has no {attention} attention: it runs with the slower eager one", file=sys.stderr)
+    return load_pretrained(AutoModelForCausalLM, config.name, attn_implementation="eager", **how)
+
+
+def _refuse_adapter_beside(name: str) -> None:
+    """transformers would load a PEFT adapter that lies in the base's folder into the base, without a word.
+
+    Raises:
+        RefusedError: there is one.
+    """
+    path = existing_path(name)
+    if Path(path).is_dir() and (Path(path) / ADAPTER_CONFIG).exists():
+        raise RefusedError(
+            f"{path} holds a PEFT adapter ({ADAPTER_CONFIG}) beside or in place of the base's weights; name the base "
+            "alone in model.language.name, and load the adapter as a finetune "
+            "(mmpeft.adapters.peft_format.load_adapter)"
+        )
+
+
+def _tell_what_is_dense(model: nn.Module, quantization: str) -> None:
+    """Quantisation replaces linears; whatever else holds weights stays as large as it was."""
+    outside = [model.get_input_embeddings(), model.get_output_embeddings()]  # pyright: ignore
+    known = {id(module.weight) for module in outside if module is not None}
+    dense = {
+        name: weight
+        for name, weight in model.named_parameters()
+        if weight.dim() > 1 and weight.is_floating_point() and id(weight) not in known
+    }
+    size = sum(weight.numel() * weight.element_size() for weight in dense.values())
+    if dense:
+        kinds = sorted({re.sub(r"\d+", "*", name) for name in dense})
+        print(
+            f"{quantization}: {len(dense)} weights stay dense, {size / 1e6:,.0f} MB: {', '.join(kinds[:4])}"
+            + (", ..." if len(kinds) > 4 else ""),
+            file=sys.stderr,
+        )
 
 
 def load_pretrained(auto: Any, name: str, **how: Any) -> Any:

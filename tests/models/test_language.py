@@ -1,6 +1,7 @@
 """Loading the language model: complete or refused, in the right type, and quantised with its gradients."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmpeft.errors import RefusedError
+from mmpeft.models import language
 from mmpeft.models.language import (
     LanguageConfig,
     load_language_model,
@@ -17,6 +19,7 @@ from mmpeft.models.language import (
 )
 from mmpeft.runs import identity
 from mmpeft.runs.identity import identify
+from mmpeft.tools.tiny_models import tiny_model
 
 
 @pytest.fixture
@@ -159,3 +162,26 @@ def test_what_transformers_says_against_a_model_is_a_refusal(checkpoint, damage)
         (checkpoint / "config.json").write_text(json.dumps(config | {"hidden_size": 32}))
     with pytest.raises(RefusedError, match="cannot be loaded by transformers"):
         load_language_model(LanguageConfig(str(checkpoint)))
+
+
+def test_an_adapter_in_the_bases_folder_is_not_loaded_into_the_base(checkpoint):
+    (checkpoint / "adapter_config.json").write_text("{}")
+    with pytest.raises(RefusedError, match=r"holds a PEFT adapter \(adapter_config.json\)"):
+        load_language_model(LanguageConfig(str(checkpoint)))
+
+
+def test_auto_attention_is_one_that_the_model_has(tmp_path, monkeypatch, capsys):
+    tiny_model("gpt_oss").save_pretrained(tmp_path)
+    monkeypatch.setattr(language, "pick_attention", lambda name, device: "sdpa")
+    model = load_language_model(LanguageConfig(str(tmp_path)))
+    assert model.config._attn_implementation == "eager"
+    assert f"{tmp_path} has no sdpa attention" in capsys.readouterr().err
+    with pytest.raises(RefusedError, match="attention implementation"):
+        load_language_model(LanguageConfig(str(tmp_path), attention="sdpa"))
+
+
+def test_quantisation_says_what_it_leaves_dense(tmp_path, capsys):
+    tiny_model("mixtral").save_pretrained(tmp_path)
+    load_language_model(LanguageConfig(str(tmp_path), quantization="nf4"))
+    told = capsys.readouterr().err
+    assert re.search(r"nf4: \d+ weights stay dense, \d+ MB: .*model.layers.\*.mlp.experts.gate_up_proj", told)
