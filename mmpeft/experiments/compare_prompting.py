@@ -126,9 +126,7 @@ def read(path: str, image_root: str | None, task: str | None) -> list[Record]:
 
 def window_of(model: MultimodalModel, otherwise: int) -> int:
     """Tokens that the language model can read; ``otherwise`` where its config does not tell."""
-    config = model.language_model.config
-    named = (getattr(config, name, None) for name in ("max_position_embeddings", "sliding_window"))
-    return min((size for size in named if size), default=otherwise)
+    return getattr(model.reader.config, "max_position_embeddings", None) or otherwise
 
 
 def demonstrations(pool: Sequence[Record], shots: int, seed: int) -> list[Record]:
