@@ -8,7 +8,12 @@ from argparse import ArgumentParser, RawTextHelpFormatter
 from typing import Literal
 
 from mmpeft.errors import RefusedError
+from mmpeft.options import TellsBriefly
 from mmpeft.paths import resolve
+
+
+class _Parser(TellsBriefly, ArgumentParser):
+    """Of the command that parses its own arguments."""
 
 
 def configs(action: Literal["list", "copy"], folder: str = "configs") -> None:
@@ -136,9 +141,7 @@ def inspect(arguments: list[str]) -> None:
     No weights are loaded. A conversation without any token that carries loss is an error that names it.
     Takes the same --config and overrides as `mmpeft fit`.
     """
-    parser = ArgumentParser(
-        "mmpeft inspect", description=inspect.__doc__, formatter_class=RawTextHelpFormatter
-    )
+    parser = _Parser("mmpeft inspect", description=inspect.__doc__, formatter_class=RawTextHelpFormatter)
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--config", help="the run's YAML")
     where.add_argument("--run", help="a run directory, whose own config.yaml is taken")

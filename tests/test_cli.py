@@ -99,6 +99,26 @@ def test_options_may_be_written_as_people_write_them(command, words, wanted):
 
 
 @pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("ask what? --runn r", "there is no option --runn; the closest is --run"),
+        ("ask what? --max-new-token=3", "there is no option --max-new-token; the closest is --max_new_tokens"),
+        ("ask what? --zzz", "there is no option --zzz"),
+        ("ask what is it?", "'is it?' is one argument too many; text of several words stands in quotes"),
+        ("inspect --run=r --data.trian=3", "there is no option --data.trian; the closest is --data.train"),
+        ("fit --trainer.max_stepz=3", "there is no option --trainer.max_stepz; the closest is --trainer.max_steps"),
+        ("ask", "the following arguments are required: question"),
+    ],
+)  # fmt: skip
+def test_a_command_that_cannot_be_parsed_is_told_in_two_lines(tiny_run, capsys, words, told):
+    with pytest.raises(SystemExit) as ended:
+        main([word.replace("--run=r", f"--run={tiny_run}") for word in words.split()])
+    assert ended.value.code == 2
+    command = "fit" if "inspect" in words else words.split()[0]  # whose settings it takes
+    assert capsys.readouterr().err == f"error: {told}\n`mmpeft {command} --help` lists the options\n"
+
+
+@pytest.mark.parametrize(
     ("section", "key"), [("model", "learning_rat"), ("data", "trian"), ("trainer", "max_step")]
 )
 def test_a_wrong_key_of_the_config_is_named(no_model, fit, capsys, section, key):

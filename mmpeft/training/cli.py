@@ -8,11 +8,12 @@ from typing import Any
 
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mmpeft.errors import RefusedError
 from mmpeft.evaluation.evaluate import EvaluationConfig
+from mmpeft.options import TellsBriefly
 from mmpeft.runs.layout import CONFIG
 from mmpeft.runs.manifest import MANIFEST, no_run
 from mmpeft.runs.occupancy import held, require_finished
@@ -49,6 +50,10 @@ OPTIONS = {
 """Option -> the commands that have it, and what it does."""
 WHAT_WAS_WANTED = ("seed_everything", "trainer", "model", "data", "test")
 """The sections of a run's config: what decides about the outcome, not how a command was called."""
+
+
+class _Parser(TellsBriefly, LightningArgumentParser):
+    """Without pages of usage."""
 
 
 class VisionLanguageCLI(LightningCLI):
@@ -97,7 +102,13 @@ class VisionLanguageCLI(LightningCLI):
                 **{"logger": None, "log_every_n_steps": 5, "devices": 1, "gradient_clip_val": 1.0},
                 "enable_model_summary": False,  # one module without FLOPs; what trains is told at the end
             },
-            parser_kwargs={"prog": "mmpeft", **exact, **dict.fromkeys(cls.subcommands(), exact)},
+            parser_class=_Parser,
+            # parsed for another command, the settings are those of a fit
+            parser_kwargs={
+                "prog": "mmpeft" if run else "mmpeft fit",
+                **exact,
+                **dict.fromkeys(cls.subcommands(), exact),
+            },
             args=arguments,
             run=run,
         )
