@@ -80,15 +80,23 @@ def ask(
             listed for such a question.
         answer_by: auto picks where there are choices and writes elsewhere; generate always writes; rank always picks.
     """
-    from mmpeft.data.choices import read_choices
-    from mmpeft.inference.reply import reply
-    from mmpeft.inference.requests import check_choices
-    from mmpeft.inference.sampling import Sampling
-    from mmpeft.inference.vlm import load
+    from mmpeft.data.choices import check_choices, read_choices
+    from mmpeft.data.images import load_image
+    from mmpeft.data.records import check_question
+    from mmpeft.runs.manifest import read_manifest
 
+    check_question(question, "the question")
     given = None if choices is None else read_choices(choices)
     if given is not None:
         check_choices(given, "--choices")
+    if image is not None:
+        load_image(image)
+    read_manifest(run).finetune(adapter)
+
+    from mmpeft.inference.reply import reply  # seconds of libraries, for what is not refused
+    from mmpeft.inference.sampling import Sampling
+    from mmpeft.inference.vlm import load
+
     sampling = None if max_new_tokens is None else Sampling(max_new_tokens)
     answer = reply(load(run), image, question, adapter, None, given, answer_by, sampling, "--")
     print(answer.text)
@@ -111,6 +119,8 @@ def caption(
 
         {"image": "2024/cat.jpg", "caption": "a cat on a sofa", "adapter": "default"}
         {"image": "2024/cut.jpg", "error": "'2024/cut.jpg': cannot be decoded (...)"}
+
+    A run without finetunes, which trained the projector alone, writes rows without "adapter".
 
     Args:
         folder: folder of images.

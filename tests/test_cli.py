@@ -1,6 +1,7 @@
 """The command line: what a user gets wrong is told in one message, and before any model is loaded."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -72,6 +73,41 @@ def test_help_is_instant():
     code = "import sys; from mmpeft.cli import main; main([]); print({'torch', 'numpy'} & set(sys.modules))"
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert told.splitlines()[-1] == "set()"
+
+
+REFUSED = [
+    (["ask", "what?", "--image", "gone.png"], "'gone.png' does not exist"),
+    (["ask", "what?", "--adapter", "nobody"], "no finetune 'nobody'; there are: default, base"),
+    (["ask", "what?", "--choices", "red"], "--choices: choices must be at least two different"),
+    (["ask", " "], "the question is empty; write one"),
+    (["caption", "gone"], "gone is no folder; name the one that holds the images"),
+    (["caption", ".", "--adapter", "nobody"], "no finetune 'nobody'; there are: default, base"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), REFUSED, ids=[" ".join(words) for words, _ in REFUSED])
+def test_what_needs_no_model_to_be_refused_is_refused_before_the_libraries_come_in(
+    tiny_run, tmp_path, words, message
+):
+    code = f"""
+import sys
+from mmpeft.cli import main
+try:
+    main({[*words, "--run", str(tiny_run)]!r})
+finally:
+    print({{"torch", "transformers", "timm"}} & set(sys.modules))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path.cwd())},
+    )
+    assert done.stderr.startswith(f"error: {message}")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == "set()\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_command_does_not_look_for_garbage_among_the_libraries():
@@ -218,7 +254,7 @@ def test_asking_a_folder_that_is_no_run_is_told(tmp_path):
 
 
 def test_asking_an_unknown_adapter_is_told(tiny_run):
-    with pytest.raises(SystemExit, match="no adapter 'nobody'; the bank has default"):
+    with pytest.raises(SystemExit, match="no finetune 'nobody'; there are: default"):
         main(["ask", "what?", "--run", str(tiny_run), "--adapter", "nobody"])
 
 

@@ -159,7 +159,7 @@ def test_there_is_nothing_to_merge_or_combine_in_it(run, tmp_path):
     for use in (merge_run, combine_run):
         with pytest.raises(RefusedError, match=r"merged has no adapters: .* nothing to merge or combine"):
             use(tmp_path / "merged")
-    with pytest.raises(RefusedError, match="no adapter 'default'"):
+    with pytest.raises(RefusedError, match="no finetune 'default'"):
         mmpeft.load(str(tmp_path / "merged"), "cpu").ask(None, "what?", "default")
 
 
