@@ -226,8 +226,8 @@ def merge(
 
     merged = merge_run(run, adapter, output, quantization)
     print(
-        f"merged {merged.adapter!r} into {merged.directory}: on a fixed prompt no logit differs by more than "
-        f"{merged.difference:.2g} from the adapted model's, which differ from the base's by up to {merged.change:.2g}"
+        f"merged {merged.adapter!r} into {merged.directory}: on a fixed prompt its logits, of up to "
+        f"{merged.largest:.2g}, differ from the adapted model's by at most {merged.difference:.2g}: {merged.verdict}"
     )
 
 

@@ -110,6 +110,17 @@ finally:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_fit_and_a_question_say_nothing_but_their_own(tiny_config, tiny_run, tmp_path):
+    for words in (
+        ["fit", "--config", str(tiny_config), f"--trainer.default_root_dir={tmp_path}"],
+        ["ask", "is red a color?", "--run", str(tiny_run), "--max_new_tokens=2"],
+    ):
+        code = f"from mmpeft.cli import main; main({words!r})"
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        told = [line for line in done.stderr.splitlines() if line and "encoding images" not in line]
+        assert told in ([], ["no --image: asked about text alone"])
+
+
 def test_a_command_does_not_look_for_garbage_among_the_libraries():
     late = "atexit.register(lambda: print(gc.get_freeze_count() > 10_000))"  # handlers run last in, first out
     code = f"import atexit, gc; {late}; from mmpeft.cli import main; main([]); print(gc.get_threshold()[0])"

@@ -159,7 +159,7 @@ class Engine:
         record = request.record
         check_question(record["turns"][-1][0], record["where"])
         if request.rank and record.get("choices"):
-            check_choices(record["choices"], place_of(record))
+            check_choices(record["choices"], place_of(record))  # pyright: ignore
         by_key: Any = record | {"images": [self.features.key(image) for image in record["images"]]}
         return self.template.encode_choices(by_key) if request.rank else self.template.encode_prompt(by_key)
 
