@@ -236,7 +236,7 @@ def test_a_test_of_it_is_refused_with_the_command_that_tests_it(tiny_run, tmp_pa
 
 def test_a_combination_says_that_it_can_be_asked(run):
     (run / CONFIG).unlink()  # which `mmpeft combine` does not write
-    with pytest.raises(SystemExit, match="combined, or lost that file, has no data .* `mmpeft ask --run"):
+    with pytest.raises(SystemExit, match=r"combined, or lost that file, has no data .* `mmpeft ask --run"):
         main(["test", "--run", str(run)])
 
 
