@@ -72,7 +72,7 @@ def _summary(base: str, adapters: Sequence[str], encoder: Mapping[str, Any] | No
     eyes = f" and the image encoder {_text(encoder['name'])}" if encoder else ""
     return (
         f"This folder, made by mmpeft, holds {held}. Not in it but needed: the frozen language model "
-        f"{_text(base)}{eyes}, which mmpeft loads by name."
+        f"{_text(base)}{eyes}, which mmpeft loads by name.{'' if encoder else ' It reads text, no images.'}"
     )
 
 
