@@ -17,6 +17,7 @@ from mmpeft.errors import RefusedError
 from mmpeft.experiments import commands as experiments
 from mmpeft.experiments.compare_methods import compare_methods
 from mmpeft.experiments.few_shot import few_shot
+from mmpeft.options import TellsBriefly
 from mmpeft.samples import prepare
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -116,10 +117,13 @@ def _run(function: Callable[..., Any], words: list[str], program: str) -> None:
         return function(words)
     from argparse import RawDescriptionHelpFormatter
 
-    from jsonargparse import DefaultHelpFormatter, auto_cli
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter, auto_cli
 
     class Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
         """Keeps the paragraphs of the description."""
+
+    class Parser(TellsBriefly, ArgumentParser):
+        """Without pages of usage."""
 
     auto_cli(
         function,
@@ -127,6 +131,7 @@ def _run(function: Callable[..., Any], words: list[str], program: str) -> None:
         prog=program,
         description=(inspect.getdoc(function) or "").split("\n\nArgs:")[0],
         formatter_class=Help,
+        parser_class=Parser,
         as_positional=not any(p.kind is p.KEYWORD_ONLY for p in parameters.values()),
     )
 

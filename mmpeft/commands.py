@@ -8,7 +8,12 @@ from argparse import ArgumentParser, RawTextHelpFormatter
 from typing import Literal
 
 from mmpeft.errors import RefusedError
+from mmpeft.options import TellsBriefly
 from mmpeft.paths import resolve
+
+
+class _Parser(TellsBriefly, ArgumentParser):
+    """Of the command that parses its own arguments."""
 
 
 def configs(action: Literal["list", "copy"], folder: str = "configs") -> None:
@@ -75,15 +80,23 @@ def ask(
             listed for such a question.
         answer_by: auto picks where there are choices and writes elsewhere; generate always writes; rank always picks.
     """
-    from mmpeft.data.choices import read_choices
-    from mmpeft.inference.reply import reply
-    from mmpeft.inference.requests import check_choices
-    from mmpeft.inference.sampling import Sampling
-    from mmpeft.inference.vlm import load
+    from mmpeft.data.choices import check_choices, read_choices
+    from mmpeft.data.images import load_image
+    from mmpeft.data.records import check_question
+    from mmpeft.runs.manifest import read_manifest
 
+    check_question(question, "the question")
     given = None if choices is None else read_choices(choices)
     if given is not None:
         check_choices(given, "--choices")
+    if image is not None:
+        load_image(image)
+    read_manifest(run).finetune(adapter)
+
+    from mmpeft.inference.reply import reply  # seconds of libraries, for what is not refused
+    from mmpeft.inference.sampling import Sampling
+    from mmpeft.inference.vlm import load
+
     sampling = None if max_new_tokens is None else Sampling(max_new_tokens)
     answer = reply(load(run), image, question, adapter, None, given, answer_by, sampling, "--")
     print(answer.text)
@@ -106,6 +119,8 @@ def caption(
 
         {"image": "2024/cat.jpg", "caption": "a cat on a sofa", "adapter": "default"}
         {"image": "2024/cut.jpg", "error": "'2024/cut.jpg': cannot be decoded (...)"}
+
+    A run without finetunes, which trained the projector alone, writes rows without "adapter".
 
     Args:
         folder: folder of images.
@@ -136,9 +151,7 @@ def inspect(arguments: list[str]) -> None:
     No weights are loaded. A conversation without any token that carries loss is an error that names it.
     Takes the same --config and overrides as `mmpeft fit`.
     """
-    parser = ArgumentParser(
-        "mmpeft inspect", description=inspect.__doc__, formatter_class=RawTextHelpFormatter
-    )
+    parser = _Parser("mmpeft inspect", description=inspect.__doc__, formatter_class=RawTextHelpFormatter)
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--config", help="the run's YAML")
     where.add_argument("--run", help="a run directory, whose own config.yaml is taken")
@@ -213,8 +226,8 @@ def merge(
 
     merged = merge_run(run, adapter, output, quantization)
     print(
-        f"merged {merged.adapter!r} into {merged.directory}: on a fixed prompt no logit differs by more than "
-        f"{merged.difference:.2g} from the adapted model's, which differ from the base's by up to {merged.change:.2g}"
+        f"merged {merged.adapter!r} into {merged.directory}: on a fixed prompt its logits, of up to "
+        f"{merged.largest:.2g}, differ from the adapted model's by at most {merged.difference:.2g}: {merged.verdict}"
     )
 
 

@@ -1,6 +1,7 @@
 """The command line: what a user gets wrong is told in one message, and before any model is loaded."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,52 @@ def test_help_is_instant():
     assert told.splitlines()[-1] == "set()"
 
 
+REFUSED = [
+    (["ask", "what?", "--image", "gone.png"], "'gone.png' does not exist"),
+    (["ask", "what?", "--adapter", "nobody"], "no finetune 'nobody'; there are: default, base"),
+    (["ask", "what?", "--choices", "red"], "--choices: choices must be at least two different"),
+    (["ask", " "], "the question is empty; write one"),
+    (["caption", "gone"], "gone is no folder; name the one that holds the images"),
+    (["caption", ".", "--adapter", "nobody"], "no finetune 'nobody'; there are: default, base"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), REFUSED, ids=[" ".join(words) for words, _ in REFUSED])
+def test_what_needs_no_model_to_be_refused_is_refused_before_the_libraries_come_in(
+    tiny_run, tmp_path, words, message
+):
+    code = f"""
+import sys
+from mmpeft.cli import main
+try:
+    main({[*words, "--run", str(tiny_run)]!r})
+finally:
+    print({{"torch", "transformers", "timm"}} & set(sys.modules))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path.cwd())},
+    )
+    assert done.stderr.startswith(f"error: {message}")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == "set()\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fit_and_a_question_say_nothing_but_their_own(tiny_config, tiny_run, tmp_path):
+    for words in (
+        ["fit", "--config", str(tiny_config), f"--trainer.default_root_dir={tmp_path}"],
+        ["ask", "is red a color?", "--run", str(tiny_run), "--max_new_tokens=2"],
+    ):
+        code = f"from mmpeft.cli import main; main({words!r})"
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        told = [line for line in done.stderr.splitlines() if line and "encoding images" not in line]
+        assert told in ([], ["no --image: asked about text alone"])
+
+
 def test_a_command_does_not_look_for_garbage_among_the_libraries():
     late = "atexit.register(lambda: print(gc.get_freeze_count() > 10_000))"  # handlers run last in, first out
     code = f"import atexit, gc; {late}; from mmpeft.cli import main; main([]); print(gc.get_threshold()[0])"
@@ -96,6 +143,26 @@ def test_a_command_does_not_look_for_garbage_among_the_libraries():
 )
 def test_options_may_be_written_as_people_write_them(command, words, wanted):
     assert spelt_out(COMMANDS[command], words.split()) == wanted.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("ask what? --runn r", "there is no option --runn; the closest is --run"),
+        ("ask what? --max-new-token=3", "there is no option --max-new-token; the closest is --max_new_tokens"),
+        ("ask what? --zzz", "there is no option --zzz"),
+        ("ask what is it?", "'is it?' is one argument too many; text of several words stands in quotes"),
+        ("inspect --run=r --data.trian=3", "there is no option --data.trian; the closest is --data.train"),
+        ("fit --trainer.max_stepz=3", "there is no option --trainer.max_stepz; the closest is --trainer.max_steps"),
+        ("ask", "the following arguments are required: question"),
+    ],
+)  # fmt: skip
+def test_a_command_that_cannot_be_parsed_is_told_in_two_lines(tiny_run, capsys, words, told):
+    with pytest.raises(SystemExit) as ended:
+        main([word.replace("--run=r", f"--run={tiny_run}") for word in words.split()])
+    assert ended.value.code == 2
+    command = "fit" if "inspect" in words else words.split()[0]  # whose settings it takes
+    assert capsys.readouterr().err == f"error: {told}\n`mmpeft {command} --help` lists the options\n"
 
 
 @pytest.mark.parametrize(
@@ -198,7 +265,7 @@ def test_asking_a_folder_that_is_no_run_is_told(tmp_path):
 
 
 def test_asking_an_unknown_adapter_is_told(tiny_run):
-    with pytest.raises(SystemExit, match="no adapter 'nobody'; the bank has default"):
+    with pytest.raises(SystemExit, match="no finetune 'nobody'; there are: default"):
         main(["ask", "what?", "--run", str(tiny_run), "--adapter", "nobody"])
 
 

@@ -3,6 +3,7 @@
 import importlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from functools import wraps
@@ -53,7 +54,9 @@ def as_in_the_readme(tiny_run, tiny_data, tmp_path, monkeypatch):
     for name, image in zip(("a.png", "b.png"), images, strict=False):
         (tmp_path / name).write_bytes(image.read_bytes())
     (tmp_path / "FOLDER").symlink_to(Path(tiny_data) / "images")
-    (tmp_path / "data").symlink_to(tiny_data)
+    data = shutil.copytree(tiny_data, tmp_path / "data")  # a copy: code of the papers writes there
+    named = [f"{path.relative_to(data)},{path.stem[:-1]}" for path in sorted(data.glob("images/*.png"))]
+    (data / "names.csv").write_text("\n".join(["image,name", *named]) + "\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -69,6 +72,27 @@ def test_make_targets_exist():
 @pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
 def test_python_code_runs(code: str, as_in_the_readme):
     exec(compile(code, "README.md", "exec"), {})
+
+
+def test_code_makes_the_rows_of_named_pictures(as_in_the_readme):
+    (code,) = [code for code in PYTHON if "names.csv" in code]
+    data = as_in_the_readme / "data"
+    for file in data.glob("*.jsonl"):
+        file.unlink()
+    exec(compile(code, "docs/start.md", "exec"), {})
+    of_split = {}
+    for split, count in {"train": 8, "val": 2, "test": 2}.items():
+        captions, questions = (
+            load_records(data / f"captions_{split}.jsonl"),
+            load_records(data / f"{split}.jsonl"),
+        )
+        of_split[split] = {record["images"][0] for record in questions}
+        assert {record["images"][0] for record in captions} == of_split[split]
+        assert len(of_split[split]) == count
+        for record in captions + questions:
+            assert Path(record["images"][0]).stem.startswith(str(record["turns"][0][1]))
+        assert questions[0]["choices"] == ["blue", "green", "red", "yellow"]
+    assert len(set.union(*of_split.values())) == 12
 
 
 @pytest.mark.parametrize("arguments", [a for a in MMPEFT if a[0] in TRAINING], ids=" ".join)

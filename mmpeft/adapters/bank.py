@@ -20,11 +20,10 @@ from mmpeft.adapters.targets import (
     model_inputs,
     trained_features,
 )
-from mmpeft.errors import RefusedError, UnknownNameError
+from mmpeft.errors import RefusedError
+from mmpeft.names import RESERVED_NAME, unknown_finetune
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
-RESERVED_NAME = "base"
-"""What people call the frozen model where they choose among adapters."""
 INPUTS = "adapter_inputs"
 """The path of what the model reads, where methods that change it have their stacks."""
 
@@ -163,7 +162,7 @@ class AdapterBank(nn.Module):
         UnknownNameError: the bank has no adapter of that name.
         """
         if name not in self.entries:
-            raise UnknownNameError(f"no adapter {name!r}; the bank has {', '.join(self.entries) or 'none'}")
+            raise unknown_finetune(name, self.entries)
         return self.entries[name]
 
     def route(self, names: Sequence[str | None]) -> None:

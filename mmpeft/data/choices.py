@@ -2,8 +2,10 @@
 
 import csv
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from mmpeft.data.records import IMAGE_MARKER, Record
+from mmpeft.errors import RefusedError
 
 MOST = 64
 """Choices of a question, and questions of a task, that are kept; of more, none are."""
@@ -45,6 +47,22 @@ def read_choices(text: str) -> list[str]:
     inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     rows = csv.reader(inner.splitlines(), skipinitialspace=True)
     return [choice.strip() for row in rows for choice in row]
+
+
+def check_choices(choices: Any, where: str) -> None:
+    """Raises:
+    RefusedError: they cannot be ranked.
+    """
+    texts = (
+        isinstance(choices, Sequence)
+        and not isinstance(choices, str)
+        and all(isinstance(c, str) for c in choices)
+    )
+    trimmed = [choice.strip() for choice in choices] if texts else []
+    if len(trimmed) < 2 or len(set(trimmed)) < len(trimmed) or not all(trimmed):
+        raise RefusedError(
+            f"{where}: choices must be at least two different, non-empty answers; got {choices!r:.200}"
+        )
 
 
 def _closed(by_question: dict[str, list[list[str]]]) -> dict[str, list[str]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from mmpeft.data.readers import DataError
+from mmpeft.errors import RefusedError
 
 IMAGE_MARKER = "<image>"
 """Stands in a record's question where an image belongs."""
@@ -48,6 +49,19 @@ def is_caption(record: Record) -> bool:
     """Whether the answer describes the image: by its task, or by what caption rows ask who name no instruction."""
     question = record["turns"][-1][0].replace(IMAGE_MARKER, "").strip()
     return record["task"] == CAPTION_TASK or question == CAPTION_INSTRUCTION
+
+
+def place_of(record: Record) -> str:
+    """What an error calls a record."""
+    return f"{record['where']} (id {record['id']!r})" if record["id"] else record["where"]
+
+
+def check_question(question: str, where: str) -> None:
+    """Raises:
+    RefusedError: nothing is asked; a marker of an image alone is a question.
+    """
+    if not question.strip():
+        raise RefusedError(f'{where} is empty; write one, such as "what is in the picture?"')
 
 
 class ImageRoot:

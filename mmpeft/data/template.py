@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mmpeft.data.readers import DataError
-from mmpeft.data.records import IMAGE_MARKER, Record
+from mmpeft.data.records import IMAGE_MARKER, Record, place_of
 from mmpeft.errors import RefusedError
 
 IGNORE_INDEX = -100
@@ -118,7 +118,7 @@ class Template:
         targets = [t if on else IGNORE_INDEX for t, on in zip(tokens[1:kept], loss[1:kept], strict=True)]
         if all(target == IGNORE_INDEX for target in targets):
             raise DataError(
-                f"{record['where']}: no token of {record['id']!r} would carry loss: its first answer starts beyond "
+                f"{place_of(record)}: no token would carry loss: its first answer starts beyond "
                 f"max_length = {self.max_length} of {len(tokens)} tokens, or it has none; raise max_length"
             )
         ids = tokens[: kept - 1]
@@ -131,7 +131,7 @@ class Template:
         tokens, _ = _flatten(self.spans({**record, "turns": [*earlier, (question, None)]}))
         if len(tokens) > self.max_length:
             raise DataError(
-                f"{record['where']}: the prompt of {record['id']!r} has {len(tokens)} tokens, more than "
+                f"{place_of(record)}: the prompt has {len(tokens)} tokens, more than "
                 f"max_length = {self.max_length}; shorten it or raise max_length"
             )
         return Encoded(tokens, [IGNORE_INDEX] * len(tokens), record["images"], record.get("task"))
@@ -150,14 +150,14 @@ class Template:
         """
         choices = record.get("choices", [])
         if not choices:
-            raise DataError(f"{record['where']}: {record['id']!r} has no choices to rank; add them")
+            raise DataError(f"{place_of(record)} has no choices to rank; add them")
         prompt = self.encode_prompt(record)
         conversations = [self.encode_answer(prompt, choice) for choice in choices]
         shared = len(prompt.ids) - 1
         tokens = shared + sum(len(conversation.ids) - shared for conversation in conversations)
         if tokens > self.max_length:
             raise DataError(
-                f"{record['where']}: {record['id']!r} with its {len(conversations)} choices has {tokens} tokens, more "
+                f"{place_of(record)} with its {len(conversations)} choices has {tokens} tokens, more "
                 f"than max_length = {self.max_length}; raise max_length"
             )
         answer = record["turns"][-1][1]

@@ -2,7 +2,7 @@
 
 One JSON row per image, appended batch by batch. Killed at any moment, the same command goes on where it stopped, and
 the finished file is the one that an uninterrupted run writes: an unfinished last line is cut off, and batches always
-hold the same images.
+hold the same images. The libraries come in only once there is something to caption.
 """
 
 import json
@@ -10,19 +10,21 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from mmpeft.adapters.bank import RESERVED_NAME
 from mmpeft.data.records import CAPTION_TASK
-from mmpeft.errors import RefusedError
+from mmpeft.errors import MissingFileError, RefusedError
 from mmpeft.files import read_json, write_json
 from mmpeft.hashing import hash_file, hash_json
-from mmpeft.inference.requests import Completion
-from mmpeft.inference.vlm import VisionLanguageModel, load
-from mmpeft.runs.files import adapter_folder
+from mmpeft.runs.layout import adapter_folder
 from mmpeft.runs.manifest import Manifest, read_manifest
+
+if TYPE_CHECKING:
+    from mmpeft.inference.requests import Completion
+    from mmpeft.inference.vlm import VisionLanguageModel
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
@@ -46,29 +48,37 @@ def caption_folder(
         RefusedError: an unknown adapter, a folder without images, or an output that belongs to something else.
         Timeout: another process is writing the output.
     """
+    if batch_size < 1:
+        raise RefusedError(f"batch_size is {batch_size}; it must be at least 1")
     manifest = read_manifest(run)
-    adapters = [*manifest.adapters, RESERVED_NAME]
-    adapter = adapter or adapters[0]
-    if adapter not in adapters or batch_size < 1:
-        raise RefusedError(f"adapter {adapter!r} is none of {adapters}, or batch_size {batch_size} below 1")
+    adapter = manifest.finetune(adapter)
     names = find_images(folder)
     meta = {"run": _identity(run, manifest, adapter), "adapter": adapter, "images": _hash(folder, names)}
     with FileLock(f"{output}.lock", timeout=0):
         skipped, unreadable = _resume(Path(output), meta, names, overwrite)
         start = time.perf_counter()
         if skipped < len(names):
-            unreadable += _append(
-                output, load(run, batch_size=batch_size), folder, names, skipped, adapter, batch_size
-            )
-    done = len(names) - skipped
-    speed = done / (time.perf_counter() - start)
-    print(f"{output}: {done} done, {skipped} skipped, {unreadable} errors, {speed:.1f} images/s")
+            from mmpeft.inference.vlm import load
+
+            vlm, named = load(run, batch_size=batch_size), adapter if manifest.adapters else None
+            unreadable += _append(output, vlm, folder, names, skipped, named, batch_size)
+    speed = (len(names) - skipped) / (time.perf_counter() - start)
+    pace = f", {speed:.1f} images/s" if speed else ""
+    print(f"{output}: {_outcome(len(names), skipped, unreadable)}{pace}")
     return unreadable
 
 
+def _outcome(total: int, skipped: int, unreadable: int) -> str:
+    """What has become of a folder's images, in words."""
+    captioned = f"{total - unreadable} of {total} captioned"
+    before = f" ({skipped} rows were there already)" if skipped else ""
+    errors = f', {unreadable} error{"s" * (unreadable > 1)} (see the rows with "error")' if unreadable else ""
+    return captioned + before + errors
+
+
 def captions_or_errors(
-    vlm: VisionLanguageModel, images: Mapping[str, Path], adapter: str | None = None
-) -> dict[str, Completion]:
+    vlm: "VisionLanguageModel", images: Mapping[str, Path], adapter: str | None = None
+) -> "dict[str, Completion]":
     """A caption for every image, or why it has none: one that cannot be read does not fail the others.
 
     Args:
@@ -87,6 +97,9 @@ def captions_or_errors(
 def find_images(folder: str) -> list[str]:
     """Sorted paths of the image files below a folder, relative to it. Links to folders are not followed."""
 
+    if not Path(folder).is_dir():
+        raise MissingFileError(f"{folder} is no folder; name the one that holds the images")
+
     def fail(error: OSError) -> None:
         raise error  # by default, os.walk passes over a folder that it cannot read
 
@@ -99,14 +112,16 @@ def find_images(folder: str) -> list[str]:
 
 def _append(
     output: str,
-    vlm: VisionLanguageModel,
+    vlm: "VisionLanguageModel",
     folder: str,
     names: Sequence[str],
     done: int,
-    adapter: str,
+    adapter: str | None,
     batch_size: int,
 ) -> int:
-    """Writes the rows after the first ``done``; returns how many are errors."""
+    """Writes the rows after the first ``done``; returns how many are errors. Where a run has no finetunes, such as one
+    of captions that trained the projector alone, ``adapter`` is None and no row names one: "base" would read as if
+    nothing had been trained."""
     unreadable, total = 0, len(names)
     with Path(output).open("ab") as file, tqdm(total=total, initial=done, unit="image") as bar:
         while done < total:
@@ -123,10 +138,10 @@ def _append(
     return unreadable
 
 
-def _row(name: str, answer: Completion, adapter: str) -> dict[str, str]:
+def _row(name: str, answer: "Completion", adapter: str | None) -> dict[str, str]:
     if answer.error is not None:
         return {"image": name, "error": answer.error}
-    return {"image": name, "caption": answer.text, "adapter": adapter}
+    return {"image": name, "caption": answer.text} | ({"adapter": adapter} if adapter else {})
 
 
 def _resume(output: Path, meta: dict[str, str], names: list[str], overwrite: bool) -> tuple[int, int]:

@@ -19,13 +19,15 @@ import torch
 from torch import Tensor
 
 from mmpeft.data.batch import Batch
+from mmpeft.data.choices import check_choices
 from mmpeft.data.features import FeatureCache
 from mmpeft.data.loader import PackingConfig, make_batch, packing_key, plan_batches
 from mmpeft.data.packing import PREFIX, Role
+from mmpeft.data.records import check_question, place_of
 from mmpeft.data.template import Encoded, Example, Template
 from mmpeft.errors import RefusedError
 from mmpeft.inference.decoding import Decoder, Sampling
-from mmpeft.inference.requests import Completion, Request, check_choices
+from mmpeft.inference.requests import Completion, Request
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.models.token_losses import TokenLosses, length_normalised
 
@@ -155,8 +157,9 @@ class Engine:
         if request.adapter is not None:
             self.model.bank.entry(request.adapter)
         record = request.record
+        check_question(record["turns"][-1][0], record["where"])
         if request.rank and record.get("choices"):
-            check_choices(record["choices"], f"{record['where']}: {record['id']!r}")  # pyright: ignore
+            check_choices(record["choices"], place_of(record))  # pyright: ignore
         by_key: Any = record | {"images": [self.features.key(image) for image in record["images"]]}
         return self.template.encode_choices(by_key) if request.rank else self.template.encode_prompt(by_key)
 

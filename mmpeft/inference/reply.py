@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmpeft.adapters.bank import RESERVED_NAME
 from mmpeft.inference.requests import AnswerBy, Completion, Request
 from mmpeft.inference.sampling import Sampling
 from mmpeft.inference.vlm import Images, VisionLanguageModel
+from mmpeft.names import RESERVED_NAME
 from mmpeft.runs.manifest import Manifest
 
 

@@ -1,6 +1,5 @@
 """What the engine is asked, and what it answers: a request, and its completion or error."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -58,19 +57,3 @@ class Completion:
     def stored(self) -> dict[str, Any]:
         """The fields as JSON holds them."""
         return {name: value for name, value in vars(self).items() if name != "refusal"}
-
-
-def check_choices(choices: Any, where: str) -> None:
-    """Raises:
-    RefusedError: they cannot be ranked.
-    """
-    texts = (
-        isinstance(choices, Sequence)
-        and not isinstance(choices, str)
-        and all(isinstance(c, str) for c in choices)
-    )
-    trimmed = [choice.strip() for choice in choices] if texts else []
-    if len(trimmed) < 2 or len(set(trimmed)) < len(trimmed) or not all(trimmed):
-        raise RefusedError(
-            f"{where}: choices must be at least two different, non-empty answers; got {choices!r:.200}"
-        )

@@ -7,7 +7,7 @@ from typing import Any, overload
 
 import torch
 
-from mmpeft.adapters.bank import RESERVED_NAME
+from mmpeft.data.choices import check_choices
 from mmpeft.data.features import FeatureCache
 from mmpeft.data.images import ImageLike
 from mmpeft.data.loader import PackingConfig
@@ -17,10 +17,11 @@ from mmpeft.errors import RefusedError
 from mmpeft.inference.adapter_check import check_adapters
 from mmpeft.inference.decoding import Sampling
 from mmpeft.inference.engine import Engine
-from mmpeft.inference.requests import AnswerBy, Completion, Request, check_choices
+from mmpeft.inference.requests import AnswerBy, Completion, Request
 from mmpeft.inference.self_check import ensure_checked
 from mmpeft.models.language import LanguageConfig
 from mmpeft.models.multimodal import MultimodalModel
+from mmpeft.names import RESERVED_NAME, unknown_finetune
 from mmpeft.paths import home
 from mmpeft.runs.files import LeftOut, load_run
 from mmpeft.runs.manifest import Manifest
@@ -201,13 +202,14 @@ class VisionLanguageModel:
             UnknownNameError: an unknown adapter.
         """
         images, questions, adapters, single = _aligned(image, question, adapter)
+        places = ["the question"] if single else [f"question {number}" for number in range(len(questions))]
         records = [
-            _record(i, q, task or self.manifest.default_task, n)
-            for n, (i, q) in enumerate(zip(images, questions, strict=True))
+            _record(*asked, task or self.manifest.default_task)
+            for asked in zip(images, questions, places, strict=True)
         ]
         names = self._names(adapters)
         if choices is not None:
-            known = _choices(choices, len(records))
+            known = _choices(choices, places)
         else:
             known = [self.manifest.choices_of(*asked) for asked in zip(names, records, strict=True)]
         if answer_by == "generate" and choices is not None:
@@ -232,8 +234,8 @@ class VisionLanguageModel:
         for name in chosen:
             if name in self.left_out:
                 raise self.left_out[name]
-            if name != RESERVED_NAME:
-                self.model.bank.entry(name)
+            if name not in (*self.adapters, RESERVED_NAME):
+                raise unknown_finetune(name, [*self.adapters, RESERVED_NAME])
         return [None if name == RESERVED_NAME else name for name in chosen]
 
 
@@ -244,27 +246,26 @@ def _whole(completions: list[Completion]) -> list[Completion]:
     return completions
 
 
-def _record(images: Images, question: str, task: str | None, number: int) -> Record:
+def _record(images: Images, question: str, where: str, task: str | None) -> Record:
     listed: list[Any] = [] if images is None else list(images) if isinstance(images, tuple) else [images]
     if not isinstance(question, str):
-        raise RefusedError(f"question {number} is {question!r:.80}; wanted text")
+        raise RefusedError(f"{where} is {question!r:.80}; wanted text")
     markers = question.count(IMAGE_MARKER)
     if markers and markers != len(listed):
-        raise RefusedError(
-            f"question {number} has {markers} {IMAGE_MARKER} but {len(listed)} images were given"
-        )
-    text = question if markers else IMAGE_MARKER * len(listed) + question
-    return Record(id=str(number), images=listed, turns=[(text, None)], task=task, where=f"question {number}")
+        raise RefusedError(f"{where} has {markers} {IMAGE_MARKER} but {len(listed)} images were given")
+    # an empty one stays so, for the engine to refuse
+    text = question if markers or not question.strip() else IMAGE_MARKER * len(listed) + question
+    return Record(id="", images=listed, turns=[(text, None)], task=task, where=where)
 
 
-def _choices(choices: Sequence[Any], length: int) -> list[list[str]]:
+def _choices(choices: Sequence[Any], places: Sequence[str]) -> list[list[str]]:
     """A list of choices for every question."""
     one = not isinstance(choices, str) and all(isinstance(choice, str) for choice in choices)
-    given = [choices] * length if one or isinstance(choices, str) else choices
-    if len(given) != length:
-        raise RefusedError(f"{len(given)} lists of choices for {length} questions; give one for each")
-    for number, own in enumerate(given):
-        check_choices(own, f"question {number}")
+    given = [choices] * len(places) if one or isinstance(choices, str) else choices
+    if len(given) != len(places):
+        raise RefusedError(f"{len(given)} lists of choices for {len(places)} questions; give one for each")
+    for own, where in zip(given, places, strict=True):
+        check_choices(own, where)
     return [list(own) for own in given]
 
 

@@ -12,11 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils.logging import set_tqdm_hook
 
 from mmpeft.errors import MissingFileError, RefusedError
 from mmpeft.paths import LANGUAGE_MODEL, resolve
 
 ADAPTER_CONFIG = "adapter_config.json"
+SECONDS_WITHOUT_A_BAR = 5
 
 
 @dataclass
@@ -129,7 +131,7 @@ def load_pretrained(auto: Any, name: str, **how: Any) -> Any:
         RefusedError: no such model, or one that transformers cannot build or fill.
     """
     path = existing_path(name)
-    with refusals_of_transformers(name):
+    with refusals_of_transformers(name), late_bars():
         return auto.from_pretrained(path, **how)
 
 
@@ -142,6 +144,17 @@ def refusals_of_transformers(name: str) -> Iterator[None]:
         raise
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise RefusedError(f"{name} cannot be loaded by transformers: {error}") from error
+
+
+@contextmanager
+def late_bars() -> Iterator[None]:
+    """Inside, a progress bar of transformers is there only for who has waited: most models load in a moment. Bars of
+    downloads are the hub's own, and stay."""
+    previous = set_tqdm_hook(lambda make, args, how: make(*args, **{**how, "delay": SECONDS_WITHOUT_A_BAR}))
+    try:
+        yield
+    finally:
+        set_tqdm_hook(previous)
 
 
 def pick_dtype(name: str, device: torch.device | str = "cpu") -> torch.dtype:

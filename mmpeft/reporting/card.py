@@ -17,7 +17,11 @@ EMBEDDED_ORIGINS = {"embedded/smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135
 """Hub models that the embedded ones were made from: ``base_model`` tells descent."""
 HUB_ID = re.compile(r"(?!embedded/)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 MAX_EXAMPLES, MAX_CELL = 12, 200
-MADE_BY = "In the folder that the paths of `config.yaml` start from:"
+MADE_BY = "This command trains it again, from the folder that the paths in `config.yaml` are relative to:"
+IDENTITY = "Names and hashes of what it was trained on. mmpeft refuses to load it with anything else."
+ASKED = "Questions that were not trained on, with its answers: ✓ right, ✗ wrong."
+COUNTS = ("questions", "cut_answers")
+"""What stands among the metrics and is none."""
 VERDICTS = {True: "✓", False: "✗", None: ""}
 
 
@@ -41,29 +45,45 @@ def model_card(
     """
     base, adapters = str(manifest["language"]["name"]), list(manifest.get("adapters", []))
     encoder, tasks = manifest["vision"], [task for task in manifest.get("instructions", {}) if task]
-    sight = f", which sees through {_text(encoder['name'])}" if encoder else ", on text alone"
-    kind = f"Adapter {_list(adapters)}{' and a projector' if encoder else ''}" if adapters else "A projector"
-    limits = [
-        "It is a finetune: the limits, biases and licences of base, encoder and data are its own too.",
-        "mmpeft loads it with the base, encoder and tokenizer identified above and refuses any other.",
-        f"It was trained on {_list(tasks) or 'one kind of task'}; about others nothing is known.",
-        "Exact match is strict: case, punctuation and wording count. It says little about long free text.",
-    ]
     rows = [(e.question, e.truth or "", f"{VERDICTS[e.right]} {e.answer}") for e in examples[:MAX_EXAMPLES]]
     parts = [
         _front_matter(base, metrics),
         f"# {_text(title)}",
-        f"{kind} for {_text(base)}{sight}; finetuned with mmpeft.",
+        _summary(base, adapters, encoder),
         "![report](report.png)",
         f"## Use\n\n{_usage(base, adapters, examples, sees=encoder is not None)}",
         f"## Facts\n\n{_table(('', ''), facts.items())}" if facts else "",
         *(f"![{Path(name).stem}]({name})" for name in pictures),
-        f"## Examples\n\n{_table(('question', 'truth', 'answer'), rows)}" if rows else "",
+        f"## Examples\n\n{ASKED}\n\n{_table(('question', 'truth', 'answer'), rows)}" if rows else "",
         f"## Made by\n\n{MADE_BY}\n\n{_code('bash', *command.splitlines())}",
-        f"## Identity\n\n{_table(('', ''), _identity(manifest))}",
-        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits),
+        f"## Identity\n\n{IDENTITY}\n\n{_table(('', ''), _identity(manifest))}",
+        f"## Limits\n\n{_limits(tasks)}",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _summary(base: str, adapters: Sequence[str], encoder: Mapping[str, Any] | None) -> str:
+    """What the folder holds, and what it needs that it does not hold."""
+    projector = "a projector, which turns the features of an image into what the language model reads"
+    finetunes = (
+        f"the {'finetune' if len(adapters) == 1 else 'finetunes'} {_list(adapters)}" if adapters else ""
+    )
+    held = " and ".join(part for part in (finetunes, projector if encoder else "") if part)
+    eyes = f" and the image encoder {_text(encoder['name'])}" if encoder else ""
+    return (
+        f"This folder, made by mmpeft, holds {held}. Not in it but needed: the frozen language model "
+        f"{_text(base)}{eyes}, which mmpeft loads by name.{'' if encoder else ' It reads text, no images.'}"
+    )
+
+
+def _limits(tasks: Sequence[str]) -> str:
+    """What to know before relying on it, as a list."""
+    trained = f"tasks called {_list(tasks)}" if tasks else "one kind of task"
+    return (
+        "- The limits, biases and licences of language model, image encoder and training data are its own too.\n"
+        f"- It was trained on {trained}; how it does on others is not known.\n"
+        "- Exact match is strict: case, punctuation and wording count. It says little about long free text."
+    )
 
 
 def _front_matter(base: str, metrics: Mapping[str, float]) -> str:
@@ -74,7 +94,11 @@ def _front_matter(base: str, metrics: Mapping[str, float]) -> str:
         pipeline_tag="image-text-to-text",
         base_model=base if HUB_ID.fullmatch(base) else None,
         tags=["mmpeft", "peft", "vision-language"],
-        metrics=[printable(name) for name, value in metrics.items() if 0 <= value <= 1 and "/" not in name]
+        metrics=[
+            printable(name)
+            for name, value in metrics.items()
+            if 0 <= value <= 1 and "/" not in name and name not in COUNTS
+        ]
         or None,
     )
     return f"---\n{data.to_yaml()}\n---"
@@ -93,15 +117,15 @@ def _usage(base: str, adapters: Sequence[str], examples: Sequence[ShownExample],
     option = f"--image {shlex.quote(printable(image))} " if sees else ""
     shell = f"mmpeft ask --run . {option}{shlex.quote(printable(shown.question))}"
     parts = [
-        "From inside this directory (from elsewhere write its path instead of `.`):",
+        "With mmpeft installed, from inside this directory (from elsewhere write its path instead of `.`):",
         _code("python", "import mmpeft", "", 'vlm = mmpeft.load(".")', f"print({ask})"),
         _code("bash", shell),
     ]
     if adapters:
         embedded, source = base.startswith("embedded/"), _quoted(base)
         parts += [
-            "The adapter alone is in PEFT's format"
-            + (". Without the projector it reads text but no images:" if sees else ":"),
+            "The adapter is in the format of Hugging Face's PEFT, which loads it without mmpeft"
+            + ("; without the projector it reads text but no images:" if sees else ":"),
             _code(
                 "python",
                 *(["from mmpeft.paths import resolve"] if embedded else []),

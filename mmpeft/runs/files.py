@@ -30,6 +30,7 @@ from mmpeft.models.language import LanguageConfig, load_tokenizer
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.runs.identity import check_identity, describe
 from mmpeft.runs.layout import PROJECTOR as PROJECTOR
+from mmpeft.runs.layout import adapter_folder as adapter_folder
 from mmpeft.runs.manifest import FORMAT, MANIFEST, Manifest, read_manifest, write_manifest
 
 HERE = "."
@@ -162,11 +163,6 @@ def require_empty(directory: Path) -> None:
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise RefusedError(f"{directory} is not an empty folder: choose another output, or remove it first")
-
-
-def adapter_folder(directory: str | Path, name: str) -> Path:
-    """Where a run keeps a finetune."""
-    return Path(directory) / "adapters" / name
 
 
 def shared_slots(projectors: Mapping[str, Mapping[str, Tensor]], names: list[str]) -> dict[str, int]:

@@ -1,5 +1,7 @@
 """The names of what a run directory holds beside its finetunes; no library comes in with them."""
 
+from pathlib import Path
+
 MANIFEST = "mmpeft.json"
 PROJECTOR = "projector.safetensors"
 CONFIG = "config.yaml"
@@ -14,6 +16,11 @@ TESTS = "tests"
 EARLIER = "previous"
 """Folder of what was there before the last fit: itself a run directory."""
 LOCK = ".lock"
+
+
+def adapter_folder(directory: str | Path, name: str) -> Path:
+    """Where a run keeps a finetune."""
+    return Path(directory) / "adapters" / name
 
 
 def config_of(split: str) -> str:

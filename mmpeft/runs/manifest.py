@@ -3,16 +3,18 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mmpeft.adapters.bank import RESERVED_NAME
 from mmpeft.data.choices import KnownChoices, choices_of
 from mmpeft.data.records import Record
 from mmpeft.errors import RefusedError
 from mmpeft.files import write_json
-from mmpeft.models.vision import VisionConfig
+from mmpeft.names import RESERVED_NAME, unknown_finetune
 from mmpeft.runs.layout import CONFIG
 from mmpeft.runs.layout import MANIFEST as MANIFEST
+
+if TYPE_CHECKING:
+    from mmpeft.models.vision import VisionConfig
 
 LEAST_NEW_TOKENS = 64
 NEW_IN_FORMAT_2 = (
@@ -64,13 +66,26 @@ class Manifest:
     format: int = FORMAT
 
     @property
-    def vision_config(self) -> VisionConfig | None:
+    def vision_config(self) -> "VisionConfig | None":
+        from mmpeft.models.vision import VisionConfig  # here, so that a manifest is read without torch
+
         return None if self.vision is None else VisionConfig(**self.vision)
 
     @property
     def default_task(self) -> str | None:
         """The identifier of the task that the run saw most; None where its data had no identifiers."""
         return next(iter(self.instructions), None) or None
+
+    def finetune(self, name: str | None) -> str:
+        """The finetune that is asked for, or "base"; of None the run's first.
+
+        Raises:
+            UnknownNameError: an unknown one.
+        """
+        known = [*self.adapters, RESERVED_NAME]
+        if name is not None and name not in known:
+            raise unknown_finetune(name, known)
+        return name or known[0]
 
     def choices_of(self, adapter: str | None, record: Record) -> list[str] | None:
         """What a finetune's (None: the base's) training data listed for a question, as `data.choices` tells it."""

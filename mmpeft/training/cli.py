@@ -8,13 +8,15 @@ from typing import Any
 
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mmpeft.errors import RefusedError
 from mmpeft.evaluation.evaluate import EvaluationConfig
+from mmpeft.options import TellsBriefly
+from mmpeft.runs.files import HERE
 from mmpeft.runs.layout import CONFIG
-from mmpeft.runs.manifest import MANIFEST, no_run
+from mmpeft.runs.manifest import MANIFEST, no_run, read_manifest
 from mmpeft.runs.occupancy import held, require_finished
 from mmpeft.runs.result_folder import results_folder
 from mmpeft.training.checkpoint_files import (
@@ -36,6 +38,7 @@ EXPECTED_WARNINGS = [
     r"Found \d+ module\(s\) in eval mode",  # the vision encoder stays so on purpose
     r".*does not have many workers",  # features are cached: the loader only copies
     r"predict returned None",  # answers go to a file as they come
+    r"The number of training batches .* is smaller than the logging interval",  # curves have its points all the same
     r".*isinstance\(treespec, LeafSpec\)",  # Lightning 2.6.6 on torch 2.15
 ]
 
@@ -49,6 +52,10 @@ OPTIONS = {
 """Option -> the commands that have it, and what it does."""
 WHAT_WAS_WANTED = ("seed_everything", "trainer", "model", "data", "test")
 """The sections of a run's config: what decides about the outcome, not how a command was called."""
+
+
+class _Parser(TellsBriefly, LightningArgumentParser):
+    """Without pages of usage."""
 
 
 class VisionLanguageCLI(LightningCLI):
@@ -84,8 +91,9 @@ class VisionLanguageCLI(LightningCLI):
     def _make(cls, arguments: list[str], run: bool) -> "VisionLanguageCLI":
         for expected in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=expected)
-        # Without Lightning's lines about hardware and its tips.
-        logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+        # Without Lightning's lines about hardware, its tips, and the seed, which config.yaml holds.
+        for chatty in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
         # By itself argparse takes the misspelt --model.learning_rat for its neighbour.
         exact = {"allow_abbrev": False}
         return cls(
@@ -97,7 +105,13 @@ class VisionLanguageCLI(LightningCLI):
                 **{"logger": None, "log_every_n_steps": 5, "devices": 1, "gradient_clip_val": 1.0},
                 "enable_model_summary": False,  # one module without FLOPs; what trains is told at the end
             },
-            parser_kwargs={"prog": "mmpeft", **exact, **dict.fromkeys(cls.subcommands(), exact)},
+            parser_class=_Parser,
+            # parsed for another command, the settings are those of a fit
+            parser_kwargs={
+                "prog": "mmpeft" if run else "mmpeft fit",
+                **exact,
+                **dict.fromkeys(cls.subcommands(), exact),
+            },
             args=arguments,
             run=run,
         )
@@ -220,11 +234,19 @@ def of_run(arguments: list[str]) -> list[str]:
         raise RefusedError("--run wants a run directory, whose own config.yaml is used: leave --config out")
     config = Path(run) / CONFIG
     if not config.is_file():
-        why = (
-            "a merged folder can be asked, not trained or tested"
-            if (Path(run) / MANIFEST).exists()
-            else no_run(run)
-        )
+        why = _instead(run) if (Path(run) / MANIFEST).exists() else no_run(run)
         raise RefusedError(f"--run: {run} has no {CONFIG}; {why}")
     command = rest[:1] if rest and not rest[0].startswith("-") else []
     return [*command, "--config", str(config), *rest[len(command) :], f"--trainer.default_root_dir={run}"]
+
+
+def _instead(run: str) -> str:
+    """What to do with a model that was merged or combined: it can be asked as it is, but not fitted or tested."""
+    ask = f"ask it with `mmpeft ask --run {run}`"
+    if read_manifest(run).language["name"] != HERE:
+        return f"what was combined, or lost that file, has no data and settings to test with: {ask}"
+    return (
+        f"a merged model has no data and settings of its own: {ask}, or test it with those of the run RUN that it was "
+        f"merged from: `mmpeft test --config RUN/{CONFIG} --untrained --model.language.name {run} --model.start_from "
+        f"{run} --model.adapter null --trainer.default_root_dir {run}-test`"
+    )

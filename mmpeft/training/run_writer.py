@@ -163,7 +163,7 @@ def cost(module: VisionLanguageModule, seconds: float) -> dict[str, str]:
     base = module.model.language_model
     frozen = base.num_parameters()  # counts a 4-bit weight's numbers, not its bytes
     base_bytes = sum(p.numel() * p.element_size() for p in base.parameters())
-    share = f"{adapter:,} = {100 * adapter / frozen:.3f} % of the language model's {frozen / 1e6:.1f} M"
+    share = f"{adapter:,} = {100 * adapter / frozen:.3f} % of the language model's {frozen / 1e6:.1f} M parameters"
     return {
         "trained": f"{trained:,} parameters",
         **({"adapter": share} if adapter else {}),

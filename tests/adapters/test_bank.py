@@ -35,7 +35,7 @@ def test_a_name_is_taken_once(make_bank):
 def test_an_unknown_name_is_a_key_error_that_lists_the_known(make_bank, call):
     """Never served by the base or by another adapter."""
     bank = make_bank({"first": LoraConfig(), "second": IA3Config()})
-    with pytest.raises(KeyError, match="no adapter 'frist'; the bank has first, second"):
+    with pytest.raises(KeyError, match="no finetune 'frist'; there are: first, second"):
         getattr(bank, call)(["first", "frist"] if call == "route" else "frist")
 
 

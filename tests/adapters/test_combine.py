@@ -276,7 +276,7 @@ def test_no_finetunes_and_taken_names_are_refused(make_bank):
         combine(bank, [], "new")
     with pytest.raises(ValueError, match="no finetunes to combine"):
         combine_lora([], [], "cat")
-    with pytest.raises(KeyError, match="no adapter 'other'"):
+    with pytest.raises(KeyError, match="no finetune 'other'"):
         combine(bank, ["other"], "new")
     with pytest.raises(ValueError, match="already has an adapter 'large'"):
         combine(bank, ["small"], "large")

@@ -147,7 +147,7 @@ def test_a_diverged_finetune_is_refused(make_bank, poison):
 
 def test_names_and_bases_that_are_not_there(make_bank):
     bank = make_bank()
-    with pytest.raises(KeyError, match="no adapter 'other'"):
+    with pytest.raises(KeyError, match="no finetune 'other'"):
         merge(bank, "other")
     with pytest.raises(ValueError, match="still holds small, large"):
         unwrap(bank)

@@ -180,7 +180,7 @@ def test_what_changes_no_weight_has_no_place_here(make_bank):
     parts = [PromptConfig(), PrefixConfig(), BottleneckConfig(width=2), BitFitConfig(), LoraConfig(rank=2)]
     bank = make_bank({"a": HybridConfig(parts), "b": LoraConfig(rank=2)})
     assert len(weight_changes(bank, "a")) == 4  # q and v of two layers
-    with pytest.raises(KeyError, match="no adapter 'c'"):
+    with pytest.raises(KeyError, match="no finetune 'c'"):
         weight_changes(bank, "c")
 
 

@@ -83,8 +83,10 @@ def warnings(monkeypatch) -> list[str]:
 def test_a_question_without_an_image_is_told(page, red, warnings):
     ask(page, red)
     assert warnings == []
-    ask(page, None)
-    assert warnings == ["no image: asked about text alone"]
+    for asked in ({}, {"choices": "red,blue"}, {"finetune": "base"}):
+        warnings.clear()
+        ask(page, None, **asked)
+        assert warnings == ["no image: asked about text alone"]
 
 
 def test_an_answer_without_a_word_is_no_empty_box(page, vlm, red, warnings, monkeypatch):

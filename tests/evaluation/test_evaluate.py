@@ -246,7 +246,7 @@ def test_text_alone_needs_no_encoder(tiny_base, tiny_data, tmp_path):
     metrics = json.loads((run_directory(config) / "metrics.json").read_text())
     assert metrics["perplexity"] < 30
     card = (run_directory(config) / "README.md").read_text()
-    assert "on text alone" in card
+    assert "It reads text, no images." in card
     assert "--image" not in card
 
 

@@ -156,7 +156,7 @@ def test_a_control_token_in_a_text_is_text(model, tiny_tokenizer):
         ({"batch_size": 0}, ValueError, "batch_size 0; all must be at least 1"),
         ({"texts": ["fine", ""]}, ValueError, r"texts\[1\] is '', of which max_tokens = 256 leaves 1 tokens"),
         ({"max_tokens": 1}, ValueError, r"texts\[0\] .* raise max_tokens"),
-        ({"adapter": "lara"}, KeyError, "no adapter 'lara'; the bank has lora"),
+        ({"adapter": "lara"}, KeyError, "no finetune 'lara'; there are: lora"),
     ],
 )
 def test_what_cannot_be_measured_is_said(model, tiny_tokenizer, changes, error, message):

@@ -14,10 +14,11 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 import mmpeft
+from mmpeft.cli import main
 from mmpeft.data import features
 from mmpeft.data.images import load_image
-from mmpeft.inference import captioning
 from mmpeft.inference.captioning import caption_folder, find_images
+from tests.tiny import make_config, run_directory
 
 SCRIPT = Path("scripts/caption_images.py").resolve()
 STRANGE = ["two words.png", "größe 图.png", "line\nbreak.png", os.fsdecode(b"not utf8 \xff.png")]
@@ -57,7 +58,7 @@ def test_a_row_per_image_in_sorted_order(photos, tiny_run, tmp_path, capsys):
     names = ["0.png", "1.png", "2.png", "3.png", "3cut.png", *(f"{n}.png" for n in range(4, 8))]
     assert [row["image"] for row in found] == [*names, "deep/empty.jpg", "deep/er/Z.PNG"]
     assert {row["image"] for row in found if "error" in row} == {"3cut.png", "deep/empty.jpg"}
-    assert "11 done, 0 skipped, 2 errors" in capsys.readouterr().out
+    assert ': 9 of 11 captioned, 2 errors (see the rows with "error"), ' in capsys.readouterr().out
     vlm = mmpeft.load(str(tiny_run), "cpu")
     for row in found:
         if "error" not in row:
@@ -72,6 +73,14 @@ def test_base_and_adapter_are_told_apart(photos, tiny_run, tmp_path):
     output = tmp_path / "base.jsonl"
     caption_folder(str(photos), str(tiny_run), str(output), "base")
     assert {row["adapter"] for row in rows(output) if "adapter" in row} == {"base"}
+
+
+def test_rows_of_a_run_without_finetunes_name_none(tiny_data, tiny_base, tmp_path):
+    config = make_config(tmp_path / "config.yaml", tiny_base, tiny_data, model={"adapter": None})
+    main(["fit", "--config", str(config), "--trainer.max_steps=1"])
+    output = tmp_path / "captions.jsonl"
+    caption_folder(str(tiny_data / "images"), str(run_directory(config)), str(output))
+    assert {tuple(row) for row in rows(output)} == {("image", "caption")}
 
 
 def test_a_cut_output_is_completed_to_the_same_bytes(photos, tiny_run, tmp_path, whole):
@@ -98,9 +107,23 @@ def test_killed_and_started_again(photos, tiny_run, tmp_path, whole):
 
 
 def test_nothing_is_loaded_when_all_is_done(photos, tiny_run, tmp_path, whole, monkeypatch, capsys):
-    monkeypatch.setattr(captioning, "load", None)
+    monkeypatch.setattr("mmpeft.inference.vlm.load", None)
+    capsys.readouterr()
     caption_folder(str(photos), str(tiny_run), str(tmp_path / "whole.jsonl"))
-    assert "0 done, 11 skipped, 2 errors" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert told.endswith(
+        ': 9 of 11 captioned (11 rows were there already), 2 errors (see the rows with "error")\n'
+    )
+
+
+def test_a_single_error_is_no_plural(tiny_data, tiny_run, tmp_path, capsys):
+    folder = shutil.copytree(tiny_data / "images", tmp_path / "photos")
+    caption_folder(str(folder), str(tiny_run), str(tmp_path / "whole.jsonl"))
+    assert ": 12 of 12 captioned, " in (told := capsys.readouterr().out)
+    assert " error" not in told
+    (folder / "cut.png").write_bytes(b"no image")
+    caption_folder(str(folder), str(tiny_run), str(tmp_path / "cut.jsonl"))
+    assert ': 12 of 13 captioned, 1 error (see the rows with "error"), ' in capsys.readouterr().out
 
 
 def test_every_image_is_decoded_once_also_beside_a_damaged_one(photos, tiny_run, tmp_path, monkeypatch):
@@ -164,13 +187,13 @@ def test_wrong_arguments(tiny_run, tiny_data, tmp_path):
     (tmp_path / "empty").mkdir()
     for folder, run, changes, message in [
         (tmp_path / "empty", tiny_run, {}, "no images"),
-        (tiny_data, tiny_run, {"adapter": "nobody"}, r"'nobody' is none of \['default', 'base'\]"),
-        (tiny_data, tiny_run, {"batch_size": 0}, "batch_size 0"),
+        (tiny_data, tiny_run, {"adapter": "nobody"}, r"no finetune 'nobody'; there are: default, base"),
+        (tiny_data, tiny_run, {"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         (tiny_data, tmp_path, {}, "no run of mmpeft"),
     ]:
         with pytest.raises(ValueError, match=message):
             caption_folder(str(folder), str(run), str(tmp_path / "out.jsonl"), **changes)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="nowhere is no folder; name the one"):
         find_images(str(tmp_path / "nowhere"))
     assert not (tmp_path / "out.jsonl").exists()
 
@@ -182,10 +205,10 @@ def test_the_command_line(photos, tiny_run, tmp_path, monkeypatch, capsys):
 
     output = tmp_path / "out.jsonl"
     run("--run", str(tiny_run))
-    assert "11 done, 0 skipped, 2 errors" in capsys.readouterr().out
+    assert ": 9 of 11 captioned, 2 errors" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="1"):
         run("--run", str(tiny_run), "--strict")
-    assert "0 done, 11 skipped, 2 errors" in capsys.readouterr().out
+    assert ": 9 of 11 captioned (11 rows were there already), 2 errors" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"error: .* no run of mmpeft"):
         run("--run", str(tmp_path))
     with pytest.raises(SystemExit, match=r"error: .*--overwrite"):

@@ -275,6 +275,6 @@ def test_a_refused_batch_changes_nothing_for_those_that_are_there(model, batches
     with pytest.raises(RefusedError, match="2 sampling settings for 3 conversations"):
         decoder.join(batches[2], [Sampling(6)] * 2)
     batches[3].adapters = ["nobody"]
-    with pytest.raises(RefusedError, match="no adapter 'nobody'"):
+    with pytest.raises(RefusedError, match="no finetune 'nobody'"):
         decoder.join(batches[3], [Sampling(6)])
     assert collect(decoder, {})[handle] == alone(model, batches[0], Sampling(6))[0]

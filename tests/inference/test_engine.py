@@ -64,7 +64,7 @@ def test_what_is_wrong_with_a_request_is_its_own_error(vlm, images, tmp_path):
     bad = {
         1: (ask(str(tmp_path / "none.png")), "none.png.*does not exist"),
         3: (ask(str(tmp_path / "torn.png")), "torn.png"),
-        4: (ask(images[0], adapter="nobody"), "no adapter 'nobody'"),
+        4: (ask(images[0], adapter="nobody"), "no finetune 'nobody'"),
         6: (ask(images[1], "red " * 3000), "more than max_length"),
         9: (replace(ask(images[0]), rank=True), "has no choices to rank"),
     }

@@ -60,7 +60,7 @@ def test_given_choices_are_ranked_by_any_finetune(vlm, images):
 def test_ranking_and_writing_at_once_is_refused(vlm, images):
     with pytest.raises(RefusedError, match='answer_by is "generate": leave one of them out'):
         vlm.ask(images[0], QUESTION, choices=COLOURS, answer_by="generate")
-    with pytest.raises(RefusedError, match="question 0: no choices are known"):
+    with pytest.raises(RefusedError, match="the question: no choices are known"):
         vlm.ask(images[0], QUESTION, answer_by="rank")
 
 
@@ -83,7 +83,9 @@ def test_a_finetune_that_chooses_says_when_it_has_nothing_to_choose_from(vlm, im
 
 def test_a_model_of_images_says_that_it_was_asked_without(vlm, images, monkeypatch):
     for name in (*vlm.adapters, "base"):
-        assert reply(vlm, None, QUESTION, name, prefix="--").remarks == ["no --image: asked about text alone"]
+        for choices in (None, COLOURS):
+            told = reply(vlm, None, QUESTION, name, choices=choices, prefix="--").remarks
+            assert told == ["no --image: asked about text alone"]
     monkeypatch.setattr(vlm.manifest, "without_images", ["other"])
     assert reply(vlm, None, QUESTION, "other").remarks == []
     monkeypatch.setattr(vlm.manifest, "vision", None)
@@ -108,6 +110,8 @@ def test_the_command_line_prints_the_answer_alone(tiny_run, images, capsys):
     out, err = capsys.readouterr()
     assert out.count("\n") == 1
     assert "no --image: asked about text alone\n" in err
+    main([*asked, "--choices", "yes,no", "--answer_by=rank"])
+    assert "no --image: asked about text alone\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

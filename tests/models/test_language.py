@@ -56,6 +56,14 @@ def test_a_checkpoint_that_lacks_tensors_is_refused_by_name(checkpoint):
     assert str(checkpoint) in str(error.value)
 
 
+def test_a_model_that_loads_in_a_moment_shows_no_bar(checkpoint, capsys, monkeypatch):
+    load_language_model(LanguageConfig(str(checkpoint)))
+    assert "Loading weights" not in capsys.readouterr().err
+    monkeypatch.setattr("mmpeft.models.language.SECONDS_WITHOUT_A_BAR", 0)
+    load_language_model(LanguageConfig(str(checkpoint)))
+    assert "Loading weights" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("load", [load_tokenizer, lambda name: load_language_model(LanguageConfig(name))])
 def test_a_path_that_does_not_exist_is_not_mistaken_for_a_hub_id(checkpoint, load):
     with pytest.raises(FileNotFoundError, match=r"no such folder; did you mean .*language"):

@@ -234,7 +234,7 @@ def test_features_that_do_not_fill_the_image_tokens_are_refused(model, make_batc
 
 
 def test_an_unknown_adapter_is_never_served(model, make_batch, conversations):
-    with pytest.raises(KeyError, match="no adapter 'nobody'"):
+    with pytest.raises(KeyError, match="no finetune 'nobody'"):
         model.token_losses(make_batch([conversations("a", *QUESTIONS)], ["nobody"]))
 
 

@@ -73,7 +73,7 @@ def test_of_a_question_that_nobody_answered_no_choice_is_right(template):
 
 def test_a_choice_that_does_not_fit_is_named(tiny_tokenizer):
     long = record("what?", ["no", "word " * 60], "no")
-    with pytest.raises(DataError, match=r"train.jsonl:3: 'what\?' with its 2 choices has \d+ tokens"):
+    with pytest.raises(DataError, match=r"train.jsonl:3 \(id 'what\?'\) with its 2 choices has \d+ tokens"):
         Template(tiny_tokenizer, 4, max_length=50).encode_choices(long)
 
 

@@ -30,7 +30,7 @@ def make_card():
         } | changes.pop("manifest", {})
         fields = {
             "title": text,
-            "metrics": {"exact_match": 0.98, "questions": 500},
+            "metrics": {"exact_match": 0.98, "questions": 1, "cut_answers": 0},
             "facts": {text: text},
             "examples": [
                 ShownExample("/x/examples/00.png", text, text, text),
@@ -101,6 +101,26 @@ def test_what_it_tells(make_card):
                    "| language config | abc |", "mmpeft fit \\\n  --config a.yaml", "✓ default"):  # fmt: skip
         assert wanted in card
     assert "None" not in card
+
+
+@pytest.mark.parametrize(
+    ("manifest", "held"),
+    [
+        ({}, "holds the finetune default and a projector, which turns"),
+        ({"adapters": ["a", "b"]}, "holds the finetunes a, b and a projector, which turns"),
+        ({"adapters": []}, "holds a projector, which turns"),
+        (
+            {"vision": None},
+            "holds the finetune default. Not in it but needed: the frozen language model org/base, which",
+        ),
+    ],
+)
+def test_a_stranger_is_told_what_the_folder_holds_and_what_it_needs(make_card, manifest, held):
+    card = make_card(text="default", manifest=manifest)
+    assert held in card
+    assert ("the frozen language model org/base and the image encoder default, which" in card) == (
+        "vision" not in manifest
+    )
 
 
 def test_a_projector_alone(make_card):

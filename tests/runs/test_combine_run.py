@@ -95,7 +95,7 @@ def test_federated_is_the_mean_of_the_clients_by_their_examples(run, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"adapters": ["a", "nobody"]}, "no adapter 'nobody'; the bank has a, b, c, tfew"),
+        ({"adapters": ["a", "nobody"]}, "no finetune 'nobody'; there are: a, b, c, tfew"),
         ({"adapters": ["a"]}, "wanted two or more"),
         ({"adapters": ["a", "a"]}, "each once"),
         ({"adapters": ["a", "tfew"]}, "all must be of one method"),

@@ -1,6 +1,7 @@
 """`mmpeft merge`: a folder that plain transformers loads and that says what the adapted model said."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from mmpeft.cli import HELP, main
 from mmpeft.models.language import LanguageConfig, load_language_model
 from mmpeft.runs.files import PROJECTOR, load_run
 from mmpeft.runs.manifest import read_manifest, write_manifest
-from mmpeft.runs.merge import PROMPT, merge_run
+from mmpeft.runs.merge import PROMPT, Merged, merge_run
 
 
 @pytest.fixture
@@ -93,10 +94,28 @@ def test_the_command_prints_the_difference(run, tmp_path, capsys):
     main(["merge", str(run), "--adapter", "tfew", "--output", str(tmp_path / "merged")])
     printed = capsys.readouterr().out
     assert f"merged 'tfew' into {tmp_path / 'merged'}" in printed
-    assert "no logit differs by more than" in printed
+    assert re.search(
+        r"differ from the adapted model's by at most \S+: rounding, and small beside the \d", printed
+    )
     main(["merge", str(run)])
     assert f"merged 'default' into {run / 'merged' / 'default'}" in capsys.readouterr().out
     assert (run / "merged" / "default" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("difference", "change", "step", "verdict"),
+    [
+        (9e-5, 2.4, 1.2e-7, "rounding, and small beside the 2.4 by"),  # SmolLM2 and a LoRA in float32
+        (0.7, 9.0, 7.8e-3, "rounding, and small beside"),
+        (0.75, 0.6, 7.8e-3, "rounding, and the finetune changes them by 0.6: compare answers"),
+        (0.01, 2.4, 1.2e-7, "more than rounding explains, and the finetune changes them by 2.4: compare answers"),
+        (0.0, 0.0, 1.2e-7, "rounding, and small"),
+    ],
+)  # fmt: skip
+def test_a_difference_is_judged_by_the_logits_and_by_what_the_finetune_changes(
+    tmp_path, difference, change, step, verdict
+):
+    assert Merged("default", tmp_path, difference, change, 29.5, step).verdict.startswith(verdict)
 
 
 def test_nothing_is_overwritten(run, tmp_path, monkeypatch):

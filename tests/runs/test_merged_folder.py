@@ -1,6 +1,8 @@
 """A merged folder is a run without adapters, whose base is the folder itself, wherever it is moved."""
 
 import json
+import re
+import shlex
 import shutil
 
 import pytest
@@ -18,6 +20,7 @@ from mmpeft.models.language import LanguageConfig, load_language_model
 from mmpeft.models.projector import Projector
 from mmpeft.runs.combine import combine_run
 from mmpeft.runs.files import PROJECTOR, adapter_folder, load_run, save_run
+from mmpeft.runs.layout import CONFIG
 from mmpeft.runs.manifest import FORMAT, MANIFEST, read_manifest, write_manifest
 from mmpeft.runs.merge import merge_run
 from tests.tiny import make_config, run_directory
@@ -159,7 +162,7 @@ def test_there_is_nothing_to_merge_or_combine_in_it(run, tmp_path):
     for use in (merge_run, combine_run):
         with pytest.raises(RefusedError, match=r"merged has no adapters: .* nothing to merge or combine"):
             use(tmp_path / "merged")
-    with pytest.raises(RefusedError, match="no adapter 'default'"):
+    with pytest.raises(RefusedError, match="no finetune 'default'"):
         mmpeft.load(str(tmp_path / "merged"), "cpu").ask(None, "what?", "default")
 
 
@@ -217,6 +220,24 @@ def test_training_goes_on_from_it(run, tmp_path, tiny_base, tiny_data, images):
     main(["fit", "--config", str(config)])
     second = mmpeft.load(str(run_directory(config)), "cpu")
     assert second.ask(images, QUESTIONS) == mmpeft.load(merged, "cpu").ask(images, QUESTIONS)
+
+
+def test_a_test_of_it_is_refused_with_the_command_that_tests_it(tiny_run, tmp_path):
+    run, merged = shutil.copytree(tiny_run, tmp_path / "run"), tmp_path / "merged"
+    main(["merge", str(run), "--output", str(merged)])
+    with pytest.raises(SystemExit, match="has no data and settings of its own: ask it with") as refused:
+        main(["test", "--run", str(merged)])
+    command = re.findall("`mmpeft (test .*)`", str(refused.value))[0].replace("RUN/", f"{run}/")
+    main(shlex.split(command))
+    main(["test", "--run", str(run)])
+    found, wanted = ((folder / "predictions.jsonl").read_text() for folder in (tmp_path / "merged-test", run))
+    assert found == wanted
+
+
+def test_a_combination_says_that_it_can_be_asked(run):
+    (run / CONFIG).unlink()  # which `mmpeft combine` does not write
+    with pytest.raises(SystemExit, match=r"combined, or lost that file, has no data .* `mmpeft ask --run"):
+        main(["test", "--run", str(run)])
 
 
 @pytest.mark.parametrize(("held", "wrong"), [("nf4", "int8"), ("int8", "nf4")])

@@ -1,0 +1,38 @@
+"""A command line that cannot be parsed, told in a line or two: the option, the closest there is, and where help is."""
+
+import re
+import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+UNKNOWN = re.compile(r"unrecognized arguments: (?P<words>.+)|does not accept option '(?P<key>.+)'", re.S)
+"""The parsers' own words for an option that they do not have, on the command line and in a config."""
+
+
+class TellsBriefly:
+    """Mixed into a parser, in place of its usage, which is a hundred lines where every setting is an option."""
+
+    prog: str
+    _option_string_actions: dict[str, Any]
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Ends the program with exit code 2, as every parser does."""
+        own = getattr(ex, "subcommand_parser", None) or self
+        command = own.prog.replace(" [options]", "")
+        told = unknown_option(message, own._option_string_actions) or message
+        sys.stderr.write(f"error: {told}\n`{command} --help` lists the options\n")
+        sys.exit(2)
+
+
+def unknown_option(message: str, known: Iterable[str]) -> str | None:
+    """What is told instead of a parser's ``message``; None where that is about something else."""
+    found = UNKNOWN.search(message)
+    if found is None:
+        return None
+    words = [f"--{found['key']}"] if found["key"] else found["words"].split()
+    option = next((word.split("=")[0] for word in words if word.startswith("-")), None)
+    if option is None:
+        return f"{' '.join(words)!r} is one argument too many; text of several words stands in quotes"
+    near = get_close_matches(option.replace("-", "_"), spelt := {o.replace("-", "_"): o for o in known}, n=1)
+    return f"there is no option {option}" + (f"; the closest is {spelt[near[0]]}" if near else "")
