@@ -1,19 +1,19 @@
 """Forgetting: what a finetune leaves of its base, in perplexity of plain text and in the weights' bits."""
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from mmpeft.data.batch import collate
 from mmpeft.data.packing import pack
 from mmpeft.data.template import IGNORE_INDEX, Encoded
 from mmpeft.errors import RefusedError
+from mmpeft.models.evaluating import evaluating
 from mmpeft.models.multimodal import MultimodalModel
 
 POSITIONS_AT_ONCE = 256
@@ -73,7 +73,7 @@ def measure_forgetting(
     rows = [_encode(tokenizer, text, number, max_tokens) for number, text in enumerate(texts)]
     rows.sort(key=lambda row: len(row.ids))  # neighbours of equal length need no padding
     totals = torch.zeros(4, dtype=torch.float64)
-    with _evaluating(model):
+    with evaluating(model):
         for start in _told(range(0, len(rows), batch_size), f"forgetting of {adapter or 'the base'}"):
             totals += _compare(model, rows[start : start + batch_size], adapter)
     num_tokens = sum(len(row.ids) for row in rows)
@@ -101,19 +101,6 @@ def _encode(tokenizer: Any, text: str, number: int, max_tokens: int) -> Encoded:
             "begin included; at least 2 are needed: leave the text out or raise max_tokens"
         )
     return Encoded(tokens[:-1], tokens[1:])
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Without gradients and dropout, and afterwards every module in the mode it had."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        with torch.no_grad():
-            model.eval()
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _compare(model: MultimodalModel, texts: Sequence[Encoded], adapter: str | None) -> Tensor:

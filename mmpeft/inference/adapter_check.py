@@ -17,6 +17,7 @@ from mmpeft.data.packing import pack
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import hash_json
 from mmpeft.inference.self_check import distance, random_tokens, tolerance, unlabelled
+from mmpeft.models.evaluating import evaluating
 from mmpeft.models.multimodal import MultimodalModel
 
 MOVED = 0.1
@@ -40,15 +41,10 @@ def check_adapters(model: MultimodalModel, checked: dict[str, Any]) -> dict[str,
     """
     kinds = {_kind(entry): name for name, entry in model.bank.entries.items()}
     known = checked.get("adapters", [])
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for kind, name in kinds.items():
-                if kind not in known:
-                    _check(model, name)
-    finally:
-        model.train(was_training)
+    with evaluating(model):
+        for kind, name in kinds.items():
+            if kind not in known:
+                _check(model, name)
     return checked | {"adapters": sorted({*known, *kinds})}
 
 

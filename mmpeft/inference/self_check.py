@@ -26,6 +26,7 @@ from mmpeft.data.template import IGNORE_INDEX, Encoded
 from mmpeft.errors import RefusedError
 from mmpeft.inference.own_memory import OwnMemory
 from mmpeft.inference.packed_memory import PackedMemory
+from mmpeft.models.evaluating import evaluating
 from mmpeft.models.language import LanguageConfig
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.models.reader import FOLLOWED, Reading
@@ -93,20 +94,16 @@ def check_language_model(model: MultimodalModel) -> Checked:
         RefusedError: it attends to later tokens, or its numbers cannot be reproduced.
     """
     started, failures = time.monotonic(), dict[str, str]()
-    was_training, model_before = model.training, model.reader.reading
-    model.eval()
-    try:
-        with torch.no_grad():
-            _require_causal(model)
-            for reading in _candidates(model):
-                model.reader.reading = reading
-                wrong = _what_is_wrong(model)
-                if wrong is None:
-                    return Checked(reading, failures, time.monotonic() - started)
-                failures[_name(reading)] = wrong
-            model.reader.reading = model_before
-    finally:
-        model.train(was_training)
+    before = model.reader.reading
+    with evaluating(model):
+        _require_causal(model)
+        for reading in _candidates(model):
+            model.reader.reading = reading
+            wrong = _what_is_wrong(model)
+            if wrong is None:
+                return Checked(reading, failures, time.monotonic() - started)
+            failures[_name(reading)] = wrong
+    model.reader.reading = before
     raise RefusedError(
         f"{type(model.language_model).__name__} cannot be adapted exactly: "
         + "; ".join(f"{name}: {wrong}" for name, wrong in failures.items())
@@ -183,9 +180,16 @@ def _require_causal(model: MultimodalModel) -> None:
     RefusedError: what tokens do to the logits of those before them is not nothing.
     """
     prefix, first, second = random_tokens(model)
-    here, there = (_own_logits(model, [[*prefix, *own]])[0] for own in (first, second[: len(first)]))
+    try:
+        here, there = (_own_logits(model, [[*prefix, *own]])[0] for own in (first, second[: len(first)]))
+        noise = _noise(model, prefix, first, second)
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+        raise RefusedError(
+            f"{type(model.language_model).__name__} cannot be run on plain tokens as transformers has it: "
+            f"{type(error).__name__}: {error}. Choose another model.language.name"
+        ) from error
     off = distance(here[: len(prefix)], there[: len(prefix)])
-    if off > _noise(model, prefix, first, second):
+    if off > noise:
         raise RefusedError(
             f"{type(model.language_model).__name__} is no causal model: a later token changes what stands before it "
             f"(its logits by {off:.2g}). Choose a decoder as model.language.name"

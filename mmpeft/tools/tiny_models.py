@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mmpeft.errors import RefusedError
 
-MAX_PARAMETERS = 100_000_000
+MAX_PARAMETERS = 300_000_000
 SMALL = {
     199: "vocab_size decoder_vocab_size unpadded_vocab_size vocab_size_per_layer_input",
     64: "hidden_size n_embd d_model dim embedding_size word_embed_proj_dim emb_dim lru_width attention_hidden_size "
@@ -123,6 +123,8 @@ def tiny_config(model_type: str, **changes: Any) -> Any:
     made: Any = CONFIG_MAPPING[model_type]
     fields = {name: SIZES[name] for name in made.__dataclass_fields__ if name in SIZES}
     for name, part in made.sub_configs.items():
+        if part is AutoConfig:  # whichever stands there by default
+            part = type(getattr(made(), name))
         if getattr(part, "model_type", None) in CONFIG_MAPPING:
             fields[name] = tiny_config(part.model_type).to_dict()
     return made(**{**fields, **OWN.get(model_type, {}), **changes})
