@@ -224,7 +224,7 @@ def test_what_is_known_is_not_checked_again(monkeypatch, capsys):
     monkeypatch.setattr(again.language_model, "forward", None)
     assert ensure_checked(again, LanguageConfig(), found) == found
     assert again.reader.reading == model.reader.reading == UNPACKED
-    with pytest.raises(TypeError):  # of another version nothing is known, so the forward is called
+    with pytest.raises(RefusedError):  # of another version nothing is known, so the forward is called
         ensure_checked(again, LanguageConfig(), found | {"under": {"torch": "0"}})
 
 
