@@ -59,7 +59,7 @@ class VisionEncoder(nn.Module):
     def __init__(self, config: VisionConfig, load_weights: bool = True, check: bool = True):
         super().__init__()
         if check:
-            _check_size(config)  # before any weights are fetched
+            check_size(config)  # before any weights are fetched
         self.config = config
         self.model: Any = _create(config, load_weights).requires_grad_(False)
         self.num_layers = len(self.model.feature_info)
@@ -164,7 +164,7 @@ def pool_tokens(features: Tensor, pooling: Pooling, pool: int) -> Tensor:
     return tokens.reshape(len(tokens), -1, dim * pool) if pooling == "consecutive" else tokens.contiguous()
 
 
-def _check_size(config: VisionConfig) -> None:
+def check_size(config: VisionConfig) -> None:
     """Runs the model without weights or memory, and refuses what fails or would cut a border.
 
     Raises:
@@ -191,7 +191,7 @@ def _check_size(config: VisionConfig) -> None:
 
 def _dry_run(config: VisionConfig) -> list[Cut]:
     """What the model would leave out of images of another size than its own; what it does at its own is its design."""
-    encoder = _without_weights(config)
+    encoder = without_weights(config)
     if encoder.data_config["input_size"] == resolve_model_data_config(encoder.model)["input_size"]:
         return []
     with torch.no_grad(), CutBorders() as seen:
@@ -199,7 +199,7 @@ def _dry_run(config: VisionConfig) -> list[Cut]:
     return seen.cuts
 
 
-def _without_weights(config: VisionConfig) -> VisionEncoder:
+def without_weights(config: VisionConfig) -> VisionEncoder:
     """On torch's meta device, which computes shapes only; on the CPU where a model reads values (Gemma 4's grid)."""
     try:
         with torch.device("meta"):
@@ -212,7 +212,7 @@ def _without_weights(config: VisionConfig) -> VisionEncoder:
 
 def _sizes_near(config: VisionConfig) -> list[int]:
     """Sizes that fit: the model's own, and its neighbours of the wanted one in whole tokens from there."""
-    own = _without_weights(replace(config, image_size=None))
+    own = without_weights(replace(config, image_size=None))
     side, step = own.data_config["input_size"][-1], own.model.feature_info[own.layer].get("reduction", 32)
     wanted = config.image_size or side
     below = side + (wanted - side) // step * step
