@@ -30,9 +30,9 @@ HEAD = (
 )
 ABOUT = """# Encoders
 
-One row for each module of timm {version}, by its smallest model with random weights. Made by `python
-scripts/survey_encoders.py` in {minutes:.0f} minutes on 2 cores: {works} of {modules} modules work at their own size, in {final}
-of them layer -1 is what timm's `forward_features` gives.
+One row for each module of timm {version}, by its smallest model with random weights. Made by
+`python scripts/survey_encoders.py` in {minutes:.0f} minutes on 2 cores: {works} of {modules} modules work at their own
+size, in {final} of them layer -1 is what timm's `forward_features` gives.
 
 - *tokens x dim*: of layer -1 at the model's own size; "other size" is 160 or 96 px.
 - *is forward_features*: "no" is timm's design: a last convolution, norm or class attention follows the last level before
@@ -80,7 +80,8 @@ def smallest_models() -> Iterator[tuple[str, str]]:
 
 def survey(module: str, model: str) -> Row:
     """Tries one model at three sizes, their shapes without memory, and runs it at a small one that fits."""
-    row, side = Row(module, model), get_pretrained_cfg(model, allow_unregistered=True).input_size[-1]
+    row, own = Row(module, model), get_pretrained_cfg(model, allow_unregistered=True)
+    side = own.input_size[-1] if own else 224
     row.size, row.own = str(side), _try(model, None)[0]
     small = 160 if side > 160 else 96
     told, fitting = _try(model, small)

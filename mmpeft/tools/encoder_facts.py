@@ -1,4 +1,4 @@
-"""What an encoder gives: how many tokens, in which order, and whether its last level is all that comes before the head."""
+"""What an encoder gives: how many tokens, in which order, and whether its last level is all before the head."""
 
 from dataclasses import dataclass
 
@@ -30,9 +30,7 @@ class EncoderFacts:
         if self.is_final:
             where += ", the output of timm's forward_features"
         elif self.layer == self.num_layers - 1:
-            where += (
-                "; not the output of timm's forward_features, before which more follows or which has no grid"
-            )
+            where += "; not the output of timm's forward_features: more follows before the head, or that output has no grid"
         return f"{self.tokens} tokens of {self.dim} from images of {height}x{width} px: {where}"
 
 
@@ -63,8 +61,8 @@ def look_at_encoder(name: str, layer: int = -1, image_size: int | None = None) -
 def order_is_row_major(encoder: VisionEncoder) -> bool:
     """Whether a bright patch changes most the token of its place, counted row by row.
 
-    Random weights make some tokens answer strongly to any patch, so each is compared with its own answers to the patches
-    of three other places. A neighbour may win, as windows overlap. Of square images and unpooled tokens.
+    Random weights make some tokens answer strongly to any patch, so each is compared with its own answers to the
+    patches of three other places. A neighbour may win, as windows overlap. Of square images and unpooled tokens.
     """
     _, height, width = encoder.data_config["input_size"]
     side = int(encoder.num_tokens**0.5)
