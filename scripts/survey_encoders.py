@@ -34,9 +34,9 @@ One row for each module of timm {version}, by its smallest model with random wei
 `python scripts/survey_encoders.py` in {minutes:.0f} minutes on 2 cores: {works} of {modules} modules work at their own
 size, in {final} of them layer -1 is what timm's `forward_features` gives.
 
-- *tokens x dim*: of layer -1 at the model's own size; "other size" is 160 or 96 px.
-- *is forward_features*: "no" is timm's design: a last convolution, norm or class attention follows the last level before
-  the head, or `forward_features` has no grid. `mmpeft check DATA --encoder NAME` says it of any model.
+- *tokens x dim*: of layer -1 at the model's own size. *Other size*: 160 or 96 px.
+- *is forward_features*: "no" is timm's design: a last convolution, norm or class attention follows the last level
+  before the head, or `forward_features` has no grid. `mmpeft check DATA --encoder NAME` says it of any model.
 - *row by row*: a bright patch changes most the token of its place, and the last row and column of pixels count, at
   the other size, or the first that fits in its place. "At layer 0": there; random weights mix all places by the last.
 - *odd size*: 11 pixels less than its own. A size whose last rows no window would see is refused, never cut; the number

@@ -30,7 +30,9 @@ class EncoderFacts:
         if self.is_final:
             where += ", the output of timm's forward_features"
         elif self.layer == self.num_layers - 1:
-            where += "; not the output of timm's forward_features: more follows before the head, or that output has no grid"
+            where += (
+                "; not the output of timm's forward_features: more follows before the head, or it has no grid"
+            )
         return f"{self.tokens} tokens of {self.dim} from images of {height}x{width} px: {where}"
 
 
