@@ -167,15 +167,35 @@ def inspect(arguments: list[str]) -> None:
     print_rows(cli.model, cli.datamodule, own.split, own.rows)
 
 
-def check(data: str, image_root: str | None = None, task: str | None = None) -> None:
+def check(
+    data: str,
+    image_root: str | None = None,
+    task: str | None = None,
+    encoder: str | None = None,
+    layer: int = -1,
+    image_size: int | None = None,
+) -> None:
     """Reads a data file and decodes every image of it, and lists everything that is wrong.
 
     Args:
         data: data file or folder, as in the configs' data.train.
         image_root: folder that image paths start from; by default the data file's.
         task: identifier for rows that have none.
+        encoder: a timm model to try too, without its weights: its tokens, and whether its layer is the last before its
+            head.
+        layer: of the encoder, as in the configs' model.vision.layer.
+        image_size: of the encoder, as in the configs' model.vision.image_size.
     """
     from mmpeft.data.sources import DataError, check_images, load_records
+
+    if encoder is not None:
+        from mmpeft.tools.encoder_facts import look_at_encoder
+
+        print(f"{encoder}: {look_at_encoder(encoder, layer, image_size)}")
+    elif (layer, image_size) != (-1, None):
+        raise RefusedError(
+            "--layer and --image_size are of an encoder, and none is named; add --encoder NAME"
+        )
 
     records = load_records(resolve(data), image_root=image_root, task=task)
     problems = check_images(records, decode=True)

@@ -278,6 +278,22 @@ def test_check_counts_or_lists(tiny_data, tmp_path, capsys):
         main(["check", str(data / "train.jsonl")])
 
 
+def test_check_tells_what_an_encoder_gives(tiny_data, capsys):
+    data = str(tiny_data / "train.jsonl")
+    main(["check", data, "--encoder", "test_efficientnet", "--image_size", "96"])
+    out = capsys.readouterr().out
+    assert (
+        "test_efficientnet: 9 tokens of 64 from images of 96x96 px: layer 4 of 0 to 4; not the output of"
+        in out
+    )
+    main(["check", data, "--encoder", "test_vit"])
+    assert "layer 5 of 0 to 5, the output of timm's forward_features" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"cannot take images of 149 px .*Sizes that fit: 144, 160"):
+        main(["check", data, "--encoder", "test_vit", "--image_size", "149"])
+    with pytest.raises(SystemExit, match=r"none is named; add --encoder NAME"):
+        main(["check", data, "--layer", "0"])
+
+
 def test_fit_writes_the_run_directory(tiny_run):
     names = {path.name for path in tiny_run.iterdir()}
     assert names >= {

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,11 @@ from torch.nn import functional as F
 
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import hash_tensors
+from mmpeft.models.cut_borders import Cut, CutBorders
 from mmpeft.paths import resolve
+
+FAILURES = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a model raises of an image size that it cannot take; there is no one error for it in timm."""
 
 Pooling = Literal["none", "average", "pixel_shuffle", "consecutive"]
 
@@ -31,14 +35,15 @@ class VisionConfig:
     weights: str | None = None
     """Local safetensors in timm's key names; without it timm fetches the pretrained weights."""
     layer: int = -1
-    """Which of the model's feature levels (blocks of a ViT, stages of a CNN), counted as in a list."""
+    """Which of the model's feature levels (blocks of a ViT, stages of a CNN), counted as in a list. In some models more
+    follows the last level before the head (`docs/encoders.md`; `mmpeft check DATA --encoder NAME` says it of one)."""
     pooling: Pooling = "none"
     """How neighbouring tokens become one: "average" of a square, "pixel_shuffle" (a 2x2 square's channels side
     by side), or "consecutive" (MiniGPT-v2: a run of tokens in reading order side by side)."""
     pool: int = 2
     """Side of the square, or length of the run for "consecutive" (MiniGPT-v2: 4)."""
     image_size: int | None = None
-    """Side in pixels; None is the model's own."""
+    """Side of a square in pixels; None is the model's own. One whose border the model would not see is refused."""
     crop: bool = True
     """Cut the borders off as the model's own evaluation transform does; False squeezes the whole image in."""
 
@@ -47,11 +52,14 @@ class VisionEncoder(nn.Module):
     """A timm model without its head, frozen and always in eval mode. Class and register tokens are dropped.
 
     Raises:
-        RefusedError: an unknown model name, a layer that it does not have, or weights that do not fit.
+        RefusedError: an unknown model name, a layer that it does not have, an image size that it cannot take or would
+            cut, or weights that do not fit.
     """
 
-    def __init__(self, config: VisionConfig, load_weights: bool = True):
+    def __init__(self, config: VisionConfig, load_weights: bool = True, check: bool = True):
         super().__init__()
+        if check:
+            check_size(config)  # before any weights are fetched
         self.config = config
         self.model: Any = _create(config, load_weights).requires_grad_(False)
         self.num_layers = len(self.model.feature_info)
@@ -60,9 +68,8 @@ class VisionEncoder(nn.Module):
         self.data_config = _data_config(self.model, config)
         self.transform_image: Any = create_transform(**self.data_config, is_training=False)
         super().train(False)
-        size = self.data_config["input_size"]
-        with torch.no_grad():
-            self.num_tokens, self.dim = self(torch.zeros(1, *size)).shape[1:]
+        self.norm = self.layer == self.num_layers - 1  # the final norm belongs to the last layer only
+        self.num_tokens, self.dim = self._first_tokens().shape[1:]
         self.fingerprint: dict[str, Any] = {
             "name": config.name,
             "weights": hash_tensors(self.model.state_dict()) if load_weights else None,
@@ -85,11 +92,23 @@ class VisionEncoder(nn.Module):
         (features,) = self.model.forward_intermediates(
             pixels,
             indices=[self.layer],
-            norm=self.layer == self.num_layers - 1,  # the final norm belongs to the last layer only
+            norm=self.norm,
+            stop_early=True,
             intermediates_only=True,
             output_fmt="NCHW",
         )
         return pool_tokens(features, self.config.pooling, self.config.pool)
+
+    @torch.no_grad()
+    def _first_tokens(self) -> Tensor:
+        pixels = torch.zeros(1, *self.data_config["input_size"])
+        try:
+            return self(pixels)
+        except AssertionError:
+            if not self.norm:
+                raise
+            self.norm = False  # Hiera and SAM 2 have none there, and assert that none is asked for
+            return self(pixels)
 
     def _resolve_layer(self, layer: int) -> int:
         if not hasattr(self.model, "forward_intermediates"):
@@ -145,6 +164,68 @@ def pool_tokens(features: Tensor, pooling: Pooling, pool: int) -> Tensor:
     return tokens.reshape(len(tokens), -1, dim * pool) if pooling == "consecutive" else tokens.contiguous()
 
 
+def check_size(config: VisionConfig) -> None:
+    """Runs the model without weights or memory, and refuses what fails or would cut a border.
+
+    Raises:
+        RefusedError: says what is wrong and which sizes near it fit.
+    """
+    try:
+        cuts = _dry_run(config)
+        if not cuts:
+            return
+        found = f"{cuts[0]}, and would not be seen"
+    except RefusedError:
+        raise
+    except FAILURES as error:
+        found = f"timm fails with {type(error).__name__}: {str(error) or 'no message'}"
+    if config.image_size is None:
+        raise RefusedError(
+            f"{config.name} gives no features of layer {config.layer}: {found}; choose another"
+        )
+    fitting = ", ".join(map(str, _sizes_near(config))) or "none near it; choose another model"
+    raise RefusedError(
+        f"{config.name} cannot take images of {config.image_size} px (image_size): {found}. Sizes that fit: {fitting}"
+    )
+
+
+def _dry_run(config: VisionConfig) -> list[Cut]:
+    """What the model would leave out of images of another size than its own; what it does at its own is its design."""
+    encoder = without_weights(config)
+    if encoder.data_config["input_size"] == resolve_model_data_config(encoder.model)["input_size"]:
+        return []
+    with torch.no_grad(), CutBorders() as seen:
+        encoder(torch.zeros(1, *encoder.data_config["input_size"]))
+    return seen.cuts
+
+
+def without_weights(config: VisionConfig) -> VisionEncoder:
+    """On torch's meta device, which computes shapes only; on the CPU where a model reads values (Gemma 4's grid)."""
+    try:
+        with torch.device("meta"):
+            return VisionEncoder(config, load_weights=False, check=False)
+    except RuntimeError as error:
+        if "meta tensors" not in str(error):
+            raise
+        return VisionEncoder(config, load_weights=False, check=False)
+
+
+def _sizes_near(config: VisionConfig) -> list[int]:
+    """Sizes that fit: the model's own, and its neighbours of the wanted one in whole tokens from there."""
+    own = without_weights(replace(config, image_size=None))
+    side, step = own.data_config["input_size"][-1], own.model.feature_info[own.layer].get("reduction", 32)
+    wanted = config.image_size or side
+    below = side + (wanted - side) // step * step
+    return sorted(size for size in {below, below + step, side} if size > 0 and _fits(config, size))
+
+
+def _fits(config: VisionConfig, size: int) -> bool:
+    try:
+        return not _dry_run(replace(config, image_size=size))
+    except FAILURES:
+        return False
+
+
 def _create(config: VisionConfig, load_weights: bool) -> Any:
     if not timm.is_model(config.name.split(":")[-1].split("/")[-1].split(".")[0]) and ":" not in config.name:
         close = difflib.get_close_matches(config.name, timm.list_models(), n=3)
@@ -155,7 +236,9 @@ def _create(config: VisionConfig, load_weights: bool) -> Any:
     size: dict[str, Any] = {"img_size": config.image_size} if config.image_size else {}
     try:
         model = timm.create_model(config.name, pretrained=pretrained, num_classes=0, **size)
-    except TypeError:  # convolutional models take any size and no img_size
+    except TypeError as error:  # convolutional models take any size and no img_size
+        if "img_size" not in str(error):
+            raise
         model = timm.create_model(config.name, pretrained=pretrained, num_classes=0)
     if load_weights and config.weights is not None:
         _load(model, resolve(config.weights))
@@ -191,6 +274,11 @@ def _fit_positions(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 def _data_config(model: nn.Module, config: VisionConfig) -> dict[str, Any]:
     data = dict(resolve_model_data_config(model))
+    channels = data["input_size"][0]
+    if channels != 3:
+        raise RefusedError(
+            f"{config.name} takes images of {channels} channels, and gets RGB of 3; choose another model"
+        )
     if config.image_size:
         data["input_size"] = (3, config.image_size, config.image_size)
     if not config.crop:
