@@ -15,6 +15,7 @@ from mmpeft.data.packing import PREFIX
 from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import hash_tensors
+from mmpeft.models.positions import check_positions, table_length
 from mmpeft.models.projector import Projector
 from mmpeft.models.token_losses import TokenLosses
 from mmpeft.models.virtual import virtual_tokens
@@ -38,6 +39,8 @@ class MultimodalModel(nn.Module):
         self.projector_slots: dict[str, int] = {}
         """Adapters that own a projector; any other row uses slot 0."""
         arguments = inspect.signature(language_model.get_decoder().forward).parameters  # pyright: ignore
+        self.num_positions = table_length(language_model)
+        """Of models that keep a table of positions; None where any position can be computed."""
         self._cache_argument = "cache" if "cache" in arguments else "past_key_values"
 
     @property
@@ -130,7 +133,11 @@ class MultimodalModel(nn.Module):
 
         Returns:
             (rows, queries, dim) hidden states.
+
+        Raises:
+            RefusedError: a position that the model has not.
         """
+        check_positions(self.num_positions, positions)
         return self.language_model.get_decoder()(
             inputs_embeds=embeds,
             attention_mask=mask,
