@@ -12,7 +12,6 @@ Source: transformers, ``apply_chat_template``; LLaVA for the line of the image.
 """
 
 import re
-from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -22,7 +21,10 @@ from mmpeft.data.spans import IMAGE_TOKEN, Layout, Span
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import hash_json
 
-TODAY = datetime(2024, 7, 26)
+CLOCK = (
+    "{% macro strftime_now(form) %}{{ form | replace('%d', '26') | replace('%b', 'Jul') | replace('%B', 'July')"
+    " | replace('%m', '07') | replace('%Y', '2024') }}{% endmacro %}{{ '' }}"
+)
 """The date that templates such as Llama 3.1's write: theirs where no clock is known, and the same in training and ever
 after."""
 BRACKETED = re.compile(r"[<\[]+[^\s<>\[\]]+[>\]]+")
@@ -135,7 +137,9 @@ class Chat(Layout):
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, strftime_now=TODAY.strftime)
+            source = self.tokenizer.get_chat_template()
+            source = CLOCK + source if "strftime_now" in source else source
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, chat_template=source)
         except Exception as error:  # a template is a program of the model's
             raise RefusedError(
                 f"{self._name} refuses a conversation of {len(messages)} messages: {error}; "

@@ -8,8 +8,9 @@ before every text. Here both are for the caller to say::
     section(" what?")    the same after a control token or an image
     template("<s>[INST]")    a template's own text, whose control tokens are such
 
-Splitting special tokens (``split_special_tokens``) leaves added tokens alone that are not called special, such as Qwen's
-``<think>``, and Unigram models find control tokens by themselves: here all are renamed to what nobody can spell.
+Splitting special tokens (``split_special_tokens``) leaves added tokens alone that are not called special, such as
+Qwen's ``<think>``, and Unigram models find control tokens by themselves: here all are renamed to what nobody can
+spell.
 """
 
 import json
@@ -42,17 +43,20 @@ class PieceTokenizer:
                 "text from control tokens; take one with a tokenizer.json"
             )
         self.tokenizer = tokenizer
-        self.controls = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if is_control(t)}
+        controls = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if is_control(t)}
+        ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+        unknown = {tokenizer.unk_token_id} - {*ends}  # what letters become that the vocabulary lacks
+        self.controls = {i: text for i, text in controls.items() if i not in unknown}
         """Id -> spelling of every control token."""
         state = json.loads(tokenizer.backend_tokenizer.to_str())
-        _hide(state, {text: f"{secrets.token_hex(8)}{i}" for i, text in self.controls.items()})
+        _hide(state, {text: f"{secrets.token_hex(8)}{i}" for i, text in controls.items()})
         self._begin = Tokenizer.from_str(json.dumps(state))
         changed = state | {key: _without_prefix(state[key]) for key in ("normalizer", "pre_tokenizer")}
         self._within = Tokenizer.from_str(json.dumps(changed)) if changed != state else self._begin
         if self.begin("".join(PROBE)) != self.begin(PROBE[0]) + self.within(PROBE[1]):
             raise RefusedError(
-                f"the tokenizer ({type(tokenizer).__name__}) reads {''.join(PROBE)!r} otherwise than "
-                f"its pieces {PROBE}: mmpeft puts images and answers between pieces of text, which it would change; take another tokenizer"
+                f"the tokenizer ({type(tokenizer).__name__}) reads {''.join(PROBE)!r} and {PROBE} apart: "
+                "the ids differ, and images are to stand between such pieces; take another tokenizer"
             )
         self._section = self._begin if self._prefixes_sections() else self._within
 
@@ -71,8 +75,8 @@ class PieceTokenizer:
     def text(self, text: str, markers: re.Pattern[str] | None = None, section: bool = False) -> list[int]:
         """Ids of a user's text: never a control token, and never a marker.
 
-        Markers that are ordinary text to the tokenizer would give the same ids in a user's text as in a template's; such a
-        spelling is tokenised letter by letter, which reads the same and has other ids.
+        Markers that are ordinary text to the tokenizer would give the same ids in a user's text as in a template's;
+        such a spelling is tokenised letter by letter, which reads the same and has other ids.
 
         Args:
             text: with the spaces before it.
