@@ -1,37 +1,32 @@
-"""The prompt template: record -> token ids and labels. The only place that knows ``[INST]``.
+"""The prompt template: record -> token ids and labels, in one of three layouts.
 
-``[INST] <Img>features</Img> [task] instruction [/INST] answer</s>``, further turns appended in the same form. One
-function serves training and inference, so the two cannot differ by a space. Only answers (and the end token that
+::
+
+    minigpt   [INST] <Img>features</Img> [task] instruction [/INST] answer</s>
+    chat      what the model's own chat template writes, with the features in the user's turn
+    plain     features answer</s>
+
+One function serves training and inference, so the two cannot differ by a space. Only answers (and the end token that
 follows each) carry loss.
-
-Source: MiniGPT-v2, section 3 and its ``minigpt_v2.py``; the markers are ordinary text there, not added tokens.
 """
 
-import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mmpeft.data.chat import Chat
+from mmpeft.data.minigpt import MiniGPT, Plain
 from mmpeft.data.readers import DataError
-from mmpeft.data.records import IMAGE_MARKER, Record, place_of
+from mmpeft.data.records import Record, place_of
+from mmpeft.data.spans import IMAGE_TOKEN as IMAGE_TOKEN
+from mmpeft.data.spans import Layout, Span
 from mmpeft.errors import RefusedError
 
 IGNORE_INDEX = -100
 """Target of a position that carries no loss."""
-IMAGE_TOKEN = -1
-"""Stands in the ids for one image feature. No tokenizer can produce it, so no text can forge an image."""
-MARKERS = re.compile(r"\[/?INST\]|</?Img>")
-
-
-@dataclass
-class Span:
-    """A run of tokens of one kind, in the order in which the model reads them."""
-
-    kind: Literal["begin", "marker", "image", "task", "instruction", "answer", "end"]
-    ids: list[int]
-
-    @property
-    def has_loss(self) -> bool:
-        return self.kind in ("answer", "end")
+LayoutName = Literal["minigpt", "chat", "plain"]
+LAYOUTS: dict[LayoutName, type[Layout]] = {"minigpt": MiniGPT, "chat": Chat, "plain": Plain}
+STYLES: dict[str, LayoutName] = {"instruct": "minigpt", "plain": "plain"}
+"""What layouts were called as long as there were two."""
 
 
 @dataclass
@@ -81,7 +76,7 @@ class Template:
     Args:
         tokenizer: a Hugging Face tokenizer with an end-of-sequence token.
         image_tokens: features per image after pooling.
-        style: "instruct" as above; "plain" is ``features answer``, without instruction (LLaVA's first stage).
+        layout: by its name, or one made already for this tokenizer.
         max_length: longest conversation in tokens. A longer one is cut inside an answer, or loses whole turns when
             their answer would not begin; one that would lose its first answer is refused.
     """
@@ -90,20 +85,19 @@ class Template:
         self,
         tokenizer: Any,
         image_tokens: int,
-        style: Literal["instruct", "plain"] = "instruct",
+        layout: LayoutName | Layout = "minigpt",
         max_length: int = 1024,
     ):
-        if tokenizer.eos_token_id is None:
-            raise RefusedError(
-                "the tokenizer has no end-of-sequence token, so answers could never end; set one"
-            )
+        self.layout = layout if isinstance(layout, Layout) else LAYOUTS[layout](tokenizer)
         self.tokenizer = tokenizer
         self.image_tokens = image_tokens
-        self.style = style
         self.max_length = max_length
-        # SentencePiece tokenizers put a space before every piece by themselves; byte-level ones do not.
-        self._space = "" if tokenizer.convert_ids_to_tokens(self._ids("a"))[0].startswith("▁") else " "
-        self._begin = [] if tokenizer.bos_token_id is None else [Span("begin", [tokenizer.bos_token_id])]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a run must remember to read the same; `layout_of` reads it."""
+        name = next(name for name, kind in LAYOUTS.items() if kind is type(self.layout))
+        return {"layout": name, "max_length": self.max_length, **self.layout.settings}
 
     def encode(self, record: Record) -> Encoded:
         """A training example. Each position's target is the token after it; the last token is no input.
@@ -138,7 +132,7 @@ class Template:
 
     def encode_answer(self, prompt: Encoded, answer: str) -> Encoded:
         """``prompt`` followed by a given answer, whose tokens are the targets."""
-        tokens = [*self._text(answer), self.tokenizer.eos_token_id]
+        tokens = [*self.layout.answer(answer), *self.layout.end]
         ids = [*prompt.ids, *tokens[:-1]]
         return Encoded(ids, [*prompt.targets[:-1], *tokens], prompt.images, prompt.task)
 
@@ -170,63 +164,31 @@ class Template:
 
     def spans(self, record: Record) -> list[Span]:
         """The whole conversation, run by run; an answer of None ends it (the model is to write it)."""
-        spans: list[Span] = []
-        for question, answer in record["turns"]:
-            spans += self._begin
-            spans += self._question(question, record.get("task"))
-            if answer is None:
-                break
-            spans += [Span("answer", self._text(answer)), Span("end", [self.tokenizer.eos_token_id])]
-        return spans
+        spans = self.layout.spans(record)
+        return [Span(s.kind, s.ids * self.image_tokens) if s.kind == "image" else s for s in spans]
 
-    def _question(self, question: str, task: str | None) -> list[Span]:
-        if self.style == "plain":
-            return [self._image() for _ in range(question.count(IMAGE_MARKER))]
-        first, *others = question.split(IMAGE_MARKER)
-        spans, opening = [], "[INST]"
-        for text in [first, *(part for other in others for part in (IMAGE_MARKER, other))]:
-            if text == IMAGE_MARKER:
-                spans += [Span("marker", self._ids(self._after(opening, "<Img>"))), self._image()]
-                opening = "</Img>"
-            elif text.strip():
-                spans.append(Span("marker", self._ids(opening)))
-                if task:
-                    spans.append(Span("task", self._ids(f"{self._space}[{task}]")))
-                    task = None
-                spans.append(Span("instruction", self._text(text)))
-                opening = ""
-        if task:  # nothing but images was asked
-            spans += [Span("marker", self._ids(opening)), Span("task", self._ids(f"{self._space}[{task}]"))]
-            opening = ""
-        closing = self._ids(self._after(opening, "[/INST]"))
-        return [span for span in [*spans, Span("marker", closing)] if span.ids]
 
-    def _after(self, opening: str, marker: str) -> str:
-        return f"{opening} {marker}" if opening else f"{self._space}{marker}"
+def current_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """`Template.settings` of a run, as runs of before wrote them too: these spelled every marker."""
+    if "style" not in settings:
+        return settings
+    layout = STYLES[settings["style"]]
+    return {"layout": layout, "max_length": settings["max_length"], "control_markers": False}
 
-    def _image(self) -> Span:
-        return Span("image", [IMAGE_TOKEN] * self.image_tokens)
 
-    def _text(self, text: str) -> list[int]:
-        """A user's text: never a control token, and never a marker of this template.
+def layout_of(tokenizer: Any, settings: dict[str, Any], where: str) -> Layout:
+    """The layout of a run, from its `Template.settings`.
 
-        Markers are ordinary text, so their spelling in a question would otherwise give the same ids as ours;
-        such a spelling is tokenised letter by letter, which reads the same and has other ids.
-        """
-        ids: list[int] = []
-        start, text = 0, self._space + text.strip()
-        for match in MARKERS.finditer(text):
-            ids += self._ids(text[start : match.start()])
-            ids += [token for letter in match.group() for token in self._ids(letter)]
-            start = match.end()
-        return ids + self._ids(text[start:])
-
-    def _ids(self, text: str) -> list[int]:
-        return (
-            self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            if text
-            else []
+    Raises:
+        RefusedError: the tokenizer's chat template is another one now.
+    """
+    told = current_settings(settings)
+    layout = LAYOUTS[told["layout"]](tokenizer, told.get("control_markers", True))
+    if any(layout.settings[key] != told[key] for key in layout.settings):
+        raise RefusedError(
+            f"{where} was trained with another chat template than the tokenizer has now; put the old one back"
         )
+    return layout
 
 
 def _flatten(spans: list[Span]) -> tuple[list[int], list[bool]]:

@@ -115,7 +115,7 @@ class Evaluation:
         how = [
             config.answer_by,
             sampling.max_new_tokens,
-            engine.template.style,
+            engine.template.settings,
             reads,
             asdict(engine.packing),
         ]

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from mmpeft.data.batch import collate
 from mmpeft.data.packing import pack
 from mmpeft.data.template import IGNORE_INDEX, Encoded
+from mmpeft.data.tokens import PieceTokenizer
 from mmpeft.errors import RefusedError
 from mmpeft.models.evaluating import evaluating
 from mmpeft.models.multimodal import MultimodalModel
@@ -70,7 +71,8 @@ def measure_forgetting(
         raise RefusedError(
             f"found {len(texts)} texts, max_tokens {max_tokens} and batch_size {batch_size}; all must be at least 1"
         )
-    rows = [_encode(tokenizer, text, number, max_tokens) for number, text in enumerate(texts)]
+    pieces = PieceTokenizer(tokenizer)
+    rows = [_encode(pieces, text, number, max_tokens) for number, text in enumerate(texts)]
     rows.sort(key=lambda row: len(row.ids))  # neighbours of equal length need no padding
     totals = torch.zeros(4, dtype=torch.float64)
     with evaluating(model):
@@ -90,10 +92,10 @@ def _told(batches: range, what: str) -> Iterable[int]:
     return tqdm(batches, what, unit="batch")
 
 
-def _encode(tokenizer: Any, text: str, number: int, max_tokens: int) -> Encoded:
+def _encode(pieces: PieceTokenizer, text: str, number: int, max_tokens: int) -> Encoded:
     """Every position's target is the token after it; the last token is no input."""
-    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    bos = pieces.tokenizer.bos_token_id
+    begin, ids = [] if bos is None else [bos], pieces.begin(text)
     tokens = [*begin, *ids][:max_tokens]
     if len(tokens) < 2:
         raise RefusedError(

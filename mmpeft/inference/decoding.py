@@ -4,7 +4,7 @@ Every unfinished conversation writes one token a step. What they have read is ke
 which every conversation has a state of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Literal
@@ -49,11 +49,12 @@ class Decoder:
 
     Args:
         model: in eval mode.
-        eos_token_id: ends an answer.
+        eos_token_id: ends an answer; of several each does.
     """
 
-    def __init__(self, model: MultimodalModel, eos_token_id: int):
-        self.model, self.eos_token_id = model, eos_token_id
+    def __init__(self, model: MultimodalModel, eos_token_id: int | Collection[int]):
+        self.model = model
+        self.end_ids = {eos_token_id} if isinstance(eos_token_id, int) else {*eos_token_id}
         self._memory = PackedMemory(model) if model.reader.reading.packed else OwnMemory(model)
         self._conversations: list[_Conversation] = []
         self._hidden = torch.empty(0)
@@ -112,7 +113,7 @@ class Decoder:
         return sampling, torch.Generator(self.model.device).manual_seed(sampling.seed)
 
     def _write(self, conversation: _Conversation, token: int) -> Step:
-        if token == self.eos_token_id:
+        if token in self.end_ids:
             return Step(conversation.handle, NO_TOKEN, "stop")
         conversation.written += 1
         full = conversation.written >= conversation.sampling.max_new_tokens

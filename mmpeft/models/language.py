@@ -38,8 +38,23 @@ class LanguageConfig:
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a language model."""
-    return load_pretrained(AutoTokenizer, name)
+    """The tokenizer of a language model: transformers' own, also where mistral-common lies beside it, whose class takes
+    no text apart from control tokens.
+
+    Raises:
+        RefusedError: it has tokens that the model has no embedding for.
+    """
+    tokenizer = load_pretrained(AutoTokenizer, name, mistral_format=False)
+    rows = load_pretrained(AutoConfig, name).get_text_config().vocab_size
+    beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= rows}
+    if beyond:
+        first = min(beyond, key=beyond.__getitem__)
+        raise RefusedError(
+            f"the tokenizer of {name} has {len(beyond)} tokens, such as {first!r} ({beyond[first]}), beyond the {rows} "
+            "rows of the model's embedding: take the tokenizer that belongs to it, or give the model more rows "
+            "(resize_token_embeddings) and save both"
+        )
+    return tokenizer
 
 
 def load_language_model(config: LanguageConfig, device: torch.device | str = "cpu") -> nn.Module:

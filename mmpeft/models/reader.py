@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from mmpeft.errors import RefusedError
 from mmpeft.models.masks import Mask, Reach
+from mmpeft.models.positions import check_positions, table_length
 
 EMBEDS = "inputs_embeds"
 CACHES = ("cache", "past_key_values", "cache_params", "state")
@@ -53,6 +54,8 @@ class LanguageReader:
         arguments = inspect.signature(self.decoder.forward).parameters
         self._arguments = set(arguments)
         self.cache_argument = next((name for name in CACHES if name in arguments), None)
+        self.num_positions = table_length(self.language_model)
+        """Of models that keep a table of positions; None where any position can be computed."""
         self._output: Any = BaseModelOutputWithPast
 
     @property
@@ -131,7 +134,11 @@ class LanguageReader:
 
         Returns:
             (rows, queries, dim) hidden states, and the cache or None.
+
+        Raises:
+            RefusedError: a position that the model has not.
         """
+        check_positions(self.num_positions, positions)
         using = keep or cache is not None
         given = {
             EMBEDS: embeds,

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mmpeft.adapters.peft_format import load_adapter, save_adapter
-from mmpeft.data.template import Template
+from mmpeft.data.template import Template, layout_of
 from mmpeft.errors import RefusedError
 from mmpeft.files import save_tensors
 from mmpeft.hashing import hash_file, hash_files, hash_tensors
@@ -85,16 +85,12 @@ def load_run(
     manifest.language["name"] = language.name  # it may be saved into another directory
     adapters = manifest.adapters if with_adapters else []
     slots = shared_slots(read_projectors(directory, manifest, {}), adapters)
-    model = build_model(language, manifest.vision_config, device, slots)
     tokenizer = load_tokenizer(language.name)
+    layout = layout_of(tokenizer, manifest.template, str(directory))
+    model = build_model(language, manifest.vision_config, device, slots)
     check_identity(manifest, describe(language, model, tokenizer), directory)
     load_trained(directory, model, {name: name for name in adapters}, left_out=left_out)
-    template = Template(
-        tokenizer,
-        model.vision_encoder.num_tokens,
-        manifest.template["style"],
-        manifest.template["max_length"],
-    )
+    template = Template(tokenizer, model.vision_encoder.num_tokens, layout, manifest.template["max_length"])
     return model, template, manifest
 
 

@@ -38,7 +38,7 @@ class Manifest:
     vision: dict[str, Any] | None
     """`VisionConfig` as it was trained with; None for text alone."""
     template: dict[str, Any]
-    """Style and longest conversation."""
+    """`Template.settings`: layout, longest conversation, and what else decides how it reads."""
     identity: dict[str, Any]
     """Hashes of the base's config and weights, the encoder's weights and transform, and the tokenizer."""
     adapters: list[str] = field(default_factory=list)

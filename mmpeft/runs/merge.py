@@ -97,8 +97,8 @@ def merge_run(
     require_empty(directory)
     language = replace(language_of(run, manifest), quantization=quantization, gradient_checkpointing=False)
     slots = shared_slots(read_projectors(run, manifest, {}), [adapter])
-    model = build_model(language, manifest.vision_config, projector_slots=slots)
     tokenizer = load_tokenizer(language.name)
+    model = build_model(language, manifest.vision_config, projector_slots=slots)
     check_identity(manifest, describe(language, model, tokenizer), run)
     load_trained(run, model, {adapter: adapter})
 

@@ -24,7 +24,7 @@ def print_rows(module: VisionLanguageModule, data: VisionLanguageData, split: Sp
     data.read("fit", module.finetunes)
     tokenizer = load_tokenizer(module.language.name)
     encoder = make_encoder(module.vision, load_weights=False)
-    template = Template(tokenizer, encoder.num_tokens, data.style, data.packing.max_length)
+    template = Template(tokenizer, encoder.num_tokens, data.template, data.packing.max_length)
     seed = data.seed if split == "train" else None
     owners = dict.fromkeys(module.finetunes)
     no_features: Any = None  # rows are looked at before they become a batch

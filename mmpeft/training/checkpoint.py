@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
+from mmpeft.data.template import current_settings
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import differences
 
-ORDER_SETTINGS = ("seed", "shots", "shots_seed", "weights", "limit", "task", "style", "image_root")
+ORDER_SETTINGS = ("seed", "shots", "shots_seed", "weights", "limit", "task", "image_root")
 """Of the data: what decides which example comes when, and how it reads."""
 
 
@@ -24,6 +25,7 @@ def belongs_to(
     run: dict[str, Any],
     finetunes: Mapping[str, Any],
     data: Any,
+    template: dict[str, Any],
     tensors: dict[str, list[int]],
 ) -> dict[str, Any]:
     """What a checkpoint must agree with to be resumed, in plain types: torch would refuse to load classes of ours. The
@@ -34,10 +36,11 @@ def belongs_to(
         run: settings of the whole run.
         finetunes: name -> `Finetune`.
         data: the `VisionLanguageData`.
+        template: `Template.settings`.
         tensors: name -> shape of what trains.
     """
     order = {name: getattr(data, name) for name in ORDER_SETTINGS}
-    order |= {"packing": asdict(data.packing), "train": data.paths["train"]}
+    order |= {"packing": asdict(data.packing), "train": data.paths["train"], "template": template}
     own = {
         name: {
             **asdict(finetune.settings),
@@ -69,6 +72,10 @@ def verify(checkpoint: dict[str, Any], belongs_to: dict[str, Any]) -> None:
             "this checkpoint is of an older mmpeft, which laid them out otherwise: end its run with that version, or "
             "begin a new run from its results with --model.start_from"
         )
+    order = saved["belongs_to"]["data"]
+    if "style" in order:
+        style = {"style": order.pop("style"), "max_length": order["packing"]["max_length"]}
+        order["template"] = current_settings(style)
     lines = differences(saved["belongs_to"], belongs_to, label="the checkpoint has")
     if lines:
         shown = "\n".join(lines[:12]) + (f"\n  and {len(lines) - 12} more" if len(lines) > 12 else "")

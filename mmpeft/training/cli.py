@@ -200,7 +200,7 @@ class VisionLanguageCLI(LightningCLI):
         settings = yaml.safe_load(parser.dump(self._own(self.config), skip_none=False, skip_check=True))
         moved = self.datamodule.moved
         settings["test"] |= moved
-        settings["data"] |= dict.fromkeys(moved)
+        settings["data"] |= dict.fromkeys(moved) | {"template": self.datamodule.template, "style": None}
         return {name: settings[name] for name in WHAT_WAS_WANTED if name in settings}
 
     def instantiate_classes(self) -> None:

@@ -15,6 +15,7 @@ from mmpeft.data.readers import DataError
 from mmpeft.data.records import IMAGE_MARKER, Record
 from mmpeft.data.sampling import sample_shots
 from mmpeft.data.sources import load_records, require_images
+from mmpeft.data.template import STYLES, LayoutName
 from mmpeft.errors import RefusedError
 from mmpeft.paths import home, resolve
 from mmpeft.training.finetune import Finetune, Split
@@ -39,7 +40,9 @@ class VisionLanguageData(L.LightningDataModule):
         predict: data whose answers are to be written by `mmpeft predict`.
         image_root: folder that image paths start from; by default the data file's.
         task: identifier put before every instruction, such as vqa or caption; a row's own "task" goes first.
-        style: "instruct" or LLaVA's "plain" (features, then the answer).
+        template: layout of a conversation: "minigpt" (``[INST] <Img>features</Img> ...``), "chat" (the model's own chat
+            template, for instruct models), or LLaVA's "plain" (features, then the answer).
+        style: has moved to template, where "instruct" is "minigpt".
         packing: how conversations fill rows and batches, of each finetune.
         limit: use only so many of the conversations of each split, for a quick look.
         shots: train on so many examples of every answer alone.
@@ -61,7 +64,8 @@ class VisionLanguageData(L.LightningDataModule):
         predict: str | list[str] | None = None,
         image_root: str | None = None,
         task: str | None = None,
-        style: Literal["instruct", "plain"] = "instruct",
+        template: LayoutName = "minigpt",
+        style: Literal["instruct", "plain"] | None = None,
         packing: PackingConfig = PackingConfig(),  # noqa: B008 jsonargparse shows the defaults, nobody writes to them
         limit: int | None = None,
         shots: int | None = None,
@@ -77,7 +81,7 @@ class VisionLanguageData(L.LightningDataModule):
         paths: dict[Split, Any] = {"train": train, "val": val, "test": test, "predict": predict}
         self.paths = {split: [path] if isinstance(path, str) else path or [] for split, path in paths.items()}
         self.image_root, self.task = image_root, task
-        self.style: Literal["instruct", "plain"] = style
+        self.template: LayoutName = template if style is None else _moved_to_template(style, template)
         self.packing, self.limit, self.seed = packing, limit, seed
         self.shots, self.shots_seed, self.weights = shots, shots_seed, weights
         given = {"answer_by": answer_by, "metrics": metrics, "held_text": held_text}
@@ -180,6 +184,17 @@ class VisionLanguageData(L.LightningDataModule):
                 "give one for each"
             )
         return list(zip(sizes, self.weights, strict=True))
+
+
+def _moved_to_template(style: str, template: LayoutName) -> LayoutName:
+    """What the old key ``style`` says."""
+    wanted = STYLES[style]
+    print(f"data.style has moved: write data.template: {wanted}", file=sys.stderr)
+    if template not in ("minigpt", wanted):
+        raise RefusedError(
+            f"data.style ({style}) has moved to data.template ({template}), and both are given; keep the second"
+        )
+    return wanted
 
 
 def all_records(finetunes: Iterable[Finetune], *splits: Split) -> list[Record]:

@@ -26,7 +26,14 @@ from mmpeft.training.datamodule import VisionLanguageData, all_records, refuse_i
 from mmpeft.training.finetune import FinetuneConfig, Schedule, Settings, Split, make_finetunes
 from mmpeft.training.objectives import ChoiceLosses
 from mmpeft.training.optim import make_optimizer
-from mmpeft.training.start import Started, add_adapters, build_start, check_settings, run_to_begin_from
+from mmpeft.training.start import (
+    Started,
+    add_adapters,
+    build_start,
+    check_length,
+    check_settings,
+    run_to_begin_from,
+)
 from mmpeft.training.step_losses import Logged, StepLosses
 
 ON_THE_BAR = ("train_loss", "val_loss", "val_exact_match", "val_rank_accuracy")
@@ -107,14 +114,16 @@ class VisionLanguageModule(L.LightningModule):
         if fresh:
             self.started = build_start(
                 *(self.language, self.vision, self.finetunes, self.trainer.strategy.root_device, self.seed),
-                *(source, self.start_adapter, own_run),
+                *(data.template, source, self.start_adapter, own_run),
             )
             self.model = self.started.model
         encoder = self.model.vision_encoder
         features = FeatureCache(data.cache, encoder)
         images = (image for record in records for image in record["images"])
         features.build(images, skip_unreadable=stage in ("test", "predict"))
-        template = Template(self.started.tokenizer, encoder.num_tokens, data.style, data.packing.max_length)
+        started, longest = self.started, data.packing.max_length
+        check_length(self.model, longest)
+        template = Template(started.tokenizer, encoder.num_tokens, started.layout, longest)
         self.engine = Engine(self.model, template, features, data.packing)
         cycle = ends_by_steps(self.trainer)
         self.batches = Batches(
@@ -244,4 +253,5 @@ class VisionLanguageModule(L.LightningModule):
     def _belongs_to(self) -> dict[str, Any]:
         shapes = {name: list(tensor.shape) for name, tensor in self.state_dict().items()}
         run = {"optimizer": self.optimizer, "seed": self.seed}
-        return checkpoint.belongs_to(self.started.identity, run, self.finetunes, self._data, shapes)
+        template = self.engine.template.settings
+        return checkpoint.belongs_to(self.started.identity, run, self.finetunes, self._data, template, shapes)

@@ -108,7 +108,7 @@ class RunWriter(L.Callback):
         return Manifest(
             language=asdict(module.language),
             vision=asdict(module.vision) if module.vision else None,
-            template={"style": data.style, "max_length": data.packing.max_length},
+            template=module.engine.template.settings,
             identity=module.started.identity,
             self_check=module.started.self_check,
             instructions=own | {task: text for task, text in told.items() if task not in own},

@@ -10,6 +10,8 @@ import torch
 
 from mmpeft.adapters import AdapterBank, AdapterConfig, PromptConfig, PTuningConfig
 from mmpeft.adapters.bank import MethodPart
+from mmpeft.data.spans import Layout
+from mmpeft.data.template import LAYOUTS, LayoutName, current_settings, layout_of
 from mmpeft.errors import RefusedError
 from mmpeft.inference.self_check import ensure_checked
 from mmpeft.models.build import build_model
@@ -45,6 +47,18 @@ def check_settings(
         )
 
 
+def check_length(model: MultimodalModel, max_length: int) -> None:
+    """Raises:
+    RefusedError: rows may be longer than the language model has positions.
+    """
+    positions = model.reader.num_positions
+    if positions is not None and max_length > positions:
+        raise RefusedError(
+            f"data.packing.max_length is {max_length}, but the language model learned {positions} positions and knows "
+            f"none beyond: set data.packing.max_length to {positions} or less"
+        )
+
+
 def run_to_begin_from(trainer: Any, start_from: str | None) -> tuple[str | None, bool]:
     """The run directory, and whether it is this very one: outside of fit, a run's own results are meant."""
     directory = Path(trainer.default_root_dir)
@@ -58,6 +72,7 @@ class Started:
 
     model: MultimodalModel
     tokenizer: Any
+    layout: Layout
     identity: dict[str, Any]
     """Hashes of the frozen parts."""
     self_check: dict[str, Any]
@@ -72,6 +87,7 @@ def build_start(
     finetunes: Mapping[str, Finetune],
     device: torch.device,
     seed: int,
+    template: LayoutName,
     source: str | None,
     start_adapter: str | None,
     own_run: bool,
@@ -84,6 +100,7 @@ def build_start(
         finetunes: of several each gets a projector of its own.
         device: of the model.
         seed: start of fresh projectors.
+        template: layout of the conversations.
         source: run to go on from.
         start_adapter: see `earlier_adapters`.
         own_run: whether ``source`` is the run of these very finetunes.
@@ -93,18 +110,19 @@ def build_start(
     """
     if source is not None and not own_run:
         _check_source(source)
+    tokenizer = load_tokenizer(language.name)
+    layout = _layout(tokenizer, template, source if own_run else None)
     names = list(finetunes)
     slots = {name: slot for slot, name in enumerate(names, start=1)} if len(names) > 1 else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_model(language, vision, device, slots)
-    tokenizer = load_tokenizer(language.name)
     identity = describe(language, model, tokenizer)
     earlier = None if source is None else read_manifest(source)
     if earlier is not None:
         check_identity(earlier, identity, str(source))
     checked = ensure_checked(model, language, earlier.self_check if earlier else {})
-    started = Started(model, tokenizer, identity, checked, earlier)
+    started = Started(model, tokenizer, layout, identity, checked, earlier)
     if source is not None and earlier is not None:
         wanted = {name: finetune.adapter for name, finetune in finetunes.items()}
         there = earlier.adapters
@@ -112,6 +130,19 @@ def build_start(
         shared = BASE if slots else sources.get(names[0], names[0])
         load_trained(source, model, sources, shared)
     return started
+
+
+def _layout(tokenizer: Any, template: LayoutName, own_run: str | None) -> Layout:
+    """The layout that a config wants; a run that is asked again reads as it was trained."""
+    if own_run is None:
+        return LAYOUTS[template](tokenizer)
+    settings = current_settings(read_manifest(own_run).template)
+    if settings["layout"] != template:
+        raise RefusedError(
+            f"{own_run} was trained with the template {settings['layout']}, but data.template is {template}: leave it "
+            "as it was"
+        )
+    return layout_of(tokenizer, settings, own_run)
 
 
 def _check_source(source: str) -> None:

@@ -78,13 +78,13 @@ def test_prompts_pack_although_they_have_no_targets():
     assert shared_prefix(prompts) == 1, "each needs at least one token of its own to answer from"
 
 
-@pytest.mark.parametrize("style", ["instruct", "plain"])
+@pytest.mark.parametrize("layout", ["minigpt", "plain"])
 @pytest.mark.parametrize(
     "question", ["<image>what?", "<image><image>same?", "is <image> like <image>?", "<image>"]
 )
 @pytest.mark.parametrize("as_prompts", [False, True])
-def test_images_of_a_row_match_its_image_tokens(tiny_tokenizer, style, question, as_prompts):
-    template = Template(tiny_tokenizer, 3, style)
+def test_images_of_a_row_match_its_image_tokens(tiny_tokenizer, layout, question, as_prompts):
+    template = Template(tiny_tokenizer, 3, layout)
     images = ["a.png", "b.png"][: question.count("<image>")]
     texts = [question, question + " or not?", "say " + question]
     rows = [make_record(text, images=images) for text in texts]

@@ -232,7 +232,7 @@ def test_a_prompt_longer_than_max_length_is_refused_by_name(tiny_tokenizer):
 
 
 def test_plain_style_is_features_then_answer(tiny_tokenizer):
-    template = Template(tiny_tokenizer, FEATURES, style="plain")
+    template = Template(tiny_tokenizer, FEATURES, "plain")
     row = record([("<image>Describe this image.", "a red square")], "caption")
     encoded = template.encode(row)
     assert readable(tiny_tokenizer, [*encoded.ids, encoded.targets[-1]]) == f"{BOS}... a red square{EOS}"

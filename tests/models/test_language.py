@@ -7,6 +7,8 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+from transformers.models.auto import tokenization_auto
 
 from mmpeft.errors import RefusedError
 from mmpeft.models import language
@@ -193,3 +195,33 @@ def test_quantisation_says_what_it_leaves_dense(tmp_path, capsys):
     load_language_model(LanguageConfig(str(tmp_path), quantization="nf4"))
     told = capsys.readouterr().err
     assert re.search(r"nf4: \d+ weights stay dense, \d+ MB: .*model.layers.\*.mlp.experts.gate_up_proj", told)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows_is_refused_by_name(checkpoint):
+    tokenizer = load_tokenizer(str(checkpoint))
+    size = len(tokenizer)
+    tokenizer.add_tokens(["<beyond>"])
+    tokenizer.save_pretrained(checkpoint)
+    with pytest.raises(
+        RefusedError, match=rf"has 1 tokens, such as '<beyond>' \({size}\), beyond the {size} rows"
+    ):
+        load_tokenizer(str(checkpoint))
+
+
+def test_mistral_common_beside_transformers_changes_nothing(checkpoint, monkeypatch):
+    """With that library there, transformers takes its class for Mistral's models unless it is told not to."""
+    settings = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(settings | {"model_type": "mistral"}))
+    plain = type(load_tokenizer(str(checkpoint)))
+
+    class Theirs:
+        from_pretrained = classmethod(lambda cls, *_, **__: cls())
+
+    there = {"_use_mistral_format": lambda *_, mistral_format=None, **__: mistral_format is not False}
+    by_name = tokenization_auto.tokenizer_class_from_name
+    there["tokenizer_class_from_name"] = lambda name: Theirs if "MistralCommon" in name else by_name(name)
+    for name, stand_in in there.items():
+        monkeypatch.setattr(tokenization_auto, name, stand_in)
+    monkeypatch.setitem(tokenization_auto.TOKENIZER_MAPPING_NAMES, "mistral", "MistralCommonBackend")
+    assert type(AutoTokenizer.from_pretrained(checkpoint)) is Theirs
+    assert type(load_tokenizer(str(checkpoint))) is plain

@@ -37,7 +37,9 @@ def test_a_crash_is_counted_as_one(monkeypatch):
 @pytest.mark.slow
 def test_the_table_of_every_class_is_what_the_survey_finds():
     counted = count(list(survey()))
-    told = {name: int(number) for name, number in re.findall(r"^- (.+): (\d+) of \d+$", TABLE.read_text(), re.M)}
+    told = {
+        name: int(number) for name, number in re.findall(r"^- (.+): (\d+) of \d+$", TABLE.read_text(), re.M)
+    }
     assert counted == told
     assert CRASHED not in counted
     assert all(counted[name] >= number for name, number in WANTED.items())

@@ -1,0 +1,198 @@
+"""The chat layout: a model's own chat template around images and text, for instruct models that know it.
+
+The template is rendered once with words of ours in place of questions and answers, and cut there::
+
+    <|im_start|>user\\n  QUESTION  <|im_end|>\\n<|im_start|>assistant\\n  ANSWER  <|im_end|>\\n
+    `------ own text ------´       `----------------- own text ---------------´         `- own text
+
+Its own text has control tokens; the user's text that takes the places has none. An image stands in the user's turn on a
+line of its own. What the template writes before an answer is the prompt, and its first control token after it the end.
+
+Source: transformers, ``apply_chat_template``; LLaVA for the line of the image.
+"""
+
+import re
+from functools import cache
+from typing import Any, NamedTuple
+
+from mmpeft.data.readers import DataError
+from mmpeft.data.records import IMAGE_MARKER
+from mmpeft.data.spans import IMAGE_TOKEN, Layout, Span
+from mmpeft.errors import RefusedError
+from mmpeft.hashing import hash_json
+
+CLOCK = (
+    "{% macro strftime_now(form) %}{{ form | replace('%d', '26') | replace('%b', 'Jul') | replace('%B', 'July')"
+    " | replace('%m', '07') | replace('%Y', '2024') }}{% endmacro %}{{ '' }}"
+)
+"""The date that templates such as Llama 3.1's write: theirs where no clock is known, and the same in training and ever
+after."""
+BRACKETED = re.compile(r"[<\[]+[^\s<>\[\]]+[>\]]+")
+"""Of a template's ordinary text, what marks something, such as Llama 2's ``<<SYS>>``."""
+PROBE = ("What is it?", "It is red.")
+
+
+class OwnText(NamedTuple):
+    """What a template writes in one place."""
+
+    before: str
+    """Ordinary text, before the first control token."""
+    ids: list[int]
+    """From its first control token on."""
+    spaces: str
+    """At its end; they belong to the text that follows, since tokenizers join them with its first word."""
+
+
+class Chat(Layout):
+    """The layout of the tokenizer's own chat template.
+
+    Raises:
+        RefusedError: it has none, or one that does not write what it is given.
+    """
+
+    def __init__(self, tokenizer: Any, control_markers: bool = True):
+        super().__init__(tokenizer)
+        self._name = f"the chat template of {getattr(tokenizer, 'name_or_path', '') or 'the tokenizer'}"
+        if not tokenizer.chat_template:
+            raise RefusedError(
+                "data.template is chat, but the tokenizer has no chat template: it is not of an instruct model; "
+                "set data.template to minigpt"
+            )
+        self.own_texts, self.goes_on = cache(self._own_texts), cache(self._goes_on)
+        opening, answering, closing = self._rendered(1)
+        bracketed = BRACKETED.findall(opening + answering + closing)
+        own = [text for text in bracketed if self.pieces.control(text) is None]
+        self._markers = re.compile("|".join(map(re.escape, own))) if own else None
+        self.end = self._end(self.own_texts(1)[-1], closing)
+        self._check_pieces()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"chat_template": hash_json(self._rendered(1))}
+
+    def spans(self, record: Any) -> list[Span]:
+        turns, task = record["turns"], record.get("task")
+        own = self.own_texts(len(turns))
+        self._check_turns(record)
+        spans = [Span("begin", [*self.pieces.begin(own[0].before), *own[0].ids])]
+        for number, (question, answer) in enumerate(turns):
+            opening, answering, closing = own[2 * number : 2 * number + 3]
+            spans += self._question(opening, question, task)
+            read = self.pieces.section if spans[-1].kind == "image" else self.pieces.within
+            spans.append(Span("marker", [*read(answering.before), *answering.ids]))
+            if answer is None:
+                break
+            spans += [Span("answer", self._answer(answering, answer)), Span("end", self.end)]
+            if number + 1 < len(turns):
+                spans.append(Span("marker", self._closing(closing)[len(self.end) :]))
+        return [span for span in spans if span.ids]
+
+    def answer(self, text: str) -> list[int]:
+        return self._answer(self.own_texts(1)[1], text)
+
+    def _question(self, opening: OwnText, question: str, task: str | None) -> list[Span]:
+        first, *others = (text.strip() for text in question.split(IMAGE_MARKER))
+        texts = [first, *others]
+        asked = next((n for n, text in enumerate(texts) if text), len(others))
+        spans: list[Span] = []
+        lead, section = opening.spaces, self._ends_in_control(opening)
+        for number, text in enumerate(texts):
+            if number:
+                spans.append(Span("image", [IMAGE_TOKEN]))
+                lead, section = "\n", True
+            words = [("task", f"[{task}]")] if task and number == asked else []
+            words += [("instruction", text)] if text else []
+            for kind, word in words:
+                spans.append(Span(kind, self.pieces.text(lead + word, self._markers, section)))  # pyright: ignore
+                lead, section = " ", False
+            if number < len(others):  # an image follows
+                between = "\n" if words or number else lead
+                spans.append(Span("marker", self.pieces.text(between, section=section)))
+        return spans
+
+    def _answer(self, answering: OwnText, text: str) -> list[int]:
+        words = answering.spaces + text.strip()
+        return self.pieces.text(words, self._markers, self._ends_in_control(answering))
+
+    def _ends_in_control(self, own: OwnText) -> bool:
+        return own.ids[-1:] != [] and own.ids[-1] in self.pieces.controls
+
+    # -- what the template writes ----------------------------------------------------------------------------
+
+    def _rendered(self, turns: int) -> list[str]:
+        """The template's own text before, between and after questions and answers of so many turns."""
+        places = [f"{kind}{number}place" for number in range(turns) for kind in ("question", "answer")]
+        roles = ["user", "assistant"] * turns
+        messages = [{"role": role, "content": place} for role, place in zip(roles, places, strict=True)]
+        text = self._render(messages)
+        if [text.count(place) for place in places] != [1] * len(places):
+            lost = [m["role"] for m in messages if text.count(m["content"]) != 1]
+            raise RefusedError(
+                f"{self._name} does not write what the {lost[0]} says once and as it is; set data.template to minigpt"
+            )
+        own = re.split("|".join(places), text)
+        if re.findall("|".join(places), text) != places:
+            raise RefusedError(f"{self._name} writes turns in another order; set data.template to minigpt")
+        return own
+
+    def _render(self, messages: list[dict[str, str]]) -> str:
+        try:
+            source = self.tokenizer.get_chat_template()
+            source = CLOCK + source if "strftime_now" in source else source
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, chat_template=source)
+        except Exception as error:  # a template is a program of the model's
+            raise RefusedError(
+                f"{self._name} refuses a conversation of {len(messages)} messages: {error}; "
+                "set data.template to minigpt"
+            ) from error
+
+    def _own_texts(self, turns: int) -> list[OwnText]:
+        return [self._own_text(text) for text in self._rendered(turns)]
+
+    def _own_text(self, text: str) -> OwnText:
+        words = text.rstrip(" ")
+        return OwnText(*self.pieces.template(words), text[len(words) :])
+
+    def _end(self, closing: OwnText, text: str) -> list[int]:
+        if not closing.ids:
+            raise RefusedError(
+                f"{self._name} ends an answer with {text!r}, which is no control token, so that text could end it too; "
+                "set data.template to minigpt"
+            )
+        return [*self.pieces.within(closing.before), closing.ids[0]]
+
+    # -- what must hold --------------------------------------------------------------------------------------
+
+    def _check_turns(self, record: Any) -> None:
+        """Every turn must be asked as it is written once it has passed: its answer is learnt there."""
+        turns = len(record["turns"])
+        if not all(self.goes_on(number) for number in range(2, turns + 1)):
+            raise DataError(
+                f"{record.get('where', 'a conversation')}: {record.get('id', '')!r} has {turns} turns, but "
+                f"{self._name} writes an answer otherwise once another turn follows, so that it would be learnt as it "
+                "is never asked: take records of one turn, or set data.template to minigpt"
+            )
+
+    def _goes_on(self, turns: int) -> bool:
+        """Whether so many turns begin with one fewer, and end the same."""
+        whole, earlier = self.own_texts(turns), self.own_texts(turns - 1)
+        return (
+            whole[: len(earlier) - 1] == earlier[:-1]
+            and self._closing(whole[-3])[: len(self.end)] == self.end
+            and whole[-2] == self.own_texts(1)[1]
+        )
+
+    def _closing(self, own: OwnText) -> list[int]:
+        return [*self.pieces.within(own.before), *own.ids]
+
+    def _check_pieces(self) -> None:
+        """The ids must be those of the text that the template writes, read as a whole."""
+        question, answer = PROBE
+        text = self._render([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+        whole = self.tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
+        ids = [token for span in self.spans({"turns": [PROBE]}) for token in span.ids]
+        if whole[: len(ids)] != ids:
+            raise RefusedError(
+                f"{self._name} and the tokenizer make other tokens of a conversation than of its pieces, between which "
+                "images and answers are to stand; set data.template to minigpt"
+            )

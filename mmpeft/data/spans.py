@@ -1,0 +1,60 @@
+"""What a conversation is made of before it is ids: runs of tokens of one kind, and the layouts that write them."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mmpeft.data.tokens import PieceTokenizer
+from mmpeft.errors import RefusedError
+
+IMAGE_TOKEN = -1
+"""Stands in the ids for one image feature. No tokenizer can produce it, so no text can forge an image."""
+
+
+@dataclass
+class Span:
+    """A run of tokens of one kind, in the order in which the model reads them."""
+
+    kind: Literal["begin", "marker", "image", "task", "instruction", "answer", "end"]
+    ids: list[int]
+
+    @property
+    def has_loss(self) -> bool:
+        return self.kind in ("answer", "end")
+
+
+class Layout(ABC):
+    """What stands around images, questions and answers, for one tokenizer.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer with an end-of-sequence token.
+        control_markers: whether a layout's markers are control tokens where the tokenizer knows them as such.
+    """
+
+    def __init__(self, tokenizer: Any, control_markers: bool = True):
+        if tokenizer.eos_token_id is None:
+            raise RefusedError(
+                "the tokenizer has no end-of-sequence token, so answers could never end; set one"
+            )
+        self.tokenizer = tokenizer
+        self.pieces = PieceTokenizer(tokenizer)
+        self.end: list[int] = [tokenizer.eos_token_id]
+        """What follows an answer."""
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens of which each ends an answer that is being written."""
+        return frozenset({self.end[-1], self.tokenizer.eos_token_id})
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a run must remember to read the same."""
+        return {}
+
+    @abstractmethod
+    def spans(self, record: Any) -> list[Span]:
+        """The whole conversation with one `IMAGE_TOKEN` an image; an answer of None ends it."""
+
+    @abstractmethod
+    def answer(self, text: str) -> list[int]:
+        """The ids of an answer, without its end."""
