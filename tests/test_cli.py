@@ -240,7 +240,7 @@ def test_a_hub_that_cannot_be_reached_is_told(fit, monkeypatch):
     def unreachable(*_, **__):
         raise OSError("We couldn't connect to the hub")
 
-    monkeypatch.setattr("mmpeft.training.start.build_model", unreachable)
+    monkeypatch.setattr("mmpeft.training.start.load_tokenizer", unreachable)
     assert fit(model={"language": {"name": "someone/model"}}) == "error: We couldn't connect to the hub"
 
 

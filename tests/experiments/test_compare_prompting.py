@@ -48,7 +48,7 @@ def run(tmp_path_factory, tiny_base, tiny_data, choices, randomise):
     manifest = Manifest(
         asdict(language),
         asdict(vision),
-        {"layout": "minigpt", "max_length": 256},
+        {"style": "instruct", "max_length": 256},
         describe(language, model, load_tokenizer(language.name)),
         instructions={"vqa": None},
     )
