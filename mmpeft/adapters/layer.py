@@ -55,13 +55,17 @@ class AdaptedForward:
             self.base.forward = self._replaced
 
     def __call__(self, x: Tensor, *others: Tensor) -> Tensor:
-        """(B, T, I) -> (B, T, O); ``others`` go to the layer as they are.
+        """(B, ..., I) -> (B, ..., O); ``others`` go to the layer as they are.
 
         Raises:
             RefusedError: no routing yet, or it was written for another number of rows.
         """
         if self.flattened and x.dim() == 2:
-            return self._forward(x.unflatten(0, (self.routing.num_rows, -1)), *others).flatten(0, 1)
+            rows = self.routing.num_rows
+            if not x.shape[0] % rows:
+                return self._forward(x.unflatten(0, (rows, -1)), *others).flatten(0, 1)
+        if x.dim() > 3:  # latent attention hands on the tokens of each row with a dim for its one head
+            return self._forward(x.flatten(1, -2), *others).unflatten(1, x.shape[1:-1])
         return self._forward(x, *others)
 
     def _forward(self, x: Tensor, *others: Tensor) -> Tensor:

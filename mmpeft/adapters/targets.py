@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from mmpeft.adapters.architecture import (
-    FUSED_QKV,
+    RolePart,
     find_blocks,
     find_layers,
     find_linears,
     find_parts,
     last_name,
     linear_features,
+    text_config,
 )
 from mmpeft.adapters.methods.base import AdapterConfig, ModelInputs, names_module
+from mmpeft.adapters.roles import CONTIGUOUS, GROUPED, ROLES, attention_roles
 from mmpeft.errors import RefusedError
 
 
@@ -36,7 +38,7 @@ def find_sites(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
         whole = _feedforwards(model, needed=targets == "auto")
         sites = whole if targets == "auto" else _targeted(model, linears | whole, linears, targets)
     elif targets == "auto":
-        chosen = {part.path for part in find_parts(model, config.auto)}
+        chosen = {part.path for part in _auto_parts(model, config)}
         sites = {path: module for path, module in linears.items() if path in chosen}
     else:
         sites = _targeted(model, linears, linears, targets)
@@ -76,12 +78,39 @@ def trained_features(model: nn.Module, path: str, config: AdapterConfig) -> Tens
     Returns:
         (n,) int64, ascending; None is all of them.
     """
-    fused = last_name(path) in FUSED_QKV
-    roles = config.trained_roles(path) if fused else None
+    roles = config.trained_roles(path) if len(attention_roles(path)) > 1 else None
     if roles is None:
         return None
     parts = [part.features for part in find_parts(model, roles) if part.path == path]
-    return torch.cat([features for features in parts if features is not None]).sort().values
+    known = [features for features in parts if features is not None]
+    return torch.cat(known).sort().values if known else None
+
+
+def _auto_parts(model: nn.Module, config: AdapterConfig) -> list[RolePart]:
+    """The parts that "auto" means. A method that trains some features of a fused linear alone leaves out what mixes
+    tokens in place of an attention: its keys and values are no features of their own.
+
+    Raises:
+        RefusedError: a fused linear of an order that is not known for such a method, or nothing is left of a role.
+    """
+    parts = find_parts(model, config.auto)
+    trained = {part.path: config.trained_roles(part.path) for part in parts}
+    alone = [part for part in parts if {*part.mixed_with} <= {*(trained[part.path] or part.mixed_with)}]
+    for part in parts:
+        if part not in alone and set(part.mixed_with) <= {*ROLES}:
+            known = ", ".join(f"{name} of {family}" for name, family in sorted(CONTIGUOUS | GROUPED))
+            raise RefusedError(
+                f"{part.path} of {type(model).__name__} holds {part.role} and {', '.join(part.mixed_with)} in an order "
+                f"that is not known for the family {text_config(model).model_type!r} (known: {known}); set "
+                f"target_modules to [{last_name(part.path)!r}] to adapt all of it"
+            )
+    lacking = {part.role for part in parts} - {part.role for part in alone}
+    if lacking:
+        raise RefusedError(
+            f"{type(model).__name__} has no linear that is {', '.join(sorted(lacking))} and nothing else: it "
+            "mixes tokens without attention; name the linears that you mean in target_modules"
+        )
+    return alone
 
 
 def choose_layers(num_layers: int, layers: Sequence[int] | str | None) -> list[int]:
@@ -133,10 +162,14 @@ def num_parameters(model: nn.Module, path: str, config: AdapterConfig) -> int:
 
 
 def gets_flattened(model: Any, path: str) -> bool:
-    """Whether the layer at ``path`` gets (rows * tokens, features): OPT's feed-forward does."""
-    return getattr(getattr(model, "config", None), "model_type", None) == "opt" and path.endswith(
+    """Whether the layer at ``path`` gets (rows * tokens, features), row by row: OPT's feed-forward does, and what sits
+    beside the experts of a mixture."""
+    if getattr(getattr(model, "config", None), "model_type", None) == "opt" and path.endswith(
         (".fc1", ".fc2")
-    )
+    ):
+        return True
+    parents = [path.rsplit(".", count)[0] for count in range(1, path.count(".") + 1)]
+    return any(hasattr(model.get_submodule(parent), "experts") for parent in parents)
 
 
 def model_inputs(model: Any, image_shape: tuple[int, int] | None) -> ModelInputs:

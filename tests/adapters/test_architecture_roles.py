@@ -281,12 +281,13 @@ def test_a_mixture_of_experts_in_one_tensor_has_no_known_feed_forward():
         find_parts(model)
 
 
-def test_a_fused_projection_of_unknown_order_is_refused_with_the_way_out():
-    """CodeGen cuts its qkv_proj into pieces of four devices."""
+def test_a_fused_projection_of_unknown_order_is_refused_with_the_way_out_to_those_that_split_it():
+    """CodeGen cuts its qkv_proj into pieces of four devices. LoRA takes all of it, IA3 would need keys and values."""
     config = CONFIG_MAPPING["codegen"](vocab_size=64, n_embd=32, n_layer=1, n_head=4, rotary_dim=4)
-    model = AutoModelForCausalLM.from_config(config)
+    bank = AdapterBank(AutoModelForCausalLM.from_config(config))
     with pytest.raises(ValueError, match=r"'codegen'.*target_modules to \['qkv_proj'\]"):
-        find_blocks(model)
+        bank.add("a", IA3Config())
+    assert bank.add("a", LoraConfig(rank=1)).sites == ["transformer.h.0.attn.qkv_proj"]
 
 
 def test_cross_attention_is_refused():

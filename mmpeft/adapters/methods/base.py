@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from mmpeft.adapters.architecture import ROLES, Role
 from mmpeft.adapters.methods.stack import Stack
+from mmpeft.adapters.roles import ROLES, Role
 from mmpeft.errors import RefusedError
 
 TargetNames = Callable[[list[str]], list[str]]

@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from mmpeft.adapters.architecture import Role
 from mmpeft.adapters.base_weights import is_quantised
 from mmpeft.adapters.functional import gather_slots, ia3_scale
 from mmpeft.adapters.methods.base import (
@@ -26,6 +25,7 @@ from mmpeft.adapters.methods.base import (
     required,
 )
 from mmpeft.adapters.methods.stack import Stack
+from mmpeft.adapters.roles import Role
 from mmpeft.adapters.weight_updates import (
     DEQUANTIZE_FIRST,
     check_rows_scale,

@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from mmpeft.adapters.architecture import Role
 from mmpeft.adapters.functional import add_lora_of_one, gather_slots, lora_delta
 from mmpeft.adapters.methods.base import AdapterConfig, LayersConfig, ModelInputs, TargetNames, required
 from mmpeft.adapters.methods.stack import Stack, linear_start
+from mmpeft.adapters.roles import Role
 from mmpeft.adapters.weight_updates import add_lora, check_dense
 from mmpeft.errors import RefusedError
 
