@@ -120,7 +120,7 @@ def find_parts(model: nn.Module, roles: Iterable[Role] = ROLES) -> list[RolePart
     everywhere = {part.role for block in blocks for part in block.parts}
     for block in blocks:
         present = {part.role for part in block.parts}
-        absent = _absent_by_kind(block) & everywhere | {"gate"}
+        absent = absent_roles(block) & everywhere | {"gate"}
         if block.experts:  # a shared expert beside them is not all of the feed-forward
             present -= FEEDFORWARD
         missing = sorted(wanted - present - absent, key=ROLES.index)
@@ -132,13 +132,15 @@ def find_parts(model: nn.Module, roles: Iterable[Role] = ROLES) -> list[RolePart
 def _without_role(model: nn.Module, block: Block, missing: list[Role]) -> str:
     inside = [path for path in find_linears(model) if path.startswith(f"{block.path}.")]
     found = ", ".join(path.removeprefix(f"{block.path}.") for path in inside)
+    packed = [path.removeprefix(f"{block.path}.") for path in block.experts]
+    beside = f"; the layout of its experts in {', '.join(packed)} is not known" if packed else ""
     return (
         f"{type(model).__name__}: no linear of {block.path} is known to be {', '.join(missing)}; "
-        f"its linears are {found or '(it has none)'}; name those that you mean in target_modules"
+        f"its linears are {found or '(it has none)'}{beside}; name those that you mean in target_modules"
     )
 
 
-def _absent_by_kind(block: Block) -> set[Role]:
+def absent_roles(block: Block) -> set[Role]:
     """Roles that a block of this kind does not have: nothing in it is left that could play them."""
     present = {part.role for part in block.parts}
     mixing = tuple(f"{path}." for path in (block.attention, block.mixer) if path)

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from mmpeft.adapters.experts import AdaptedProjection, adapt_projection, expert_features, split_path
 from mmpeft.adapters.functional import ALL_SERVED, BASE
+from mmpeft.adapters.inputs import model_inputs
 from mmpeft.adapters.layer import AdaptedForward
 from mmpeft.adapters.methods.base import AdapterConfig, ModelInputs
 from mmpeft.adapters.methods.stack import Stack
@@ -17,7 +19,9 @@ from mmpeft.adapters.targets import (
     find_sites,
     gets_flattened,
     layer_features,
-    model_inputs,
+    settle,
+    tell_left_out,
+    tensor_shapes,
     trained_features,
 )
 from mmpeft.errors import RefusedError, UnknownNameError
@@ -83,10 +87,11 @@ class AdapterBank(nn.Module):
         self.routing = Routing()
         self.stacks: Any = nn.ModuleDict()
         """Every stack by path and place, with slashes for dots."""
-        self.layers: dict[str, AdaptedForward] = {}
+        self.layers: dict[str, AdaptedForward | AdaptedProjection] = {}
         self.inputs: dict[str, Stack] = {}
         """Method -> the stack of a method that changes what the model reads, in the order in which they act."""
         self.entries: dict[str, Entry] = {}
+        self._inputs: ModelInputs | None = None
         self._num_slots: dict[str, int] = {}
         self._sizes: dict[str, int] = {}
 
@@ -135,6 +140,7 @@ class AdapterBank(nn.Module):
             )
         parts = self.plan(config)
         generator = torch.Generator().manual_seed(seed)
+        tell_left_out(self.model, name, config)
         for part in parts:
             method = part.config.method
             self.reserve(method, max(part.slot + 1, self._num_slots.get(method, 0)), part.config.size)
@@ -222,9 +228,17 @@ class AdapterBank(nn.Module):
             return config.input_features(self.model_inputs())
         return layer_features(self.model, path)
 
+    def shapes(self, path: str, config: AdapterConfig) -> dict[str, list[int]]:
+        """Name -> shape of the tensors of a slot of this config at ``path``."""
+        if path == INPUTS:
+            return config.shapes(path, *self.features(path, config))
+        return tensor_shapes(self.model, path, config)
+
     def model_inputs(self) -> ModelInputs:
         """The sizes of what the model reads."""
-        return model_inputs(self.model, self.image_shape)
+        if self._inputs is None:
+            self._inputs = model_inputs(self.model, self.image_shape)
+        return self._inputs
 
     def sites(self, config: AdapterConfig) -> list[str]:
         """Paths of what a method with this config changes."""
@@ -244,7 +258,7 @@ class AdapterBank(nn.Module):
                     raise RefusedError(
                         f"two {each.method} parts of one adapter both change {min(both)}; give each its own layers"
                     )
-            parts.append(MethodPart(each, self._free_slot(each.method), sites))
+            parts.append(MethodPart(settle(self.model, each), self._free_slot(each.method), sites))
             if each.home == "inputs":
                 self.features(INPUTS, each)  # says now if this model has no such input
         return parts
@@ -279,7 +293,9 @@ class AdapterBank(nn.Module):
         self.inputs[stack.method] = stack
         self.inputs = dict(sorted(self.inputs.items(), key=lambda item: (item[1].turn, item[0])))
 
-    def _layer(self, path: str) -> AdaptedForward:
+    def _layer(self, path: str) -> AdaptedForward | AdaptedProjection:
+        if path not in self.layers and (found := split_path(self.model, path)):
+            self.layers[path] = adapt_projection(*found, self.routing)
         if path not in self.layers:
             in_features, _ = layer_features(self.model, path)
             base, flattened = self.model.get_submodule(path), gets_flattened(self.model, path)
@@ -289,6 +305,8 @@ class AdapterBank(nn.Module):
     def _new_stack(self, path: str, config: AdapterConfig) -> Stack:
         method = config.method
         sizes = self._num_slots[method], self._sizes[method]
+        if found := split_path(self.model, path):
+            return config.make_experts_stack(*expert_features(*found), *sizes).to(self._device())
         return config.make_stack(path, *self.features(path, config), *sizes).to(self._device())
 
     def _device(self) -> torch.device:

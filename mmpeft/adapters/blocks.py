@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmpeft.adapters.experts import expert_features, projections
 from mmpeft.adapters.roles import (
     MIXER_INPUTS,
     Role,
@@ -18,6 +19,8 @@ from mmpeft.adapters.roles import (
 )
 from mmpeft.errors import RefusedError
 
+EXPERTS = ("experts", "shared_experts", "input_linear", "output_linear")
+"""What a module is called that holds all experts in one tensor."""
 ATTENTION: set[Role] = {"q", "k", "v", "o"}
 FEEDFORWARD: set[Role] = {"gate", "up", "down"}
 
@@ -48,9 +51,10 @@ class Block:
     parts: list[RolePart]
     """In the order of the modules."""
     mixer: str | None = None
-    """Path of what mixes tokens in place of an attention."""
+    """Path of what mixes tokens in place of an attention, or beside it; it plays roles only where there is none."""
     experts: list[str] = field(default_factory=list)
-    """Paths of the modules that hold all experts of a mixture in one tensor per projection."""
+    """Paths of the modules that hold all experts of a mixture in one tensor per projection, in a layout that is not
+    known."""
     others: list[str] = field(default_factory=list)
     """Paths of the linears that play no role."""
 
@@ -87,9 +91,10 @@ def take_apart(model: nn.Module, number: int, path: str, linears: dict[str, nn.M
         if name.startswith(f"{path}.")
     }
     attention = _attention(list(shapes), path)
-    mixer = None if attention is not None else _mixer(list(shapes))
+    mixer = _mixer(list(shapes))
     mixing = attention if attention is not None else mixer
-    rest = {name: shape for name, shape in shapes.items() if mixing is None or not _inside(name, mixing)}
+    regions = [each for each in (attention, mixer) if each is not None]
+    rest = {name: shape for name, shape in shapes.items() if not any(_inside(name, each) for each in regions)}
     hidden = getattr(text_config(model), "hidden_size", None)
     experts = packed_experts(model.get_submodule(path))
     feedforward = {} if hidden is None else find_feedforward(rest, hidden)
@@ -97,13 +102,15 @@ def take_apart(model: nn.Module, number: int, path: str, linears: dict[str, nn.M
     for name in shapes:
         if name in feedforward:
             parts += _fused_feedforward(f"{path}.{name}", feedforward[name], shapes[name][1])
-        elif name not in rest:
+        elif mixing is not None and _inside(name, mixing):
             parts += _mixing_parts(model, path, name, shapes, mixing, attention is None)
+    parts += [part for name in experts for part in _expert_parts(model, f"{path}.{name}")]
     placed = {part.path for part in parts}
     others = [full for name in shapes if (full := f"{path}.{name}") not in placed]
     whole = experts[0].rpartition(".")[0] if experts else _whole(feedforward)
+    unknown = [f"{path}.{name}" for name in experts if not projections(model.get_submodule(f"{path}.{name}"))]
     at = [_join(path, child) for child in (attention, whole, mixer)]
-    return Block(number, path, at[0], at[1], parts, at[2], [f"{path}.{name}" for name in experts], others)
+    return Block(number, path, at[0], at[1], parts, at[2], unknown, others)
 
 
 def _attention(names: list[str], path: str) -> str | None:
@@ -161,6 +168,20 @@ def _mixing_parts(
     return [RolePart(full, role, features) for role, features in split.items()]
 
 
+def _expert_parts(model: nn.Module, path: str) -> list[RolePart]:
+    module: Any = model.get_submodule(path)
+    parts: list[RolePart] = []
+    for name in projections(module):
+        role: Role = "down" if name == "down_proj" else "up"
+        if name == "gate_up_proj":
+            index = torch.arange(expert_features(module, name)[2])
+            gate, up = index.chunk(2) if module.is_concatenated else (index[::2], index[1::2])
+            parts += [RolePart(f"{path}.{name}", "gate", gate), RolePart(f"{path}.{name}", "up", up)]
+        else:
+            parts.append(RolePart(f"{path}.{name}", role))
+    return parts
+
+
 def _fused_feedforward(path: str, roles: list[Role], features: int) -> list[RolePart]:
     if len(roles) == 1:
         return [RolePart(path, roles[0])]
@@ -182,7 +203,7 @@ def packed_experts(block: nn.Module) -> list[str]:
         path
         for path, module in block.named_modules()
         if any(parameter.dim() == 3 for parameter in module.parameters(recurse=False))
-        and last_name(path) in ("experts", "input_linear", "output_linear")
+        and last_name(path) in EXPERTS
     ]
 
 

@@ -20,8 +20,9 @@ from mmpeft.adapters.architecture import (
     last_name,
 )
 from mmpeft.adapters.bank import INPUTS
+from mmpeft.adapters.inputs import model_inputs
 from mmpeft.adapters.methods.registry import METHODS
-from mmpeft.adapters.targets import find_sites, layer_features, model_inputs, num_parameters, trained_features
+from mmpeft.adapters.targets import find_sites, layer_features, num_parameters, settle, trained_features
 from mmpeft.errors import RefusedError
 from mmpeft.models.language import load_pretrained, refusals_of_transformers
 from mmpeft.reporting.tables import make_table
@@ -101,8 +102,8 @@ def method_rows(model: nn.Module) -> list[MethodRow]:
             shapes = config.shapes(INPUTS, *config.input_features(model_inputs(model, None)))
             rows.append(MethodRow(method, ["inputs"], 1, sum(map(math.prod, shapes.values()))))
             continue
-        sites = find_sites(model, config)
-        parameters = sum(num_parameters(model, path, config) for path in sites)
+        sites, settled = find_sites(model, config), settle(model, config)
+        parameters = sum(num_parameters(model, path, settled) for path in sites)
         rows.append(MethodRow(method, _touched(model, sites, config), len(sites), parameters))
     return rows
 
