@@ -16,7 +16,7 @@ def model_inputs(model: Any, image_shape: tuple[int, int] | None) -> ModelInputs
     Args:
         image_shape: (tokens, dim) of one image's features, where the model reads images.
     """
-    config, name = text_config(model), type(model).__name__
+    config = text_config(model)
     num_layers = getattr(config, "num_hidden_layers", None) or 0
     heads, key_heads, head_dim, refused = 0, 0, 0, None
     try:
@@ -26,14 +26,14 @@ def model_inputs(model: Any, image_shape: tuple[int, int] | None) -> ModelInputs
         num_layers = len(blocks)
     except RefusedError as error:
         refused = f"a prefix stands among the keys and values of every layer: {error}"
-    embedding = model.get_input_embeddings()
-    if not isinstance(getattr(embedding, "weight", None), nn.Parameter):
-        raise RefusedError(
-            f"{name} has no single table of input embeddings (found {type(embedding).__name__}), so that there is no "
-            "place for virtual tokens; adapt its layers instead"
-        )
     return ModelInputs(
-        embedding.weight.shape[1], num_layers, heads, key_heads, head_dim, image_shape, refused
+        model.get_input_embeddings().weight.shape[1],
+        num_layers,
+        heads,
+        key_heads,
+        head_dim,
+        image_shape,
+        refused,
     )
 
 
