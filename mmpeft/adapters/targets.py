@@ -28,6 +28,12 @@ from mmpeft.adapters.methods.base import AdapterConfig, names_module
 from mmpeft.adapters.roles import CONTIGUOUS, GROUPED, ROLES, attention_roles
 from mmpeft.errors import RefusedError
 
+NO_LAYERS = {
+    "xlnet": "hands its layers (tokens, rows, features), but an adapter is chosen by row, which must come first",
+    "reformer": "has reversible layers, which record no gradient for what is trained in them on frozen embeddings",
+}
+"""Families whose layers cannot be adapted, and why."""
+
 
 def find_sites(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
     """The layers that ``config`` names by ``target_modules`` and ``layers``, by their path in ``model``.
@@ -52,8 +58,10 @@ def find_sites(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
             _chosen(model, sites, field, getattr(config, field))
     for path in sites.keys() & experts.keys():
         config.check_experts(path)
-    for path in sites.keys() & linears.keys():
+    for path in sites:
         _check_sees_rows(model, path)
+    if why := NO_LAYERS.get(str(getattr(getattr(model, "config", None), "model_type", None))):
+        raise RefusedError(f"{type(model).__name__} {why}; choose another base")
     return sites if config.layers is None else _inside(model, sites, config.layers)
 
 
@@ -102,14 +110,8 @@ def settle(model: nn.Module, config: AdapterConfig) -> AdapterConfig:
 
 def _check_sees_rows(model: nn.Module, path: str) -> None:
     """Raises:
-    RefusedError: the layer is an expert among a list of them, which gets tokens of which nobody knows the row, or
-        its model puts the tokens before the rows.
+    RefusedError: the layer is an expert among a list of them, which gets tokens of which nobody knows the row.
     """
-    if getattr(getattr(model, "config", None), "model_type", None) == "xlnet":
-        raise RefusedError(
-            f"{type(model).__name__} hands its layers (tokens, rows, features), but an adapter is chosen by row, which "
-            "must come first; choose another base"
-        )
     names = path.split(".")
     lists = [i for i, name in enumerate(names[:-1]) if name == "experts" and names[i + 1].isdigit()]
     if lists:

@@ -148,6 +148,8 @@ def test_layers_of_a_model_of_towers_are_the_text_decoders():
         ("mllama", LoraConfig(), r"model.layers.3 has no self-attention \(cross_attn\)"),
         ("bart", LoraConfig(), r"model.decoder.layers.0 has several.*\(encoder_attn, self_attn\)"),
         ("xlnet", LoraConfig(), "XLNetLMHeadModel: no linear of transformer.layer.0.*q, v"),
+        ("xlnet", BottleneckConfig(), r"XLNetLMHeadModel hands its layers \(tokens, rows, features\)"),
+        ("reformer", LoraConfig(), "ReformerModelWithLMHead has reversible layers"),
         ("mamba", BottleneckConfig(), "MambaForCausalLM: no feed-forward.*backbone.layers.0"),
     ],
 )
