@@ -8,22 +8,15 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from mmpeft.adapters.experts import AdaptedProjection, adapt_projection, expert_features, split_path
+from mmpeft.adapters.experts import AdaptedProjection
 from mmpeft.adapters.functional import ALL_SERVED, BASE
 from mmpeft.adapters.inputs import model_inputs
 from mmpeft.adapters.layer import AdaptedForward
 from mmpeft.adapters.methods.base import AdapterConfig, ModelInputs
 from mmpeft.adapters.methods.stack import Stack
+from mmpeft.adapters.places import adapt_layer, make_stack, tensor_shapes
 from mmpeft.adapters.routing import Routing
-from mmpeft.adapters.targets import (
-    find_sites,
-    gets_flattened,
-    layer_features,
-    settle,
-    tell_left_out,
-    tensor_shapes,
-    trained_features,
-)
+from mmpeft.adapters.targets import find_sites, layer_features, settle, tell_left_out, trained_features
 from mmpeft.errors import RefusedError, UnknownNameError
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
@@ -275,9 +268,7 @@ class AdapterBank(nn.Module):
     def _stack(self, path: str, config: AdapterConfig) -> Stack:
         """The stack for ``config``'s method at one place; made, and the layer adapted, when missing."""
         place = config.method if path == INPUTS else config.place(path)
-        key = f"{path}/{place}".replace(
-            ".", "/"
-        )  # a module's name has no dots; nor is any with a slash taken
+        key = f"{path}/{place}".replace(".", "/")  # a module's name has no dots; none with a slash is taken
         if key not in self.stacks:
             stack = self.stacks[key] = self._new_stack(path, config)
             if path == INPUTS:
@@ -294,20 +285,16 @@ class AdapterBank(nn.Module):
         self.inputs = dict(sorted(self.inputs.items(), key=lambda item: (item[1].turn, item[0])))
 
     def _layer(self, path: str) -> AdaptedForward | AdaptedProjection:
-        if path not in self.layers and (found := split_path(self.model, path)):
-            self.layers[path] = adapt_projection(*found, self.routing)
         if path not in self.layers:
-            in_features, _ = layer_features(self.model, path)
-            base, flattened = self.model.get_submodule(path), gets_flattened(self.model, path)
-            self.layers[path] = AdaptedForward(base, in_features, self.routing, flattened)
+            self.layers[path] = adapt_layer(self.model, path, self.routing)
         return self.layers[path]
 
     def _new_stack(self, path: str, config: AdapterConfig) -> Stack:
         method = config.method
         sizes = self._num_slots[method], self._sizes[method]
-        if found := split_path(self.model, path):
-            return config.make_experts_stack(*expert_features(*found), *sizes).to(self._device())
-        return config.make_stack(path, *self.features(path, config), *sizes).to(self._device())
+        if path == INPUTS:
+            return config.make_stack(path, *self.features(path, config), *sizes).to(self._device())
+        return make_stack(self.model, path, config, *sizes).to(self._device())
 
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device

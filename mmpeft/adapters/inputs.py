@@ -46,7 +46,7 @@ def _key_heads(model: nn.Module, blocks: list[Block]) -> tuple[int, int]:
     config, found = text_config(model), dict[tuple[int, int], str]()
     kinds = getattr(config, "layer_types", None) or []
     if states := [kind for kind in kinds if "linear" in kind or "attention" not in kind]:
-        raise RefusedError(f"{type(model).__name__} has layers of {states[0]}, which keep a state instead")
+        raise RefusedError(f"{type(model).__name__} has layers of {states[0]}, which keep a state")
     if not _attribute(config, "num_attention_heads"):
         raise RefusedError(f"the config of {type(model).__name__} names no one number of attention heads")
     for block in blocks:
@@ -99,5 +99,5 @@ def _attribute(config: Any, name: str) -> int:
     """A number of a config; 0 where it has none, or another in each layer."""
     try:
         return int(getattr(config, name))
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, RuntimeError):  # the last where it differs by layer
         return 0

@@ -1,7 +1,6 @@
 """Target modules: which layers of a language model an adapter goes to, and the sizes of what it reads."""
 
 import difflib
-import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -193,33 +192,6 @@ def layer_features(model: nn.Module, path: str) -> tuple[int, int]:
         return features
     hidden = _hidden_size(model)
     return hidden, hidden
-
-
-def num_parameters(model: nn.Module, path: str, config: AdapterConfig) -> int:
-    """How many numbers an adapter trains on the layer at ``path``."""
-    numbers = sum(map(math.prod, tensor_shapes(model, path, config).values()))
-    features = trained_features(model, path, config)
-    return numbers if features is None else numbers * len(features) // layer_features(model, path)[1]
-
-
-def tensor_shapes(model: nn.Module, path: str, config: AdapterConfig) -> dict[str, list[int]]:
-    """Name -> shape of what a slot of this config has on the layer at ``path``."""
-    if experts := split_path(model, path):
-        return config.expert_shapes(*expert_features(*experts))
-    return config.shapes(path, *layer_features(model, path))
-
-
-def gets_flattened(model: Any, path: str) -> bool:
-    """Whether the layer at ``path`` gets (rows * tokens, features), row by row: OPT's feed-forward does, and what sits
-    beside the experts of a mixture."""
-    if getattr(getattr(model, "config", None), "model_type", None) == "opt" and path.endswith(
-        (".fc1", ".fc2")
-    ):
-        return True
-    if "router" in path.split("."):
-        return True
-    parents = [path.rsplit(".", count)[0] for count in range(1, path.count(".") + 1)]
-    return any(hasattr(model.get_submodule(parent), "experts") for parent in parents)
 
 
 def _hidden_size(model: Any) -> int:

@@ -22,7 +22,8 @@ from mmpeft.adapters.architecture import (
 from mmpeft.adapters.bank import INPUTS
 from mmpeft.adapters.inputs import model_inputs
 from mmpeft.adapters.methods.registry import METHODS
-from mmpeft.adapters.targets import find_sites, layer_features, num_parameters, settle, trained_features
+from mmpeft.adapters.places import num_parameters
+from mmpeft.adapters.targets import find_sites, layer_features, settle, trained_features
 from mmpeft.errors import RefusedError
 from mmpeft.models.language import load_pretrained, refusals_of_transformers
 from mmpeft.reporting.tables import make_table

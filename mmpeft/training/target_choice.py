@@ -7,8 +7,9 @@ from typing import Any
 
 from mmpeft.adapters import AdapterConfig, HybridConfig
 from mmpeft.adapters.architecture import block_linears
+from mmpeft.adapters.places import num_parameters
 from mmpeft.adapters.sensitivity import sensitivity, top_sites
-from mmpeft.adapters.targets import num_parameters, settle
+from mmpeft.adapters.targets import settle
 from mmpeft.data.batch import Batch
 from mmpeft.models.multimodal import MultimodalModel
 

@@ -57,6 +57,7 @@ def test_prefixes_are_as_large_as_what_a_layer_keeps(family, heads, head_dim):
         ("gemma3n_text", "model.layers.2 has no keys and values of its own"),
         ("jamba", "JambaForCausalLM has layers of linear_attention"),
         ("mamba", "MambaForCausalLM has layers of linear_attention"),
+        ("dots3_note_text", "Dots3NoteForCausalLM names no one number of attention heads"),
         ("xlstm", "xLSTMForCausalLM names no one number of attention heads"),
         ("hrm_text", "no single list of decoder layers"),
     ],
