@@ -8,18 +8,15 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from mmpeft.adapters.experts import AdaptedProjection
 from mmpeft.adapters.functional import ALL_SERVED, BASE
+from mmpeft.adapters.inputs import model_inputs
 from mmpeft.adapters.layer import AdaptedForward
 from mmpeft.adapters.methods.base import AdapterConfig, ModelInputs
 from mmpeft.adapters.methods.stack import Stack
+from mmpeft.adapters.places import adapt_layer, make_stack, tensor_shapes
 from mmpeft.adapters.routing import Routing
-from mmpeft.adapters.targets import (
-    find_sites,
-    gets_flattened,
-    layer_features,
-    model_inputs,
-    trained_features,
-)
+from mmpeft.adapters.targets import find_sites, layer_features, settle, tell_left_out, trained_features
 from mmpeft.errors import RefusedError
 from mmpeft.names import RESERVED_NAME, unknown_finetune
 
@@ -82,10 +79,11 @@ class AdapterBank(nn.Module):
         self.routing = Routing()
         self.stacks: Any = nn.ModuleDict()
         """Every stack by path and place, with slashes for dots."""
-        self.layers: dict[str, AdaptedForward] = {}
+        self.layers: dict[str, AdaptedForward | AdaptedProjection] = {}
         self.inputs: dict[str, Stack] = {}
         """Method -> the stack of a method that changes what the model reads, in the order in which they act."""
         self.entries: dict[str, Entry] = {}
+        self._inputs: ModelInputs | None = None
         self._num_slots: dict[str, int] = {}
         self._sizes: dict[str, int] = {}
 
@@ -134,6 +132,7 @@ class AdapterBank(nn.Module):
             )
         parts = self.plan(config)
         generator = torch.Generator().manual_seed(seed)
+        tell_left_out(self.model, name, config)
         for part in parts:
             method = part.config.method
             self.reserve(method, max(part.slot + 1, self._num_slots.get(method, 0)), part.config.size)
@@ -221,9 +220,17 @@ class AdapterBank(nn.Module):
             return config.input_features(self.model_inputs())
         return layer_features(self.model, path)
 
+    def shapes(self, path: str, config: AdapterConfig) -> dict[str, list[int]]:
+        """Name -> shape of the tensors of a slot of this config at ``path``."""
+        if path == INPUTS:
+            return config.shapes(path, *self.features(path, config))
+        return tensor_shapes(self.model, path, config)
+
     def model_inputs(self) -> ModelInputs:
         """The sizes of what the model reads."""
-        return model_inputs(self.model, self.image_shape)
+        if self._inputs is None:
+            self._inputs = model_inputs(self.model, self.image_shape)
+        return self._inputs
 
     def sites(self, config: AdapterConfig) -> list[str]:
         """Paths of what a method with this config changes."""
@@ -243,7 +250,7 @@ class AdapterBank(nn.Module):
                     raise RefusedError(
                         f"two {each.method} parts of one adapter both change {min(both)}; give each its own layers"
                     )
-            parts.append(MethodPart(each, self._free_slot(each.method), sites))
+            parts.append(MethodPart(settle(self.model, each), self._free_slot(each.method), sites))
             if each.home == "inputs":
                 self.features(INPUTS, each)  # says now if this model has no such input
         return parts
@@ -260,9 +267,7 @@ class AdapterBank(nn.Module):
     def _stack(self, path: str, config: AdapterConfig) -> Stack:
         """The stack for ``config``'s method at one place; made, and the layer adapted, when missing."""
         place = config.method if path == INPUTS else config.place(path)
-        key = f"{path}/{place}".replace(
-            ".", "/"
-        )  # a module's name has no dots; nor is any with a slash taken
+        key = f"{path}/{place}".replace(".", "/")  # a module's name has no dots; none with a slash is taken
         if key not in self.stacks:
             stack = self.stacks[key] = self._new_stack(path, config)
             if path == INPUTS:
@@ -278,17 +283,17 @@ class AdapterBank(nn.Module):
         self.inputs[stack.method] = stack
         self.inputs = dict(sorted(self.inputs.items(), key=lambda item: (item[1].turn, item[0])))
 
-    def _layer(self, path: str) -> AdaptedForward:
+    def _layer(self, path: str) -> AdaptedForward | AdaptedProjection:
         if path not in self.layers:
-            in_features, _ = layer_features(self.model, path)
-            base, flattened = self.model.get_submodule(path), gets_flattened(self.model, path)
-            self.layers[path] = AdaptedForward(base, in_features, self.routing, flattened)
+            self.layers[path] = adapt_layer(self.model, path, self.routing)
         return self.layers[path]
 
     def _new_stack(self, path: str, config: AdapterConfig) -> Stack:
         method = config.method
         sizes = self._num_slots[method], self._sizes[method]
-        return config.make_stack(path, *self.features(path, config), *sizes).to(self._device())
+        if path == INPUTS:
+            return config.make_stack(path, *self.features(path, config), *sizes).to(self._device())
+        return make_stack(self.model, path, config, *sizes).to(self._device())
 
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device

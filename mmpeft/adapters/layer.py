@@ -54,17 +54,22 @@ class AdaptedForward:
         else:
             self.base.forward = self._replaced
 
-    def __call__(self, x: Tensor, *others: Tensor) -> Tensor:
-        """(B, T, I) -> (B, T, O); ``others`` go to the layer as they are.
+    def __call__(self, x: Tensor, *others: Any, **named: Any) -> Any:
+        """(B, ..., I) -> (B, ..., O); ``others`` and ``named`` go to the layer as they are, and what it returns beside
+        its output, as a router's choice, comes back as it is.
 
         Raises:
             RefusedError: no routing yet, or it was written for another number of rows.
         """
         if self.flattened and x.dim() == 2:
-            return self._forward(x.unflatten(0, (self.routing.num_rows, -1)), *others).flatten(0, 1)
-        return self._forward(x, *others)
+            rows = self.routing.num_rows
+            if not x.shape[0] % rows:
+                return self._forward(x.unflatten(0, (rows, -1)), *others, **named).flatten(0, 1)
+        if x.dim() > 3:  # latent attention hands on the tokens of each row with a dim for its one head
+            return self._forward(x.flatten(1, -2), *others, **named).unflatten(1, x.shape[1:-1])
+        return self._forward(x, *others, **named)
 
-    def _forward(self, x: Tensor, *others: Tensor) -> Tensor:
+    def _forward(self, x: Tensor, *others: Any, **named: Any) -> Any:
         for stack in self.stacks.values():
             if (
                 stack.training != self.base.training
@@ -74,10 +79,15 @@ class AdaptedForward:
         scaled = x
         for stack, slots, uniform in routed:
             scaled = stack.on_input(scaled, slots, uniform)
-        y = self.plain(scaled, *others)
+        returned = self.plain(scaled, *others, **named)
+        y = returned[0] if isinstance(returned, tuple) else returned
+        shape = y.shape
+        if shape[:-1] != x.shape[:-1]:  # Llama 4's mixture flattens its rows
+            y = y.reshape(*x.shape[:-1], -1)
         for stack, slots, uniform in routed:
             y = stack.on_output(x, y, slots, uniform)
-        return y
+        y = y.view(shape) if y.shape != shape else y
+        return (y, *returned[1:]) if isinstance(returned, tuple) else y
 
     def _route(self, method: str, x: Tensor) -> tuple[Tensor, bool]:
         slots = self.routing.slots.get(method)

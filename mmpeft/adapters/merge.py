@@ -11,14 +11,19 @@ dense                ``W + c B A``, ``W + D``    ``diag(v) W``, ``diag(v) b`` an
 Scaling the columns of a quantised weight would mean quantising it again. In a gated feed-forward that is not
 needed: ``down(u * act(gate x) * up x)`` is ``down(act(gate x) * (u * up x))``, so ``u`` scales the rows of
 ``up_proj``. BitFit goes into biases, where the base has them. Bottlenecks, prompts and prefixes are no change of a
-weight and stay adapters.
+weight and stay adapters. Packed experts are dense and take either.
 
 How a method folds into a linear is its own affair: `AdapterConfig.fold`.
 """
 
+from collections.abc import Callable
+
+import torch
 from torch import nn
 
-from mmpeft.adapters.bank import AdapterBank
+from mmpeft.adapters.bank import AdapterBank, Place
+from mmpeft.adapters.experts import dense_experts, split_path
+from mmpeft.adapters.methods.base import AdapterConfig
 from mmpeft.errors import RefusedError
 
 
@@ -39,19 +44,36 @@ def merge(bank: AdapterBank, name: str) -> None:
             "it diverged, and merging it would destroy the base"
         )
     for path, layer in bank.layers.items():
-        if bank.model.get_submodule(path) is not layer.base:
+        experts = split_path(bank.model, path)
+        if (experts[0] if experts else bank.model.get_submodule(path)) is not layer.base:
             raise RefusedError(
                 f"{path} was replaced after adapters were added to it; add them to the new model"
             )
     acting = [(part.config, place) for part in bank.entry(name).parts for place in bank.places_of(part)]
     acting.sort(key=lambda each: each[1].stack.turn)
-    folds = [config.fold(path, bank.model, stack, slot) for config, (path, stack, slot) in acting]
+    folds = [_fold(bank.model, config, place) for config, place in acting]
     for fold in folds:
         fold()
     bank.remove(name)
     for layer in bank.layers.values():
         for stack in layer.stacks.values():
             stack.attach(layer.base, layer.plain)  # DoRA keeps norms of the base
+
+
+def _fold(model: nn.Module, config: AdapterConfig, place: Place) -> Callable[[], None]:
+    path, stack, slot = place
+    experts = split_path(model, path)
+    if experts is None:
+        return config.fold(path, model, stack, slot)
+
+    @torch.no_grad()
+    def fold() -> None:
+        weight = dense_experts(*experts)
+        change = torch.zeros_like(weight, dtype=torch.float32)
+        config.change_experts(change, weight.float(), stack, slot)
+        weight.copy_(weight.float() + change)
+
+    return fold
 
 
 def unwrap(bank: AdapterBank) -> nn.Module:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mmpeft.adapters.architecture import last_name
 from mmpeft.adapters.bank import INPUTS, NAME_PATTERN, AdapterBank, MethodPart
+from mmpeft.adapters.experts import expert_key, split_path
 from mmpeft.adapters.methods.base import AdapterConfig
 from mmpeft.adapters.methods.hybrid import HybridConfig
 from mmpeft.adapters.methods.registry import METHODS
@@ -32,7 +33,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 KEY_PREFIX = "base_model.model."
 UNSUPPORTED = (
-    *("bias", "modules_to_save", "trainable_token_indices", "target_parameters"),
+    *("bias", "modules_to_save", "trainable_token_indices"),
     *("layers_to_transform", "exclude_modules"),
 )
 """Fields of every PEFT config that, when set, change what the tensors mean; `AdapterConfig.peft_refused` has those of
@@ -57,10 +58,13 @@ def save_adapter(bank: AdapterBank, name: str, directory: str | Path, base_name:
         folders = ["."]
     for folder, part in zip(folders, parts, strict=True):
         inputs = bank.model_inputs() if part.config.home == "inputs" else None
-        fields = part.config.to_peft(part.sites, lambda sites: _target_names(bank, sites), inputs)
+        experts = [path for path in part.sites if split_path(bank.model, path)]
+        modules = [path for path in part.sites if path not in experts]
+        fields = part.config.to_peft(modules, lambda sites: _target_names(bank, sites), inputs)
+        fields |= part.config.experts_to_peft(experts, fields) if experts else {}
         write_json(directory / folder / CONFIG_FILE, fields | {"base_model_name_or_path": base_name})
         tensors = {
-            _key(path, key): tensor
+            _key(bank, part, path, key): tensor
             for path, stack, slot in bank.places_of(part)
             for key, tensor in stack.tensors(slot).items()
         }
@@ -94,7 +98,7 @@ def load_adapter(bank: AdapterBank, name: str, directory: str | Path, replace: b
     bank.add(name, config)
     for part, own in zip(bank.entry(name).parts, tensors, strict=True):
         for path, stack, slot in bank.places_of(part):
-            stack.fill(slot, {key: own[_key(path, key)] for key in stack.tensors(slot)})
+            stack.fill(slot, {key: own[_key(bank, part, path, key)] for key in stack.tensors(slot)})
 
 
 def _folders(directory: Path, config: AdapterConfig) -> list[Path]:
@@ -147,9 +151,9 @@ def _read_json(directory: Path) -> dict[str, Any]:
     return raw
 
 
-def _key(path: str, key: str) -> str:
+def _key(bank: AdapterBank, part: MethodPart, path: str, key: str) -> str:
     """The key of a tensor in the file."""
-    return key if path == INPUTS else f"{KEY_PREFIX}{path}.{key}"
+    return key if path == INPUTS else f"{KEY_PREFIX}{expert_key(bank.model, path, part.sites)}.{key}"
 
 
 def _target_names(bank: AdapterBank, sites: list[str]) -> list[str]:
@@ -175,9 +179,9 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
 def _shapes(bank: AdapterBank, part: MethodPart) -> dict[str, list[int]]:
     """Key -> shape of every tensor that the file of such a part holds."""
     return {
-        _key(path, key): shape
+        _key(bank, part, path, key): shape
         for path in part.sites
-        for key, shape in part.config.shapes(path, *bank.features(path, part.config)).items()
+        for key, shape in bank.shapes(path, part.config).items()
     }
 
 

@@ -1,26 +1,37 @@
 """Target modules: which layers of a language model an adapter goes to, and the sizes of what it reads."""
 
 import difflib
-import math
 import re
+import warnings
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmpeft.adapters.architecture import (
-    FUSED_QKV,
+    RolePart,
+    absent_roles,
     find_blocks,
     find_layers,
     find_linears,
     find_parts,
     last_name,
     linear_features,
+    text_config,
 )
-from mmpeft.adapters.methods.base import AdapterConfig, ModelInputs, names_module
+from mmpeft.adapters.blocks import EXPERTS
+from mmpeft.adapters.experts import expert_features, find_experts, split_path
+from mmpeft.adapters.layer_choice import choose_layers
+from mmpeft.adapters.methods.base import AdapterConfig, names_module
+from mmpeft.adapters.roles import CONTIGUOUS, GROUPED, ROLES, attention_roles
 from mmpeft.errors import RefusedError
+
+NO_LAYERS = {
+    "xlnet": "hands its layers (tokens, rows, features), but an adapter is chosen by row, which must come first",
+    "reformer": "has reversible layers, which record no gradient for what is trained in them on frozen embeddings",
+}
+"""Families whose layers cannot be adapted, and why."""
 
 
 def find_sites(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
@@ -30,19 +41,26 @@ def find_sites(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
         RefusedError: a name matches nothing (the message has the closest names of this model), "auto" finds no
             linear for a role, or the decoder layers are not there.
     """
-    linears = find_linears(model)
+    linears, experts = find_linears(model), find_experts(model)
     targets = config.target_modules
+    named = linears | experts if _says_experts(targets) else linears
     if config.whole_feedforwards:
         whole = _feedforwards(model, needed=targets == "auto")
-        sites = whole if targets == "auto" else _targeted(model, linears | whole, linears, targets)
+        sites = whole if targets == "auto" else _targeted(model, named | whole, linears, targets)
     elif targets == "auto":
-        chosen = {part.path for part in find_parts(model, config.auto)}
-        sites = {path: module for path, module in linears.items() if path in chosen}
+        chosen = {part.path for part in _auto_parts(model, config)}
+        sites = {path: module for path, module in (linears | experts).items() if path in chosen}
     else:
-        sites = _targeted(model, linears, linears, targets)
+        sites = _targeted(model, named, linears, targets)
     for field in config.fields_of_targets:
         if getattr(config, field) not in ("auto", []):
             _chosen(model, sites, field, getattr(config, field))
+    for path in sites.keys() & experts.keys():
+        config.check_experts(path)
+    for path in sites:
+        _check_sees_rows(model, path)
+    if why := NO_LAYERS.get(str(getattr(getattr(model, "config", None), "model_type", None))):
+        raise RefusedError(f"{type(model).__name__} {why}; choose another base")
     return sites if config.layers is None else _inside(model, sites, config.layers)
 
 
@@ -52,18 +70,72 @@ def _targeted(
     return linears if targets == "all-linear" else _chosen(model, layers, "target_modules", targets)
 
 
+def _says_experts(targets: str | list[str]) -> bool:
+    """Packed experts are meant only where they are named: ``down_proj`` means linears, as it does in PEFT."""
+    return "experts" in targets if isinstance(targets, str) else any("experts" in name for name in targets)
+
+
+def tell_left_out(model: nn.Module, name: str, config: AdapterConfig) -> None:
+    """Warns where "all-linear" of the adapter ``name`` does not reach packed experts, with their parameters."""
+    if all(part.target_modules != "all-linear" for part in config.parts()):
+        return
+    count = sum(
+        parameter.numel()
+        for path, module in model.named_modules()
+        if last_name(path) in EXPERTS
+        for parameter in module.parameters(recurse=False)
+        if parameter.dim() == 3
+    )
+    if count:
+        total = sum(parameter.numel() for parameter in model.parameters())
+        warnings.warn(
+            f"adapter {name!r}: all-linear leaves out {count:,} of {total:,} parameters, those of experts that are one "
+            "tensor per projection and no linear; name them in target_modules too, such as experts.down_proj, to adapt "
+            "them with LoRA or IA3",
+            stacklevel=4,
+        )
+
+
+def settle(model: nn.Module, config: AdapterConfig) -> AdapterConfig:
+    """The config with what it leaves to the model's architecture written out, where that is recognised."""
+    if not config.fields_of_targets:
+        return config
+    try:
+        parts = [part for block in find_blocks(model) for part in block.parts]
+    except RefusedError:
+        parts = []
+    return config.settled([part.path for part in parts if part.role == "down"])
+
+
+def _check_sees_rows(model: nn.Module, path: str) -> None:
+    """Raises:
+    RefusedError: the layer is an expert among a list of them, which gets tokens of which nobody knows the row.
+    """
+    names = path.split(".")
+    lists = [i for i, name in enumerate(names[:-1]) if name == "experts" and names[i + 1].isdigit()]
+    if lists:
+        experts = ".".join(names[: lists[0] + 1])
+        raise RefusedError(
+            f"{path} of {type(model).__name__} is one of a list of experts ({experts}), each of which gets some tokens "
+            "of a batch and not their rows; name linears outside of them in target_modules"
+        )
+
+
 def _feedforwards(model: nn.Module, needed: bool) -> dict[str, nn.Module]:
-    """The whole feed-forward of every block; with ``needed``, a block without one is an error."""
+    """The whole feed-forward of every block; with ``needed``, it is an error if one was not recognised or no block has
+    any."""
     try:
         blocks = find_blocks(model)
     except ValueError:
         if needed:
             raise
         return {}
-    missing = [block.path for block in blocks if block.feedforward is None]
-    if missing and needed:
+    without = [block for block in blocks if block.feedforward is None]
+    missing = [block.path for block in without if "down" not in absent_roles(block)]
+    if needed and (missing or len(without) == len(blocks)):
+        first = missing[0] if missing else blocks[0].path
         raise RefusedError(
-            f"{type(model).__name__}: no feed-forward was recognised in {missing[0]}; name the layers that you mean "
+            f"{type(model).__name__}: no feed-forward was recognised in {first}; name the layers that you mean "
             "in target_modules"
         )
     return {path: model.get_submodule(path) for block in blocks if (path := block.feedforward)}
@@ -76,88 +148,54 @@ def trained_features(model: nn.Module, path: str, config: AdapterConfig) -> Tens
     Returns:
         (n,) int64, ascending; None is all of them.
     """
-    fused = last_name(path) in FUSED_QKV
-    roles = config.trained_roles(path) if fused else None
+    roles = config.trained_roles(path) if len(attention_roles(path)) > 1 else None
     if roles is None:
         return None
     parts = [part.features for part in find_parts(model, roles) if part.path == path]
-    return torch.cat([features for features in parts if features is not None]).sort().values
+    known = [features for features in parts if features is not None]
+    return torch.cat(known).sort().values if known else None
 
 
-def choose_layers(num_layers: int, layers: Sequence[int] | str | None) -> list[int]:
-    """Numbers of the chosen decoder layers, ascending.
-
-    ``None`` is all of them. A list counts from 0, or from the end where negative. ``"8-15"`` has both ends,
-    ``"8:"``, ``":8"`` and ``"8:16"`` are Python's slices. ``"last 50%"``, ``"first 25%"`` and ``"middle 1/3"`` are
-    shares, rounded to the nearest layer and at least one.
+def _auto_parts(model: nn.Module, config: AdapterConfig) -> list[RolePart]:
+    """The parts that "auto" means. A method that trains some features of a fused linear alone leaves out what mixes
+    tokens in place of an attention: its keys and values are no features of their own.
 
     Raises:
-        RefusedError: a layer that is not there, the same one twice, or a word that is none of these.
+        RefusedError: a fused linear of an order that is not known for such a method, or nothing is left of a role.
     """
-    if layers is None:
-        return list(range(num_layers))
-    if isinstance(layers, str):
-        return _by_words(num_layers, layers.strip())
-    wrong = [
-        n
-        for n in layers
-        if isinstance(n, bool) or not isinstance(n, int) or not -num_layers <= n < num_layers
-    ]
-    if wrong or not layers:
+    parts = find_parts(model, config.auto)
+    trained = {part.path: config.trained_roles(part.path) for part in parts}
+    alone = [part for part in parts if {*part.mixed_with} <= {*(trained[part.path] or part.mixed_with)}]
+    for part in parts:
+        if part not in alone and set(part.mixed_with) <= {*ROLES}:
+            known = ", ".join(f"{name} of {family}" for name, family in sorted(CONTIGUOUS | GROUPED))
+            raise RefusedError(
+                f"{part.path} of {type(model).__name__} holds {part.role} and {', '.join(part.mixed_with)} in an order "
+                f"that is not known for the family {text_config(model).model_type!r} (known: {known}); set "
+                f"target_modules to [{last_name(part.path)!r}] to adapt all of it"
+            )
+    lacking = {part.role for part in parts} - {part.role for part in alone}
+    if lacking:
         raise RefusedError(
-            f"layers {list(layers)!r}: {wrong or 'nothing'} names no layer; the model has {num_layers}, numbered "
-            f"0 to {num_layers - 1}, or -{num_layers} to -1 from the end"
+            f"{type(model).__name__} has no linear that is {', '.join(sorted(lacking))} and nothing else: it "
+            "mixes tokens without attention; name the linears that you mean in target_modules"
         )
-    chosen = sorted(n % num_layers for n in layers)
-    if len(set(chosen)) < len(chosen):
-        raise RefusedError(
-            f"layers {list(layers)!r} names a layer twice in a model of {num_layers}; name each once"
-        )
-    return chosen
+    return alone
 
 
 def layer_features(model: nn.Module, path: str) -> tuple[int, int]:
-    """(in, out) features of a layer: a linear's own, the hidden size on both sides for a whole feed-forward."""
+    """(in, out) features of a layer: a linear's own, one expert's of packed experts, the hidden size on both sides
+    for a whole feed-forward."""
+    if experts := split_path(model, path):
+        return expert_features(*experts)[1:]
     if features := linear_features(model.get_submodule(path)):
         return features
     hidden = _hidden_size(model)
     return hidden, hidden
 
 
-def num_parameters(model: nn.Module, path: str, config: AdapterConfig) -> int:
-    """How many numbers an adapter trains on the layer at ``path``."""
-    in_features, out_features = layer_features(model, path)
-    numbers = sum(map(math.prod, config.shapes(path, in_features, out_features).values()))
-    features = trained_features(model, path, config)
-    return numbers if features is None else numbers * len(features) // out_features
-
-
-def gets_flattened(model: Any, path: str) -> bool:
-    """Whether the layer at ``path`` gets (rows * tokens, features): OPT's feed-forward does."""
-    return getattr(getattr(model, "config", None), "model_type", None) == "opt" and path.endswith(
-        (".fc1", ".fc2")
-    )
-
-
-def model_inputs(model: Any, image_shape: tuple[int, int] | None) -> ModelInputs:
-    """The sizes of what a language model of transformers reads, by its config.
-
-    Args:
-        image_shape: (tokens, dim) of one image's features, where the model reads images.
-    """
-    config = model.config
-    return ModelInputs(
-        hidden_size=_hidden_size(model),
-        num_layers=config.num_hidden_layers,
-        num_heads=config.num_attention_heads,
-        num_key_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-        image_shape=image_shape,
-    )
-
-
 def _hidden_size(model: Any) -> int:
-    return model.get_input_embeddings().weight.shape[1]
+    return getattr(text_config(model), "hidden_size", None) or model.get_input_embeddings().weight.shape[1]
 
 
 def _inside(
@@ -172,33 +210,6 @@ def _inside(
             f"{type(model).__name__}; the first is {next(iter(sites))}"
         )
     return kept
-
-
-def _by_words(num_layers: int, words: str) -> list[int]:
-    if match := re.fullmatch(r"(\d+)\s*-\s*(\d+)", words):
-        first, stop = int(match[1]), int(match[2]) + 1
-    elif match := re.fullmatch(r"(\d*):(\d*)", words):
-        first, stop = int(match[1] or 0), int(match[2] or num_layers)
-    elif match := re.fullmatch(
-        r"(first|middle|last)\s+(?:(\d+(?:\.\d+)?)\s*%|(\d+)\s*/\s*([1-9]\d*))", words
-    ):
-        share = Fraction(match[2]) / 100 if match[2] else Fraction(int(match[3]), int(match[4]))
-        if not 0 < share <= 1:
-            raise RefusedError(f"layers {words!r}: a share must be above 0 and at most 100% or 1/1")
-        count = max(1, math.floor(share * num_layers + Fraction(1, 2)))
-        first = {"first": 0, "middle": (num_layers - count) // 2, "last": num_layers - count}[match[1]]
-        stop = first + count
-    else:
-        raise RefusedError(
-            f"layers {words!r} is not understood; write a list such as [0, 1, -1], a range such as '8-15' or '8:', "
-            "or a share such as 'last 50%', 'first 25%' or 'middle 1/3'"
-        )
-    if not 0 <= first < stop <= num_layers:
-        raise RefusedError(
-            f"layers {words!r} names layers {first} to {stop - 1}; the model has {num_layers}, numbered 0 to "
-            f"{num_layers - 1}"
-        )
-    return list(range(first, stop))
 
 
 def _chosen(

@@ -11,6 +11,7 @@ from torch import nn
 
 from mmpeft.adapters.bank import AdapterBank, Place
 from mmpeft.adapters.base_weights import read_weight
+from mmpeft.adapters.experts import dense_experts, split_path
 from mmpeft.adapters.methods.base import AdapterConfig
 
 
@@ -31,12 +32,17 @@ def weight_changes(bank: AdapterBank, name: str) -> dict[str, float]:
         if part.config.changes_weight:
             for place in bank.places_of(part):
                 acting[place.path].append((part.config, place))
-    return {
-        path: _relative_change(path, bank.model.get_submodule(path), parts) for path, parts in acting.items()
-    }
+    return {path: _relative_change(path, bank.model, parts) for path, parts in acting.items()}
 
 
-def _relative_change(path: str, linear: nn.Module, parts: list[tuple[AdapterConfig, Place]]) -> float:
+def _relative_change(path: str, model: nn.Module, parts: list[tuple[AdapterConfig, Place]]) -> float:
+    if experts := split_path(model, path):
+        weight = dense_experts(*experts).float()
+        change = torch.zeros_like(weight)
+        for config, (_, stack, slot) in sorted(parts, key=lambda each: each[1].stack.turn):
+            config.change_experts(change, weight, stack, slot)
+        return float(torch.linalg.vector_norm(change) / torch.linalg.vector_norm(weight))
+    linear = model.get_submodule(path)
     weight = read_weight(path, linear)
     config, (_, stack, slot) = parts[0]
     norm = config.change_norm(stack, slot) if len(parts) == 1 else None

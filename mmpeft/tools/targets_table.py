@@ -20,8 +20,10 @@ from mmpeft.adapters.architecture import (
     last_name,
 )
 from mmpeft.adapters.bank import INPUTS
+from mmpeft.adapters.inputs import model_inputs
 from mmpeft.adapters.methods.registry import METHODS
-from mmpeft.adapters.targets import find_sites, layer_features, model_inputs, num_parameters, trained_features
+from mmpeft.adapters.places import num_parameters
+from mmpeft.adapters.targets import find_sites, layer_features, settle, trained_features
 from mmpeft.errors import RefusedError
 from mmpeft.models.language import load_pretrained, refusals_of_transformers
 from mmpeft.reporting.tables import make_table
@@ -94,17 +96,23 @@ def usual_methods() -> dict[str, AdapterConfig]:
 
 
 def method_rows(model: nn.Module) -> list[MethodRow]:
-    """What each method would touch by default, and how many numbers it would train."""
+    """What each method would touch by default, and how many numbers it would train; nothing where it is refused."""
     rows = []
     for method, config in usual_methods().items():
-        if config.home == "inputs":
-            shapes = config.shapes(INPUTS, *config.input_features(model_inputs(model, None)))
-            rows.append(MethodRow(method, ["inputs"], 1, sum(map(math.prod, shapes.values()))))
-            continue
-        sites = find_sites(model, config)
-        parameters = sum(num_parameters(model, path, config) for path in sites)
-        rows.append(MethodRow(method, _touched(model, sites, config), len(sites), parameters))
+        try:
+            rows.append(_method_row(model, method, config))
+        except RefusedError as error:
+            rows.append(MethodRow(method, [f"refused: {error}"], 0, 0))
     return rows
+
+
+def _method_row(model: nn.Module, method: str, config: AdapterConfig) -> MethodRow:
+    if config.home == "inputs":
+        shapes = config.shapes(INPUTS, *config.input_features(model_inputs(model, None)))
+        return MethodRow(method, ["inputs"], 1, sum(map(math.prod, shapes.values())))
+    sites, settled = find_sites(model, config), settle(model, config)
+    parameters = sum(num_parameters(model, path, settled) for path in sites)
+    return MethodRow(method, _touched(model, sites, config), len(sites), parameters)
 
 
 def print_sites(name: str) -> None:
@@ -140,6 +148,7 @@ def _touched(model: nn.Module, sites: Iterable[str], config: AdapterConfig) -> l
         part.role for part in parts if part.path in trained and _is_trained(part.features, trained[part.path])
     }
     inside, blocks = set(block_linears(model)), tuple(f"{layer}." for layer in find_layers(model))
+    inside |= {part.path for part in parts}
     others = [path for path in trained if path not in inside]
     names = _unique(last_name(path) if path.startswith(blocks) else path for path in others)
     return [*(role for role in ROLES if role in touched), *names]

@@ -7,8 +7,9 @@ from typing import Any
 
 from mmpeft.adapters import AdapterConfig, HybridConfig
 from mmpeft.adapters.architecture import block_linears
+from mmpeft.adapters.places import num_parameters
 from mmpeft.adapters.sensitivity import sensitivity, top_sites
-from mmpeft.adapters.targets import num_parameters
+from mmpeft.adapters.targets import settle
 from mmpeft.data.batch import Batch
 from mmpeft.models.multimodal import MultimodalModel
 
@@ -42,7 +43,8 @@ def rank_linears(model: MultimodalModel, batches: Iterable[Batch]) -> dict[str, 
 def linear_costs(model: MultimodalModel, config: AdapterConfig) -> dict[str, int]:
     """Path of every linear of the decoder layers -> parameters that an adapter of this config has there."""
     language_model: Any = model.language_model
-    return {path: num_parameters(language_model, path, config) for path in block_linears(language_model)}
+    settled = settle(language_model, config)
+    return {path: num_parameters(language_model, path, settled) for path in block_linears(language_model)}
 
 
 def choose_sites(

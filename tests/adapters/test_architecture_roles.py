@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGenerat
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.pytorch_utils import Conv1D
 
-from mmpeft.adapters import AdapterBank, IA3Config, LoraConfig
+from mmpeft.adapters import AdapterBank, BitFitConfig, IA3Config, LoraConfig
 from mmpeft.adapters.architecture import find_blocks, find_layers, find_parts, linear_features
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -272,21 +272,25 @@ def test_a_missing_role_names_model_role_and_linears():
     assert len(find_parts(model, ["q", "v"])) == 4
 
 
-def test_a_mixture_of_experts_in_one_tensor_has_no_known_feed_forward():
-    """Only its shared expert would be trained, without a word."""
+def test_the_feed_forward_of_a_mixture_is_its_experts_and_the_shared_one():
+    """Whatever cannot change the experts is refused: its shared expert alone would be trained, without a word."""
     settings = GATED | {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts": 2}
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING["qwen2_moe"](**settings))
     assert len(find_parts(model, ["q", "k", "v", "o"])) == 8
-    with pytest.raises(ValueError, match="known to be up, down"):
-        find_parts(model)
+    downs = [part.path for part in find_parts(model, ["down"])]
+    names = ("shared_expert.down_proj", "experts.down_proj")
+    assert downs == [f"model.layers.{n}.mlp.{name}" for n in range(2) for name in names]
+    with pytest.raises(ValueError, match=r"mlp.experts.* in one tensor, which bitfit cannot change"):
+        AdapterBank(model).add("a", BitFitConfig())
 
 
-def test_a_fused_projection_of_unknown_order_is_refused_with_the_way_out():
-    """CodeGen cuts its qkv_proj into pieces of four devices."""
+def test_a_fused_projection_of_unknown_order_is_refused_with_the_way_out_to_those_that_split_it():
+    """CodeGen cuts its qkv_proj into pieces of four devices. LoRA takes all of it, IA3 would need keys and values."""
     config = CONFIG_MAPPING["codegen"](vocab_size=64, n_embd=32, n_layer=1, n_head=4, rotary_dim=4)
-    model = AutoModelForCausalLM.from_config(config)
+    bank = AdapterBank(AutoModelForCausalLM.from_config(config))
     with pytest.raises(ValueError, match=r"'codegen'.*target_modules to \['qkv_proj'\]"):
-        find_blocks(model)
+        bank.add("a", IA3Config())
+    assert bank.add("a", LoraConfig(rank=1)).sites == ["transformer.h.0.attn.qkv_proj"]
 
 
 def test_cross_attention_is_refused():

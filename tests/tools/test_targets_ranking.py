@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mmpeft.adapters import LoraConfig
+from mmpeft.adapters.places import num_parameters
 from mmpeft.adapters.sensitivity import top_sites
-from mmpeft.adapters.targets import num_parameters
 from mmpeft.cli import main
 from mmpeft.models import language
 from mmpeft.tools import targets_ranking

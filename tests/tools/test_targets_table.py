@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM
 from mmpeft.adapters import AdapterBank
 from mmpeft.cli import main
 from mmpeft.tools.targets_table import count_parameters, empty_model, method_rows, role_rows, usual_methods
+from mmpeft.tools.tiny_models import tiny_model
 from tests.tiny import make_model_config
 
 
@@ -96,5 +97,13 @@ def test_a_model_without_known_roles_is_told(tmp_path):
     with pytest.raises(SystemExit, match=r"error: .* is an encoder-decoder model \(t5\)"):
         main(["sites", str(tmp_path)])
     transformers.MambaConfig(num_hidden_layers=1, hidden_size=32).save_pretrained(tmp_path)
-    with pytest.raises(SystemExit, match=r"error: MambaForCausalLM: no linear of .* is known to be q, k, v"):
+    with pytest.raises(SystemExit, match=r"error: MambaForCausalLM: no linear of .* is known to be up, down"):
         main(["sites", str(tmp_path)])
+
+
+def test_a_mixture_of_experts_has_a_table_that_says_which_methods_it_refuses():
+    rows = {row.method: row for row in method_rows(tiny_model("mixtral"))}
+    assert rows["IA3 (T-Few)"].touches == ["k", "v", "down"]
+    assert rows["IA3 (T-Few)"].parameters == 4 * (2 * 32 + 4 * 96)
+    assert rows["full, all linears"].touches[0].startswith("refused: model.layers.")
+    assert rows["full, all linears"].parameters == 0

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from mmpeft.adapters.architecture import ROLES, Role
 from mmpeft.adapters.methods.stack import Stack
+from mmpeft.adapters.roles import ROLES, Role
 from mmpeft.errors import RefusedError
 
 TargetNames = Callable[[list[str]], list[str]]
@@ -29,6 +29,8 @@ class ModelInputs:
     head_dim: int
     image_shape: tuple[int, int] | None
     """(tokens, dim) of one image's features; None where the model reads no images."""
+    no_prefix: str | None = None
+    """Why the layers' keys and values cannot begin with a prefix; None where they can."""
 
 
 class AdapterConfig:
@@ -46,6 +48,8 @@ class AdapterConfig:
     """Whether "auto" means the whole feed-forward of each block instead, which may then be named too."""
     fields_of_targets: ClassVar[tuple[str, ...]] = ()
     """Further fields that name some of the targets; names that match none are refused."""
+    on_experts: ClassVar[bool] = False
+    """Whether it changes experts that are one tensor per projection, see `make_experts_stack`."""
     changes_weight: ClassVar[bool] = False
     """Whether it changes a weight of the base, see `change_weight`."""
     peft_type: ClassVar[str]
@@ -92,6 +96,34 @@ class AdapterConfig:
         has those of its parts."""
         raise NotImplementedError(f"{type(self).__name__} has no shapes")
 
+    def make_experts_stack(
+        self, num_experts: int, in_features: int, out_features: int, num_slots: int, size: int
+    ) -> Stack:
+        """An empty stack for a projection of packed experts. Only of methods with `on_experts`."""
+        raise NotImplementedError(f"{type(self).__name__} changes no experts")
+
+    def expert_shapes(self, num_experts: int, in_features: int, out_features: int) -> dict[str, list[int]]:
+        """`shapes` of a projection of packed experts. Only of methods with `on_experts`."""
+        raise NotImplementedError(f"{type(self).__name__} changes no experts")
+
+    def check_experts(self, path: str) -> None:
+        """Raises:
+        RefusedError: the method, or this config of it, cannot change the packed experts at ``path``.
+        """
+        if not self.on_experts:
+            raise RefusedError(
+                f"{path} holds all experts of a mixture in one tensor, which {self.method} cannot change; name the "
+                "linears that you mean in target_modules, or choose LoRA or IA3"
+            )
+
+    def settled(self, downs: list[str]) -> "AdapterConfig":
+        """The config with what it leaves to the model's architecture written out.
+
+        Args:
+            downs: paths of the last linears of the feed-forwards.
+        """
+        return self
+
     def trained_roles(self, path: str) -> tuple[Role, ...] | None:
         """The roles whose features train where the linear at ``path`` is fused; None is all of them. A method that
         says so has a stack with `Stack.train_only`."""
@@ -125,6 +157,11 @@ class AdapterConfig:
         targets = {} if inputs else {"target_modules": names(sites)}
         return {"peft_type": self.peft_type, **vars(self), **targets, "layers": None}
 
+    def experts_to_peft(self, paths: list[str], fields: dict[str, Any]) -> dict[str, Any]:
+        """What the file's ``fields`` become where the adapter also changes packed experts, by the paths of their
+        projections. Only of methods with `on_experts`."""
+        raise NotImplementedError(f"{type(self).__name__} changes no experts")
+
     def peft_head(self) -> dict[str, Any]:
         """What the files of PEFT's own methods begin with."""
         return {"peft_type": self.peft_type, "task_type": "CAUSAL_LM", "inference_mode": True}
@@ -150,6 +187,10 @@ class AdapterConfig:
         The difference itself is carried along: taking it from two weights would lose the digits that a small one has.
         """
         raise NotImplementedError(f"{type(self).__name__} changes no weight")
+
+    def change_experts(self, change: Tensor, weight: Tensor, stack: Any, slot: int) -> None:
+        """`change_weight` of packed experts, all (experts, O, I). Only of methods with `on_experts`."""
+        raise NotImplementedError(f"{type(self).__name__} changes no experts")
 
     def change_norm(self, stack: Any, slot: int) -> Tensor | None:
         """Frobenius norm of the slot's change where no other method acts, if there is a short way to it."""

@@ -31,6 +31,7 @@ class DoraConfig(LoraConfig):
 
     method: ClassVar[str] = "dora"
     usual: ClassVar[dict[str, dict[str, Any]]] = {"DoRA r=16": {"rank": 16}}
+    on_experts: ClassVar[bool] = False
 
     def make_stack(self, path: str, in_features: int, out_features: int, num_slots: int, size: int) -> Stack:
         return DoraStack(in_features, out_features, num_slots, size, path)

@@ -7,14 +7,13 @@ of ``down`` equals scaling the output of ``up``, which is the paper's place (T5'
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from mmpeft.adapters.architecture import Role
 from mmpeft.adapters.base_weights import is_quantised
 from mmpeft.adapters.functional import gather_slots, ia3_scale
 from mmpeft.adapters.methods.base import (
@@ -26,6 +25,7 @@ from mmpeft.adapters.methods.base import (
     required,
 )
 from mmpeft.adapters.methods.stack import Stack
+from mmpeft.adapters.roles import Role
 from mmpeft.adapters.weight_updates import (
     DEQUANTIZE_FIRST,
     check_rows_scale,
@@ -36,6 +36,8 @@ from mmpeft.errors import RefusedError
 
 FEEDFORWARD_OUT = ["down_proj", "fc2", "mlp.c_proj", "dense_4h_to_h"]
 """Names of the feed-forward's last linear, where IA3 scales the input. GPT-2 calls the attention's c_proj too."""
+EXPERTS_TYPE = "MMPEFT_IA3"
+"""``peft_type`` of a file that also has vectors of packed experts."""
 GATED_FEEDFORWARD = {"gate_proj", "up_proj", "down_proj"}
 """The children with weights of a feed-forward ``down(act(gate x) * up x)``. One more, such as BitNet's norm
 before ``down_proj``, and scaling its input is no longer scaling ``up_proj``'s output."""
@@ -50,12 +52,14 @@ class IA3Config(LayersConfig):
     usual: ClassVar[dict[str, dict[str, Any]]] = {"IA3 (T-Few)": {}}
     auto: ClassVar[tuple[Role, ...]] = ("k", "v", "down")
     fields_of_targets: ClassVar[tuple[str, ...]] = ("feedforward_modules",)
+    on_experts: ClassVar[bool] = True
     changes_weight: ClassVar[bool] = True
 
     target_modules: str | list[str] = "auto"
     """Names of linears, or "auto": keys, values and the feed-forward's last linear of this architecture."""
     feedforward_modules: str | list[str] = "auto"
-    """Those of the targets whose *input* is scaled; the others are scaled at their output."""
+    """Those of the targets whose *input* is scaled; the others are scaled at their output. "auto" is the last linear of
+    each feed-forward."""
 
     def scales_input(self, path: str) -> bool:
         """Whether the vector of this site scales the linear's input rather than its output."""
@@ -72,6 +76,28 @@ class IA3Config(LayersConfig):
 
     def shapes(self, path: str, in_features: int, out_features: int) -> dict[str, list[int]]:
         return {"ia3_l": [1, in_features] if self.scales_input(path) else [out_features, 1]}
+
+    def make_experts_stack(
+        self, num_experts: int, in_features: int, out_features: int, num_slots: int, size: int
+    ) -> Stack:
+        return ExpertsIA3Stack(num_experts, in_features, num_slots)
+
+    def expert_shapes(self, num_experts: int, in_features: int, out_features: int) -> dict[str, list[int]]:
+        return {"ia3_l": [num_experts, in_features]}
+
+    def check_experts(self, path: str) -> None:
+        if not self.scales_input(path):
+            raise RefusedError(
+                f"{path} holds all experts of a mixture in one tensor, whose outputs IA3 does not scale; name the "
+                "experts' down_proj alone, in feedforward_modules too"
+            )
+
+    def settled(self, downs: list[str]) -> AdapterConfig:
+        return (
+            replace(self, feedforward_modules=[*FEEDFORWARD_OUT, *downs])
+            if self.feedforward_modules == "auto"
+            else self
+        )
 
     def trained_roles(self, path: str) -> tuple[Role, ...] | None:
         """Keys and values: of a fused projection only their features are rescaled, where PEFT's default rescales the
@@ -92,6 +118,16 @@ class IA3Config(LayersConfig):
             "feedforward_modules": feedforward,
         }
 
+    @classmethod
+    def reads_peft(cls, raw: dict[str, Any]) -> bool:
+        return raw.get("peft_type") in (cls.peft_type, EXPERTS_TYPE)
+
+    def experts_to_peft(self, paths: list[str], fields: dict[str, Any]) -> dict[str, Any]:
+        """PEFT's IA3 knows no experts and would drop them."""
+        feedforward = [*fields["feedforward_modules"], *paths]
+        targets = sorted([*fields["target_modules"], *paths])
+        return {"peft_type": EXPERTS_TYPE, "target_modules": targets, "feedforward_modules": feedforward}
+
     def fold(self, path: str, model: nn.Module, stack: Any, slot: int) -> Callable[[], None]:
         """``diag(v) W`` or ``W diag(u)``; the columns of a quantised weight as the rows of another, see `merge`."""
         linear, scale = model.get_submodule(path), stack.tensors(slot)["ia3_l"].flatten()
@@ -107,6 +143,9 @@ class IA3Config(LayersConfig):
         scale = stack.tensors(slot)["ia3_l"].flatten() - 1
         # `change` is still zero: IA3 acts first, and two IA3 parts of a hybrid never share a linear
         change.addcmul_(weight, scale if self.scales_input(path) else scale[:, None])
+
+    def change_experts(self, change: Tensor, weight: Tensor, stack: Any, slot: int) -> None:
+        change.addcmul_(weight, stack.ia3_delta.detach()[slot][:, None])
 
 
 class IA3Stack(Stack):
@@ -158,6 +197,32 @@ class IA3Stack(Stack):
     @torch.no_grad()
     def fill(self, slot: int, tensors: dict[str, Tensor]) -> None:
         self.ia3_delta[slot] = tensors["ia3_l"].flatten().to(self.ia3_delta) - 1
+
+
+class ExpertsIA3Stack(Stack):
+    """The vectors of every slot on the inner activation of packed experts.
+
+    Shape: ``ia3_delta`` (S, experts, features).
+    """
+
+    method = IA3Config.method
+    turn = IA3Stack.turn
+    origin = IA3Stack.origin
+
+    def __init__(self, num_experts: int, features: int, num_slots: int):
+        super().__init__(num_slots)
+        self.ia3_delta = nn.Parameter(torch.zeros(num_slots, num_experts, features))
+
+    def on_expert_input(self, x: Tensor, slot: int, expert: int) -> Tensor:
+        return ia3_scale(x, self.ia3_delta[slot, expert])
+
+    def tensors(self, slot: int) -> dict[str, Tensor]:
+        """``ia3_l`` (experts, I); a copy, not a view."""
+        return {"ia3_l": self.ia3_delta.detach()[slot] + 1}
+
+    @torch.no_grad()
+    def fill(self, slot: int, tensors: dict[str, Tensor]) -> None:
+        self.ia3_delta[slot] = tensors["ia3_l"].to(self.ia3_delta) - 1
 
 
 def _up_projection(model: nn.Module, path: str) -> str:

@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from mmpeft.adapters.architecture import Role
 from mmpeft.adapters.functional import add_lora_of_one, gather_slots, lora_delta
 from mmpeft.adapters.methods.base import AdapterConfig, LayersConfig, ModelInputs, TargetNames, required
 from mmpeft.adapters.methods.stack import Stack, linear_start
+from mmpeft.adapters.roles import Role
 from mmpeft.adapters.weight_updates import add_lora, check_dense
 from mmpeft.errors import RefusedError
 
@@ -36,6 +36,7 @@ class LoraConfig(LayersConfig):
         "LoRA r=16, all linears": {"rank": 16, "target_modules": "all-linear"},
     }
     auto: ClassVar[tuple[Role, ...]] = ("q", "v")  # Hu et al., table 5
+    on_experts: ClassVar[bool] = True
     changes_weight: ClassVar[bool] = True
     peft_refused: ClassVar[tuple[str, ...]] = (
         *("use_qalora", "use_bdlora", "kasa_config", "arrow_config", "monteclora_config"),
@@ -81,6 +82,23 @@ class LoraConfig(LayersConfig):
     def shapes(self, path: str, in_features: int, out_features: int) -> dict[str, list[int]]:
         return {"lora_A.weight": [self.rank, in_features], "lora_B.weight": [out_features, self.rank]}
 
+    def make_experts_stack(
+        self, num_experts: int, in_features: int, out_features: int, num_slots: int, size: int
+    ) -> Stack:
+        return ExpertsLoraStack(num_experts, in_features, out_features, num_slots, size)
+
+    def expert_shapes(self, num_experts: int, in_features: int, out_features: int) -> dict[str, list[int]]:
+        ranks = num_experts * self.rank
+        return {"lora_A.weight": [ranks, in_features], "lora_B.weight": [out_features, ranks]}
+
+    def check_experts(self, path: str) -> None:
+        super().check_experts(path)
+        if self.dropout or self.start != "kaiming":
+            raise RefusedError(
+                f"{path} holds all experts of a mixture in one tensor; LoRA changes it without dropout and from a "
+                f"kaiming start (as PEFT), but dropout is {self.dropout} and start is {self.start!r}"
+            )
+
     @classmethod
     def reads_peft(cls, raw: dict[str, Any]) -> bool:
         return super().reads_peft(raw) and not raw.get("use_dora")
@@ -96,7 +114,7 @@ class LoraConfig(LayersConfig):
             rank=required(raw, "r"),
             alpha=raw.get("lora_alpha", 8),
             dropout=raw.get("lora_dropout", 0.0),
-            target_modules=required(raw, "target_modules"),
+            target_modules=_targets_of_peft(raw),
             rslora=raw.get("use_rslora", False),
         )
 
@@ -112,6 +130,9 @@ class LoraConfig(LayersConfig):
             "bias": "none",
         }
 
+    def experts_to_peft(self, paths: list[str], fields: dict[str, Any]) -> dict[str, Any]:
+        return {"target_parameters": paths}
+
     def fold(self, path: str, model: nn.Module, stack: Any, slot: int) -> Callable[[], None]:
         linear, tensors = model.get_submodule(path), stack.tensors(slot)
         check_dense(path, linear, self.method)
@@ -121,10 +142,30 @@ class LoraConfig(LayersConfig):
         tensors = stack.tensors(slot)
         change.addmm_(tensors["lora_B.weight"], tensors["lora_A.weight"], alpha=self.scaling)
 
+    def change_experts(self, change: Tensor, weight: Tensor, stack: Any, slot: int) -> None:
+        change.baddbmm_(stack.lora_B.detach()[slot], stack.lora_A.detach()[slot], alpha=self.scaling)
+
     def change_norm(self, stack: Any, slot: int) -> Tensor | None:
         """From ``|B A|^2 = <B^T B, A A^T>``, in fp64 because that squares them."""
         A, B = (tensor.double() for tensor in stack.tensors(slot).values())
         return abs(self.scaling) * ((B.T @ B) * (A @ A.T)).sum().clamp(min=0).sqrt()
+
+
+def _targets_of_peft(raw: dict[str, Any]) -> str | list[str]:
+    """Linears and packed experts of a file; PEFT names the latter apart.
+
+    Raises:
+        RefusedError: there are none, or a pattern beside experts.
+    """
+    experts = raw.get("target_parameters")
+    if not experts:
+        return required(raw, "target_modules")
+    modules = raw.get("target_modules") or []
+    if isinstance(modules, str):
+        raise RefusedError(
+            f"target_modules is the pattern {modules!r} beside target_parameters {experts}; write the modules as a list"
+        )
+    return [*modules, *experts]
 
 
 class LoraStack(Stack):
@@ -201,3 +242,48 @@ class LoraStack(Stack):
             "lora_A.weight": self.lora_A.detach()[slot, :rank],
             "lora_B.weight": self.lora_B.detach()[slot, :, :rank],
         }
+
+
+class ExpertsLoraStack(Stack):
+    """The A and B of every slot on one projection of packed experts.
+
+    Shapes: ``lora_A`` (S, experts, R, I), ``lora_B`` (S, experts, O, R). PEFT's tensors have all experts in one: A
+    (experts * r, I), B (O, r * experts), in which the expert runs slowest in A and fastest in B.
+    """
+
+    method = LoraConfig.method
+    turn = LoraStack.turn
+    size_dims: ClassVar[dict[str, int]] = {"lora_A": 2, "lora_B": 3}
+    scaling: Tensor
+
+    def __init__(self, num_experts: int, in_features: int, out_features: int, num_slots: int, rank: int):
+        super().__init__(num_slots)
+        self.lora_A = nn.Parameter(torch.zeros(num_slots, num_experts, rank, in_features))
+        self.lora_B = nn.Parameter(torch.zeros(num_slots, num_experts, out_features, rank))
+        self.register_buffer("scaling", torch.zeros(num_slots), persistent=False)
+
+    def on_expert_output(self, x: Tensor, y: Tensor, slot: int, expert: int) -> Tensor:
+        A, B = self.lora_A[slot, expert], self.lora_B[slot, expert] * self.scaling[slot]
+        return y + ((x @ A.to(x.dtype).T) @ B.to(x.dtype).T).to(y.dtype)
+
+    @torch.no_grad()
+    def open(self, slot: int, config: LoraConfig, generator: torch.Generator) -> None:
+        super().open(slot, config, generator)
+        experts, _, features = self.lora_A.shape[1:]
+        start = linear_start(experts, config.rank, features, generator=generator)
+        self.lora_A[slot, :, : config.rank] = start
+        self.scaling[slot] = config.scaling
+
+    def tensors(self, slot: int) -> dict[str, Tensor]:
+        """Copies, not views."""
+        rank = self.sizes[slot]
+        A, B = self.lora_A.detach()[slot, :, :rank], self.lora_B.detach()[slot, :, :, :rank]
+        return {"lora_A.weight": A.flatten(0, 1), "lora_B.weight": B.permute(1, 2, 0).flatten(1)}
+
+    @torch.no_grad()
+    def fill(self, slot: int, tensors: dict[str, Tensor]) -> None:
+        rank, experts = self.sizes[slot], self.lora_A.shape[1]
+        A = tensors["lora_A.weight"].unflatten(0, (experts, rank))
+        B = tensors["lora_B.weight"].unflatten(1, (rank, experts)).permute(2, 0, 1)
+        self.lora_A[slot, :, :rank] = A.to(self.lora_A)
+        self.lora_B[slot, :, :, :rank] = B.to(self.lora_B)

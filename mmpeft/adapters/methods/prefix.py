@@ -13,6 +13,7 @@ from mmpeft.adapters.functional import gather_slots
 from mmpeft.adapters.methods.base import ModelInputs, TargetNames
 from mmpeft.adapters.methods.prompt import PromptConfig
 from mmpeft.adapters.methods.stack import Stack
+from mmpeft.errors import RefusedError
 
 START_SCALE = 0.02
 """Standard deviation of a fresh prefix; values this small change the base little."""
@@ -30,6 +31,8 @@ class PrefixConfig(PromptConfig):
         return PrefixStack(out_features, num_slots, size)
 
     def input_features(self, inputs: ModelInputs) -> tuple[int, int]:
+        if inputs.no_prefix:
+            raise RefusedError(f"prefix tuning: {inputs.no_prefix}; use prompt tuning, or a method of layers")
         return inputs.hidden_size, inputs.num_layers * 2 * inputs.num_key_heads * inputs.head_dim
 
     def to_peft(self, sites: list[str], names: TargetNames, inputs: ModelInputs | None) -> dict[str, Any]:

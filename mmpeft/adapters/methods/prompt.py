@@ -91,7 +91,7 @@ class PromptStack(Stack):
         self.prompt = nn.Parameter(torch.zeros(num_slots, num_tokens, dim))
 
     def attach(self, base: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
-        self._embedding: list[Any] = [base]  # in a list: it stays the model's module, not this one's
+        self._embedding: list[Any] = [base, forward]  # in a list: it stays the model's module, not this one's
 
     def virtual_embeds(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         slots = self.effective(slots)
@@ -102,11 +102,12 @@ class PromptStack(Stack):
 
     @torch.no_grad()
     def open(self, slot: int, config: PromptConfig, generator: torch.Generator) -> None:
-        """Embeddings of random tokens of the vocabulary (Lester et al., section 3.2)."""
+        """Embeddings of random tokens of the vocabulary (Lester et al., section 3.2), as the model reads them: some
+        scale or normalise what their table holds."""
         super().open(slot, config, generator)
-        vocabulary = self._embedding[0].weight
-        ids = torch.randint(len(vocabulary), (config.num_virtual_tokens,), generator=generator)
-        self.prompt[slot, : config.num_virtual_tokens] = vocabulary[ids.to(vocabulary.device)].float()
+        embedding, embed = self._embedding
+        ids = torch.randint(len(embedding.weight), (config.num_virtual_tokens,), generator=generator)
+        self.prompt[slot, : config.num_virtual_tokens] = embed(ids.to(embedding.weight.device)).float()
 
     def tensors(self, slot: int) -> dict[str, Tensor]:
         return {"prompt_embeddings": self._prompts().detach()[slot, : self.sizes[slot]]}

@@ -53,6 +53,14 @@ class Stack(nn.Module):
         """What the layer returns instead of ``y`` (B, T, O); ``x`` (B, T, I) is the layer's input."""
         return y
 
+    def on_expert_input(self, x: Tensor, slot: int, expert: int) -> Tensor:
+        """`on_input` for the tokens (n, I) of one slot that one of a layer's experts gets."""
+        return x
+
+    def on_expert_output(self, x: Tensor, y: Tensor, slot: int, expert: int) -> Tensor:
+        """`on_output` for the tokens (n, I) and (n, O) of one slot at one of a layer's experts."""
+        return y
+
     def change_images(self, features: Tensor, slots: Tensor) -> Tensor:
         """Image features (images, tokens, dim), and the slot of each image's row (images,), -> what the projector gets
         instead, of the same shape."""
@@ -137,6 +145,10 @@ class Stack(nn.Module):
     def one(self, uniform: bool) -> bool:
         """Whether slot 0 serves every row of the batch."""
         return uniform and not self.partial
+
+    def serves(self, slot: int) -> bool:
+        """Whether the rows of a slot take part here."""
+        return slot != BASE and (not self.partial or bool(self.active[slot]))
 
     def _set_active(self, slot: int, active: bool) -> None:
         self.active[slot] = active
