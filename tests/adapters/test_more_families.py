@@ -26,7 +26,6 @@ NAMED = {
     "gpt_neox_japanese": ("attention.query_key_value", "attention.query_key_value", "mlp.dense_4h_to_h"),
     "modernbert-decoder": ("attn.q_proj", "attn.v_proj", "mlp.Wo"),
     "moshi": ("self_attn.q_proj.linear", "self_attn.v_proj.linear", "mlp.fc2"),
-    "lfm2": ("self_attn.q_proj", "self_attn.v_proj", "feed_forward.w2"),
     "minicpm3": ("self_attn.q_b_proj", "self_attn.kv_b_proj", "mlp.down_proj"),
     "phi4_multimodal": ("self_attn.qkv_proj", "self_attn.qkv_proj", "mlp.down_proj"),
     "gemma3_text": ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"),
@@ -105,6 +104,7 @@ def test_lora_by_default_changes_its_row_and_no_other(family, randomise):
     [
         ("jamba", ("mamba.in_proj", "self_attn.q_proj")),
         ("bamba", ("mamba.in_proj", "self_attn.q_proj")),
+        ("lfm2", ("conv.in_proj", "self_attn.q_proj")),
         ("lfm2_moe", ("conv.in_proj", "self_attn.q_proj")),
         ("recurrent_gemma", ("temporal_block.linear_x", "temporal_block.q_proj")),
     ],
