@@ -16,9 +16,13 @@ weight and stay adapters.
 How a method folds into a linear is its own affair: `AdapterConfig.fold`.
 """
 
+from collections import defaultdict
+from collections.abc import Callable
+
 from torch import nn
 
 from mmpeft.adapters.bank import AdapterBank
+from mmpeft.adapters.weight_updates import rounded_once
 from mmpeft.errors import RefusedError
 
 
@@ -45,9 +49,13 @@ def merge(bank: AdapterBank, name: str) -> None:
             )
     acting = [(part.config, place) for part in bank.entry(name).parts for place in bank.places_of(part)]
     acting.sort(key=lambda each: each[1].stack.turn)
-    folds = [config.fold(path, bank.model, stack, slot) for config, (path, stack, slot) in acting]
-    for fold in folds:
-        fold()
+    folds: dict[str, list[Callable[[], None]]] = defaultdict(list)
+    for config, (path, stack, slot) in acting:
+        folds[path].append(config.fold(path, bank.model, stack, slot))
+    for path, own in folds.items():
+        with rounded_once(bank.model.get_submodule(path)):
+            for fold in own:
+                fold()
     bank.remove(name)
     for layer in bank.layers.values():
         for stack in layer.stacks.values():
