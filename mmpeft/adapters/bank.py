@@ -18,6 +18,7 @@ from mmpeft.adapters.targets import (
     gets_flattened,
     layer_features,
     model_inputs,
+    require_reader,
     trained_features,
 )
 from mmpeft.errors import RefusedError, UnknownNameError
@@ -172,7 +173,10 @@ class AdapterBank(nn.Module):
 
         Raises:
             UnknownNameError: an unknown name. It is never served by the base or by another adapter.
+            RefusedError: nobody reads what an adapter gives the model to read, see `require_reader`.
         """
+        for name in dict.fromkeys(names):
+            require_reader(() if name is None else self.entry(name).config.parts(), self.image_shape)
         owned = [
             {} if name is None else {part.config.method: part.slot for part in self.entry(name).parts}
             for name in names

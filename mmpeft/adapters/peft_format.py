@@ -12,32 +12,37 @@ Each method knows its own fields: `AdapterConfig.to_peft` and `from_peft`.
 Source: PEFT docs, "PEFT checkpoint format"; ``peft/tuners/{lora,ia3,prompt_tuning,prefix_tuning}/config.py``.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
-
+from mmpeft.adapters.adapter_file import (
+    CONFIG_FILE,
+    KEY_PREFIX,
+    WEIGHTS_FILE,
+    AdapterFile,
+    fitted,
+    read_fields,
+    read_file,
+)
 from mmpeft.adapters.architecture import last_name
 from mmpeft.adapters.bank import INPUTS, NAME_PATTERN, AdapterBank, MethodPart
 from mmpeft.adapters.methods.base import AdapterConfig
 from mmpeft.adapters.methods.hybrid import HybridConfig
 from mmpeft.adapters.methods.registry import METHODS
+from mmpeft.adapters.targets import require_reader
 from mmpeft.errors import RefusedError
 from mmpeft.files import save_tensors, write_json
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-KEY_PREFIX = "base_model.model."
-UNSUPPORTED = (
-    *("bias", "modules_to_save", "trainable_token_indices", "target_parameters"),
-    *("layers_to_transform", "exclude_modules"),
-)
-"""Fields of every PEFT config that, when set, change what the tensors mean; `AdapterConfig.peft_refused` has those of
-one method. Fields that steer training only, or that tell how the base stores its weight (``fan_in_fan_out``), may hold
-anything."""
+MERGE = "apply it in PEFT, by merge_and_unload, and serve the model that this makes"
+UNSUPPORTED = {
+    "bias": MERGE,
+    "modules_to_save": MERGE,
+    "trainable_token_indices": MERGE,
+    "target_parameters": MERGE,
+}
+"""Fields of every PEFT config that, when set, change what the tensors mean -> what to do; `AdapterConfig.peft_refused`
+has those of one method. Fields that steer training only, or that tell how the base stores its weight
+(``fan_in_fan_out``), may hold anything."""
 
 
 def save_adapter(bank: AdapterBank, name: str, directory: str | Path, base_name: str) -> list[Path]:
@@ -69,61 +74,93 @@ def save_adapter(bank: AdapterBank, name: str, directory: str | Path, base_name:
     return written
 
 
-def load_adapter(bank: AdapterBank, name: str, directory: str | Path, replace: bool = False) -> None:
+def load_adapter(
+    bank: AdapterBank, name: str, directory: str | Path, replace: bool = False, untrained: bool = False
+) -> None:
     """Adds the adapter in ``directory`` to the bank as ``name``.
 
     Args:
         replace: whether it may take the place of one that the bank has under this name.
+        untrained: whether it may change nothing, as a finetune of a run does that has trained its projector alone.
 
     Raises:
-        RefusedError: anything but exactly the tensors that its config promises for this model. The bank is
-            unchanged then.
+        RefusedError: anything but exactly the tensors that its config promises for this model, or tensors that
+            change nothing. The bank is unchanged then.
     """
     directory = Path(directory)
-    config = read_config(directory)
+    composed, folders = _folders(directory)
+    files = [fitted(read_file(folder), bank.model) for folder in folders]
+    configs = [_config_of(file.folder, file.fields) for file in files]
+    config = HybridConfig(configs) if composed else configs[0]
     try:
+        require_reader(config.parts(), bank.image_shape)
         planned = bank.plan(config)
     except ValueError as error:
         raise RefusedError(f"{directory / CONFIG_FILE}: {error}") from None
-    tensors: list[dict[str, Tensor]] = []
-    for folder, part in zip(_folders(directory, config), planned, strict=True):
-        tensors.append(_read_tensors(folder))
-        _check_tensors(tensors[-1], _shapes(bank, part), folder / WEIGHTS_FILE)
+    for file, part in zip(files, planned, strict=True):
+        _check_tensors(file, _shapes(bank, part))
+    if not untrained and all(
+        _changes_nothing(bank, part, file) for file, part in zip(files, planned, strict=True)
+    ):
+        raise RefusedError(
+            f"{files[0].weights}: its tensors change nothing, so that its rows would be those of the base (such as a "
+            "LoRA whose every B is zero); it was saved before it was trained, or its trained tensors were lost: save "
+            "it anew, or serve the base by its name"
+        )
     if replace and name in bank:
         bank.remove(name)
     bank.add(name, config)
-    for part, own in zip(bank.entry(name).parts, tensors, strict=True):
+    for part, file in zip(bank.entry(name).parts, files, strict=True):
         for path, stack, slot in bank.places_of(part):
-            stack.fill(slot, {key: own[_key(path, key)] for key in stack.tensors(slot)})
-
-
-def _folders(directory: Path, config: AdapterConfig) -> list[Path]:
-    """Where the parts of an adapter lie."""
-    if not config.composed:
-        return [directory]
-    return [directory / folder for folder in _read_json(directory)["parts"]]
+            stack.fill(slot, {key: file.tensors[_key(path, key)] for key in stack.tensors(slot)})
 
 
 def read_config(directory: str | Path) -> AdapterConfig:
-    """The config of a PEFT directory in our terms; what changes the maths and is lacking here is refused."""
-    path = Path(directory) / CONFIG_FILE
-    raw = _read_json(Path(directory))
-    refused = dict.fromkeys([*UNSUPPORTED, *(field for config in METHODS for field in config.peft_refused)])
+    """The config of a PEFT directory in our terms, as its fields say it; what changes the maths and is lacking here is
+    refused. `load_adapter` also goes by the tensors."""
+    composed, folders = _folders(Path(directory))
+    configs = [_config_of(folder, read_fields(folder)) for folder in folders]
+    return HybridConfig(configs) if composed else configs[0]
+
+
+def _folders(directory: Path) -> tuple[bool, list[Path]]:
+    """Whether an adapter has several parts, and where they lie.
+
+    Raises:
+        RefusedError: a field is set that changes the maths and is lacking here.
+    """
+    raw = read_fields(directory)
+    _check_fields(directory, raw)
+    if not HybridConfig.reads_peft(raw):
+        return False, [directory]
+    names = raw.get("parts")
+    if not isinstance(names, list) or not all(
+        isinstance(n, str) and NAME_PATTERN.fullmatch(n) for n in names
+    ):
+        raise RefusedError(
+            f"{directory / CONFIG_FILE}: parts is {names!r}, wanted the names of its subfolders"
+        )
+    for name in names:
+        _check_fields(directory / name, read_fields(directory / name))
+    return True, [directory / name for name in names]
+
+
+def _check_fields(directory: Path, raw: dict[str, Any]) -> None:
+    refused = dict.fromkeys(field for config in METHODS for field in config.peft_refused) | UNSUPPORTED
     changed = [key for key in refused if raw.get(key) not in (None, False, "none", [], {})]
     if changed:
         values = ", ".join(f"{key} is {raw[key]!r}" for key in changed)
-        raise RefusedError(f"{path}: {values}, which is not supported and changes what the tensors mean")
-    if HybridConfig.reads_peft(raw):
-        names = raw.get("parts")
-        if not isinstance(names, list) or not all(
-            isinstance(n, str) and NAME_PATTERN.fullmatch(n) for n in names
-        ):
-            raise RefusedError(f"{path}: parts is {names!r}, wanted the names of its subfolders")
-        return HybridConfig([read_config(path.parent / name) for name in names])
+        raise RefusedError(
+            f"{directory / CONFIG_FILE}: {values}, which is not supported and changes what the tensors mean; "
+            f"{refused[changed[0]] or MERGE}"
+        )
+
+
+def _config_of(directory: Path, fields: dict[str, Any]) -> AdapterConfig:
     try:
-        return _config_from_peft(raw)
+        return _config_from_peft(fields)
     except (ValueError, TypeError) as error:
-        raise RefusedError(f"{path}: {error}") from None
+        raise RefusedError(f"{directory / CONFIG_FILE}: {error}") from None
 
 
 def _config_from_peft(raw: dict[str, Any]) -> AdapterConfig:
@@ -132,19 +169,6 @@ def _config_from_peft(raw: dict[str, Any]) -> AdapterConfig:
             return config.from_peft(raw)
     known = dict.fromkeys(config.peft_type for config in (*METHODS, HybridConfig))
     raise RefusedError(f"peft_type is {raw.get('peft_type')!r}; known are {', '.join(map(repr, known))}")
-
-
-def _read_json(directory: Path) -> dict[str, Any]:
-    path = directory / CONFIG_FILE
-    if not path.is_file():
-        raise RefusedError(f"{directory} is no PEFT adapter: it has no {CONFIG_FILE}")
-    try:
-        raw = json.loads(path.read_text())
-    except ValueError as error:  # not JSON, or not even text
-        raise RefusedError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(raw, dict):
-        raise RefusedError(f"{path}: wanted a JSON object, got {type(raw).__name__}")
-    return raw
 
 
 def _key(path: str, key: str) -> str:
@@ -159,19 +183,6 @@ def _target_names(bank: AdapterBank, sites: list[str]) -> list[str]:
     return sorted(last_names if named == set(sites) else sites)
 
 
-def _read_tensors(directory: Path) -> dict[str, Tensor]:
-    path = directory / WEIGHTS_FILE
-    if not path.is_file():
-        found = ", ".join(sorted(p.name for p in directory.iterdir())) or "nothing"
-        raise RefusedError(f"{directory} has no {WEIGHTS_FILE} (found {found}); pickled weights are not read")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise RefusedError(
-            f"{path}: not a readable safetensors file ({error}); it may be truncated"
-        ) from None
-
-
 def _shapes(bank: AdapterBank, part: MethodPart) -> dict[str, list[int]]:
     """Key -> shape of every tensor that the file of such a part holds."""
     return {
@@ -181,7 +192,20 @@ def _shapes(bank: AdapterBank, part: MethodPart) -> dict[str, list[int]]:
     }
 
 
-def _check_tensors(tensors: dict[str, Tensor], wanted: dict[str, list[int]], where: Path) -> None:
+def _changes_nothing(bank: AdapterBank, part: MethodPart, file: AdapterFile) -> bool:
+    layers = {
+        path: bank.model.get_input_embeddings() if path == INPUTS else bank.model.get_submodule(path)
+        for path in part.sites
+    }
+    names = {path: part.config.shapes(path, *bank.features(path, part.config)) for path in layers}
+    return all(
+        part.config.changes_nothing(layer, {key: file.tensors[_key(path, key)] for key in names[path]})
+        for path, layer in layers.items()
+    )
+
+
+def _check_tensors(file: AdapterFile, wanted: dict[str, list[int]]) -> None:
+    tensors, where = file.tensors, file.weights
     missing, unexpected = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()
     if missing or unexpected:
         raise RefusedError(

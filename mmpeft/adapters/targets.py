@@ -3,7 +3,7 @@
 import difflib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -154,6 +154,20 @@ def model_inputs(model: Any, image_shape: tuple[int, int] | None) -> ModelInputs
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
         image_shape=image_shape,
     )
+
+
+def require_reader(configs: Iterable[AdapterConfig], image_shape: tuple[int, int] | None) -> None:
+    """Raises:
+    RefusedError: a method that changes what the model reads, where ``image_shape`` says that it is a language model
+        alone: nobody would feed it there, and its rows would be those of the base.
+    """
+    unread = [f"{each.method} (peft_type {each.peft_type})" for each in configs if each.home == "inputs"]
+    if unread and image_shape is None:
+        raise RefusedError(
+            f"{unread[0]} changes what the model reads, and a language model alone reads token ids only: its rows "
+            "would be those of the base; use the bank of an mmpeft.models.multimodal.MultimodalModel, which also "
+            "serves text without images"
+        )
 
 
 def _hidden_size(model: Any) -> int:

@@ -129,6 +129,11 @@ class AdapterConfig:
         """What the files of PEFT's own methods begin with."""
         return {"peft_type": self.peft_type, "task_type": "CAUSAL_LM", "inference_mode": True}
 
+    def changes_nothing(self, layer: nn.Module, tensors: dict[str, Tensor]) -> bool:
+        """Whether a layer with these tensors of a slot, named as `shapes` does, computes what it does without: a
+        finetune whose every layer says so is none."""
+        return False
+
     # -- the weights of the base ----------------------------------------------------------------------------
 
     def fold(self, path: str, model: nn.Module, stack: Any, slot: int) -> Callable[[], None]:

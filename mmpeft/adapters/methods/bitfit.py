@@ -35,6 +35,9 @@ class BitFitConfig(LayersConfig):
     def shapes(self, path: str, in_features: int, out_features: int) -> dict[str, list[int]]:
         return {"bias_delta": [out_features]}
 
+    def changes_nothing(self, layer: nn.Module, tensors: dict[str, Tensor]) -> bool:
+        return not tensors["bias_delta"].any()
+
     def fold(self, path: str, model: nn.Module, stack: Any, slot: int) -> Callable[[], None]:
         linear: Any = model.get_submodule(path)
         if linear.bias is None:

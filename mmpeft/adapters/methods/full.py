@@ -37,6 +37,9 @@ class FullConfig(LayersConfig):
     def shapes(self, path: str, in_features: int, out_features: int) -> dict[str, list[int]]:
         return {"weight_delta": [out_features, in_features]}
 
+    def changes_nothing(self, layer: nn.Module, tensors: dict[str, Tensor]) -> bool:
+        return not tensors["weight_delta"].any()
+
     def fold(self, path: str, model: nn.Module, stack: Any, slot: int) -> Callable[[], None]:
         linear = model.get_submodule(path)
         check_dense(path, linear, self.method)

@@ -82,6 +82,9 @@ class IA3Config(LayersConfig):
     def from_peft(cls, raw: dict[str, Any]) -> AdapterConfig:
         return cls(required(raw, "target_modules"), raw.get("feedforward_modules") or [])
 
+    def changes_nothing(self, layer: nn.Module, tensors: dict[str, Tensor]) -> bool:
+        return bool((tensors["ia3_l"] == 1).all())
+
     def to_peft(self, sites: list[str], names: TargetNames, inputs: ModelInputs | None) -> dict[str, Any]:
         feedforward = names([path for path in sites if self.scales_input(path)])
         others = names([path for path in sites if not self.scales_input(path)])

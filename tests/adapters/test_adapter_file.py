@@ -1,0 +1,162 @@
+"""What an adapter file tells by its fields and keys, as PEFT and other trainers write them; more of it, slowly, in
+test_adapter_variants.py."""
+
+import json
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mmpeft.adapters import (
+    AdapterBank,
+    BitFitConfig,
+    BottleneckConfig,
+    DoraConfig,
+    FullConfig,
+    HybridConfig,
+    IA3Config,
+    LoraConfig,
+    PromptConfig,
+)
+from mmpeft.adapters.peft_format import load_adapter, save_adapter
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+TWO = ["q_proj", "up_proj"]
+FIELDS = {
+    "exclude_modules": {
+        "target_modules": "all-linear",
+        "exclude_modules": ["v_proj", "layers.0.mlp.up_proj"],
+    },
+    "exclude_modules by pattern": {"target_modules": TWO, "exclude_modules": r".*\.0\..*"},
+    "layers_to_transform": {"target_modules": TWO, "layers_to_transform": [1], "layers_pattern": "layers"},
+    "rank_pattern": {"target_modules": TWO, "rank_pattern": {"q_proj": 7, r".*\.1\.mlp.up_proj": 1}},
+    "alpha_pattern": {"target_modules": TWO, "alpha_pattern": {"up_proj": 3}},
+    "names of nothing": {"target_modules": [*TWO, "query_key_value"]},
+}
+
+
+def written(model, folder, **fields):
+    """Writes PEFT's file of a LoRA, and returns PEFT's model."""
+    torch.manual_seed(0)
+    theirs = peft.get_peft_model(model, peft.LoraConfig(**{"r": 4, "lora_alpha": 6} | fields)).eval()
+    for parameter in (p for p in theirs.parameters() if p.requires_grad):
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    theirs.save_pretrained(folder)
+    return theirs
+
+
+def rename(folder, change, pickled=False):
+    """The same tensors under ``change`` of their keys."""
+    path = folder / "adapter_model.safetensors"
+    tensors = {change(key): tensor for key, tensor in load_file(path).items()}
+    path.unlink()
+    torch.save(tensors, path.with_suffix(".bin")) if pickled else save_file(tensors, path)
+
+
+@pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS)
+def test_fields_that_choose_layers_ranks_and_alphas_are_read_and_written(
+    fields, make_llama, logits_of, tokens, tmp_path
+):
+    """One slot of several ranks and scalings beside others, from PEFT's file, and from ours in PEFT again."""
+    theirs = written(make_llama(), tmp_path / "theirs", **fields)
+    bank, ids = AdapterBank(make_llama()), tokens(3)
+    bank.add("other", LoraConfig(rank=3))
+    load_adapter(bank, "a", tmp_path / "theirs")
+    with torch.no_grad():
+        want = theirs(ids).logits
+    got = logits_of(bank, ["a", None, "a"], ids)
+    torch.testing.assert_close(got[[0, 2]], want[[0, 2]], **CLOSE)
+    assert not torch.allclose(got[1], want[1], atol=1e-2)
+
+    save_adapter(bank, "a", tmp_path / "ours", "tiny")
+    with torch.no_grad():
+        again = peft.PeftModel.from_pretrained(make_llama(), tmp_path / "ours")(ids).logits
+    torch.testing.assert_close(again, want, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("change", "pickled"),
+    [
+        (lambda key: key, True),
+        (lambda key: key.replace(".weight", ".default.weight"), False),
+        (lambda key: key.replace("base_model.model.", "base_model.model._orig_mod."), False),
+    ],
+    ids=["bin", "default", "compiled"],
+)
+def test_other_ways_to_write_the_tensors_are_read(change, pickled, make_llama, logits_of, tokens, tmp_path):
+    theirs, ids = written(make_llama(), tmp_path, target_modules=TWO, use_dora=True), tokens(2)
+    rename(tmp_path, change, pickled)
+    bank = AdapterBank(make_llama())
+    load_adapter(bank, "a", tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(logits_of(bank, ["a"] * 2, ids), theirs(ids).logits, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("inner", "ours"),
+    [
+        ("model.language_model.", "model."),
+        ("language_model.model.", "model."),
+        ("model.text_model.", "model."),
+    ],
+)
+def test_keys_of_a_multimodal_class_are_read_on_its_language_model_aloud(
+    inner, ours, make_llama, logits_of, tokens, tmp_path
+):
+    pattern = rf"{inner}layers\..*\.(q_proj|up_proj)"
+    theirs, ids = (
+        written(make_llama(), tmp_path, target_modules=TWO, rank_pattern={"layers.1.mlp.up_proj": 2}),
+        tokens(2),
+    )
+    rename(tmp_path, lambda key: key.replace(f"base_model.model.{ours}", f"base_model.model.{inner}"))
+    path = tmp_path / "adapter_config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"target_modules": pattern.replace(".", r"\.", 1)})
+    )
+    bank = AdapterBank(make_llama())
+    with pytest.warns(UserWarning, match=r"keys are those of a multimodal model; .*language_|text_"):
+        load_adapter(bank, "a", tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(logits_of(bank, ["a"] * 2, ids), theirs(ids).logits, **CLOSE)
+
+
+UNTRAINED = {
+    "lora": LoraConfig(rank=2),
+    "orthogonal": LoraConfig(rank=2, start="orthogonal"),
+    "dora": DoraConfig(rank=2),
+    "ia3": IA3Config(),
+    "bitfit": BitFitConfig(),
+    "full": FullConfig(["v_proj"]),
+    "bottleneck": BottleneckConfig(width=3),
+    "hybrid": HybridConfig([LoraConfig(rank=2), IA3Config()]),
+}
+
+
+@pytest.mark.parametrize("config", UNTRAINED.values(), ids=UNTRAINED)
+def test_a_file_that_changes_nothing_is_refused(config, make_bank, make_llama, randomise, tmp_path):
+    """PEFT and vLLM serve it as the base; one trained tensor is enough to be a finetune."""
+    bank = make_bank({"a": config}, fill=False)
+    save_adapter(bank, "a", tmp_path / "fresh", "tiny")
+    with pytest.raises(ValueError, match="its tensors change nothing"):
+        load_adapter(AdapterBank(make_llama()), "a", tmp_path / "fresh")
+    _, stack, slot = list(bank.places("a"))[-1]
+    stack.fill(slot, {key: tensor + 0.01 for key, tensor in stack.tensors(slot).items()})
+    save_adapter(bank, "a", tmp_path / "trained", "tiny")
+    load_adapter(AdapterBank(make_llama()), "a", tmp_path / "trained")
+
+
+def test_virtual_tokens_are_refused_where_nobody_reads_them(make_llama, tmp_path):
+    """On a plain language model they would load, route and answer as the base."""
+    theirs = peft.get_peft_model(
+        make_llama(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    )
+    theirs.save_pretrained(tmp_path)
+    bank = AdapterBank(make_llama())
+    with pytest.raises(ValueError, match=r"peft_type PROMPT_TUNING.*MultimodalModel"):
+        load_adapter(bank, "a", tmp_path)
+    bank.add("b", PromptConfig(3))
+    with pytest.raises(ValueError, match="would be those of the base"):
+        bank.route(["b"])
