@@ -21,12 +21,15 @@ from torch import Tensor, nn
 
 from mmpeft.adapters.architecture import find_linears
 from mmpeft.adapters.methods.base import names_module
+from mmpeft.adapters.targets import further_layers
 from mmpeft.errors import RefusedError
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLED_FILE = "adapter_model.bin"
 KEY_PREFIX = "base_model.model."
+EMBEDDING_NAMES = {"lora_embedding_A": "lora_A.weight", "lora_embedding_B": "lora_B.weight"}
+"""What PEFT calls the tensors of an embedding -> what it calls those of a linear of the same shapes."""
 INNER_MODELS = ("language_model", "text_model", "llm", "thinker")
 """What classes of multimodal models call the language model inside them."""
 
@@ -91,9 +94,11 @@ def fitted(file: AdapterFile, model: nn.Module) -> AdapterFile:
 
     Fields that choose nothing here are left as they are, for the errors of `find_sites`.
     """
+    if str(file.fields.get("peft_type")).startswith("MMPEFT_"):
+        return file
     fields = dict(file.fields)
     inner, ours = _inner_prefix(file, model)
-    linears = find_linears(model)
+    linears = find_linears(model) | further_layers(model, ("head", "embedding"), "")
     theirs = {path: inner + path.removeprefix(ours) if path.startswith(ours) else path for path in linears}
     chosen = [path for path, name in theirs.items() if _chooses(fields, name)]
     if chosen and (inner != ours or not _says_it_plainly(fields, linears)):
@@ -146,8 +151,9 @@ def _todays_keys(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
         plain = key.replace("_orig_mod.", "")
         if match := _TENSOR.fullmatch(plain):
             adapters |= {match["adapter"]} - {None}
+            name = EMBEDDING_NAMES.get(match["name"], match["name"])
             ending = "" if match["name"] == "lora_magnitude_vector" else match["ending"] or ""
-            plain = f"{match['path']}.{match['name']}{ending}"
+            plain = f"{match['path']}.{name}{ending}"
         if len(adapters) > 1 or plain in keys:
             raise RefusedError(f"{path} holds several adapters (see {key}): save each to a folder of its own")
         keys[plain] = tensor
@@ -176,6 +182,8 @@ def _inner_prefix(file: AdapterFile, model: nn.Module) -> tuple[str, str]:
 def _chooses(fields: dict[str, Any], path: str) -> bool:
     """PEFT's rule: whether the fields put an adapter on the module at ``path``."""
     targets, excluded = fields.get("target_modules") or [], fields.get("exclude_modules") or []
+    if any(re.match(rf"(^|.*\.){name}($|\..*)", path) for name in fields.get("modules_to_save") or []):
+        return False
     if names_module(path, excluded) or not names_module(path, targets):
         return False
     layers = fields.get("layers_to_transform")

@@ -18,6 +18,7 @@ from mmpeft.adapters.targets import (
     gets_flattened,
     layer_features,
     model_inputs,
+    refuse_head,
     require_reader,
     trained_features,
 )
@@ -175,12 +176,12 @@ class AdapterBank(nn.Module):
             UnknownNameError: an unknown name. It is never served by the base or by another adapter.
             RefusedError: nobody reads what an adapter gives the model to read, see `require_reader`.
         """
-        for name in dict.fromkeys(names):
-            require_reader(() if name is None else self.entry(name).config.parts(), self.image_shape)
         owned = [
             {} if name is None else {part.config.method: part.slot for part in self.entry(name).parts}
             for name in names
         ]
+        for name in {name for name in names if name is not None}:
+            require_reader(self.entry(name).config.parts(), self.image_shape)
         slots: dict[str, Tensor] = {}
         uniform: dict[str, bool] = {}
         for method, num_slots in self._num_slots.items():
@@ -243,6 +244,7 @@ class AdapterBank(nn.Module):
         parts: list[MethodPart] = []
         for each in config.parts():
             sites = self.sites(each)
+            refuse_head(self.model, sites, self.image_shape)
             for earlier in parts:
                 if earlier.config.method == each.method and (both := set(sites) & set(earlier.sites)):
                     raise RefusedError(
@@ -265,9 +267,8 @@ class AdapterBank(nn.Module):
     def _stack(self, path: str, config: AdapterConfig) -> Stack:
         """The stack for ``config``'s method at one place; made, and the layer adapted, when missing."""
         place = config.method if path == INPUTS else config.place(path)
-        key = f"{path}/{place}".replace(
-            ".", "/"
-        )  # a module's name has no dots; nor is any with a slash taken
+        # a module's name has no dots; nor is any with a slash taken
+        key = f"{path}/{place}".replace(".", "/")
         if key not in self.stacks:
             stack = self.stacks[key] = self._new_stack(path, config)
             if path == INPUTS:
@@ -291,8 +292,7 @@ class AdapterBank(nn.Module):
         return self.layers[path]
 
     def _new_stack(self, path: str, config: AdapterConfig) -> Stack:
-        method = config.method
-        sizes = self._num_slots[method], self._sizes[method]
+        sizes = self._num_slots[config.method], self._sizes[config.method]
         return config.make_stack(path, *self.features(path, config), *sizes).to(self._device())
 
     def _device(self) -> torch.device:

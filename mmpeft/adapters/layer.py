@@ -55,12 +55,12 @@ class AdaptedForward:
             self.base.forward = self._replaced
 
     def __call__(self, x: Tensor, *others: Tensor) -> Tensor:
-        """(B, T, I) -> (B, T, O); ``others`` go to the layer as they are.
+        """(B, T, I), or the token ids (B, T) of an embedding, -> (B, T, O); ``others`` go to the layer as they are.
 
         Raises:
             RefusedError: no routing yet, or it was written for another number of rows.
         """
-        if self.flattened and x.dim() == 2:
+        if self.flattened and x.dim() == 2 and x.is_floating_point():
             return self._forward(x.unflatten(0, (self.routing.num_rows, -1)), *others).flatten(0, 1)
         return self._forward(x, *others)
 
@@ -86,7 +86,7 @@ class AdaptedForward:
                 f"no routing for {method!r}: say which adapter serves each row first, e.g. "
                 "bank.route(['my-adapter', None]), or bank.route([None] * rows) for the base model"
             )
-        if x.dim() != 3 or x.shape[0] != slots.shape[0]:
+        if x.dim() != (3 if x.is_floating_point() else 2) or x.shape[0] != slots.shape[0]:
             raise RefusedError(
                 f"adapted layer got an input of shape {tuple(x.shape)}, but the routing was written for "
                 f"{slots.shape[0]} rows of shape (rows, tokens, {self.in_features}); call bank.route(names) "

@@ -33,8 +33,8 @@ def merge(bank: AdapterBank, name: str) -> None:
 
     Raises:
         UnknownNameError: no such adapter.
-        RefusedError: it holds NaN or infinite values, or a weight of the base cannot take it exactly. The base
-            and the bank are unchanged then.
+        RefusedError: it holds NaN or infinite values, or a weight of the base cannot take it exactly, also because
+            another layer shares it. The base and the bank are unchanged then.
     """
     sick = [key for key, tensor in bank.tensors(name).items() if not tensor.isfinite().all()]
     if sick:
@@ -47,6 +47,7 @@ def merge(bank: AdapterBank, name: str) -> None:
             raise RefusedError(
                 f"{path} was replaced after adapters were added to it; add them to the new model"
             )
+    _check_untied(bank.model, bank.entry(name).sites)
     acting = [(part.config, place) for part in bank.entry(name).parts for place in bank.places_of(part)]
     acting.sort(key=lambda each: each[1].stack.turn)
     folds: dict[str, list[Callable[[], None]]] = defaultdict(list)
@@ -60,6 +61,23 @@ def merge(bank: AdapterBank, name: str) -> None:
     for layer in bank.layers.values():
         for stack in layer.stacks.values():
             stack.attach(layer.base, layer.plain)  # DoRA keeps norms of the base
+
+
+def _check_untied(model: nn.Module, sites: list[str]) -> None:
+    """Raises:
+    RefusedError: a weight to change is also that of a layer that the adapter leaves alone, such as a tied head's.
+    """
+    modules = {path: module for path, module in model.named_modules() if hasattr(module, "weight")}
+    for path in sites:
+        own = modules[path].weight if path in modules else None
+        others = [
+            p for p, module in modules.items() if own is not None and module.weight is own and p != path
+        ]
+        if others:
+            raise RefusedError(
+                f"{path} shares its weight with {others[0]}, which a merge would change too; untie them first "
+                "(tie_word_embeddings: false and a copy of the weight), or serve the adapter"
+            )
 
 
 def unwrap(bank: AdapterBank) -> nn.Module:

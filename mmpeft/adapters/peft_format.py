@@ -15,8 +15,11 @@ Source: PEFT docs, "PEFT checkpoint format"; ``peft/tuners/{lora,ia3,prompt_tuni
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from mmpeft.adapters.adapter_file import (
     CONFIG_FILE,
+    EMBEDDING_NAMES,
     KEY_PREFIX,
     WEIGHTS_FILE,
     AdapterFile,
@@ -29,14 +32,14 @@ from mmpeft.adapters.bank import INPUTS, NAME_PATTERN, AdapterBank, MethodPart
 from mmpeft.adapters.methods.base import AdapterConfig
 from mmpeft.adapters.methods.hybrid import HybridConfig
 from mmpeft.adapters.methods.registry import METHODS
+from mmpeft.adapters.retrained import BESIDE, split
 from mmpeft.adapters.targets import require_reader
 from mmpeft.errors import RefusedError
 from mmpeft.files import save_tensors, write_json
 
+NOT_SET = (None, False, "none", [], {})
 MERGE = "apply it in PEFT, by merge_and_unload, and serve the model that this makes"
 UNSUPPORTED = {
-    "bias": MERGE,
-    "modules_to_save": MERGE,
     "trainable_token_indices": MERGE,
     "target_parameters": MERGE,
 }
@@ -65,7 +68,7 @@ def save_adapter(bank: AdapterBank, name: str, directory: str | Path, base_name:
         fields = part.config.to_peft(part.sites, lambda sites: _target_names(bank, sites), inputs)
         write_json(directory / folder / CONFIG_FILE, fields | {"base_model_name_or_path": base_name})
         tensors = {
-            _key(path, key): tensor
+            _saved_key(bank, path, key): tensor
             for path, stack, slot in bank.places_of(part)
             for key, tensor in stack.tensors(slot).items()
         }
@@ -89,9 +92,9 @@ def load_adapter(
     """
     directory = Path(directory)
     composed, folders = _folders(directory)
-    files = [fitted(read_file(folder), bank.model) for folder in folders]
+    files = [part for folder in folders for part in _parts(fitted(read_file(folder), bank.model), bank)]
     configs = [_config_of(file.folder, file.fields) for file in files]
-    config = HybridConfig(configs) if composed else configs[0]
+    config = HybridConfig(configs) if composed or len(configs) > 1 else configs[0]
     try:
         require_reader(config.parts(), bank.image_shape)
         planned = bank.plan(config)
@@ -115,10 +118,22 @@ def load_adapter(
             stack.fill(slot, {key: file.tensors[_key(path, key)] for key in stack.tensors(slot)})
 
 
+def _parts(file: AdapterFile, bank: AdapterBank) -> list[AdapterFile]:
+    if file.fields["peft_type"].startswith("MMPEFT_"):
+        return [file]
+    config: Any = _config_of(file.folder, file.fields)
+    return split(file, bank.model, getattr(config, "scaling_at", lambda _: 1.0))
+
+
 def read_config(directory: str | Path) -> AdapterConfig:
     """The config of a PEFT directory in our terms, as its fields say it; what changes the maths and is lacking here is
     refused. `load_adapter` also goes by the tensors."""
     composed, folders = _folders(Path(directory))
+    for folder in folders:
+        if beside := [field for field in BESIDE if read_fields(folder).get(field) not in NOT_SET]:
+            raise RefusedError(
+                f"{folder / CONFIG_FILE}: {beside[0]} is set, whose parts the tensors tell; load it"
+            )
     configs = [_config_of(folder, read_fields(folder)) for folder in folders]
     return HybridConfig(configs) if composed else configs[0]
 
@@ -147,7 +162,7 @@ def _folders(directory: Path) -> tuple[bool, list[Path]]:
 
 def _check_fields(directory: Path, raw: dict[str, Any]) -> None:
     refused = dict.fromkeys(field for config in METHODS for field in config.peft_refused) | UNSUPPORTED
-    changed = [key for key in refused if raw.get(key) not in (None, False, "none", [], {})]
+    changed = [key for key in refused if raw.get(key) not in NOT_SET]
     if changed:
         values = ", ".join(f"{key} is {raw[key]!r}" for key in changed)
         raise RefusedError(
@@ -174,6 +189,13 @@ def _config_from_peft(raw: dict[str, Any]) -> AdapterConfig:
 def _key(path: str, key: str) -> str:
     """The key of a tensor in the file."""
     return key if path == INPUTS else f"{KEY_PREFIX}{path}.{key}"
+
+
+def _saved_key(bank: AdapterBank, path: str, key: str) -> str:
+    """The key of a tensor in a file that PEFT reads, which calls those of embeddings otherwise."""
+    is_embedding = path != INPUTS and isinstance(bank.model.get_submodule(path), nn.Embedding)
+    theirs = {ours: name for name, ours in EMBEDDING_NAMES.items()} if is_embedding else {}
+    return _key(path, theirs.get(key, key))
 
 
 def _target_names(bank: AdapterBank, sites: list[str]) -> list[str]:

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from mmpeft.adapters.architecture import (
     last_name,
     linear_features,
 )
-from mmpeft.adapters.methods.base import AdapterConfig, ModelInputs, names_module
+from mmpeft.adapters.methods.base import AdapterConfig, Beyond, ModelInputs, names_module
 from mmpeft.errors import RefusedError
 
 
@@ -39,11 +39,47 @@ def find_sites(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
         chosen = {part.path for part in find_parts(model, config.auto)}
         sites = {path: module for path, module in linears.items() if path in chosen}
     else:
-        sites = _targeted(model, linears, linears, targets)
+        sites = _targeted(model, linears | further_layers(model, config.beyond, targets), linears, targets)
     for field in config.fields_of_targets:
         if getattr(config, field) not in ("auto", []):
             _chosen(model, sites, field, getattr(config, field))
     return sites if config.layers is None else _inside(model, sites, config.layers)
+
+
+def further_layers(
+    model: nn.Module, beyond: Sequence[Beyond], targets: str | list[str]
+) -> dict[str, nn.Module]:
+    """What ``targets`` may name beside linears, see `AdapterConfig.beyond`; a pattern means no norms."""
+    getters = {"head": "get_output_embeddings", "embedding": "get_input_embeddings"}
+    ends = {kind: getattr(model, getter, lambda: None)() for kind, getter in getters.items()}
+    wanted = [ends[kind] for kind in beyond if kind in ends and ends[kind] is not None]
+    norms = "norms" in beyond and not isinstance(targets, str)
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if any(module is each for each in wanted) or (norms and _is_norm(module))
+    }
+
+
+def _is_norm(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.dim() == 1 and linear_features(module) is None
+
+
+def refuse_head(model: Any, sites: Sequence[str], image_shape: tuple[int, int] | None) -> None:
+    """Raises:
+    RefusedError: an adapter of the output head in a model that computes logits of single positions, whose rows
+        nobody can tell.
+    """
+    if image_shape is None:
+        return
+    for path in further_layers(model, ("head",), ""):
+        if path in sites:
+            raise RefusedError(
+                f"{path} is the output head, which a MultimodalModel calls for single positions of its rows: serve an "
+                "adapter there by an AdapterBank on the language model itself, or apply it in PEFT, by "
+                "merge_and_unload, and take the model that this makes as base"
+            )
 
 
 def _targeted(
@@ -117,9 +153,16 @@ def choose_layers(num_layers: int, layers: Sequence[int] | str | None) -> list[i
 
 
 def layer_features(model: nn.Module, path: str) -> tuple[int, int]:
-    """(in, out) features of a layer: a linear's own, the hidden size on both sides for a whole feed-forward."""
-    if features := linear_features(model.get_submodule(path)):
+    """(in, out) features of a layer: a linear's own, (tokens, hidden size) of an embedding, a norm's on both sides, and
+    the hidden size on both sides for a whole feed-forward."""
+    module = model.get_submodule(path)
+    if features := linear_features(module):
         return features
+    if isinstance(module, nn.Embedding):
+        return module.num_embeddings, module.embedding_dim
+    if _is_norm(module):
+        size = cast(Tensor, module.weight).shape[0]
+        return size, size
     hidden = _hidden_size(model)
     return hidden, hidden
 
@@ -133,9 +176,9 @@ def num_parameters(model: nn.Module, path: str, config: AdapterConfig) -> int:
 
 
 def gets_flattened(model: Any, path: str) -> bool:
-    """Whether the layer at ``path`` gets (rows * tokens, features): OPT's feed-forward does."""
+    """Whether the layer at ``path`` gets (rows * tokens, features): OPT's feed-forward and its norm do."""
     return getattr(getattr(model, "config", None), "model_type", None) == "opt" and path.endswith(
-        (".fc1", ".fc2")
+        (".fc1", ".fc2", ".final_layer_norm")
     )
 
 
@@ -229,9 +272,12 @@ def _chosen(
         wrong = [each if isinstance(each, str) else each[0] for each in unmatched]
         known = sorted({last_name(path) for path in linears})
         closest = sorted({hit for name in wrong for hit in difflib.get_close_matches(name, known, n=1)})
+        plain = {last_name(path) for path in find_linears(model) if path in linears}
+        beside = [name for name in known if name not in plain]
         hint = f"closest: {', '.join(map(repr, closest))}; " if closest else ""
         raise RefusedError(
             f"{field} {wrong or names!r} matched no linear of {type(model).__name__}; {hint}"
-            f"its linears are called {', '.join(known) or '(it has none)'}"
+            f"its linears are called {', '.join(sorted(plain)) or '(it has none)'}"
+            + (f"; also to be named are {', '.join(beside)}" if beside else "")
         )
     return {path: module for path, module in linears.items() if names_module(path, names)}

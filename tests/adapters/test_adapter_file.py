@@ -2,6 +2,7 @@
 test_adapter_variants.py."""
 
 import json
+from functools import partial
 
 import peft
 import pytest
@@ -34,6 +35,7 @@ FIELDS = {
     "layers_to_transform": {"target_modules": TWO, "layers_to_transform": [1], "layers_pattern": "layers"},
     "rank_pattern": {"target_modules": TWO, "rank_pattern": {"q_proj": 7, r".*\.1\.mlp.up_proj": 1}},
     "alpha_pattern": {"target_modules": TWO, "alpha_pattern": {"up_proj": 3}},
+    "head and embedding": {"target_modules": ["q_proj", "lm_head", "embed_tokens"]},
     "names of nothing": {"target_modules": [*TWO, "query_key_value"]},
 }
 
@@ -121,6 +123,57 @@ def test_keys_of_a_multimodal_class_are_read_on_its_language_model_aloud(
         load_adapter(bank, "a", tmp_path)
     with torch.no_grad():
         torch.testing.assert_close(logits_of(bank, ["a"] * 2, ids), theirs(ids).logits, **CLOSE)
+
+
+BESIDE = {
+    "modules_to_save": {"modules_to_save": ["lm_head", "embed_tokens"]},
+    "bias": {"bias": "all"},
+    "lora_bias": {"lora_bias": True},
+}
+
+
+@pytest.mark.parametrize("fields", BESIDE.values(), ids=BESIDE)
+@pytest.mark.parametrize("tied", [False, True], ids=["free", "tied"])
+def test_what_is_trained_beside_the_method_is_of_one_slot(
+    fields, tied, make_llama, logits_of, tokens, tmp_path
+):
+    """Rows of such a finetune share a batch with others and the base; it comes back from our files."""
+    build = partial(make_llama, attention_bias=True, mlp_bias=True, tie_word_embeddings=tied)
+    theirs = written(build(), tmp_path / "theirs", target_modules=TWO, **fields)
+    bank, ids = AdapterBank(build()), tokens(3)
+    load_adapter(bank, "a", tmp_path / "theirs")
+    bank.add("b", LoraConfig(target_modules=["lm_head", "embed_tokens"]))
+    got = logits_of(bank, ["a", None, "b"], ids)
+    with torch.no_grad():
+        torch.testing.assert_close(got[0], theirs(ids[:1]).logits[0], **CLOSE)
+        assert torch.equal(got[1:], build()(ids).logits[1:])
+    save_adapter(bank, "a", tmp_path / "ours", "tiny")
+    again = AdapterBank(build())
+    load_adapter(again, "a", tmp_path / "ours")
+    torch.testing.assert_close(logits_of(again, ["a"] * 3, ids)[0], got[0], **CLOSE)
+
+
+def test_a_base_that_was_trained_is_told_by_its_tied_weight(make_llama, logits_of, tokens, tmp_path):
+    """Without modules_to_save the file holds the base's own embedding, which the head shares."""
+    theirs = written(make_llama(tie_word_embeddings=True), tmp_path, target_modules=TWO)
+    embedding = theirs.get_input_embeddings().weight
+    embedding.data += 0.1 * torch.randn_like(embedding)
+    theirs.save_pretrained(tmp_path, save_embedding_layers=True)
+    bank, ids = AdapterBank(make_llama(tie_word_embeddings=True)), tokens(2)
+    load_adapter(bank, "a", tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(logits_of(bank, ["a"] * 2, ids), theirs(ids).logits, **CLOSE)
+
+
+def test_a_resized_vocabulary_and_a_retrained_norm_are_refused_by_name(make_llama, tmp_path):
+    model = make_llama()
+    model.resize_token_embeddings(131)
+    written(model, tmp_path / "resized", target_modules=TWO, modules_to_save=["lm_head"])
+    with pytest.raises(ValueError, match=r"lm_head\.weight .* call resize_token_embeddings\(131\)"):
+        load_adapter(AdapterBank(make_llama()), "a", tmp_path / "resized")
+    written(make_llama(), tmp_path / "norm", target_modules=TWO, modules_to_save=["input_layernorm"])
+    with pytest.raises(ValueError, match=r"input_layernorm\.weight of a LlamaRMSNorm is retrained"):
+        load_adapter(AdapterBank(make_llama()), "a", tmp_path / "norm")
 
 
 UNTRAINED = {

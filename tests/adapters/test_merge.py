@@ -236,3 +236,16 @@ def test_layers_inside_a_wrapped_feedforward_come_back_to_their_place(
         bank.remove(name)
     assert torch.equal(plain_logits(bank, ids), want)
     assert bank.model.state_dict().keys() == make_dense().state_dict().keys()
+
+
+def test_embedding_and_head_are_merged_unless_they_share_their_weight(
+    make_llama, make_bank, logits_of, tokens
+):
+    config = HybridConfig([LoraConfig(rank=2, target_modules=["embed_tokens"]), FullConfig(["lm_head"])])
+    bank, ids = make_bank({"a": config}), tokens(2)
+    want = logits_of(bank, ["a"] * 2, ids)
+    merge(bank, "a")
+    torch.testing.assert_close(plain_logits(bank, ids), want, **CLOSE)
+    bank = make_bank({"a": config}, model=make_llama(tie_word_embeddings=True))
+    with pytest.raises(ValueError, match=r"model\.embed_tokens shares its weight with lm_head.* untie"):
+        merge(bank, "a")

@@ -135,7 +135,10 @@ CORRUPTIONS = {
     "unknown target": (reconfigure(target_modules=["v_prj"]), rf"{CONFIG}: .*v_prj.*closest: 'v_proj'"),
     "no target": (reconfigure(target_modules=...), rf"{CONFIG}: target_modules is missing"),
     "unknown method": (reconfigure(peft_type="VERA"), rf"{CONFIG}: peft_type is 'VERA'"),
-    "retrained modules": (reconfigure(modules_to_save=["lm_head"]), rf"{CONFIG}: modules_to_save is \["),
+    "retrained modules": (
+        reconfigure(modules_to_save=["lm_head"]),
+        rf"{WEIGHTS}: modules_to_save is \[.*\], but lm_head\.weight is not in",
+    ),
     "excluded though it is there": (
         reconfigure(exclude_modules=["v_proj"]),
         rf"{WEIGHTS} .* unexpected \(such as base_model\.model\.model\.layers\.0\.self_attn\.v_proj",
@@ -162,7 +165,10 @@ LORA_CORRUPTIONS = {
         rf"{CONFIG}: .*rank_pattern\['q_pro",
     ),
     "a pattern that is none": (reconfigure(alpha_pattern={"(": 2}), rf"{CONFIG}: .*alpha_pattern '\('"),
-    "trained biases": (reconfigure(bias="all"), rf"{CONFIG}: bias is 'all'"),
+    "biases of the update": (
+        reconfigure(lora_bias=True),
+        rf"{WEIGHTS}: lora_bias is True, but model\.layers\.0.*lora_B\.bias is not in the file",
+    ),
     "start that changed the base": (reconfigure(init_lora_weights="pissa_niter_4"), rf"{CONFIG}: init_lora_"),
     "the same in another case": (
         reconfigure(init_lora_weights="OLoRA"),

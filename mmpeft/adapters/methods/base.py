@@ -17,6 +17,9 @@ from mmpeft.errors import RefusedError
 TargetNames = Callable[[list[str]], list[str]]
 """Paths of what an adapter changes -> how ``target_modules`` names them in its file."""
 
+Beyond = Literal["head", "embedding", "norms"]
+"""Layers that are no linears of the blocks."""
+
 
 @dataclass(frozen=True)
 class ModelInputs:
@@ -44,6 +47,8 @@ class AdapterConfig:
     """The roles of the linears that ``target_modules: auto`` means."""
     whole_feedforwards: ClassVar[bool] = False
     """Whether "auto" means the whole feed-forward of each block instead, which may then be named too."""
+    beyond: ClassVar[tuple[Beyond, ...]] = ()
+    """What may be named beside linears: the output head, the input embedding, a norm."""
     fields_of_targets: ClassVar[tuple[str, ...]] = ()
     """Further fields that name some of the targets; names that match none are refused."""
     changes_weight: ClassVar[bool] = False

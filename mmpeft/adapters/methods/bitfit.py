@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpeft.adapters.functional import gather_slots
-from mmpeft.adapters.methods.base import LayersConfig
+from mmpeft.adapters.methods.base import Beyond, LayersConfig
 from mmpeft.adapters.methods.stack import Stack
 from mmpeft.adapters.weight_updates import add_bias
 from mmpeft.errors import RefusedError
@@ -24,6 +24,7 @@ class BitFitConfig(LayersConfig):
 
     method: ClassVar[str] = "bitfit"
     peft_type: ClassVar[str] = "MMPEFT_BITFIT"
+    beyond: ClassVar[tuple[Beyond, ...]] = ("head", "norms")
     usual: ClassVar[dict[str, dict[str, Any]]] = {"BitFit": {}}
 
     target_modules: str | list[str] = "auto"

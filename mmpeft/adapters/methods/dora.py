@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from mmpeft.adapters.base_weights import dense_weight, is_4bit, read_weight
 from mmpeft.adapters.functional import BASE, gather_slots, lora_delta
-from mmpeft.adapters.methods.base import ModelInputs, TargetNames
+from mmpeft.adapters.methods.base import Beyond, ModelInputs, TargetNames
 from mmpeft.adapters.methods.lora import LoraConfig, LoraStack
 from mmpeft.adapters.methods.stack import Stack
 from mmpeft.adapters.weight_updates import add_bias, scale_rows_of_weight
@@ -30,6 +30,7 @@ class DoraConfig(LoraConfig):
     """Low-rank updates of chosen linears' directions, and their magnitudes. Dropout acts on the update."""
 
     method: ClassVar[str] = "dora"
+    beyond: ClassVar[tuple[Beyond, ...]] = ("head",)
     usual: ClassVar[dict[str, dict[str, Any]]] = {"DoRA r=16": {"rank": 16}}
 
     def make_stack(self, path: str, in_features: int, out_features: int, num_slots: int, size: int) -> Stack:

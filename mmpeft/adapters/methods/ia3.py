@@ -19,6 +19,7 @@ from mmpeft.adapters.base_weights import is_quantised
 from mmpeft.adapters.functional import gather_slots, ia3_scale
 from mmpeft.adapters.methods.base import (
     AdapterConfig,
+    Beyond,
     LayersConfig,
     ModelInputs,
     TargetNames,
@@ -51,6 +52,7 @@ class IA3Config(LayersConfig):
     auto: ClassVar[tuple[Role, ...]] = ("k", "v", "down")
     fields_of_targets: ClassVar[tuple[str, ...]] = ("feedforward_modules",)
     changes_weight: ClassVar[bool] = True
+    beyond: ClassVar[tuple[Beyond, ...]] = ("head",)
 
     target_modules: str | list[str] = "auto"
     """Names of linears, or "auto": keys, values and the feed-forward's last linear of this architecture."""

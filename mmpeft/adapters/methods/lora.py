@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from mmpeft.adapters.architecture import Role
 from mmpeft.adapters.functional import add_lora_of_one, gather_slots, lora_delta
-from mmpeft.adapters.methods.base import AdapterConfig, LayersConfig, ModelInputs, TargetNames, required
+from mmpeft.adapters.methods.base import (
+    AdapterConfig,
+    Beyond,
+    LayersConfig,
+    ModelInputs,
+    TargetNames,
+    required,
+)
 from mmpeft.adapters.methods.stack import Stack, linear_start
 from mmpeft.adapters.weight_updates import add_lora, check_dense
 from mmpeft.errors import RefusedError
@@ -40,9 +47,10 @@ class LoraConfig(LayersConfig):
     }
     auto: ClassVar[tuple[Role, ...]] = ("q", "v")  # Hu et al., table 5
     changes_weight: ClassVar[bool] = True
+    beyond: ClassVar[tuple[Beyond, ...]] = ("head", "embedding")
     peft_refused: ClassVar[tuple[str, ...]] = (
         *("use_qalora", "use_bdlora", "kasa_config", "arrow_config", "monteclora_config"),
-        *("lora_bias", "layer_replication", "alora_invocation_tokens"),
+        *("layer_replication", "alora_invocation_tokens"),
     )
 
     rank: int = 16
@@ -196,12 +204,12 @@ class LoraStack(Stack):
         return bool(self._rates)
 
     def on_output(self, x: Tensor, y: Tensor, slots: Tensor, uniform: bool) -> Tensor:
-        if self.training and self.has_dropout:
+        if self.training and self.has_dropout and x.is_floating_point():
             x = self._drop(x, slots)
         if self.one(uniform) and x.dtype == y.dtype and not torch.is_autocast_enabled(x.device.type):
             return add_lora_of_one(y, x, self.lora_A, self.lora_B, self.scaling)
         delta = lora_delta(x, self.lora_A, self.lora_B, self.scaling, self.effective(slots))
-        return y + delta.to(y.dtype)
+        return y + (delta if self.output_scale == 1 else delta * self.output_scale).to(y.dtype)
 
     def _drop(self, x: Tensor, slots: Tensor) -> Tensor:
         probability = gather_slots(self.dropout, slots).view(-1, 1, 1)
