@@ -134,8 +134,13 @@ def read_config(directory: str | Path) -> AdapterConfig:
             raise RefusedError(
                 f"{folder / CONFIG_FILE}: {beside[0]} is set, whose parts the tensors tell; load it"
             )
-    configs = [_config_of(folder, read_fields(folder)) for folder in folders]
+    configs = read_parts(directory)
     return HybridConfig(configs) if composed else configs[0]
+
+
+def read_parts(directory: str | Path) -> list[AdapterConfig]:
+    """The method of every folder of an adapter, as its fields say it."""
+    return [_config_of(folder, read_fields(folder)) for folder in _folders(Path(directory))[1]]
 
 
 def _folders(directory: Path) -> tuple[bool, list[Path]]:
