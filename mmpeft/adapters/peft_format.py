@@ -40,7 +40,6 @@ from mmpeft.files import save_tensors, write_json
 NOT_SET = (None, False, "none", [], {})
 MERGE = "apply it in PEFT, by merge_and_unload, and serve the model that this makes"
 UNSUPPORTED = {
-    "trainable_token_indices": MERGE,
     "target_parameters": MERGE,
 }
 """Fields of every PEFT config that, when set, change what the tensors mean -> what to do; `AdapterConfig.peft_refused`

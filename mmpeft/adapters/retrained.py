@@ -1,13 +1,14 @@
 """What a PEFT file holds beside its method, each kind as a part of its own: retrained modules and trained biases.
 
-========================= ======================= ============================================================
-field                     key                     part
-========================= ======================= ============================================================
-``modules_to_save``       ``<path>.weight``       the change of the weight of a linear or of the embedding
-``bias``                  ``<path>.bias``         the change of a bias
-``lora_bias``             ``<path>.lora_B.bias``  the change of a bias, times the scaling
-none (a trained base)     ``<path>.weight``       as of modules_to_save, for all modules that share the weight
-========================= ======================= ============================================================
+=========================== ============================= ====================================================
+field                       key                           part
+=========================== ============================= ====================================================
+``modules_to_save``         ``<path>.weight``             the change of the weight of a linear or the embedding
+``bias``                    ``<path>.bias``               the change of a bias
+``lora_bias``               ``<path>.lora_B.bias``        the change of a bias, times the scaling
+``trainable_token_indices`` ``...trainable_tokens_delta`` rows of the embedding, and of a head tied to it
+none (a trained base)       ``<path>.weight``             as of modules_to_save, for all that share the weight
+=========================== ============================= ====================================================
 
 A part holds what differs from the base, so that rows of such a finetune share a batch with all others.
 """
@@ -21,11 +22,15 @@ from torch import Tensor, nn
 from mmpeft.adapters.adapter_file import KEY_PREFIX, AdapterFile
 from mmpeft.adapters.architecture import linear_features
 from mmpeft.adapters.base_weights import is_quantised, is_transposed
+from mmpeft.adapters.methods.base import names_module
+from mmpeft.adapters.targets import further_layers
 from mmpeft.errors import RefusedError
 
-BESIDE = ("modules_to_save", "bias", "lora_bias")
+BESIDE = ("modules_to_save", "bias", "lora_bias", "trainable_token_indices")
 """The fields that speak of it."""
 WEIGHT_PART, BIAS_PART = ("MMPEFT_FULL", "weight_delta"), ("MMPEFT_BITFIT", "bias_delta")
+TOKENS_TYPE = "MMPEFT_TOKEN_ROWS"
+TOKENS = ".token_adapter.trainable_tokens_delta"
 LORA_BIAS = ".lora_B.bias"
 
 
@@ -52,13 +57,42 @@ def split(file: AdapterFile, model: nn.Module, scaling_at: Callable[[str], float
     for key in [key for key in rest if key.endswith(LORA_BIAS) and file.fields.get("lora_bias")]:
         path = key.removeprefix(KEY_PREFIX).removesuffix(LORA_BIAS)
         biases[path] = biases.get(path, 0) + scaling_at(path) * rest.pop(key).float()
+    tokens = _tokens(file, model, rest)
     fields = {field: own for field, own in file.fields.items() if field not in BESIDE}
     parts = [replace(file, fields=fields, tensors=rest)]
     for (peft_type, key), own in ((WEIGHT_PART, weights), (BIAS_PART, biases)):
         part = {"peft_type": peft_type, "target_modules": [*own]}
         tensors = {f"{KEY_PREFIX}{path}.{key}": tensor for path, tensor in own.items()}
         parts += [replace(file, fields=part, tensors=tensors)] if own else []
-    return parts
+    return parts + tokens
+
+
+def _tokens(file: AdapterFile, model: nn.Module, rest: dict[str, Tensor]) -> list[AdapterFile]:
+    """The part of trained tokens, whose tensors leave ``rest``.
+
+    Raises:
+        RefusedError: they are of another module than the input embedding, or not in the file.
+    """
+    indices = file.fields.get("trainable_token_indices")
+    if not indices:
+        return []
+    (path,) = further_layers(model, ("embedding",), "")
+    by_name = indices if isinstance(indices, dict) else {path: indices}
+    key = f"{KEY_PREFIX}{path}{TOKENS}"
+    if len(by_name) != 1 or not names_module(path, list(by_name)) or key not in rest:
+        raise RefusedError(
+            f"{file.weights}: trainable_token_indices is {indices!r}, which is served on the input embedding {path} "
+            "alone, with its tensor in the file; apply the adapter in PEFT, by merge_and_unload"
+        )
+    rows, weight = rest.pop(key), model.get_submodule(path).weight
+    heads = [p for p, m in further_layers(model, ("head",), "").items() if m.weight is weight]
+    own = {
+        "token_indices": next(iter(by_name.values())),
+        "target_modules": [path, *heads],
+        "tied_heads": heads,
+    }
+    tensors = {f"{KEY_PREFIX}{each}.token_rows": rows for each in (path, *heads)}
+    return [replace(file, fields={"peft_type": TOKENS_TYPE, **own}, tensors=tensors)]
 
 
 def _changes(

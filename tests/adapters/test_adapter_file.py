@@ -129,6 +129,7 @@ BESIDE = {
     "modules_to_save": {"modules_to_save": ["lm_head", "embed_tokens"]},
     "bias": {"bias": "all"},
     "lora_bias": {"lora_bias": True},
+    "trainable_token_indices": {"trainable_token_indices": [*range(0, 128, 3)]},
 }
 
 

