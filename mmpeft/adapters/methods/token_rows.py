@@ -88,18 +88,17 @@ class TokenRowsStack(Stack):
         slots = self.effective(slots)
         ids, rows, served = gather_slots(self.ids, slots), gather_slots(self.rows, slots), slots != BASE
         places = torch.arange(ids.shape[1], device=ids.device)
-        places = torch.where(
-            places < self.sizes_of(slots)[:, None], places, 0
-        )  # padding is the first once more
+        own = places < self.sizes_of(slots)[:, None]
+        places = torch.where(own, places, 0)  # what pads the slot is its first token once more
         ids, rows = ids.gather(1, places), rows.gather(1, places[..., None].expand_as(rows))
         if x.is_floating_point():
             index = ids[:, None].expand(-1, y.shape[1], -1)
             scores = self._scores(x, rows, ids).to(y.dtype)
             return y.scatter(2, index, torch.where(served[:, None, None], scores, y.gather(2, index)))
         hits = x[:, :, None] == ids[:, None]
-        own = rows.gather(1, hits.int().argmax(2)[..., None].expand(-1, -1, rows.shape[-1]))
+        found = rows.gather(1, hits.int().argmax(2)[..., None].expand(-1, -1, rows.shape[-1]))
         changed = (hits.any(2) & served[:, None])[..., None]
-        return torch.where(changed, (own * self.output_scale).to(y.dtype), y)
+        return torch.where(changed, (found * self.output_scale).to(y.dtype), y)
 
     def _scores(self, x: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
         """(B, T, R): what a head makes of its inputs for the tokens."""
