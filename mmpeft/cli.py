@@ -26,6 +26,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "check": commands.check,
     "inspect": commands.inspect,
     "sites": commands.sites,
+    "adapter": commands.adapter,
     "fit": commands.fit,
     "validate": commands.validate,
     "test": commands.test,

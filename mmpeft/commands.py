@@ -228,6 +228,20 @@ def sites(model: str, data: str | None = None, batches: int = 8, budget: int | N
     print_ranking(model, data, batches, budget)
 
 
+def adapter(file: str, base: str | None = None) -> None:
+    """Prints what an adapter file in PEFT's format would change where in a language model, or why it does not fit.
+
+    Loads both, and compares the base's answer to a few fixed tokens with and without the adapter.
+
+    Args:
+        file: folder with adapter_config.json.
+        base: hub id or local folder; by default what the file names as its base.
+    """
+    from mmpeft.tools.adapter_table import print_adapter
+
+    print_adapter(resolve(file), base)
+
+
 def merge(
     run: str,
     adapter: str | None = None,

@@ -136,7 +136,7 @@ def test_inside_the_adapters_imports_run_one_way():
         "targets",
         "bank",
     ]
-    order += ["peft_format", "merge", "weight_change", "combine"]
+    order += ["adapter_file", "retrained", "peft_format", "merge", "weight_change", "combine"]
     later = {name: set(order[number + 1 :]) for number, name in enumerate(order)}
     for path in (ROOT / "adapters").rglob("*.py"):
         room = path.relative_to(ROOT / "adapters").parts[0].removesuffix(".py")

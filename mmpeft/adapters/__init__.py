@@ -12,6 +12,7 @@ from mmpeft.adapters.methods.image_prompt import ImagePromptConfig
 from mmpeft.adapters.methods.lora import LoraConfig
 from mmpeft.adapters.methods.prefix import PrefixConfig
 from mmpeft.adapters.methods.prompt import PromptConfig, PTuningConfig
+from mmpeft.adapters.methods.token_rows import TokenRowsConfig
 
 __all__ = [
     "AdapterBank",
@@ -27,4 +28,5 @@ __all__ = [
     "PTuningConfig",
     "PrefixConfig",
     "PromptConfig",
+    "TokenRowsConfig",
 ]

@@ -16,7 +16,15 @@ from mmpeft.adapters.methods.base import AdapterConfig, ModelInputs
 from mmpeft.adapters.methods.stack import Stack
 from mmpeft.adapters.places import adapt_layer, make_stack, tensor_shapes
 from mmpeft.adapters.routing import Routing
-from mmpeft.adapters.targets import find_sites, layer_features, settle, tell_left_out, trained_features
+from mmpeft.adapters.targets import (
+    find_sites,
+    layer_features,
+    refuse_head,
+    require_reader,
+    settle,
+    tell_left_out,
+    trained_features,
+)
 from mmpeft.errors import RefusedError
 from mmpeft.names import RESERVED_NAME, unknown_finetune
 
@@ -170,11 +178,14 @@ class AdapterBank(nn.Module):
 
         Raises:
             UnknownNameError: an unknown name. It is never served by the base or by another adapter.
+            RefusedError: nobody reads what an adapter gives the model to read, see `require_reader`.
         """
         owned = [
             {} if name is None else {part.config.method: part.slot for part in self.entry(name).parts}
             for name in names
         ]
+        for name in {name for name in names if name is not None}:
+            require_reader(self.entry(name).config.parts(), self.image_shape)
         slots: dict[str, Tensor] = {}
         uniform: dict[str, bool] = {}
         for method, num_slots in self._num_slots.items():
@@ -245,6 +256,7 @@ class AdapterBank(nn.Module):
         parts: list[MethodPart] = []
         for each in config.parts():
             sites = self.sites(each)
+            refuse_head(self.model, sites, self.image_shape)
             for earlier in parts:
                 if earlier.config.method == each.method and (both := set(sites) & set(earlier.sites)):
                     raise RefusedError(

@@ -36,9 +36,15 @@ def read_weight(path: str, linear: Any) -> Tensor:
 
 
 def dense_weight(linear: nn.Module) -> Tensor:
-    """The weight (O, I) of a dense linear itself; a view where Conv1D keeps it as (I, O)."""
+    """The weight (O, I) of a dense linear itself, or of an embedding, whose inputs are its tokens; a view where they
+    keep it as (I, O)."""
     weight: Any = linear.weight
-    return weight.T if type(linear).__name__ == "Conv1D" else weight
+    return weight.T if is_transposed(linear) else weight
+
+
+def is_transposed(linear: nn.Module) -> bool:
+    """Whether the weight is kept as (I, O): by Conv1D and embeddings."""
+    return type(linear).__name__ == "Conv1D" or isinstance(linear, nn.Embedding)
 
 
 def is_4bit(linear: Any) -> bool:

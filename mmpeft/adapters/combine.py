@@ -71,6 +71,11 @@ def combine(
         )
     states = [bank.tensors(name) for name in names]
     if isinstance(configs[0], LoraConfig):
+        if patterned := [n for n, c in zip(names, configs, strict=True) if c.rank_pattern or c.alpha_pattern]:
+            raise RefusedError(
+                f"{patterned[0]} has ranks or scalings of its own in some linears (rank_pattern, alpha_pattern); "
+                "combine finetunes of one rank and alpha"
+            )
         scalings = [config.scaling for config in configs]
         state = combine_lora(states, scalings, method, weights, density, rank, seed)
     else:

@@ -52,6 +52,22 @@ def gather_slots(stack: Tensor, slots: Tensor) -> Tensor:
     return torch.where(used, rows, torch.zeros((), dtype=stack.dtype, device=stack.device))
 
 
+def embedding_columns(stack: Tensor, ids: Tensor, slots: Tensor) -> Tensor:
+    """``W_s`` times the one-hot vector of every token: what a linear makes of an embedding's input.
+
+    Args:
+        stack: (S, O, V)
+        ids: (B, T) int64
+        slots: (B,)
+
+    Returns:
+        (B, T, O), exactly zero in base rows.
+    """
+    columns = stack.transpose(1, 2)[slots.clamp(min=0)[:, None], ids]
+    used = (slots != BASE).view(-1, 1, 1)
+    return torch.where(used, columns, torch.zeros((), dtype=stack.dtype, device=stack.device))
+
+
 def lora_delta(x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: Tensor, slots: Tensor) -> Tensor:
     """``c_s B_s A_s x_b`` for every row, by two batched products: the cost grows with rows, not with slots.
 
@@ -59,7 +75,7 @@ def lora_delta(x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: Tensor, slots
     scaling is folded into ``B`` before that cast, so a scaling that bf16 cannot hold costs no precision.
 
     Args:
-        x: (B, T, I)
+        x: (B, T, I), or (B, T) int64 on an embedding
         lora_A: (S, R, I)
         lora_B: (S, O, R)
         scaling: (S,)
@@ -68,6 +84,9 @@ def lora_delta(x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: Tensor, slots
     Returns:
         (B, T, O), exactly zero in base rows.
     """
+    if not x.is_floating_point():
+        B = gather_slots(lora_B, slots) * gather_slots(scaling, slots)[:, None, None]
+        return torch.bmm(embedding_columns(lora_A, x, slots), B.transpose(1, 2))
     A = gather_slots(lora_A, slots).to(x.dtype)
     B = (gather_slots(lora_B, slots) * gather_slots(scaling, slots)[:, None, None]).to(x.dtype)
     return torch.bmm(torch.bmm(x, A.transpose(1, 2)), B.transpose(1, 2))

@@ -55,13 +55,13 @@ class AdaptedForward:
             self.base.forward = self._replaced
 
     def __call__(self, x: Tensor, *others: Any, **named: Any) -> Any:
-        """(B, ..., I) -> (B, ..., O); ``others`` and ``named`` go to the layer as they are, and what it returns beside
-        its output, as a router's choice, comes back as it is.
+        """(B, ..., I), or an embedding's token ids (B, T), -> (B, ..., O); ``others`` and ``named`` go to the layer as
+        they are, and what it returns beside its output, as a router's choice, comes back as it is.
 
         Raises:
             RefusedError: no routing yet, or it was written for another number of rows.
         """
-        if self.flattened and x.dim() == 2:
+        if self.flattened and x.dim() == 2 and x.is_floating_point():
             rows = self.routing.num_rows
             if not x.shape[0] % rows:
                 return self._forward(x.unflatten(0, (rows, -1)), *others, **named).flatten(0, 1)
@@ -82,7 +82,7 @@ class AdaptedForward:
         returned = self.plain(scaled, *others, **named)
         y = returned[0] if isinstance(returned, tuple) else returned
         shape = y.shape
-        if shape[:-1] != x.shape[:-1]:  # Llama 4's mixture flattens its rows
+        if x.is_floating_point() and shape[:-1] != x.shape[:-1]:  # Llama 4's mixture flattens its rows
             y = y.reshape(*x.shape[:-1], -1)
         for stack, slots, uniform in routed:
             y = stack.on_output(x, y, slots, uniform)
@@ -96,7 +96,7 @@ class AdaptedForward:
                 f"no routing for {method!r}: say which adapter serves each row first, e.g. "
                 "bank.route(['my-adapter', None]), or bank.route([None] * rows) for the base model"
             )
-        if x.dim() != 3 or x.shape[0] != slots.shape[0]:
+        if x.dim() != (3 if x.is_floating_point() else 2) or x.shape[0] != slots.shape[0]:
             raise RefusedError(
                 f"adapted layer got an input of shape {tuple(x.shape)}, but the routing was written for "
                 f"{slots.shape[0]} rows of shape (rows, tokens, {self.in_features}); call bank.route(names) "

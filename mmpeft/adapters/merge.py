@@ -16,7 +16,9 @@ weight and stay adapters. Packed experts are dense and take either.
 How a method folds into a linear is its own affair: `AdapterConfig.fold`.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -24,6 +26,7 @@ from torch import nn
 from mmpeft.adapters.bank import AdapterBank, Place
 from mmpeft.adapters.experts import dense_experts, split_path
 from mmpeft.adapters.methods.base import AdapterConfig
+from mmpeft.adapters.weight_updates import rounded_once
 from mmpeft.errors import RefusedError
 
 
@@ -34,8 +37,8 @@ def merge(bank: AdapterBank, name: str) -> None:
 
     Raises:
         UnknownNameError: no such adapter.
-        RefusedError: it holds NaN or infinite values, or a weight of the base cannot take it exactly. The base
-            and the bank are unchanged then.
+        RefusedError: it holds NaN or infinite values, or a weight of the base cannot take it exactly, also because
+            another layer shares it. The base and the bank are unchanged then.
     """
     sick = [key for key, tensor in bank.tensors(name).items() if not tensor.isfinite().all()]
     if sick:
@@ -49,11 +52,17 @@ def merge(bank: AdapterBank, name: str) -> None:
             raise RefusedError(
                 f"{path} was replaced after adapters were added to it; add them to the new model"
             )
+    _check_untied(bank.model, bank.entry(name).sites)
     acting = [(part.config, place) for part in bank.entry(name).parts for place in bank.places_of(part)]
     acting.sort(key=lambda each: each[1].stack.turn)
-    folds = [_fold(bank.model, config, place) for config, place in acting]
-    for fold in folds:
-        fold()
+    folds: dict[str, list[Callable[[], None]]] = defaultdict(list)
+    for config, place in acting:
+        folds[place.path].append(_fold(bank.model, config, place))
+    for path, own in folds.items():
+        experts = split_path(bank.model, path)
+        with nullcontext() if experts else rounded_once(bank.model.get_submodule(path)):
+            for fold in own:
+                fold()
     bank.remove(name)
     for layer in bank.layers.values():
         for stack in layer.stacks.values():
@@ -74,6 +83,23 @@ def _fold(model: nn.Module, config: AdapterConfig, place: Place) -> Callable[[],
         weight.copy_(weight.float() + change)
 
     return fold
+
+
+def _check_untied(model: nn.Module, sites: list[str]) -> None:
+    """Raises:
+    RefusedError: a weight to change is also that of a layer that the adapter leaves alone, such as a tied head's.
+    """
+    modules = {path: module for path, module in model.named_modules() if hasattr(module, "weight")}
+    for path in sites:
+        own = modules[path].weight if path in modules else None
+        others = [
+            p for p, module in modules.items() if own is not None and module.weight is own and p != path
+        ]
+        if others:
+            raise RefusedError(
+                f"{path} shares its weight with {others[0]}, which a merge would change too; untie them first "
+                "(tie_word_embeddings: false and a copy of the weight), or serve the adapter"
+            )
 
 
 def unwrap(bank: AdapterBank) -> nn.Module:

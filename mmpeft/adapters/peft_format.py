@@ -12,33 +12,35 @@ Each method knows its own fields: `AdapterConfig.to_peft` and `from_peft`.
 Source: PEFT docs, "PEFT checkpoint format"; ``peft/tuners/{lora,ia3,prompt_tuning,prefix_tuning}/config.py``.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from torch import nn
 
+from mmpeft.adapters.adapter_file import (
+    CONFIG_FILE,
+    EMBEDDING_NAMES,
+    KEY_PREFIX,
+    WEIGHTS_FILE,
+    AdapterFile,
+    fitted,
+    read_fields,
+    read_file,
+)
 from mmpeft.adapters.architecture import last_name
 from mmpeft.adapters.bank import INPUTS, NAME_PATTERN, AdapterBank, MethodPart
 from mmpeft.adapters.experts import expert_key, split_path
 from mmpeft.adapters.methods.base import AdapterConfig
 from mmpeft.adapters.methods.hybrid import HybridConfig
 from mmpeft.adapters.methods.registry import METHODS
+from mmpeft.adapters.retrained import BESIDE, split
+from mmpeft.adapters.targets import require_reader
 from mmpeft.errors import RefusedError
 from mmpeft.files import save_tensors, write_json
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-KEY_PREFIX = "base_model.model."
-UNSUPPORTED = (
-    *("bias", "modules_to_save", "trainable_token_indices"),
-    *("layers_to_transform", "exclude_modules"),
-)
-"""Fields of every PEFT config that, when set, change what the tensors mean; `AdapterConfig.peft_refused` has those of
-one method. Fields that steer training only, or that tell how the base stores its weight (``fan_in_fan_out``), may hold
-anything."""
+NOT_SET = (None, False, "none", [], {})
+MERGE = "apply it in PEFT, by merge_and_unload, and serve the model that this makes"
+"""What to do with an adapter that sets a field of `AdapterConfig.peft_refused`, which changes what the tensors mean."""
 
 
 def save_adapter(bank: AdapterBank, name: str, directory: str | Path, base_name: str) -> list[Path]:
@@ -64,7 +66,7 @@ def save_adapter(bank: AdapterBank, name: str, directory: str | Path, base_name:
         fields |= part.config.experts_to_peft(experts, fields) if experts else {}
         write_json(directory / folder / CONFIG_FILE, fields | {"base_model_name_or_path": base_name})
         tensors = {
-            _key(bank, part, path, key): tensor
+            _saved_key(bank, part, path, key): tensor
             for path, stack, slot in bank.places_of(part)
             for key, tensor in stack.tensors(slot).items()
         }
@@ -73,61 +75,110 @@ def save_adapter(bank: AdapterBank, name: str, directory: str | Path, base_name:
     return written
 
 
-def load_adapter(bank: AdapterBank, name: str, directory: str | Path, replace: bool = False) -> None:
+def load_adapter(
+    bank: AdapterBank, name: str, directory: str | Path, replace: bool = False, untrained: bool = False
+) -> None:
     """Adds the adapter in ``directory`` to the bank as ``name``.
 
     Args:
         replace: whether it may take the place of one that the bank has under this name.
+        untrained: whether it may change nothing, as a finetune of a run does that has trained its projector alone.
 
     Raises:
-        RefusedError: anything but exactly the tensors that its config promises for this model. The bank is
-            unchanged then.
+        RefusedError: anything but exactly the tensors that its config promises for this model, or tensors that
+            change nothing. The bank is unchanged then.
     """
     directory = Path(directory)
-    config = read_config(directory)
+    composed, folders = _folders(directory)
+    files = [part for folder in folders for part in _parts(fitted(read_file(folder), bank.model), bank)]
+    configs = [_config_of(file.folder, file.fields) for file in files]
+    config = HybridConfig(configs) if composed or len(configs) > 1 else configs[0]
     try:
+        require_reader(config.parts(), bank.image_shape)
         planned = bank.plan(config)
     except ValueError as error:
         raise RefusedError(f"{directory / CONFIG_FILE}: {error}") from None
-    tensors: list[dict[str, Tensor]] = []
-    for folder, part in zip(_folders(directory, config), planned, strict=True):
-        tensors.append(_read_tensors(folder))
-        _check_tensors(tensors[-1], _shapes(bank, part), folder / WEIGHTS_FILE)
+    for file, part in zip(files, planned, strict=True):
+        _check_tensors(file, _shapes(bank, part))
+    if not untrained and all(
+        _changes_nothing(bank, part, file) for file, part in zip(files, planned, strict=True)
+    ):
+        raise RefusedError(
+            f"{files[0].weights}: its tensors change nothing, so that its rows would be those of the base (such as a "
+            "LoRA whose every B is zero); it was saved before it was trained, or its trained tensors were lost: save "
+            "it anew, or serve the base by its name"
+        )
     if replace and name in bank:
         bank.remove(name)
     bank.add(name, config)
-    for part, own in zip(bank.entry(name).parts, tensors, strict=True):
+    for part, file in zip(bank.entry(name).parts, files, strict=True):
         for path, stack, slot in bank.places_of(part):
-            stack.fill(slot, {key: own[_key(bank, part, path, key)] for key in stack.tensors(slot)})
+            stack.fill(slot, {key: file.tensors[_key(bank, part, path, key)] for key in stack.tensors(slot)})
 
 
-def _folders(directory: Path, config: AdapterConfig) -> list[Path]:
-    """Where the parts of an adapter lie."""
-    if not config.composed:
-        return [directory]
-    return [directory / folder for folder in _read_json(directory)["parts"]]
+def _parts(file: AdapterFile, bank: AdapterBank) -> list[AdapterFile]:
+    if file.fields["peft_type"].startswith("MMPEFT_"):
+        return [file]
+    config: Any = _config_of(file.folder, file.fields)
+    return split(file, bank.model, getattr(config, "scaling_at", lambda _: 1.0))
 
 
 def read_config(directory: str | Path) -> AdapterConfig:
-    """The config of a PEFT directory in our terms; what changes the maths and is lacking here is refused."""
-    path = Path(directory) / CONFIG_FILE
-    raw = _read_json(Path(directory))
-    refused = dict.fromkeys([*UNSUPPORTED, *(field for config in METHODS for field in config.peft_refused)])
-    changed = [key for key in refused if raw.get(key) not in (None, False, "none", [], {})]
+    """The config of a PEFT directory in our terms, as its fields say it; what changes the maths and is lacking here is
+    refused. `load_adapter` also goes by the tensors."""
+    composed, folders = _folders(Path(directory))
+    for folder in folders:
+        if beside := [field for field in BESIDE if read_fields(folder).get(field) not in NOT_SET]:
+            raise RefusedError(
+                f"{folder / CONFIG_FILE}: {beside[0]} is set, whose parts the tensors tell; load it"
+            )
+    configs = read_parts(directory)
+    return HybridConfig(configs) if composed else configs[0]
+
+
+def read_parts(directory: str | Path) -> list[AdapterConfig]:
+    """The method of every folder of an adapter, as its fields say it."""
+    return [_config_of(folder, read_fields(folder)) for folder in _folders(Path(directory))[1]]
+
+
+def _folders(directory: Path) -> tuple[bool, list[Path]]:
+    """Whether an adapter has several parts, and where they lie.
+
+    Raises:
+        RefusedError: a field is set that changes the maths and is lacking here.
+    """
+    raw = read_fields(directory)
+    _check_fields(directory, raw)
+    if not HybridConfig.reads_peft(raw):
+        return False, [directory]
+    names = raw.get("parts")
+    if not isinstance(names, list) or not all(
+        isinstance(n, str) and NAME_PATTERN.fullmatch(n) for n in names
+    ):
+        raise RefusedError(
+            f"{directory / CONFIG_FILE}: parts is {names!r}, wanted the names of its subfolders"
+        )
+    for name in names:
+        _check_fields(directory / name, read_fields(directory / name))
+    return True, [directory / name for name in names]
+
+
+def _check_fields(directory: Path, raw: dict[str, Any]) -> None:
+    refused = dict.fromkeys(field for config in METHODS for field in config.peft_refused)
+    changed = [key for key in refused if raw.get(key) not in NOT_SET]
     if changed:
         values = ", ".join(f"{key} is {raw[key]!r}" for key in changed)
-        raise RefusedError(f"{path}: {values}, which is not supported and changes what the tensors mean")
-    if HybridConfig.reads_peft(raw):
-        names = raw.get("parts")
-        if not isinstance(names, list) or not all(
-            isinstance(n, str) and NAME_PATTERN.fullmatch(n) for n in names
-        ):
-            raise RefusedError(f"{path}: parts is {names!r}, wanted the names of its subfolders")
-        return HybridConfig([read_config(path.parent / name) for name in names])
+        raise RefusedError(
+            f"{directory / CONFIG_FILE}: {values}, which is not supported and changes what the tensors mean; "
+            f"{MERGE}"
+        )
+
+
+def _config_of(directory: Path, fields: dict[str, Any]) -> AdapterConfig:
     try:
-        return _config_from_peft(raw)
+        return _config_from_peft(fields)
     except (ValueError, TypeError) as error:
-        raise RefusedError(f"{path}: {error}") from None
+        raise RefusedError(f"{directory / CONFIG_FILE}: {error}") from None
 
 
 def _config_from_peft(raw: dict[str, Any]) -> AdapterConfig:
@@ -138,22 +189,17 @@ def _config_from_peft(raw: dict[str, Any]) -> AdapterConfig:
     raise RefusedError(f"peft_type is {raw.get('peft_type')!r}; known are {', '.join(map(repr, known))}")
 
 
-def _read_json(directory: Path) -> dict[str, Any]:
-    path = directory / CONFIG_FILE
-    if not path.is_file():
-        raise RefusedError(f"{directory} is no PEFT adapter: it has no {CONFIG_FILE}")
-    try:
-        raw = json.loads(path.read_text())
-    except ValueError as error:  # not JSON, or not even text
-        raise RefusedError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(raw, dict):
-        raise RefusedError(f"{path}: wanted a JSON object, got {type(raw).__name__}")
-    return raw
-
-
 def _key(bank: AdapterBank, part: MethodPart, path: str, key: str) -> str:
     """The key of a tensor in the file."""
     return key if path == INPUTS else f"{KEY_PREFIX}{expert_key(bank.model, path, part.sites)}.{key}"
+
+
+def _saved_key(bank: AdapterBank, part: MethodPart, path: str, key: str) -> str:
+    """The key of a tensor in a file that PEFT reads, which calls those of embeddings otherwise."""
+    module = None if path == INPUTS or split_path(bank.model, path) else bank.model.get_submodule(path)
+    is_embedding = isinstance(module, nn.Embedding)
+    theirs = {ours: name for name, ours in EMBEDDING_NAMES.items()} if is_embedding else {}
+    return _key(bank, part, path, theirs.get(key, key))
 
 
 def _target_names(bank: AdapterBank, sites: list[str]) -> list[str]:
@@ -161,19 +207,6 @@ def _target_names(bank: AdapterBank, sites: list[str]) -> list[str]:
     last_names = {last_name(path) for path in sites}
     named = {path for path, _ in bank.model.named_modules() if last_name(path) in last_names}
     return sorted(last_names if named == set(sites) else sites)
-
-
-def _read_tensors(directory: Path) -> dict[str, Tensor]:
-    path = directory / WEIGHTS_FILE
-    if not path.is_file():
-        found = ", ".join(sorted(p.name for p in directory.iterdir())) or "nothing"
-        raise RefusedError(f"{directory} has no {WEIGHTS_FILE} (found {found}); pickled weights are not read")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise RefusedError(
-            f"{path}: not a readable safetensors file ({error}); it may be truncated"
-        ) from None
 
 
 def _shapes(bank: AdapterBank, part: MethodPart) -> dict[str, list[int]]:
@@ -185,7 +218,25 @@ def _shapes(bank: AdapterBank, part: MethodPart) -> dict[str, list[int]]:
     }
 
 
-def _check_tensors(tensors: dict[str, Tensor], wanted: dict[str, list[int]], where: Path) -> None:
+def _changes_nothing(bank: AdapterBank, part: MethodPart, file: AdapterFile) -> bool:
+    return all(
+        part.config.changes_nothing(
+            _layer(bank, path),
+            {key: file.tensors[_key(bank, part, path, key)] for key in bank.shapes(path, part.config)},
+        )
+        for path in part.sites
+    )
+
+
+def _layer(bank: AdapterBank, path: str) -> nn.Module:
+    if path == INPUTS:
+        return bank.model.get_input_embeddings()
+    experts = split_path(bank.model, path)
+    return experts[0] if experts else bank.model.get_submodule(path)
+
+
+def _check_tensors(file: AdapterFile, wanted: dict[str, list[int]]) -> None:
+    tensors, where = file.tensors, file.weights
     missing, unexpected = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()
     if missing or unexpected:
         raise RefusedError(

@@ -43,10 +43,10 @@ def adapt_layer(model: nn.Module, path: str, routing: Routing) -> AdaptedForward
 
 
 def gets_flattened(model: Any, path: str) -> bool:
-    """Whether the layer at ``path`` gets (rows * tokens, features), row by row: OPT's feed-forward does, and what sits
-    beside the experts of a mixture."""
+    """Whether the layer at ``path`` gets (rows * tokens, features), row by row: OPT's feed-forward and its norm do, and
+    what sits beside the experts of a mixture."""
     if getattr(getattr(model, "config", None), "model_type", None) == "opt" and path.endswith(
-        (".fc1", ".fc2")
+        (".fc1", ".fc2", ".final_layer_norm")
     ):
         return True
     if "router" in path.split("."):

@@ -3,8 +3,8 @@
 import difflib
 import re
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from mmpeft.adapters.architecture import (
 from mmpeft.adapters.blocks import EXPERTS
 from mmpeft.adapters.experts import expert_features, find_experts, split_path
 from mmpeft.adapters.layer_choice import choose_layers
-from mmpeft.adapters.methods.base import AdapterConfig, names_module
+from mmpeft.adapters.methods.base import AdapterConfig, Beyond, names_module
 from mmpeft.adapters.roles import CONTIGUOUS, GROUPED, ROLES, attention_roles
 from mmpeft.errors import RefusedError
 
@@ -51,7 +51,7 @@ def find_sites(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
         chosen = {part.path for part in _auto_parts(model, config)}
         sites = {path: module for path, module in (linears | experts).items() if path in chosen}
     else:
-        sites = _targeted(model, named, linears, targets)
+        sites = _targeted(model, named | further_layers(model, config.beyond, targets), linears, targets)
     for field in config.fields_of_targets:
         if getattr(config, field) not in ("auto", []):
             _chosen(model, sites, field, getattr(config, field))
@@ -62,6 +62,42 @@ def find_sites(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
     if why := NO_LAYERS.get(str(getattr(getattr(model, "config", None), "model_type", None))):
         raise RefusedError(f"{type(model).__name__} {why}; choose another base")
     return sites if config.layers is None else _inside(model, sites, config.layers)
+
+
+def further_layers(
+    model: nn.Module, beyond: Sequence[Beyond], targets: str | list[str]
+) -> dict[str, nn.Module]:
+    """What ``targets`` may name beside linears, see `AdapterConfig.beyond`; a pattern means no norms."""
+    getters = {"head": "get_output_embeddings", "embedding": "get_input_embeddings"}
+    ends = {kind: getattr(model, getter, lambda: None)() for kind, getter in getters.items()}
+    wanted = [ends[kind] for kind in beyond if kind in ends and ends[kind] is not None]
+    norms = "norms" in beyond and not isinstance(targets, str)
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if any(module is each for each in wanted) or (norms and _is_norm(module))
+    }
+
+
+def _is_norm(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.dim() == 1 and linear_features(module) is None
+
+
+def refuse_head(model: Any, sites: Sequence[str], image_shape: tuple[int, int] | None) -> None:
+    """Raises:
+    RefusedError: an adapter of the output head in a model that computes logits of single positions, whose rows
+        nobody can tell.
+    """
+    if image_shape is None:
+        return
+    for path in further_layers(model, ("head",), ""):
+        if path in sites:
+            raise RefusedError(
+                f"{path} is the output head, which a MultimodalModel calls for single positions of its rows: serve an "
+                "adapter there by an AdapterBank on the language model itself, or apply it in PEFT, by "
+                "merge_and_unload, and take the model that this makes as base"
+            )
 
 
 def _targeted(
@@ -184,14 +220,34 @@ def _auto_parts(model: nn.Module, config: AdapterConfig) -> list[RolePart]:
 
 
 def layer_features(model: nn.Module, path: str) -> tuple[int, int]:
-    """(in, out) features of a layer: a linear's own, one expert's of packed experts, the hidden size on both sides
-    for a whole feed-forward."""
+    """(in, out) features of a layer: a linear's own, one expert's of packed experts, (tokens, hidden size) of an
+    embedding, a norm's on both sides, and the hidden size on both sides for a whole feed-forward."""
     if experts := split_path(model, path):
         return expert_features(*experts)[1:]
-    if features := linear_features(model.get_submodule(path)):
+    module = model.get_submodule(path)
+    if features := linear_features(module):
         return features
+    if isinstance(module, nn.Embedding):
+        return module.num_embeddings, module.embedding_dim
+    if _is_norm(module):
+        size = cast(Tensor, module.weight).shape[0]
+        return size, size
     hidden = _hidden_size(model)
     return hidden, hidden
+
+
+def require_reader(configs: Iterable[AdapterConfig], image_shape: tuple[int, int] | None) -> None:
+    """Raises:
+    RefusedError: a method that changes what the model reads, where ``image_shape`` says that it is a language model
+        alone: nobody would feed it there, and its rows would be those of the base.
+    """
+    unread = [f"{each.method} (peft_type {each.peft_type})" for each in configs if each.home == "inputs"]
+    if unread and image_shape is None:
+        raise RefusedError(
+            f"{unread[0]} changes what the model reads, and a language model alone reads token ids only: its rows "
+            "would be those of the base; use the bank of an mmpeft.models.multimodal.MultimodalModel, which also "
+            "serves text without images"
+        )
 
 
 def _hidden_size(model: Any) -> int:
@@ -226,9 +282,12 @@ def _chosen(
         wrong = [each if isinstance(each, str) else each[0] for each in unmatched]
         known = sorted({last_name(path) for path in linears})
         closest = sorted({hit for name in wrong for hit in difflib.get_close_matches(name, known, n=1)})
+        plain = {last_name(path) for path in find_linears(model) if path in linears}
+        beside = [name for name in known if name not in plain]
         hint = f"closest: {', '.join(map(repr, closest))}; " if closest else ""
         raise RefusedError(
             f"{field} {wrong or names!r} matched no linear of {type(model).__name__}; {hint}"
-            f"its linears are called {', '.join(known) or '(it has none)'}"
+            f"its linears are called {', '.join(sorted(plain)) or '(it has none)'}"
+            + (f"; also to be named are {', '.join(beside)}" if beside else "")
         )
     return {path: module for path, module in linears.items() if names_module(path, names)}

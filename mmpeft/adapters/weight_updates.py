@@ -1,9 +1,11 @@
 """Updates of a frozen linear's weight and bias, which a merge consists of: sums on dense weights, scalings on any.
 
-Dense weights change in fp32 and are rounded to their dtype once. Of a quantised weight the rows can be scaled exactly,
-by its scales alone; adding to it would mean quantising it anew.
+Dense weights change in fp32 and are rounded to their dtype once, see `rounded_once`. Of a quantised weight the rows
+can be scaled exactly, by its scales alone; adding to it would mean quantising it anew.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,6 +47,20 @@ def check_rows_scale(path: str, linear: Any) -> None:
             f"{path} has {linear.in_features} input features, no multiple of its 4-bit blocks of "
             f"{linear.weight.quant_state.blocksize}: one block would lie in two rows; {DEQUANTIZE_FIRST}"
         )
+
+
+@contextmanager
+def rounded_once(linear: nn.Module) -> Iterator[None]:
+    """Inside, weight and bias of a dense linear are fp32, so that several updates are rounded together, at the end."""
+    floating = [each for each in linear.parameters(recurse=False) if each.is_floating_point()]
+    stored = [] if is_quantised(linear) else [(each, each.data) for each in floating]
+    for parameter, tensor in stored:
+        parameter.data = tensor.float()
+    try:
+        yield
+    finally:
+        for parameter, tensor in stored:
+            parameter.data = tensor.copy_(parameter.data)
 
 
 @torch.no_grad()

@@ -135,7 +135,7 @@ def load_trained(
             if source in unusable:
                 raise unusable[source]
             _check_files(folder, manifest.adapter_files.get(source, {}))
-            load_adapter(model.bank, name, folder)
+            load_adapter(model.bank, name, folder, untrained=True)
         except RefusedError as error:
             if left_out is None:
                 raise

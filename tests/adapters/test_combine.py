@@ -291,3 +291,10 @@ def test_impossible_counts_are_refused(lora_states, counts):
 def test_clients_of_different_configs_are_refused(lora_states):
     with pytest.raises(ValueError, match=r"client 1 differs from client 0 in block.k_proj.lora_A.weight"):
         federated_average(lora_states[0][:2], [1, 1])
+
+
+def test_ranks_by_pattern_have_no_combination(make_bank):
+    """Their scaling is no longer one number a finetune."""
+    bank = make_bank({"a": LoraConfig(rank=2), "b": LoraConfig(rank=2, alpha_pattern={"q_proj": 3})})
+    with pytest.raises(ValueError, match=r"b has ranks or scalings of its own .*alpha_pattern"):
+        combine(bank, ["a", "b"], "c")

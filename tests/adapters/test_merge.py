@@ -109,6 +109,23 @@ def test_a_bf16_base_is_rounded_once_and_equals_pefts(
     assert 0 < error["ours"] < 1.2 * error["peft"]
 
 
+def test_several_methods_on_one_linear_are_rounded_once_together(make_dense, make_bank):
+    config = HybridConfig([IA3_BOTH_SIDES, LORA, DoraConfig(rank=2), FullConfig(["v_proj"])])
+    merged = []
+    for dtype in (torch.bfloat16, torch.float32):
+        bank = make_bank({"a": config}, model=make_dense().bfloat16().to(dtype))
+        tied = [parameter.data_ptr() for parameter in bank.model.parameters()]
+        merge(bank, "a")
+        assert [parameter.data_ptr() for parameter in bank.model.parameters()] == tied
+        merged.append(dict(unwrap(bank).named_parameters()))
+    for path, full in merged[1].items():
+        got = merged[0][path]
+        assert got.dtype is torch.bfloat16
+        # DoRA's norms are of the base in its own dtype, where the rest is the same to the bit
+        off = (got.float() - full.bfloat16().float()).ne(0).float().mean()
+        assert off < 0.02, f"{path}: {off:.0%} of the weights were rounded more than once"
+
+
 def test_it_is_pefts_merge(make_dense, make_bank, tmp_path):
     for config in (LORA, IA3):
         bank = make_bank({"a": config}, model=make_dense())
@@ -219,3 +236,16 @@ def test_layers_inside_a_wrapped_feedforward_come_back_to_their_place(
         bank.remove(name)
     assert torch.equal(plain_logits(bank, ids), want)
     assert bank.model.state_dict().keys() == make_dense().state_dict().keys()
+
+
+def test_embedding_and_head_are_merged_unless_they_share_their_weight(
+    make_llama, make_bank, logits_of, tokens
+):
+    config = HybridConfig([LoraConfig(rank=2, target_modules=["embed_tokens"]), FullConfig(["lm_head"])])
+    bank, ids = make_bank({"a": config}), tokens(2)
+    want = logits_of(bank, ["a"] * 2, ids)
+    merge(bank, "a")
+    torch.testing.assert_close(plain_logits(bank, ids), want, **CLOSE)
+    bank = make_bank({"a": config}, model=make_llama(tie_word_embeddings=True))
+    with pytest.raises(ValueError, match=r"model\.embed_tokens shares its weight with lm_head.* untie"):
+        merge(bank, "a")

@@ -206,7 +206,11 @@ def test_other_architectures_go_both_ways(
             parameter.data += 0.1 if key.endswith("bias") else 0
         return model
 
-    peft.get_peft_model(make(), config).save_pretrained(tmp_path / "theirs")
+    torch.manual_seed(0)
+    trained = peft.get_peft_model(make(), config)
+    for parameter in (p for p in trained.parameters() if p.requires_grad):
+        parameter.data += 0.1
+    trained.save_pretrained(tmp_path / "theirs")
     bank = AdapterBank(make())
     load_adapter(bank, "a", tmp_path / "theirs")
     randomise(bank, "a")

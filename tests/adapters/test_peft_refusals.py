@@ -1,6 +1,7 @@
 """What of PEFT's files is refused, that PEFT accepts in silence or with a warning; the bank is unchanged then."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,10 +58,34 @@ def truncate(directory):
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def only_bin(directory):
-    path = directory / "adapter_model.safetensors"
-    torch.save(load_file(path), directory / "adapter_model.bin")
-    path.unlink()
+def pickled(make=dict):
+    """The weights as a pickle of what ``make`` makes of them."""
+
+    def corrupt(directory):
+        path = directory / "adapter_model.safetensors"
+        torch.save(
+            load_file(path) if make is dict else make(load_file(path)), directory / "adapter_model.bin"
+        )
+        path.unlink()
+
+    return corrupt
+
+
+def truncated_pickle(directory):
+    pickled()(directory)
+    path = directory / "adapter_model.bin"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def two_adapters(directory):
+    """As whoever saves ``model.state_dict()`` gets it."""
+    rewrite(lambda t: t.update({renamed(k, name): t[k].clone() for k in list(t) for name in ("one", "two")}))(
+        directory
+    )
+
+
+def renamed(key, name):
+    return key.replace(".weight", f".{name}.weight") if key.endswith(".weight") else f"{key}.{name}"
 
 
 WEIGHTS, CONFIG = r"adapter_model\.safetensors", r"adapter_config\.json"
@@ -89,7 +114,17 @@ CORRUPTIONS = {
         lambda d: (d / "adapter_model.safetensors").write_bytes(b""),
         rf"{WEIGHTS}: not a readable",
     ),
-    "pickle only": (only_bin, rf"no {WEIGHTS} \(found adapter_config\.json, adapter_model\.bin\)"),
+    "no weights": (
+        lambda d: (d / "adapter_model.safetensors").unlink(),
+        rf"no {WEIGHTS} and no adapter_model\.bin \(found adapter_config\.json\)",
+    ),
+    "a pickle of code": (
+        pickled(lambda _: {"a": Path()}),
+        r"adapter_model\.bin: not readable as tensors alone .* safetensors",
+    ),
+    "a pickle of a list": (pickled(list), r"adapter_model\.bin: wanted a dict of tensors, got list"),
+    "a truncated pickle": (truncated_pickle, r"adapter_model\.bin: not readable as tensors alone"),
+    "several adapters": (two_adapters, rf"{WEIGHTS} holds several adapters \(see base_model"),
     "no config": (lambda d: (d / "adapter_config.json").unlink(), rf"it has no {CONFIG}"),
     "config is not JSON": (
         lambda d: (d / "adapter_config.json").write_text("{"),
@@ -100,10 +135,17 @@ CORRUPTIONS = {
     "unknown target": (reconfigure(target_modules=["v_prj"]), rf"{CONFIG}: .*v_prj.*closest: 'v_proj'"),
     "no target": (reconfigure(target_modules=...), rf"{CONFIG}: target_modules is missing"),
     "unknown method": (reconfigure(peft_type="VERA"), rf"{CONFIG}: peft_type is 'VERA'"),
-    "retrained modules": (reconfigure(modules_to_save=["lm_head"]), rf"{CONFIG}: modules_to_save is \["),
-    "one layer only": (
-        reconfigure(exclude_modules=["q_proj"]),
-        rf"{CONFIG}: exclude_modules is \['q_proj'\]",
+    "retrained modules": (
+        reconfigure(modules_to_save=["lm_head"]),
+        rf"{WEIGHTS}: modules_to_save is \[.*\], but lm_head\.weight is not in",
+    ),
+    "excluded though it is there": (
+        reconfigure(exclude_modules=["v_proj"]),
+        rf"{WEIGHTS} .* unexpected \(such as base_model\.model\.model\.layers\.0\.self_attn\.v_proj",
+    ),
+    "layers that are not there": (
+        reconfigure(layers_to_transform=[0]),
+        rf"{WEIGHTS} .* unexpected \(such as base_model\.model\.model\.layers\.1",
     ),
 }
 LORA_CORRUPTIONS = {
@@ -114,9 +156,24 @@ LORA_CORRUPTIONS = {
     "DoRA": (reconfigure(use_dora=True), "tensors are missing"),
     "QALoRA": (reconfigure(use_qalora=True), rf"{CONFIG}: use_qalora is True"),
     "activated LoRA": (reconfigure(alora_invocation_tokens=[1]), rf"{CONFIG}: alora_invocation_tokens is"),
-    "per-layer ranks": (reconfigure(rank_pattern={"q_proj": 2}), rf"{CONFIG}: rank_pattern is"),
-    "trained biases": (reconfigure(bias="all"), rf"{CONFIG}: bias is 'all'"),
+    "per-layer ranks": (
+        reconfigure(rank_pattern={"q_proj": 2}),
+        rf"{WEIGHTS}: base_model\..*q_proj.* has shape \[8, 64\], wanted \[2, 64\]",
+    ),
+    "rank in words for a layer": (
+        reconfigure(rank_pattern={"q_proj": "2"}),
+        rf"{CONFIG}: .*rank_pattern\['q_pro",
+    ),
+    "a pattern that is none": (reconfigure(alpha_pattern={"(": 2}), rf"{CONFIG}: .*alpha_pattern '\('"),
+    "biases of the update": (
+        reconfigure(lora_bias=True),
+        rf"{WEIGHTS}: lora_bias is True, but model\.layers\.0.*lora_B\.bias is not in the file",
+    ),
     "start that changed the base": (reconfigure(init_lora_weights="pissa_niter_4"), rf"{CONFIG}: init_lora_"),
+    "the same in another case": (
+        reconfigure(init_lora_weights="OLoRA"),
+        rf"{CONFIG}: init_lora_weights is 'OLoRA'",
+    ),
     "config of the other method": (
         reconfigure(peft_type="IA3"),
         rf"{WEIGHTS} .* are missing \(such as .*ia3_l\) .* unexpected \(such as .*lora_A",

@@ -17,6 +17,9 @@ from mmpeft.errors import RefusedError
 TargetNames = Callable[[list[str]], list[str]]
 """Paths of what an adapter changes -> how ``target_modules`` names them in its file."""
 
+Beyond = Literal["head", "embedding", "norms"]
+"""Layers that are no linears of the blocks."""
+
 
 @dataclass(frozen=True)
 class ModelInputs:
@@ -46,6 +49,8 @@ class AdapterConfig:
     """The roles of the linears that ``target_modules: auto`` means."""
     whole_feedforwards: ClassVar[bool] = False
     """Whether "auto" means the whole feed-forward of each block instead, which may then be named too."""
+    beyond: ClassVar[tuple[Beyond, ...]] = ()
+    """What may be named beside linears: the output head, the input embedding, a norm."""
     fields_of_targets: ClassVar[tuple[str, ...]] = ()
     """Further fields that name some of the targets; names that match none are refused."""
     on_experts: ClassVar[bool] = False
@@ -165,6 +170,11 @@ class AdapterConfig:
     def peft_head(self) -> dict[str, Any]:
         """What the files of PEFT's own methods begin with."""
         return {"peft_type": self.peft_type, "task_type": "CAUSAL_LM", "inference_mode": True}
+
+    def changes_nothing(self, layer: nn.Module, tensors: dict[str, Tensor]) -> bool:
+        """Whether a layer with these tensors of a slot, named as `shapes` does, computes what it does without: a
+        finetune whose every layer says so is none."""
+        return False
 
     # -- the weights of the base ----------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpeft.adapters.functional import gather_slots
-from mmpeft.adapters.methods.base import LayersConfig
+from mmpeft.adapters.methods.base import Beyond, LayersConfig
 from mmpeft.adapters.methods.stack import Stack
 from mmpeft.adapters.weight_updates import add_bias
 from mmpeft.errors import RefusedError
@@ -24,6 +24,7 @@ class BitFitConfig(LayersConfig):
 
     method: ClassVar[str] = "bitfit"
     peft_type: ClassVar[str] = "MMPEFT_BITFIT"
+    beyond: ClassVar[tuple[Beyond, ...]] = ("head", "norms")
     usual: ClassVar[dict[str, dict[str, Any]]] = {"BitFit": {}}
 
     target_modules: str | list[str] = "auto"
@@ -34,6 +35,9 @@ class BitFitConfig(LayersConfig):
 
     def shapes(self, path: str, in_features: int, out_features: int) -> dict[str, list[int]]:
         return {"bias_delta": [out_features]}
+
+    def changes_nothing(self, layer: nn.Module, tensors: dict[str, Tensor]) -> bool:
+        return not tensors["bias_delta"].any()
 
     def fold(self, path: str, model: nn.Module, stack: Any, slot: int) -> Callable[[], None]:
         linear: Any = model.get_submodule(path)

@@ -62,6 +62,9 @@ class BottleneckConfig(LayersConfig):
             "adapter_up.bias": [out_features],
         }
 
+    def changes_nothing(self, layer: nn.Module, tensors: dict[str, Tensor]) -> bool:
+        return not (tensors["adapter_up.weight"].any() or tensors["adapter_up.bias"].any())
+
 
 class BottleneckStack(Stack):
     """The networks of every slot on one layer; narrower ones are padded with zeros, which stay zero.

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmpeft.adapters.base_weights import dense_weight
+from mmpeft.adapters.base_weights import dense_weight, is_4bit, read_weight
 from mmpeft.adapters.functional import BASE, gather_slots, lora_delta
-from mmpeft.adapters.methods.base import ModelInputs, TargetNames
+from mmpeft.adapters.methods.base import Beyond, ModelInputs, TargetNames
 from mmpeft.adapters.methods.lora import LoraConfig, LoraStack
 from mmpeft.adapters.methods.stack import Stack
 from mmpeft.adapters.weight_updates import add_bias, scale_rows_of_weight
@@ -30,6 +30,7 @@ class DoraConfig(LoraConfig):
     """Low-rank updates of chosen linears' directions, and their magnitudes. Dropout acts on the update."""
 
     method: ClassVar[str] = "dora"
+    beyond: ClassVar[tuple[Beyond, ...]] = ("head",)
     usual: ClassVar[dict[str, dict[str, Any]]] = {"DoRA r=16": {"rank": 16}}
     on_experts: ClassVar[bool] = False
 
@@ -42,6 +43,13 @@ class DoraConfig(LoraConfig):
     @classmethod
     def reads_peft(cls, raw: dict[str, Any]) -> bool:
         return raw.get("peft_type") == cls.peft_type and bool(raw.get("use_dora"))
+
+    def changes_nothing(self, layer: nn.Module, tensors: dict[str, Tensor]) -> bool:
+        """Where also the magnitudes are the norms of the base's rows."""
+        if not super().changes_nothing(layer, tensors):
+            return False
+        norms = torch.linalg.vector_norm(read_weight("a linear under DoRA", layer), dim=1)
+        return torch.allclose(tensors["lora_magnitude_vector"].to(norms), norms, rtol=1e-5, atol=0)
 
     def to_peft(self, sites: list[str], names: TargetNames, inputs: ModelInputs | None) -> dict[str, Any]:
         return super().to_peft(sites, names, inputs) | {"use_dora": True}
@@ -134,10 +142,13 @@ class DoraStack(LoraStack):
 
     def _weight_times(self, rows: Tensor) -> Tensor:
         """(n, I) -> (n, O): ``W`` times each row. A dense weight is used as it is: taking the bias off the base's
-        rounded answer, as a quantised base needs it, costs the more precision the larger the bias."""
+        rounded answer, as a 4-bit base needs it, costs the more precision the larger the bias. An 8-bit base would
+        round the rows too, so its weight is read."""
         base: Any = self._base[0]
         if base.weight.is_floating_point() and base.weight.dim() == 2:
             weight = dense_weight(base)
             return F.linear(rows.to(weight.dtype), weight).float()
+        if not is_4bit(base):
+            return F.linear(rows.float(), read_weight(self.path, base))
         product = self._forward(rows).float()
         return product if base.bias is None else product - base.bias.float()

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmpeft.adapters.functional import gather_slots
-from mmpeft.adapters.methods.base import LayersConfig
+from mmpeft.adapters.functional import embedding_columns, gather_slots
+from mmpeft.adapters.methods.base import Beyond, LayersConfig
 from mmpeft.adapters.methods.stack import Stack
 from mmpeft.adapters.weight_updates import add_weight, check_dense
 
@@ -27,6 +27,7 @@ class FullConfig(LayersConfig):
     peft_type: ClassVar[str] = "MMPEFT_FULL"
     usual: ClassVar[dict[str, dict[str, Any]]] = {"full, all linears": {}}
     changes_weight: ClassVar[bool] = True
+    beyond: ClassVar[tuple[Beyond, ...]] = ("head", "embedding")
 
     target_modules: str | list[str] = "auto"
     """Names of linears; "auto" is every linear of the blocks, "all-linear" also those outside of them."""
@@ -36,6 +37,9 @@ class FullConfig(LayersConfig):
 
     def shapes(self, path: str, in_features: int, out_features: int) -> dict[str, list[int]]:
         return {"weight_delta": [out_features, in_features]}
+
+    def changes_nothing(self, layer: nn.Module, tensors: dict[str, Tensor]) -> bool:
+        return not tensors["weight_delta"].any()
 
     def fold(self, path: str, model: nn.Module, stack: Any, slot: int) -> Callable[[], None]:
         linear = model.get_submodule(path)
@@ -57,6 +61,9 @@ class FullStack(Stack):
         self.weight_delta = nn.Parameter(torch.zeros(num_slots, out_features, in_features))
 
     def on_output(self, x: Tensor, y: Tensor, slots: Tensor, uniform: bool) -> Tensor:
+        if not x.is_floating_point():
+            rows = embedding_columns(self.weight_delta, x, self.effective(slots))
+            return y + (rows * self.output_scale).to(y.dtype)
         if self.one(uniform):
             return y + F.linear(x, self.weight_delta[0].to(x.dtype)).to(y.dtype)
         deltas = gather_slots(self.weight_delta, self.effective(slots)).to(x.dtype)

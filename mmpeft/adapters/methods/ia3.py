@@ -18,6 +18,7 @@ from mmpeft.adapters.base_weights import is_quantised
 from mmpeft.adapters.functional import gather_slots, ia3_scale
 from mmpeft.adapters.methods.base import (
     AdapterConfig,
+    Beyond,
     LayersConfig,
     ModelInputs,
     TargetNames,
@@ -54,6 +55,7 @@ class IA3Config(LayersConfig):
     fields_of_targets: ClassVar[tuple[str, ...]] = ("feedforward_modules",)
     on_experts: ClassVar[bool] = True
     changes_weight: ClassVar[bool] = True
+    beyond: ClassVar[tuple[Beyond, ...]] = ("head",)
 
     target_modules: str | list[str] = "auto"
     """Names of linears, or "auto": keys, values and the feed-forward's last linear of this architecture."""
@@ -107,6 +109,9 @@ class IA3Config(LayersConfig):
     @classmethod
     def from_peft(cls, raw: dict[str, Any]) -> AdapterConfig:
         return cls(required(raw, "target_modules"), raw.get("feedforward_modules") or [])
+
+    def changes_nothing(self, layer: nn.Module, tensors: dict[str, Tensor]) -> bool:
+        return bool((tensors["ia3_l"] == 1).all())
 
     def to_peft(self, sites: list[str], names: TargetNames, inputs: ModelInputs | None) -> dict[str, Any]:
         feedforward = names([path for path in sites if self.scales_input(path)])

@@ -35,6 +35,9 @@ class ImagePromptConfig(AdapterConfig):
     def shapes(self, path: str, in_features: int, out_features: int) -> dict[str, list[int]]:
         return {"patch_delta": [in_features, out_features]}
 
+    def changes_nothing(self, layer: nn.Module, tensors: dict[str, Tensor]) -> bool:
+        return not tensors["patch_delta"].any()
+
 
 class ImagePromptStack(Stack):
     """The changes of every slot: ``patch_delta`` (S, image tokens, vision dim)."""

@@ -4,8 +4,9 @@ Source: Hu et al. 2021, section 4.1; rank-stabilised scaling ``alpha / sqrt(rank
 """
 
 import math
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -13,7 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from mmpeft.adapters.functional import add_lora_of_one, gather_slots, lora_delta
-from mmpeft.adapters.methods.base import AdapterConfig, LayersConfig, ModelInputs, TargetNames, required
+from mmpeft.adapters.methods.base import (
+    AdapterConfig,
+    Beyond,
+    LayersConfig,
+    ModelInputs,
+    TargetNames,
+    required,
+)
 from mmpeft.adapters.methods.stack import Stack, linear_start
 from mmpeft.adapters.roles import Role
 from mmpeft.adapters.weight_updates import add_lora, check_dense
@@ -21,6 +29,8 @@ from mmpeft.errors import RefusedError
 
 ORTHOGONAL_SCALE = 0.1
 """Standard deviation of an orthogonal start's numbers, as in PEFT."""
+ROUNDING = 1e-6
+"""Size of a product of A and B that counts as zero, relative to theirs."""
 CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 """PEFT's ways to start a LoRA that also change the base's weights: the tensors alone are not the adapter."""
 
@@ -38,9 +48,10 @@ class LoraConfig(LayersConfig):
     auto: ClassVar[tuple[Role, ...]] = ("q", "v")  # Hu et al., table 5
     on_experts: ClassVar[bool] = True
     changes_weight: ClassVar[bool] = True
+    beyond: ClassVar[tuple[Beyond, ...]] = ("head", "embedding")
     peft_refused: ClassVar[tuple[str, ...]] = (
         *("use_qalora", "use_bdlora", "kasa_config", "arrow_config", "monteclora_config"),
-        *("lora_bias", "rank_pattern", "alpha_pattern", "layer_replication", "alora_invocation_tokens"),
+        *("layer_replication", "alora_invocation_tokens"),
     )
 
     rank: int = 16
@@ -57,30 +68,51 @@ class LoraConfig(LayersConfig):
     start: Literal["kaiming", "orthogonal"] = "kaiming"
     """"kaiming" begins with B = 0; "orthogonal" with an A and a B that both learn at once and whose product is zero,
     to rounding."""
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    """Other ranks of some linears: pattern of the end of their path, such as "q_proj" or "layers.0.mlp.up_proj" ->
+    rank; the first that matches counts."""
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    """Other alphas of some linears, in the same way."""
 
     def __post_init__(self):
-        if not isinstance(self.rank, int) or self.rank < 1:
-            raise RefusedError(f"LoraConfig.rank is {self.rank!r}; it must be an integer of at least 1")
-        if not isinstance(self.alpha, int | float) or not math.isfinite(self.alpha):
-            raise RefusedError(f"LoraConfig.alpha is {self.alpha!r}; it must be a finite number")
+        for where, rank in (("rank", self.rank), *_entries(self.rank_pattern, "rank_pattern")):
+            if not isinstance(rank, int) or rank < 1:
+                raise RefusedError(f"LoraConfig.{where} is {rank!r}; it must be an integer of at least 1")
+        for where, alpha in (("alpha", self.alpha), *_entries(self.alpha_pattern, "alpha_pattern")):
+            if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+                raise RefusedError(f"LoraConfig.{where} is {alpha!r}; it must be a finite number")
         if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise RefusedError(f"LoraConfig.dropout is {self.dropout!r}; it must be in [0, 1)")
-        if self.start == "orthogonal" and self.rank % 2:
-            raise RefusedError(f"LoraConfig.rank is {self.rank}; an orthogonal start needs an even one")
+        if self.start == "orthogonal" and (odd := [r for r in self._ranks() if r % 2]):
+            raise RefusedError(f"LoraConfig.rank is {odd[0]}; an orthogonal start needs an even one")
+
+    def rank_at(self, path: str) -> int:
+        """The rank of the update of the linear at ``path``."""
+        return _by_pattern(self.rank_pattern, path, self.rank)
+
+    def scaling_at(self, path: str) -> float:
+        """The scaling of the update of the linear at ``path``."""
+        rank, alpha = self.rank_at(path), _by_pattern(self.alpha_pattern, path, self.alpha)
+        return alpha / (rank**0.5 if self.rslora else rank)
 
     @property
     def scaling(self) -> float:
+        """The scaling where no pattern says otherwise."""
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
     @property
     def size(self) -> int:
-        return self.rank
+        return max(self._ranks())
+
+    def _ranks(self) -> list[int]:
+        return [self.rank, *self.rank_pattern.values()]
 
     def make_stack(self, path: str, in_features: int, out_features: int, num_slots: int, size: int) -> Stack:
         return LoraStack(in_features, out_features, num_slots, size, path)
 
     def shapes(self, path: str, in_features: int, out_features: int) -> dict[str, list[int]]:
-        return {"lora_A.weight": [self.rank, in_features], "lora_B.weight": [out_features, self.rank]}
+        rank = self.rank_at(path)
+        return {"lora_A.weight": [rank, in_features], "lora_B.weight": [out_features, rank]}
 
     def make_experts_stack(
         self, num_experts: int, in_features: int, out_features: int, num_slots: int, size: int
@@ -98,6 +130,12 @@ class LoraConfig(LayersConfig):
                 f"{path} holds all experts of a mixture in one tensor; LoRA changes it without dropout and from a "
                 f"kaiming start (as PEFT), but dropout is {self.dropout} and start is {self.start!r}"
             )
+        if (self.rank_at(path), self.scaling_at(path)) != (self.rank, self.scaling):
+            raise RefusedError(
+                f"{path} holds all experts of a mixture in one tensor, whose LoRA has one rank and one alpha for all "
+                "places; leave it out of rank_pattern and alpha_pattern, or apply the adapter in PEFT, by "
+                "merge_and_unload, and take the model that this makes"
+            )
 
     @classmethod
     def reads_peft(cls, raw: dict[str, Any]) -> bool:
@@ -106,9 +144,11 @@ class LoraConfig(LayersConfig):
     @classmethod
     def from_peft(cls, raw: dict[str, Any]) -> AdapterConfig:
         start = raw.get("init_lora_weights")
-        if str(start).startswith(CHANGES_BASE):
+        if str(start).lower().startswith(CHANGES_BASE):
             raise RefusedError(
-                f"init_lora_weights is {start!r}, which is not supported and changes what the tensors mean"
+                f"init_lora_weights is {start!r}, which changes the base too, so that the tensors alone are not the "
+                "adapter; convert it to a plain LoRA in PEFT by save_pretrained with "
+                "path_initial_model_for_weight_conversion"
             )
         return cls(
             rank=required(raw, "r"),
@@ -116,9 +156,19 @@ class LoraConfig(LayersConfig):
             dropout=raw.get("lora_dropout", 0.0),
             target_modules=_targets_of_peft(raw),
             rslora=raw.get("use_rslora", False),
+            rank_pattern=raw.get("rank_pattern") or {},
+            alpha_pattern=raw.get("alpha_pattern") or {},
         )
 
+    def changes_nothing(self, layer: nn.Module, tensors: dict[str, Tensor]) -> bool:
+        """Where ``B A`` is zero, to rounding: also at an orthogonal start."""
+        if self.alpha == 0 and not self.alpha_pattern:
+            return True
+        A, B = tensors["lora_A.weight"].double(), tensors["lora_B.weight"].double()
+        return bool(_norm_of_product(A, B) <= ROUNDING * A.norm() * B.norm())
+
     def to_peft(self, sites: list[str], names: TargetNames, inputs: ModelInputs | None) -> dict[str, Any]:
+        patterns = {"rank_pattern": self.rank_pattern, "alpha_pattern": self.alpha_pattern}
         return {
             **self.peft_head(),
             "target_modules": names(sites),
@@ -128,6 +178,7 @@ class LoraConfig(LayersConfig):
             "lora_dropout": self.dropout,
             "use_rslora": self.rslora,
             "bias": "none",
+            **{field: pattern for field, pattern in patterns.items() if pattern},
         }
 
     def experts_to_peft(self, paths: list[str], fields: dict[str, Any]) -> dict[str, Any]:
@@ -136,19 +187,20 @@ class LoraConfig(LayersConfig):
     def fold(self, path: str, model: nn.Module, stack: Any, slot: int) -> Callable[[], None]:
         linear, tensors = model.get_submodule(path), stack.tensors(slot)
         check_dense(path, linear, self.method)
-        return partial(add_lora, linear, tensors["lora_A.weight"], tensors["lora_B.weight"], self.scaling)
+        return partial(
+            add_lora, linear, tensors["lora_A.weight"], tensors["lora_B.weight"], self.scaling_at(path)
+        )
 
     def change_weight(self, change: Tensor, weight: Tensor, path: str, stack: Any, slot: int) -> None:
         tensors = stack.tensors(slot)
-        change.addmm_(tensors["lora_B.weight"], tensors["lora_A.weight"], alpha=self.scaling)
+        change.addmm_(tensors["lora_B.weight"], tensors["lora_A.weight"], alpha=self.scaling_at(path))
 
     def change_experts(self, change: Tensor, weight: Tensor, stack: Any, slot: int) -> None:
         change.baddbmm_(stack.lora_B.detach()[slot], stack.lora_A.detach()[slot], alpha=self.scaling)
 
     def change_norm(self, stack: Any, slot: int) -> Tensor | None:
-        """From ``|B A|^2 = <B^T B, A A^T>``, in fp64 because that squares them."""
         A, B = (tensor.double() for tensor in stack.tensors(slot).values())
-        return abs(self.scaling) * ((B.T @ B) * (A @ A.T)).sum().clamp(min=0).sqrt()
+        return abs(self.scaling_at(stack.path)) * _norm_of_product(A, B)
 
 
 def _targets_of_peft(raw: dict[str, Any]) -> str | list[str]:
@@ -199,12 +251,12 @@ class LoraStack(Stack):
         return bool(self._rates)
 
     def on_output(self, x: Tensor, y: Tensor, slots: Tensor, uniform: bool) -> Tensor:
-        if self.training and self.has_dropout:
+        if self.training and self.has_dropout and x.is_floating_point():
             x = self._drop(x, slots)
         if self.one(uniform) and x.dtype == y.dtype and not torch.is_autocast_enabled(x.device.type):
             return add_lora_of_one(y, x, self.lora_A, self.lora_B, self.scaling)
         delta = lora_delta(x, self.lora_A, self.lora_B, self.scaling, self.effective(slots))
-        return y + delta.to(y.dtype)
+        return y + (delta if self.output_scale == 1 else delta * self.output_scale).to(y.dtype)
 
     def _drop(self, x: Tensor, slots: Tensor) -> Tensor:
         probability = gather_slots(self.dropout, slots).view(-1, 1, 1)
@@ -218,7 +270,8 @@ class LoraStack(Stack):
     def open(self, slot: int, config: LoraConfig, generator: torch.Generator) -> None:
         """The slot begins as the base but can learn."""
         super().open(slot, config, generator)
-        rank, in_features, out_features = config.rank, self.lora_A.shape[-1], self.lora_B.shape[1]
+        rank = self.sizes[slot] = config.rank_at(self.path)
+        in_features, out_features = self.lora_A.shape[-1], self.lora_B.shape[1]
         if config.start == "orthogonal":
             basis, _ = torch.linalg.qr(torch.randn(rank, rank, generator=generator))
             half_A = torch.randn(in_features, rank // 2, generator=generator)
@@ -227,7 +280,7 @@ class LoraStack(Stack):
             self.lora_B[slot, :, :rank] = ORTHOGONAL_SCALE * half_B @ basis[1::2]
         else:
             self.lora_A[slot, :rank] = linear_start(rank, in_features, generator=generator)
-        self.scaling[slot] = config.scaling
+        self.scaling[slot] = config.scaling_at(self.path)
         self.dropout[slot] = config.dropout
         if config.dropout:
             self._rates[slot] = config.dropout
@@ -287,3 +340,25 @@ class ExpertsLoraStack(Stack):
         B = tensors["lora_B.weight"].unflatten(1, (rank, experts)).permute(2, 0, 1)
         self.lora_A[slot, :, :rank] = A.to(self.lora_A)
         self.lora_B[slot, :, :, :rank] = B.to(self.lora_B)
+
+
+def _norm_of_product(A: Tensor, B: Tensor) -> Tensor:
+    """``|B A|`` of fp64 (r, I) and (O, r), from ``|B A|^2 = <B^T B, A A^T>``, which squares them."""
+    return ((B.T @ B) * (A @ A.T)).sum().clamp(min=0).sqrt()
+
+
+def _by_pattern(patterns: dict[str, Any], path: str, default: Any) -> Any:
+    """PEFT's rule: the value of the first pattern that is the whole path or the end of it, from a dot on."""
+    return next((own for key, own in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)
+
+
+def _entries(patterns: Any, name: str) -> list[tuple[str, Any]]:
+    """What a pattern field holds, each with what errors call it."""
+    if not isinstance(patterns, dict):
+        raise RefusedError(f"LoraConfig.{name} is {patterns!r}; it must map patterns of paths to values")
+    for key in patterns:
+        try:
+            re.compile(key)
+        except re.error as error:
+            raise RefusedError(f"LoraConfig.{name} {key!r} is not a valid pattern: {error}") from None
+    return [(f"{name}[{key!r}]", value) for key, value in patterns.items()]

@@ -10,6 +10,7 @@ from mmpeft.adapters.methods.image_prompt import ImagePromptConfig
 from mmpeft.adapters.methods.lora import LoraConfig
 from mmpeft.adapters.methods.prefix import PrefixConfig
 from mmpeft.adapters.methods.prompt import PromptConfig, PTuningConfig
+from mmpeft.adapters.methods.token_rows import TokenRowsConfig
 
 METHODS: list[type[AdapterConfig]] = [
     LoraConfig,
@@ -22,5 +23,6 @@ METHODS: list[type[AdapterConfig]] = [
     PrefixConfig,
     FullConfig,
     ImagePromptConfig,
+    TokenRowsConfig,
 ]
 """Every method, in the order of tables; files are recognised by them."""

@@ -39,10 +39,13 @@ class Stack(nn.Module):
         """Each slot's own size: its rank, width or number of tokens."""
         self.routing = Routing()
         """The bank's, as soon as it sits on a layer."""
+        self.output_scale = 1.0
+        """What an embedding multiplies its rows with, as Gemma's does."""
 
     def attach(self, base: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
         """Shows the stack the frozen layer that it will sit on, or the embedding, for methods that depend on its
         weight; ``forward`` is the layer's own, without adapters."""
+        self.output_scale = float(getattr(base, "embed_scale", 1.0))
 
     def on_input(self, x: Tensor, slots: Tensor, uniform: bool) -> Tensor:
         """What the layer's base gets instead of ``x`` (B, T, I); ``uniform`` promises one slot that serves
