@@ -67,15 +67,16 @@ def order_is_row_major(encoder: VisionEncoder) -> bool:
     patches of three other places. A neighbour may win, as windows overlap. Of square images and unpooled tokens.
     """
     _, height, width = encoder.data_config["input_size"]
-    side = int(encoder.num_tokens**0.5)
+    noise = _noise(height, width)
+    before = encoder(noise)
+    side = int(before.shape[1] ** 0.5)
     near, far = side // 4, side - 1 - side // 4
     places = [(near, near), (near, far), (far, near), (far, far)]
-    noise = _noise(height, width)
     images = noise.repeat(len(places), 1, 1, 1)
     for image, (row, column) in zip(images, places, strict=True):
         top, left = row * height // side, column * width // side
         image[:, top : top + height // side, left : left + width // side] += BRIGHT
-    changes = (encoder(images) - encoder(noise)).norm(dim=-1)
+    changes = (encoder(images) - before).norm(dim=-1)
     answers = (changes / changes.sum(0).clamp_min(1e-30)).unflatten(1, (side, side))
     reach = max(1, side // 6)
     for answer, (row, column) in zip(
