@@ -83,7 +83,7 @@ class Evaluation:
         adapters: finetune -> the adapter that answers; None is the base.
         config: how, ``max_new_tokens`` included.
         identity: of the base; the answers of another one, or of other weights, are begun anew.
-        log: file of the answers so far.
+        log: file of the answers so far; None writes none.
         measured: whether the answers are measured by true ones.
 
     Raises:
@@ -97,7 +97,7 @@ class Evaluation:
         adapters: Mapping[str, str | None],
         config: EvaluationConfig,
         identity: dict[str, Any],
-        log: Path,
+        log: Path | None,
         measured: bool,
     ):
         self.engine = engine
@@ -124,7 +124,8 @@ class Evaluation:
         if len(missing) < len(self.requests):
             told = len(self.requests) - len(missing)
             print(f"{told} of {len(self.requests)} answers are there already; going on")
-        refused, self.works = engine.plan(self.requests, missing)
+        refused, works = engine.plan(self.requests, missing)
+        self.works = works or [Work([], {})]  # Lightning passes over a test without batches, its end included
         self.log.append(refused)
 
     def __len__(self) -> int:

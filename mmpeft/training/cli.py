@@ -150,7 +150,8 @@ class VisionLanguageCLI(LightningCLI):
             raise RefusedError(f"trainer: {error}") from error
         wanted, self._results = self._wanted(), directory
         if self.subcommand in ("test", "predict"):
-            self._results = results_folder(directory, self.subcommand, wanted, own.output)
+            asked = wanted | ({"ckpt_path": str(own.ckpt_path)} if own.ckpt_path else {})
+            self._results = results_folder(directory, self.subcommand, asked, self._defaults(), own.output)
         config = yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)
         trainer.callbacks += [
             LastValidation(),
@@ -201,6 +202,12 @@ class VisionLanguageCLI(LightningCLI):
         moved = self.datamodule.moved
         settings["test"] |= moved
         settings["data"] |= dict.fromkeys(moved)
+        return {name: settings[name] for name in WHAT_WAS_WANTED if name in settings}
+
+    def _defaults(self) -> dict[str, Any]:
+        """The same sections where nothing is given."""
+        parser: Any = self._parser(self.subcommand)
+        settings = yaml.safe_load(parser.dump(parser.get_defaults(), skip_none=False, skip_check=True))
         return {name: settings[name] for name in WHAT_WAS_WANTED if name in settings}
 
     def instantiate_classes(self) -> None:

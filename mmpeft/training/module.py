@@ -126,8 +126,6 @@ class VisionLanguageModule(L.LightningModule):
             self.started.self_check = check_adapters(self.model, self.started.self_check)
             self.model.projector.requires_grad_(self.train_projector)
             self.losses = StepLosses(self.finetunes, self.adapters())
-        if stage in ("test", "predict"):
-            self.evaluation = self._evaluate(self.trainer.state.fn.value)  # pyright: ignore
 
     @property
     def _data(self) -> VisionLanguageData:
@@ -209,15 +207,19 @@ class VisionLanguageModule(L.LightningModule):
 
     predict_step = test_step
 
-    def _evaluate(self, split: Split) -> Evaluation:
-        """The questions of a split, as the command line wants them answered."""
+    def begin_evaluation(self, split: Split) -> Evaluation:
+        """The questions of a split, as the command line wants them answered, by the weights that are loaded now: those
+        of a checkpoint come after `setup`."""
         config, manifest = self.evaluation_config, self.started.manifest
         longest = config.max_new_tokens or (manifest.max_new_tokens if manifest else LEAST_NEW_TOKENS)
         config = replace(config, max_new_tokens=longest)
         records = {name: own.records[split] for name, own in self.finetunes.items()}
         log = (self.results or Path(self.trainer.default_root_dir)) / f"{split}.partial.jsonl"
-        identity = self.started.identity
-        return Evaluation(self.engine, records, self.adapters(), config, identity, log, split == "test")
+        self.evaluation = Evaluation(
+            *(self.engine, records, self.adapters(), config, self.started.identity),
+            *(None if self.trainer.fast_dev_run else log, split == "test"),  # pyright: ignore
+        )
+        return self.evaluation
 
     # -- checkpoints ----------------------------------------------------------------------------------------
 

@@ -31,6 +31,8 @@ from mmpeft.training.datamodule import VisionLanguageData, all_records, instruct
 from mmpeft.training.finetune import Split
 from mmpeft.training.module import VisionLanguageModule
 
+NOT_WRITTEN = "trainer.fast_dev_run tries a batch: no results were written"
+
 
 class RunWriter(L.Callback):
     """Writes the run directory: its config once training begins, all else when it has ended.
@@ -141,6 +143,8 @@ class EvaluationWriter(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module, _ = _typed(pl_module, trainer)
+        if not _writes(trainer):
+            return print(NOT_WRITTEN)
         run, metrics = Path(trainer.default_root_dir), module.evaluation_config.metrics
         write_whole(self.folder / config_of("test"), self.config)
         tokenizer = module.started.tokenizer
@@ -149,6 +153,8 @@ class EvaluationWriter(L.Callback):
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module, _ = _typed(pl_module, trainer)
+        if not _writes(trainer):
+            return print(NOT_WRITTEN)
         path = self.folder / "answers.jsonl"
         write_whole(self.folder / config_of("predict"), self.config)
         print(f"{write_predictions(path, module.evaluation)} answers written to {path}")

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from mmpeft.cli import main
 from mmpeft.errors import RefusedError
+from mmpeft.evaluation.answer_log import AnswerLog
 from mmpeft.experiments.steps import MMPEFT
 from mmpeft.files import save_tensors, write_whole
 from mmpeft.runs.manifest import MANIFEST
@@ -357,6 +358,10 @@ def test_the_cards_command_makes_the_run_again(whole, tmp_path, monkeypatch):
         (["--data.limit=2"], "limit=2"),
         (["--test.answer_by=generate"], "answer_by=generate"),
         (["--test.max_new_tokens=3", "--data.limit=1"], "limit=1,max_new_tokens=3"),
+        (["--trainer.limit_test_batches=1"], "limit_test_batches=1"),
+        (["--data.style=plain"], "style=plain"),
+        (["--model.language.dtype=bfloat16"], "language.dtype=bfloat16"),
+        (["--data.packing.max_length=8"], "packing.max_length=8"),
     ],
 )
 def test_results_of_other_settings_never_take_the_place_of_the_runs_own(whole, tmp_path, words, folder):
@@ -367,6 +372,51 @@ def test_results_of_other_settings_never_take_the_place_of_the_runs_own(whole, t
     after = contents(run)
     assert {path: after[path] for path in before} == before
     assert {path.parent for path in after.keys() - before.keys()} == {Path("tests", folder)}
+
+
+def test_what_cannot_change_the_answers_does_not_move_them(whole, tmp_path):
+    """Nor does a setting that the version which trained the run did not have."""
+    run = shutil.copytree(whole, tmp_path / "run")
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    del settings["data"]["style"], settings["trainer"]["precision"], settings["test"]["answer_by"]
+    settings["trainer"]["limit_test_batches"] = 1
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    words = ["--model.learning_rate=1", "--trainer.max_epochs=3", "--data.val=null", "--data.seed=3"]
+    main(["test", "--run", str(run), "--trainer.limit_test_batches=null", *words])
+    assert json.loads((run / "metrics.json").read_text())["questions"] == 6
+    assert not (run / "tests").exists()
+
+
+def test_a_quick_try_of_a_test_writes_nothing(whole, tmp_path, tiny_data, capsys):
+    run = shutil.copytree(whole, tmp_path / "run")
+    before = contents(run)
+    main(["test", "--run", str(run), "--trainer.fast_dev_run=true"])
+    main(["predict", "--run", str(run), "--trainer.fast_dev_run=1", f"--data.predict={tiny_data}/test.jsonl"])
+    assert contents(run) == before
+    assert capsys.readouterr().out.count("no results were written") == 2
+
+
+def test_answers_of_other_weights_are_not_gone_on_with(whole, tmp_path, monkeypatch, capsys):
+    run = shutil.copytree(whole, tmp_path / "run")
+    words = ["test", "--run", str(run), f"--output={tmp_path / 'mine'}"]
+    told = AnswerLog.append
+
+    def killed(self, answers):
+        told(self, answers)
+        if len(self.answers) >= 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AnswerLog, "append", killed)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            main(words)
+    other = run / "checkpoints" / "previous.ckpt"
+    main([*words, f"--ckpt_path={other}"])
+    assert "are there already" not in capsys.readouterr().out
+    main(["test", "--run", str(run), f"--ckpt_path={other}"])
+    (folder,) = (run / "tests").iterdir()
+    assert folder.name.startswith("ckpt_path=previous.ckpt-")
+    assert not (run / "metrics.json").exists()
 
 
 def test_two_data_files_of_one_name_have_results_of_their_own(whole, tmp_path, tiny_data):
