@@ -11,6 +11,7 @@ from typing import Any, Self
 import lightning as L
 
 from mmpeft.files import require_space
+from mmpeft.options import command_line
 from mmpeft.runs.layout import CHECKPOINTS, LAST
 from mmpeft.training.checkpoint_files import num_bytes
 
@@ -118,5 +119,5 @@ class Checkpoints(L.Callback):
         now = time.monotonic()
         self._saved_step = trainer.global_step
         self._next = now + max(SECONDS_BETWEEN, (now - begun) / SHARE_OF_TIME)
-        go_on = f"mmpeft fit --run {self.directory} --resume"
+        go_on = command_line("fit", "--run", self.directory, "--resume")
         self.signals.kept = f"{last} keeps step {self._saved_step}. Go on with: {go_on}"

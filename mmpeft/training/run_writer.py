@@ -14,16 +14,18 @@ from rich.table import Table
 
 from mmpeft.data.choices import KnownChoices, known_choices
 from mmpeft.data.records import Record
+from mmpeft.errors import RefusedError
 from mmpeft.evaluation.examples import some_answers, write_examples
 from mmpeft.evaluation.results import write_predictions, write_results
 from mmpeft.files import write_whole
 from mmpeft.inference.decoding import Sampling
 from mmpeft.inference.requests import Request
+from mmpeft.options import command_line
 from mmpeft.reporting.run_report import remove_pictures, write_report
 from mmpeft.runs.files import BASE, save_run
 from mmpeft.runs.identity import base_hash
 from mmpeft.runs.layout import CONFIG, config_of
-from mmpeft.runs.manifest import MANIFEST, Manifest
+from mmpeft.runs.manifest import MANIFEST, Manifest, no_run
 from mmpeft.runs.occupancy import put_aside
 from mmpeft.training.batches import longest_answer
 from mmpeft.training.curves import BoardLogger, CurvesLogger
@@ -51,6 +53,11 @@ class RunWriter(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         self._before = state_dict["seconds"]
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Before a model is loaded."""
+        if stage == "fit" and _writes(trainer):
+            refuse_no_training(trainer)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.monotonic()
@@ -101,7 +108,7 @@ class RunWriter(L.Callback):
         for name, value in manifest.facts.items():
             table.add_row(name, value)
         Console().print(table)
-        print(f"next: mmpeft test --run {directory}")
+        print(f"next: {command_line('test', '--run', directory)}")
 
     def _describe(self, module: VisionLanguageModule, data: VisionLanguageData) -> Manifest:
         earlier = module.started.manifest
@@ -121,6 +128,23 @@ class RunWriter(L.Callback):
                 for owner, records in _trained_on(module).items()
                 if not all(record["images"] for record in records)
             ],
+        )
+
+
+def refuse_no_training(trainer: L.Trainer) -> None:
+    """Lightning ends such a fit at once, and it would be written as one that trained. With ``max_epochs`` 0 and steps
+    the start of a new run is what is wanted.
+
+    Raises:
+        RefusedError: there is nothing to train, or a fit that has not ended would be taken for one that has.
+    """
+    directory, start = Path(trainer.default_root_dir), trainer.max_epochs == 0 and trainer.max_steps > 0
+    for name in ("max_steps", "limit_train_batches", "max_epochs"):
+        if getattr(trainer, name) == 0 and not (start and name == "max_epochs"):
+            raise RefusedError(f"trainer.{name} is 0: nothing would train; set it to at least 1")
+    if start and (directory / CONFIG).exists() and not (directory / MANIFEST).exists():
+        raise RefusedError(
+            f"trainer.max_epochs is 0, and {no_run(directory)}; or name another trainer.default_root_dir"
         )
 
 

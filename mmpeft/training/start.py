@@ -22,6 +22,12 @@ from mmpeft.runs.manifest import MANIFEST, Manifest, read_manifest
 from mmpeft.training.finetune import Finetune
 from mmpeft.training.target_choice import choose_sites, has_budget
 
+NO_VALIDATION = ": for no validation set trainer.limit_val_batches to 0"
+DIVIDED_BY = {
+    **{"accumulate_grad_batches": ""},
+    **{"val_check_interval": NO_VALIDATION, "check_val_every_n_epoch": NO_VALIDATION},
+}
+"""Setting of the trainer that may not be 0 -> what to set instead."""
 COMPARED_BY_SITES = {"target_modules", "feedforward_modules", "layers"}
 """Fields of adapter configs that a file writes otherwise than the user did."""
 
@@ -42,6 +48,26 @@ def check_settings(
     if len(finetunes) > 1 and trainer.accumulate_grad_batches > 1:
         raise RefusedError(
             "a joint run takes one batch of each finetune a step; set accumulate_grad_batches to 1"
+        )
+    if stage == "fit":
+        _check_numbers(trainer)
+
+
+def _check_numbers(trainer: Any) -> None:
+    """Of Lightning's settings, those that it takes although they mean nothing: a negative norm trains uphill."""
+    for name, instead in DIVIDED_BY.items():
+        value = getattr(trainer, name)
+        if isinstance(value, int | float) and not value > 0:
+            raise RefusedError(f"trainer.{name} is {value}; it must be above 0{instead}")
+    norm = trainer.gradient_clip_val
+    if norm is not None and not norm >= 0:
+        raise RefusedError(
+            f"trainer.gradient_clip_val is {norm}; it is a norm of at least 0, which does not clip"
+        )
+    if (algorithm := trainer.gradient_clip_algorithm) not in (None, "norm"):
+        raise RefusedError(
+            f"trainer.gradient_clip_algorithm is {algorithm.value!r}; each finetune is clipped by "
+            "its own norm: set it to norm, or to null"
         )
 
 

@@ -27,7 +27,7 @@ from mmpeft.experiments.steps import MMPEFT
 from mmpeft.files import save_tensors, write_whole
 from mmpeft.runs.manifest import MANIFEST
 from mmpeft.runs.occupancy import held
-from mmpeft.training.checkpoint_files import AtomicCheckpointIO, newest_whole_checkpoint
+from mmpeft.training.checkpoint_files import AtomicCheckpointIO, damage, newest_whole_checkpoint
 from tests.tiny import make_config, run_directory
 
 STEPS = 8
@@ -230,6 +230,10 @@ def test_a_flipped_byte_anywhere_in_a_tensor_is_noticed(stopped):
 
 
 def test_resume_without_a_whole_checkpoint_is_refused(stopped):
+    (folder := stopped / "checkpoints" / "folder.ckpt").mkdir()
+    assert newest_whole_checkpoint(stopped).name == "last.ckpt"
+    assert damage(folder) == "it cannot be read: Is a directory"
+    folder.rmdir()
     for path in (stopped / "checkpoints").iterdir():
         path.write_bytes(b"")
     with pytest.raises(SystemExit, match=r"--resume: .*it is empty.*it is empty"):
@@ -264,6 +268,14 @@ def test_a_run_that_was_killed_before_it_was_written_is_written_by_resume(stoppe
     assert_equal_runs(whole, stopped)
 
 
+@pytest.mark.parametrize("how", [["--resume"], []])
+def test_a_stopped_run_is_not_made_a_finished_one_without_training(stopped, how):
+    before = contents(stopped)
+    with pytest.raises(SystemExit, match=r"max_epochs is 0, and the fit of .* has not ended"):
+        main(["fit", "--run", str(stopped), *how, "--trainer.max_epochs=0"])
+    assert contents(stopped) == before
+
+
 def test_the_time_of_a_run_is_that_of_all_its_parts(stopped):
     last = stopped / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(last, weights_only=True)
@@ -288,6 +300,35 @@ def test_a_refused_fit_changes_nothing(whole, tmp_path, mistake):
     with pytest.raises(SystemExit):
         main(["fit", "--run", str(run), mistake])
     assert contents(run) == before
+
+
+def test_a_run_is_one_run_in_its_own_directory(whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    before = contents(run)
+    for word in (
+        f"--trainer.default_root_dir={tmp_path / 'new'}",
+        f'--trainer={{"default_root_dir": "{tmp_path}"}}',
+    ):
+        with pytest.raises(
+            SystemExit, match=r"--run is .*run, but trainer.default_root_dir is .*give --config"
+        ):
+            main(["fit", "--run", str(run), word])
+    with pytest.raises(SystemExit, match="--run is given 2 times"):
+        main(["test", "--run", str(run), f"--run={whole}"])
+    (config := tmp_path / "config.yaml").write_text((run / "config.yaml").read_text() + f"run: {run}\n")
+    with pytest.raises(SystemExit, match=r"run: .* stands in a config; it is an option of the command line"):
+        main(["test", "--config", str(config)])
+    assert contents(run) == before
+    main(["validate", "--run", str(run), f"--trainer.default_root_dir={tmp_path}/../{tmp_path.name}/run"])
+
+
+def test_commands_to_paste_can_be_pasted(whole, tmp_path, capsys):
+    run = shutil.copytree(whole, tmp_path / "a run")
+    (run / MANIFEST).unlink()
+    with pytest.raises(SystemExit, match=rf"`mmpeft fit --run '{run}' --resume`"):
+        main(["test", "--run", str(run)])
+    main(["fit", "--run", str(run), "--resume"])
+    assert f"next: mmpeft test --run '{run}'" in capsys.readouterr().out
 
 
 def test_a_new_fit_puts_aside_what_was_there(whole, tmp_path, capsys):
