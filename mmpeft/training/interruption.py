@@ -95,8 +95,8 @@ class Checkpoints(L.Callback):
         self.signals.deferred = True
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        stepped = trainer.global_step > self._saved_step and not trainer.fit_loop._should_accumulate()
-        if stepped and (self.signals.received is not None or time.monotonic() >= self._next):
+        whole = trainer.global_step > self._saved_step and not trainer.fit_loop._should_accumulate()
+        if whole and (self.signals.received is not None or time.monotonic() >= self._next):
             self._save(trainer)
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
@@ -105,8 +105,16 @@ class Checkpoints(L.Callback):
             self.signals.stop(self.signals.received)
 
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if self.signals.received is not None:
-            self.signals.stop(self.signals.received)
+        """Lightning goes on from there with the next step."""
+        if self.signals.received is None:
+            return
+        if trainer.global_step > self._saved_step:
+            if trainer.fit_loop._should_accumulate():
+                return  # gradients of half a step are in no checkpoint
+            self._save(trainer)
+        left_out = f"the validation after step {trainer.global_step} is left out"
+        self.signals.kept = f"{left_out}; {self.signals.kept}"
+        self.signals.stop(self.signals.received)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.signals.deferred = False

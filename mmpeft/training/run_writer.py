@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -69,12 +70,20 @@ class RunWriter(L.Callback):
         directory = Path(trainer.default_root_dir)
         source = Path(trainer.ckpt_path).resolve() if trainer.ckpt_path else Path()
         if directory.resolve() not in source.parents:
-            put_aside(directory)
+            self._follow(put_aside(directory), directory)
         (directory / MANIFEST).unlink(missing_ok=True)  # until it has ended again
         for logger in trainer.loggers:
             if isinstance(logger, CurvesLogger | BoardLogger):
                 logger.begin(trainer.global_step)
         write_whole(directory / CONFIG, self.config)
+
+    def _follow(self, aside: Path | None, directory: Path) -> None:
+        """What the run begins from may have lain in its own directory: to be resumed, it must be found again."""
+        settings = yaml.safe_load(self.config)
+        start_from = settings["model"].get("start_from")
+        if aside is not None and start_from and Path(start_from).resolve() == directory.resolve():
+            settings["model"]["start_from"] = str(aside)
+            self.config = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Answers some questions while the model is still on its device."""

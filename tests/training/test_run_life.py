@@ -64,11 +64,13 @@ def trained(run):
     return {path.name: load_file(path) for path in folder.glob("*.safetensors")}
 
 
-def assert_equal_runs(one, other):
+def assert_equal_runs(one, other, unvalidated=None):
     for name, tensors in trained(one).items():
         for key, tensor in tensors.items():
             assert torch.equal(trained(other)[name][key], tensor), (name, key)
-    assert curves(one) == curves(other)
+    left_out = [row for row in curves(one) if "val_loss" in row and row["step"] == str(unvalidated)]
+    assert len(left_out) == (unvalidated is not None)
+    assert [row for row in curves(one) if row not in left_out] == curves(other)
 
 
 def curves(run):
@@ -107,6 +109,34 @@ def test_a_signal_ends_a_fit_after_its_step_and_resume_goes_on_as_if_it_had_not_
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
     main(["fit", "--run", str(run), "--resume", "--trainer.callbacks=null"])
     assert_equal_runs(whole, run)
+
+
+class SignalInValidation(L.Callback):
+    """Sends this process a signal while the run is validated after some step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_validation_batch_start(self, trainer, *_):
+        if trainer.global_step == self.step and not trainer.sanity_checking:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("step", [2, 4, 8])
+def test_a_signal_in_a_validation_keeps_the_steps_before_it(tmp_path, tiny_base, tiny_data, capsys, step):
+    """In an epoch, at its end, and at that of the fit."""
+    often = {"val_check_interval": 2}
+    undisturbed = fit(make(tmp_path / "whole", tiny_base, tiny_data, **often))
+    callback = {"class_path": f"{__name__}.SignalInValidation", "init_args": {"step": step}}
+    config = make(tmp_path / "stopped", tiny_base, tiny_data, **often, callbacks=[callback])
+    with pytest.raises(SystemExit) as stopped:
+        fit(config)
+    run = run_directory(config)
+    assert stopped.value.code == 143
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
+    assert f"the validation after step {step} is left out" in capsys.readouterr().err
+    main(["fit", "--run", str(run), "--resume", "--trainer.callbacks=null"])
+    assert_equal_runs(undisturbed, run, unvalidated=step - 1)
 
 
 def test_a_signal_to_the_process_leaves_no_traceback(tmp_path, tiny_base, tiny_data):
@@ -346,6 +376,26 @@ def test_a_new_fit_puts_aside_what_was_there(whole, tmp_path, capsys):
     main(["fit", "--run", str(run), "--model.seed=2", "--trainer.max_steps=1"])
     assert contents(run / "previous") == before, "nothing that was trained is deleted"
     assert (run / "previous-2" / MANIFEST).exists()
+
+
+def test_a_run_that_begins_from_its_own_directory_can_be_resumed(whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    stop = json.dumps([stopped_at(2, signal.SIGTERM)["callbacks"][0]])
+    words = [f"--model.start_from={tmp_path}/../{tmp_path.name}/run", "--data.seed=5"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--run", str(run), *words, f"--trainer.callbacks={stop}"])
+    assert stopped.value.code == 143
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    assert settings["model"]["start_from"] == str(run / "previous")
+    main(["fit", "--run", str(run), "--resume", "--trainer.callbacks=null"])
+    again = [
+        "--model.start_from",
+        str(whole),
+        "--data.seed=5",
+        f"--trainer.default_root_dir={tmp_path / 'again'}",
+    ]
+    main(["fit", "--config", str(whole / "config.yaml"), *again])
+    assert_equal_runs(tmp_path / "again", run)
 
 
 def test_two_processes_cannot_write_one_run(whole, tmp_path):
