@@ -115,6 +115,10 @@ class VisionLanguageModule(L.LightningModule):
         images = (image for record in records for image in record["images"])
         features.build(images, skip_unreadable=stage in ("test", "predict"))
         template = Template(self.started.tokenizer, encoder.num_tokens, data.style, data.packing.max_length)
+        self._learnt_from = {
+            name: checkpoint.hash_records(own.records.get("train", []), features.key)
+            for name, own in self.finetunes.items()
+        }
         self.engine = Engine(self.model, template, features, data.packing)
         cycle = ends_by_steps(self.trainer)
         self.batches = Batches(
@@ -234,7 +238,8 @@ class VisionLanguageModule(L.LightningModule):
         ]
 
     def on_load_checkpoint(self, checkpoint_dict: dict[str, Any]) -> None:
-        checkpoint.verify(checkpoint_dict, self._belongs_to())
+        answering = self.trainer.state.fn != "fit"
+        checkpoint.verify(checkpoint_dict, self._belongs_to(), answering)
         self._resumed = checkpoint_dict["mmpeft"]
 
     def on_train_start(self) -> None:
@@ -246,4 +251,7 @@ class VisionLanguageModule(L.LightningModule):
     def _belongs_to(self) -> dict[str, Any]:
         shapes = {name: list(tensor.shape) for name, tensor in self.state_dict().items()}
         run = {"optimizer": self.optimizer, "seed": self.seed}
-        return checkpoint.belongs_to(self.started.identity, run, self.finetunes, self._data, shapes)
+        return checkpoint.belongs_to(
+            *(self.started, self.language, self.trainer, run, self.finetunes, self._data),
+            *(self._learnt_from, shapes),
+        )
