@@ -19,6 +19,7 @@ from mmpeft.inference.adapter_check import check_adapters
 from mmpeft.inference.engine import Engine, Work
 from mmpeft.models.language import LanguageConfig
 from mmpeft.models.vision import VisionConfig
+from mmpeft.runs.files import LeftOut
 from mmpeft.runs.manifest import LEAST_NEW_TOKENS
 from mmpeft.training import checkpoint
 from mmpeft.training.batches import Batches, ends_by_steps, total_steps
@@ -89,6 +90,8 @@ class VisionLanguageModule(L.LightningModule):
         """How a test answers and measures; the command line sets it from the section ``test:``."""
         self.results: Path | None = None
         """Folder of a test's or a prediction's results; the run directory by default."""
+        self.left_out: LeftOut = {}
+        """The finetunes of a run that a test cannot ask, and why."""
         self.strict_loading = False  # a checkpoint holds what trains, not the frozen base
         self.started: Started
         self.evaluation: Evaluation
@@ -105,9 +108,10 @@ class VisionLanguageModule(L.LightningModule):
         source, own_run = run_to_begin_from(self.trainer, self.start_from)
         fresh = not hasattr(self, "model")
         if fresh:
+            asked = stage in ("test", "predict")  # the others are answered
             self.started = build_start(
                 *(self.language, self.vision, self.finetunes, self.trainer.strategy.root_device, self.seed),
-                *(source, self.start_adapter, own_run),
+                *(source, self.start_adapter, own_run, self.left_out if asked else None),
             )
             self.model = self.started.model
         encoder = self.model.vision_encoder
@@ -126,7 +130,8 @@ class VisionLanguageModule(L.LightningModule):
         )
         if fresh:
             answering = self.trainer.state.fn != "fit"
-            add_adapters(self.model, self.finetunes, self.seed, self.batches.some, str(source), answering)
+            usable = {name: own for name, own in self.finetunes.items() if name not in self.left_out}
+            add_adapters(self.model, usable, self.seed, self.batches.some, str(source), answering)
             self.started.self_check = check_adapters(self.model, self.started.self_check)
             self.model.projector.requires_grad_(self.train_projector)
             self.losses = StepLosses(self.finetunes, self.adapters())
@@ -221,7 +226,7 @@ class VisionLanguageModule(L.LightningModule):
         log = (self.results or Path(self.trainer.default_root_dir)) / f"{split}.partial.jsonl"
         self.evaluation = Evaluation(
             *(self.engine, records, self.adapters(), config, self.started.identity),
-            *(None if self.trainer.fast_dev_run else log, split == "test"),  # pyright: ignore
+            *(None if self.trainer.fast_dev_run else log, split == "test", self.left_out),  # pyright: ignore
         )
         return self.evaluation
 

@@ -16,7 +16,7 @@ from mmpeft.models.build import build_model
 from mmpeft.models.language import LanguageConfig, load_tokenizer
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.models.vision import VisionConfig
-from mmpeft.runs.files import BASE, load_trained
+from mmpeft.runs.files import BASE, LeftOut, load_trained, tell_left_out
 from mmpeft.runs.identity import check_identity, describe
 from mmpeft.runs.manifest import MANIFEST, Manifest, read_manifest
 from mmpeft.training.finetune import Finetune
@@ -101,6 +101,7 @@ def build_start(
     source: str | None,
     start_adapter: str | None,
     own_run: bool,
+    left_out: LeftOut | None = None,
 ) -> Started:
     """Frozen parts, projectors, and the adapters that an earlier run has.
 
@@ -113,6 +114,7 @@ def build_start(
         source: run to go on from.
         start_adapter: see `earlier_adapters`.
         own_run: whether ``source`` is the run of these very finetunes.
+        left_out: takes the finetunes whose files cannot be used; None refuses the run for one of them.
 
     Raises:
         RefusedError: the earlier run is of another base, or lacks an adapter.
@@ -136,7 +138,8 @@ def build_start(
         there = earlier.adapters
         sources = earlier_adapters(wanted, there, source, None if own_run else start_adapter, own_run)
         shared = BASE if slots else sources.get(names[0], names[0])
-        load_trained(source, model, sources, shared)
+        load_trained(source, model, sources, shared, left_out)
+        tell_left_out(source, left_out or {}, model.bank.names)
     return started
 
 
