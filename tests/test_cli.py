@@ -231,6 +231,17 @@ def test_an_unknown_target_module_is_told_with_the_closest(fit):
     assert "q_proj" in message
 
 
+def test_a_rank_beyond_every_side_of_the_linears_is_told(fit):
+    def adapter(rank):
+        return {
+            "class_path": "mmpeft.adapters.DoraConfig",
+            "init_args": {"rank": rank, "target_modules": ["k_proj"]},
+        }
+
+    assert "DoraConfig.rank is 65, but the largest side" in (message := fit(model={"adapter": adapter(65)}))
+    assert "is 64: set it to 32 at most" in message
+
+
 def test_a_base_that_is_not_there_is_told_with_the_closest(fit, tiny_base):
     message = fit(model={"language": {"name": str(tiny_base / "langauge"), "dtype": "float32"}})
     assert "no such folder; did you mean" in message

@@ -128,7 +128,9 @@ class Evaluation:
             print(f"{told} of {len(self.requests)} answers are there already; going on")
         able = [n for n in missing if self.owners[n] not in left_out]
         refused, works = engine.plan(self.requests, able)
-        refused += [(n, Completion.refused(left_out[self.owners[n]])) for n in missing if self.owners[n] in left_out]
+        refused += [
+            (n, Completion.refused(left_out[self.owners[n]])) for n in missing if self.owners[n] in left_out
+        ]
         self.works = works or [Work([], {})]  # Lightning passes over a test without batches, its end included
         self.log.append(refused)
 

@@ -215,6 +215,8 @@ def add_adapters(
         for name, config in wanted.items()
         if config and name not in loaded
     }
+    for part in (part for config in new.values() for part in bank.plan(config)):
+        part.config.check_fits([bank.features(path, part.config) for path in part.sites])
     for name, config in new.items():
         bank.add(name, config, seed)
     for parameter in bank.parameters():

@@ -4,7 +4,7 @@ Source: Hu et al. 2021, section 4.1; rank-stabilised scaling ``alpha / sqrt(rank
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -80,6 +80,15 @@ class LoraConfig(LayersConfig):
 
     def shapes(self, path: str, in_features: int, out_features: int) -> dict[str, list[int]]:
         return {"lora_A.weight": [self.rank, in_features], "lora_B.weight": [out_features, self.rank]}
+
+    def check_fits(self, features: Sequence[tuple[int, int]]) -> None:
+        """An update has no more ranks than its linear's smaller side; above the larger one of all, nothing is meant."""
+        largest = max(max(sides) for sides in features)
+        if self.rank > largest:
+            raise RefusedError(
+                f"{type(self).__name__}.rank is {self.rank}, but the largest side of the linears that it changes is "
+                f"{largest}: set it to {min(min(sides) for sides in features)} at most; more adds nothing"
+            )
 
     @classmethod
     def reads_peft(cls, raw: dict[str, Any]) -> bool:
