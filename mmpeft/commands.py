@@ -8,7 +8,7 @@ from argparse import ArgumentParser, RawTextHelpFormatter
 from typing import Literal
 
 from mmpeft.errors import RefusedError
-from mmpeft.options import TellsBriefly
+from mmpeft.options import TellsBriefly, command_line
 from mmpeft.paths import resolve
 
 
@@ -162,7 +162,7 @@ def inspect(arguments: list[str]) -> None:
     from mmpeft.tools.inspect_rows import print_rows
     from mmpeft.training.cli import VisionLanguageCLI
 
-    where = ["--run", own.run] if own.run else ["--config", own.config]
+    where = ["--run", own.run] if own.run is not None else ["--config", own.config]
     cli = VisionLanguageCLI.parse([*where, *overrides])
     print_rows(cli.model, cli.datamodule, own.split, own.rows)
 
@@ -296,4 +296,4 @@ def combine(
     from mmpeft.runs.combine import combine_run
 
     made = combine_run(run, adapters, name, method, weights, density, rank, projector_of, output)
-    print(f"combined into {name!r} in {made}; ask it with `mmpeft ask --run {made}`")
+    print(f"combined into {name!r} in {made}; ask it with `{command_line('ask', '--run', made)}`")

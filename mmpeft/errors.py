@@ -8,6 +8,13 @@ class RefusedError(ValueError):
     """
 
 
+def refusal_in(error: BaseException | None) -> RefusedError | None:
+    """What was refused, under the errors that a library made of it."""
+    while error is not None and not isinstance(error, RefusedError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 class UnknownNameError(RefusedError, KeyError):
     """No such adapter, metric or the like; the message has the names there are."""
 

@@ -68,13 +68,14 @@ def differences(
     recorded: Mapping[str, Any], found: Mapping[str, Any], label: str = "trained with"
 ) -> list[str]:
     """What differs between two nested dicts of plain values, one line per field: "  a.b: <label> 1, found 2"."""
-    was, here = _flat(recorded), _flat(found)
+    was, here = flat(recorded), flat(found)
     fields = [field for field in {**was, **here} if was.get(field) != here.get(field)]
     return [f"  {field}: {label} {was.get(field)!r}, found {here.get(field)!r}" for field in fields]
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, of the paths "a.b"."""
     out: dict[str, Any] = {}
     for key, item in value.items():
-        out |= _flat(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {f"{prefix}{key}": item}
+        out |= flat(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {f"{prefix}{key}": item}
     return out

@@ -1,13 +1,22 @@
-"""A command line that cannot be parsed, told in a line or two: the option, the closest there is, and where help is."""
+"""Command lines: one to paste, and one that cannot be parsed, told in a line or two: the option, the closest there
+is, and where help is."""
 
 import re
+import shlex
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
+from mmpeft.errors import refusal_in
+
 UNKNOWN = re.compile(r"unrecognized arguments: (?P<words>.+)|does not accept option '(?P<key>.+)'", re.S)
 """The parsers' own words for an option that they do not have, on the command line and in a config."""
+
+
+def command_line(*words: object) -> str:
+    """A command of ours that can be pasted into a shell, whatever is in its paths."""
+    return shlex.join(["mmpeft", *map(str, words)])
 
 
 class TellsBriefly:
@@ -18,6 +27,8 @@ class TellsBriefly:
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Ends the program with exit code 2, as every parser does."""
+        if refused := refusal_in(ex):
+            raise refused from None
         own = getattr(ex, "subcommand_parser", None) or self
         command = own.prog.replace(" [options]", "")
         told = unknown_option(message, own._option_string_actions) or message

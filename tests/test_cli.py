@@ -231,6 +231,17 @@ def test_an_unknown_target_module_is_told_with_the_closest(fit):
     assert "q_proj" in message
 
 
+def test_a_rank_beyond_every_side_of_the_linears_is_told(fit):
+    def adapter(rank):
+        return {
+            "class_path": "mmpeft.adapters.DoraConfig",
+            "init_args": {"rank": rank, "target_modules": ["k_proj"]},
+        }
+
+    assert "DoraConfig.rank is 65, but the largest side" in (message := fit(model={"adapter": adapter(65)}))
+    assert "is 64: set it to 32 at most" in message
+
+
 def test_a_base_that_is_not_there_is_told_with_the_closest(fit, tiny_base):
     message = fit(model={"language": {"name": str(tiny_base / "langauge"), "dtype": "float32"}})
     assert "no such folder; did you mean" in message
@@ -416,6 +427,27 @@ def test_what_is_no_checkpoint_is_refused(tiny_run, tiny_config, tmp_path):
         ("--data.packing.max_length=0", "packing.max_length is 0"),
         ("--data.weights=[.inf]", r"data.weights is \[inf\]; each must be a number above 0"),
         ("--data.shots=0", "data.shots is 0; it must be at least 1"),
+        ("--model.vision.image_size=0", "vision.image_size is 0; it must be at least 1"),
+        ("--model.vision.pool=0", "vision.pool is 0; it must be at least 1"),
+        (
+            "--model.adapter.init_args.rank=0",
+            "^error: LoraConfig.rank is 0; it must be an integer of at least 1$",
+        ),
+        (
+            "--model.adapter.init_args.dropout=1.5",
+            r"^error: LoraConfig.dropout is 1.5; it must be in \[0, 1\)$",
+        ),
+        ("--trainer.gradient_clip_val=-1", "trainer.gradient_clip_val is -1; it is a norm of at least 0"),
+        ("--trainer.gradient_clip_val=.nan", "trainer.gradient_clip_val is nan"),
+        (
+            "--trainer.gradient_clip_algorithm=value",
+            "clip_algorithm is 'value'; each finetune is clipped by its own",
+        ),
+        ("--trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches is 0; it must be above 0"),
+        ("--trainer.val_check_interval=0", "trainer.val_check_interval is 0; .*limit_val_batches to 0"),
+        ("--trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch is 0"),
+        ("--trainer.max_steps=0", "trainer.max_steps is 0: nothing would train"),
+        ("--trainer.limit_train_batches=0", "trainer.limit_train_batches is 0: nothing would train"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_told_before_anything_trains(
@@ -423,6 +455,11 @@ def test_settings_that_cannot_be_meant_are_told_before_anything_trains(
 ):
     with pytest.raises(SystemExit, match=message):
         main(["fit", "--config", str(tiny_config), setting])
+
+
+def test_a_fit_of_no_epochs_is_refused(no_model, tiny_config):
+    with pytest.raises(SystemExit, match=r"trainer\.max_epochs is 0: nothing would train"):
+        main(["fit", "--config", str(tiny_config), "--trainer.max_epochs=0", "--trainer.max_steps=-1"])
 
 
 def test_the_configs_that_come_along_are_listed_and_copied_without_taking_anothers_place(tmp_path, capsys):
@@ -445,6 +482,8 @@ def test_the_only_argument_without_a_name_may_be_named(tiny_run, tmp_path):
 def test_inspect_takes_a_run(tiny_run, capsys):
     main(["inspect", "--run", str(tiny_run)])
     assert capsys.readouterr().out.strip()
+    with pytest.raises(SystemExit, match="error: --run wants a run directory"):
+        main(["inspect", "--run", ""])
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,11 @@ def choices_of(known: KnownChoices, record: Record) -> list[str] | None:
     return [] if task is None else task.get(ANY_QUESTION, task.get(_last_question(record)))
 
 
+def are_for_any_question(known: KnownChoices, record: Record) -> bool:
+    """Whether its choices are known because all questions of its task had them, be it one of those or not."""
+    return ANY_QUESTION in known.get(record["task"] or "", {})
+
+
 def read_choices(text: str) -> list[str]:
     """The choices that a person typed: ``red,green`` or ``[red, green]``, or a line each; one with
     a comma stands in double quotes."""

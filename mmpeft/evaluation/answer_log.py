@@ -12,14 +12,16 @@ class AnswerLog:
     """A JSONL file: what the answers belong to, then an answer a line.
 
     Args:
-        path: of the file; one that belongs to something else is begun anew.
+        path: of the file; one that belongs to something else is begun anew. None keeps the answers in memory.
         belongs_to: identity of the model and the questions.
     """
 
-    def __init__(self, path: Path, belongs_to: str):
+    def __init__(self, path: Path | None, belongs_to: str):
         self.path = path
         self.answers: dict[int, Completion] = {}
         """Number of the example -> its answer."""
+        if path is None:
+            return
         lines = path.read_text().splitlines() if path.exists() else []
         same = bool(lines) and lines[0] == json.dumps({"belongs_to": belongs_to})
         if same:
@@ -37,12 +39,14 @@ class AnswerLog:
         """Adds answers, and has them on disk before it returns."""
         answers = list(answers)
         self.answers.update(answers)
-        with self.path.open("a") as file:
-            file.write(_lines(answers))
+        if self.path is not None:
+            with self.path.open("a") as file:
+                file.write(_lines(answers))
 
     def discard(self) -> None:
         """Removes the file: all is answered and written where it belongs."""
-        self.path.unlink(missing_ok=True)
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
 
 
 def _lines(answers: Iterable[tuple[int, Completion]]) -> str:

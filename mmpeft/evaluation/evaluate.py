@@ -83,8 +83,9 @@ class Evaluation:
         adapters: finetune -> the adapter that answers; None is the base.
         config: how, ``max_new_tokens`` included.
         identity: of the base; the answers of another one, or of other weights, are begun anew.
-        log: file of the answers so far.
+        log: file of the answers so far; None writes none.
         measured: whether the answers are measured by true ones.
+        left_out: finetunes that cannot be asked, and why: the error of each of their questions.
 
     Raises:
         RefusedError: a metric does not fit a record. Nothing is answered then.
@@ -97,10 +98,11 @@ class Evaluation:
         adapters: Mapping[str, str | None],
         config: EvaluationConfig,
         identity: dict[str, Any],
-        log: Path,
+        log: Path | None,
         measured: bool,
+        left_out: Mapping[str, RefusedError],
     ):
-        self.engine = engine
+        self.engine, self.left_out = engine, left_out
         self.records = [record for own in records.values() for record in own]
         self.owners = [name for name, own in records.items() for _ in own]
         if measured:
@@ -124,7 +126,12 @@ class Evaluation:
         if len(missing) < len(self.requests):
             told = len(self.requests) - len(missing)
             print(f"{told} of {len(self.requests)} answers are there already; going on")
-        refused, self.works = engine.plan(self.requests, missing)
+        able = [n for n in missing if self.owners[n] not in left_out]
+        refused, works = engine.plan(self.requests, able)
+        refused += [
+            (n, Completion.refused(left_out[self.owners[n]])) for n in missing if self.owners[n] in left_out
+        ]
+        self.works = works or [Work([], {})]  # Lightning passes over a test without batches, its end included
         self.log.append(refused)
 
     def __len__(self) -> int:

@@ -65,7 +65,8 @@ def write_results(
         _draw(folder, answers, _suffix(name, answered), name)
     told: dict[str, str] = {}
     if held_texts:
-        told = _forgotten(run, folder, evaluation.engine.model, tokenizer, held_texts, measured)
+        asked = {name: own for name, own in measured.items() if name not in evaluation.left_out}
+        told = _forgotten(run, folder, evaluation.engine.model, tokenizer, held_texts, asked)
     flat = _flat(measured)
     write_json(folder / "metrics.json", flat)
     if folder == run and (run / MANIFEST).exists():

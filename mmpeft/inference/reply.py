@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mmpeft.data.choices import are_for_any_question
 from mmpeft.inference.requests import AnswerBy, Completion, Request
 from mmpeft.inference.sampling import Sampling
 from mmpeft.inference.vlm import Images, VisionLanguageModel
 from mmpeft.names import RESERVED_NAME
 from mmpeft.runs.manifest import Manifest
+
+SHOWN = 8
+"""Choices that a remark names."""
 
 
 @dataclass
@@ -46,7 +50,21 @@ def reply(
         raise completion.refusal
     may_rank = answer_by != "generate"
     told = _remarks(vlm.manifest, request, completion, may_rank, prefix)
+    if choices is None and request.rank:
+        told += _choice_remarks(vlm.manifest, request, prefix)
     return Reply(completion.text, completion.ranking(request), told)
+
+
+def _choice_remarks(manifest: Manifest, request: Request, prefix: str) -> list[str]:
+    """That the choices were not made for this question, as far as is known."""
+    who, choices = request.adapter or RESERVED_NAME, request.record.get("choices", [])
+    if not are_for_any_question(manifest.choices.get(who, {}), request.record):
+        return []
+    more = f" and {len(choices) - SHOWN} more" if len(choices) > SHOWN else ""
+    return [
+        f"{who} chose among the answers that its training data listed for every question: "
+        f"{', '.join(choices[:SHOWN])}{more}; {prefix}choices gives others, {prefix}answer_by generate lets it write"
+    ]
 
 
 def _remarks(

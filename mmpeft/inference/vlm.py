@@ -1,6 +1,5 @@
 """``vlm = mmpeft.load(run)``: ask, caption and rank, one item or many, an adapter per item."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, overload
@@ -23,7 +22,7 @@ from mmpeft.models.language import LanguageConfig
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.names import RESERVED_NAME, unknown_finetune
 from mmpeft.paths import home
-from mmpeft.runs.files import LeftOut, load_run
+from mmpeft.runs.files import LeftOut, load_run, tell_left_out
 from mmpeft.runs.manifest import Manifest
 
 Images = ImageLike | tuple[ImageLike, ...] | None
@@ -50,11 +49,8 @@ def load(run: str, device: str = "auto", batch_size: int = 32) -> "VisionLanguag
     left_out: LeftOut = {}
     model, template, manifest = load_run(run, device, left_out=left_out)
     checked = ensure_checked(model, LanguageConfig(**manifest.language), manifest.self_check)
-    if left_out and not model.bank.names:
-        raise next(iter(left_out.values()))
+    tell_left_out(run, left_out, model.bank.names)
     check_adapters(model, checked)
-    for name, error in left_out.items():
-        print(f"{run}: {name!r} cannot be asked, the others can: {error}", file=sys.stderr)
     return VisionLanguageModel(model, template, manifest, batch_size, left_out)
 
 
@@ -233,7 +229,8 @@ class VisionLanguageModel:
         chosen = [adapter or first for adapter in adapters]
         for name in chosen:
             if name in self.left_out:
-                raise self.left_out[name]
+                usable = ", ".join([*self.adapters, RESERVED_NAME])
+                raise RefusedError(f"{name!r} cannot be asked, {usable} can: {self.left_out[name]}")
             if name not in (*self.adapters, RESERVED_NAME):
                 raise unknown_finetune(name, [*self.adapters, RESERVED_NAME])
         return [None if name == RESERVED_NAME else name for name in chosen]

@@ -47,6 +47,11 @@ class VisionConfig:
     crop: bool = True
     """Cut the borders off as the model's own evaluation transform does; False squeezes the whole image in."""
 
+    def __post_init__(self):
+        for name in ("pool", "image_size"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise RefusedError(f"vision.{name} is {value}; it must be at least 1")
+
 
 class VisionEncoder(nn.Module):
     """A timm model without its head, frozen and always in eval mode. Class and register tokens are dropped.

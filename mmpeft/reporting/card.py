@@ -2,13 +2,13 @@
 
 import json
 import re
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from mmpeft.options import command_line
 from mmpeft.reporting.canvas import one_line, printable
 from mmpeft.reporting.report import ShownExample
 from mmpeft.reporting.tables import markdown_table
@@ -114,8 +114,8 @@ def _usage(base: str, adapters: Sequence[str], examples: Sequence[ShownExample],
     if not sees:
         shown = examples[0] if examples else ShownExample(None, "what is it?", None, "")
     ask = f"vlm.ask({_quoted(image) if sees else None}, {_quoted(shown.question)})"
-    option = f"--image {shlex.quote(printable(image))} " if sees else ""
-    shell = f"mmpeft ask --run . {option}{shlex.quote(printable(shown.question))}"
+    option = ["--image", printable(image)] if sees else []
+    shell = command_line("ask", "--run", ".", *option, printable(shown.question))
     parts = [
         "With mmpeft installed, from inside this directory (from elsewhere write its path instead of `.`):",
         _code("python", "import mmpeft", "", 'vlm = mmpeft.load(".")', f"print({ask})"),

@@ -1,10 +1,10 @@
 """The report and the model card of a run, from what its directory holds."""
 
 import json
-import shlex
 from dataclasses import asdict
 from pathlib import Path
 
+from mmpeft.options import command_line
 from mmpeft.reporting.card import model_card
 from mmpeft.reporting.report import ShownExample, draw_report
 from mmpeft.runs.layout import CONFIG, CURVES, PICTURES
@@ -45,7 +45,7 @@ def write_report(directory: Path) -> None:
         metrics=manifest.metrics,
         facts=facts,
         examples=examples,
-        command=f"mmpeft fit --config {shlex.quote(str(directory / CONFIG))}",
+        command=command_line("fit", "--config", directory / CONFIG),
         pictures=[path.name for stem in PICTURES for path in sorted(directory.glob(f"{stem}*.png"))],
     )
     (directory / "README.md").write_text(card)

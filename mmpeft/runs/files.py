@@ -11,7 +11,8 @@
       config.yaml metrics.csv tensorboard/ checkpoints/ report.png README.md
 """
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,7 +127,9 @@ def load_trained(
         for name, slot in {BASE: 0, **model.projector_slots}.items():
             owner = projector_of if name == BASE else adapters.get(name, name)
             if owner in unusable:
-                raise unusable[owner]
+                if left_out is None or name == BASE:
+                    raise unusable[owner]
+                continue  # none of its rows is asked
             # a new finetune begins with the projector that rows without one use
             model.projector.fill(projectors.get(owner, projectors[BASE]), slot)
     for name, source in adapters.items():
@@ -140,6 +143,18 @@ def load_trained(
             if left_out is None:
                 raise
             left_out[source] = error
+
+
+def tell_left_out(directory: str | Path, left_out: LeftOut, usable: Sequence[str]) -> None:
+    """Says which finetunes of a run cannot be used while others can.
+
+    Raises:
+        RefusedError: none can.
+    """
+    if left_out and not usable:
+        raise next(iter(left_out.values()))
+    for name, error in left_out.items():
+        print(f"{directory}: {name!r} cannot be asked, the others can: {error}", file=sys.stderr)
 
 
 def _check_files(folder: Path, recorded: Mapping[str, str]) -> None:

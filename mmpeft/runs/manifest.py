@@ -10,6 +10,7 @@ from mmpeft.data.records import Record
 from mmpeft.errors import RefusedError
 from mmpeft.files import write_json
 from mmpeft.names import RESERVED_NAME, unknown_finetune
+from mmpeft.options import command_line
 from mmpeft.runs.layout import CONFIG
 from mmpeft.runs.layout import MANIFEST as MANIFEST
 
@@ -120,7 +121,7 @@ def no_run(directory: str | Path) -> str:
     if (Path(directory) / CONFIG).exists():
         return (
             f"the fit of {directory} has not ended: it has no {MANIFEST} yet. Go on with "
-            f"`mmpeft fit --run {directory} --resume`"
+            f"`{command_line('fit', '--run', directory, '--resume')}`"
         )
     return (
         f"{directory} is no run of mmpeft: it has no {MANIFEST}. Train it with `mmpeft fit` (`make quickstart` makes "

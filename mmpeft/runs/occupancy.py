@@ -64,16 +64,21 @@ def require_finished(directory: str | Path) -> None:
     raise RefusedError(f"{no_run(directory)}; or give --untrained to ask what a fit would begin from")
 
 
-def put_aside(directory: str | Path) -> None:
+def put_aside(directory: str | Path) -> Path | None:
     """Moves what an earlier fit and its tests left into ``previous/``, or ``previous-2/`` and so on: nothing that was
-    trained is ever deleted."""
+    trained is ever deleted.
+
+    Returns:
+        Where it is now; None where there was nothing.
+    """
     directory = Path(directory)
     found = [path for pattern in (*OF_A_FIT, *OF_TESTS) for path in directory.glob(pattern)]
     if not any(path.exists() for path in (directory / MANIFEST, directory / CONFIG, directory / CURVES)):
-        return
+        return None
     names = chain([EARLIER], (f"{EARLIER}-{number}" for number in count(2)))
     aside = next(directory / name for name in names if not (directory / name).exists())
     aside.mkdir()
     for path in found:
         path.rename(aside / path.name)
     print(f"what an earlier fit left in {directory} is now in {aside}")
+    return aside

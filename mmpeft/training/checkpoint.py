@@ -1,17 +1,23 @@
 """Resume: what checkpoints hold besides Lightning's own state, and which run they fit."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
+from mmpeft.data.records import Record
 from mmpeft.data.template import current_settings
 from mmpeft.errors import RefusedError
-from mmpeft.hashing import differences
+from mmpeft.hashing import differences, hash_json
+from mmpeft.models.language import LanguageConfig
 
 ORDER_SETTINGS = ("seed", "shots", "shots_seed", "weights", "limit", "task", "image_root")
 """Of the data: what decides which example comes when, and how it reads."""
+STEP_SETTINGS = (
+    *("accumulate_grad_batches", "gradient_clip_val", "precision", "limit_train_batches", "overfit_batches"),
+)
+"""Of the trainer: what decides what a step is, and how many make an epoch."""
 
 
 def stamp(belongs_to: dict[str, Any]) -> dict[str, Any]:
@@ -20,25 +26,47 @@ def stamp(belongs_to: dict[str, Any]) -> dict[str, Any]:
     return {"belongs_to": belongs_to, "rng": rng}
 
 
+def hash_records(records: Iterable[Record], key: Callable[[Any], str]) -> str:
+    """Identity of what is learnt from, by its content and that of its images.
+
+    Args:
+        records: of one finetune.
+        key: of an image.
+    """
+    told = ("turns", "choices", "task")
+    return hash_json(
+        [[[r.get(name) for name in told], [key(image) for image in r["images"]]] for r in records]
+    )
+
+
 def belongs_to(
-    base: dict[str, Any],
+    started: Any,
+    language: LanguageConfig,
+    trainer: Any,
     run: dict[str, Any],
     finetunes: Mapping[str, Any],
     data: Any,
     template: dict[str, Any],
+    records: dict[str, str],
     tensors: dict[str, list[int]],
 ) -> dict[str, Any]:
     """What a checkpoint must agree with to be resumed, in plain types: torch would refuse to load classes of ours. The
-    settings are those whose old value resuming would bring back, whatever the command line says.
+    settings are those whose old value resuming would bring back, whatever the command line says, and those that the
+    config of the run would claim for steps that were taken without them.
 
     Args:
-        base: identity of the frozen parts.
+        started: the `Started` of the run.
+        language: how the language model is held.
+        trainer: Lightning's.
         run: settings of the whole run.
         finetunes: name -> `Finetune`.
         data: the `VisionLanguageData`.
         template: `Template.settings`.
+        records: finetune -> `hash_records` of its training data.
         tensors: name -> shape of what trains.
     """
+    held = {name: getattr(language, name) for name in ("dtype", "quantization", "attention")}
+    steps = {name: getattr(trainer, name) for name in STEP_SETTINGS}
     order = {name: getattr(data, name) for name in ORDER_SETTINGS}
     order |= {"packing": asdict(data.packing), "train": data.paths["train"], "template": template}
     own = {
@@ -54,11 +82,23 @@ def belongs_to(
         }
         for name, finetune in finetunes.items()
     }
-    return {"base": base, "model": run, "finetunes": own, "data": order, "tensors": tensors}
+    start = started.manifest
+    weights = None if start is None else hash_json([start.adapter_files, start.projectors, start.projector])
+    return {
+        **{"base": started.identity, "begun_from": {"weights": weights}, "language": held, "model": run},
+        **{"finetunes": own, "trainer": steps, "data": order, "records": records, "tensors": tensors},
+    }
 
 
-def verify(checkpoint: dict[str, Any], belongs_to: dict[str, Any]) -> None:
-    """Raises:
+def verify(checkpoint: dict[str, Any], belongs_to: dict[str, Any], answering: bool = False) -> None:
+    """Parts that checkpoints of earlier versions do not have are not compared.
+
+    Args:
+        checkpoint: as it was read.
+        belongs_to: what it is to be loaded into.
+        answering: whether nothing is trained with it: its weights alone must fit then.
+
+    Raises:
     RefusedError: the checkpoint is of another base, trains other tensors, or was made with other settings that
         resuming would silently keep; field by field.
     """
@@ -76,13 +116,22 @@ def verify(checkpoint: dict[str, Any], belongs_to: dict[str, Any]) -> None:
     if "style" in order:
         style = {"style": order.pop("style"), "max_length": order["packing"]["max_length"]}
         order["template"] = current_settings(style)
-    lines = differences(saved["belongs_to"], belongs_to, label="the checkpoint has")
+    was, here = saved["belongs_to"], {part: belongs_to[part] for part in saved["belongs_to"]}
+    if answering:
+        was, here = _of_weights(was), _of_weights(here)
+    lines = differences(was, here, label="the checkpoint has")
     if lines:
         shown = "\n".join(lines[:12]) + (f"\n  and {len(lines) - 12} more" if len(lines) > 12 else "")
         raise RefusedError(
             f"the checkpoint does not fit this run:\n{shown}\nResume with the run's own settings, or begin a new "
             "run from its results with --model.start_from"
         )
+
+
+def _of_weights(belongs_to: dict[str, Any]) -> dict[str, Any]:
+    """What the weights mean, however they were come by."""
+    adapters = {name: own["adapter"] for name, own in belongs_to["finetunes"].items()}
+    return {"base": belongs_to["base"], "finetunes": adapters, "tensors": belongs_to["tensors"]}
 
 
 def restore_rng(rng: dict[str, Any]) -> None:

@@ -67,6 +67,8 @@ def damage(path: str | Path) -> str | None:
         torch.load(path, map_location="meta", weights_only=True)
     except FileNotFoundError:
         return "it is not there"
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
     except (zipfile.BadZipFile, UnpicklingError, EOFError, RuntimeError, KeyError, ValueError) as error:
         return "it is empty" if Path(path).stat().st_size == 0 else str(error).splitlines()[0]
     return None

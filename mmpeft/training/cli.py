@@ -11,9 +11,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from mmpeft.errors import RefusedError
+from mmpeft.errors import RefusedError, refusal_in
 from mmpeft.evaluation.evaluate import EvaluationConfig
-from mmpeft.options import TellsBriefly
+from mmpeft.options import TellsBriefly, command_line
 from mmpeft.runs.files import HERE
 from mmpeft.runs.layout import CONFIG
 from mmpeft.runs.manifest import MANIFEST, no_run, read_manifest
@@ -125,6 +125,8 @@ class VisionLanguageCLI(LightningCLI):
                     f"--{name} belongs to `mmpeft {commands[0]}`, not to `mmpeft {self.subcommand}`"
                 )
         directory = self._directory = Path(own.trainer.default_root_dir or "runs/default")
+        if own.run is not None:
+            _check_run(Path(own.run), directory, [str(path) for path in own.config or []])
         self._signals = StopSignals()
         if self.subcommand in ASK and not own.untrained:
             require_finished(directory)
@@ -150,7 +152,8 @@ class VisionLanguageCLI(LightningCLI):
             raise RefusedError(f"trainer: {error}") from error
         wanted, self._results = self._wanted(), directory
         if self.subcommand in ("test", "predict"):
-            self._results = results_folder(directory, self.subcommand, wanted, own.output)
+            asked = wanted | ({"ckpt_path": str(own.ckpt_path)} if own.ckpt_path else {})
+            self._results = results_folder(directory, self.subcommand, asked, self._defaults(), own.output)
         config = yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)
         trainer.callbacks += [
             LastValidation(),
@@ -203,9 +206,20 @@ class VisionLanguageCLI(LightningCLI):
         settings["data"] |= dict.fromkeys(moved) | {"template": self.datamodule.template, "style": None}
         return {name: settings[name] for name in WHAT_WAS_WANTED if name in settings}
 
+    def _defaults(self) -> dict[str, Any]:
+        """The same sections where nothing is given."""
+        parser: Any = self._parser(self.subcommand)
+        settings = yaml.safe_load(parser.dump(parser.get_defaults(), skip_none=False, skip_check=True))
+        return {name: settings[name] for name in WHAT_WAS_WANTED if name in settings}
+
     def instantiate_classes(self) -> None:
         """Hands the section ``test:`` to the module; its keys were once under ``data:``."""
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except ValueError as error:  # jsonargparse's, of a setting that may be of several types
+            if refused := refusal_in(error):
+                raise refused from None
+            raise
         section = self._own(self.config_init).test
         moved = self.datamodule.moved
         for name, value in moved.items():
@@ -222,13 +236,20 @@ def _has(callbacks: list[Any], kind: type) -> bool:
 
 
 def of_run(arguments: list[str]) -> list[str]:
-    """``--run DIR`` as the config and the directory that it stands for; what else is given goes over them."""
-    given = [word for word in arguments if word == "--run" or word.startswith("--run=")]
+    """``--run DIR`` with the config and the directory that it stands for before it; what else is given goes over them.
+
+    Raises:
+        RefusedError: there are several, or a config beside it, or it has none.
+    """
+    given = [n for n, word in enumerate(arguments) if word == "--run" or word.startswith("--run=")]
     if not given:
         return arguments
-    where = arguments.index(given[-1])
-    separate = given[-1] == "--run"
-    run = "".join(arguments[where + 1 : where + 2]) if separate else given[-1].removeprefix("--run=")
+    if len(given) > 1:
+        raise RefusedError(
+            f"--run is given {len(given)} times; a command is about one run: name each in its own"
+        )
+    where, separate = given[0], arguments[given[0]] == "--run"
+    run = "".join(arguments[where + 1 : where + 2]) if separate else arguments[where].removeprefix("--run=")
     rest = arguments[:where] + arguments[where + 1 + separate :]
     if not run or any(word in ("-c", "--config") or word.startswith("--config=") for word in rest):
         raise RefusedError("--run wants a run directory, whose own config.yaml is used: leave --config out")
@@ -237,16 +258,33 @@ def of_run(arguments: list[str]) -> list[str]:
         why = _instead(run) if (Path(run) / MANIFEST).exists() else no_run(run)
         raise RefusedError(f"--run: {run} has no {CONFIG}; {why}")
     command = rest[:1] if rest and not rest[0].startswith("-") else []
-    return [*command, "--config", str(config), *rest[len(command) :], f"--trainer.default_root_dir={run}"]
+    own = ["--config", str(config), f"--trainer.default_root_dir={run}", f"--run={run}"]
+    return [*command, *own, *rest[len(command) :]]
+
+
+def _check_run(run: Path, directory: Path, configs: list[str]) -> None:
+    """Raises:
+    RefusedError: it stands in a config, where it would mean nothing, or beside another directory.
+    """
+    if str(run / CONFIG) not in configs:
+        raise RefusedError(
+            f"run: {run} stands in a config; it is an option of the command line, --run, in place of --config"
+        )
+    if directory.resolve() != run.resolve():
+        raise RefusedError(
+            f"--run is {run}, but trainer.default_root_dir is {directory}: a run is gone on with or asked where it "
+            f"lies. To train into another directory with its settings, give --config {run / CONFIG} in place of --run"
+        )
 
 
 def _instead(run: str) -> str:
     """What to do with a model that was merged or combined: it can be asked as it is, but not fitted or tested."""
-    ask = f"ask it with `mmpeft ask --run {run}`"
+    ask = f"ask it with `{command_line('ask', '--run', run)}`"
     if read_manifest(run).language["name"] != HERE:
         return f"what was combined, or lost that file, has no data and settings to test with: {ask}"
+    base = ("--model.language.name", run, "--model.start_from", run, "--model.adapter", "null")
+    where = ("--trainer.default_root_dir", f"{run}-test")
     return (
         f"a merged model has no data and settings of its own: {ask}, or test it with those of the run RUN that it was "
-        f"merged from: `mmpeft test --config RUN/{CONFIG} --untrained --model.language.name {run} --model.start_from "
-        f"{run} --model.adapter null --trainer.default_root_dir {run}-test`"
+        f"merged from: `{command_line('test', '--config', f'RUN/{CONFIG}', '--untrained', *base, *where)}`"
     )

@@ -127,10 +127,10 @@ class VisionLanguageData(L.LightningDataModule):
         return self._module.batches.val()
 
     def test_dataloader(self) -> Any:
-        return self._module.evaluation
+        return self._module.begin_evaluation("test")
 
     def predict_dataloader(self) -> Any:
-        return self._module.evaluation
+        return self._module.begin_evaluation("predict")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Batches of training move; the engine moves its own."""

@@ -11,6 +11,7 @@ from typing import Any, Self
 import lightning as L
 
 from mmpeft.files import require_space
+from mmpeft.options import command_line
 from mmpeft.runs.layout import CHECKPOINTS, LAST
 from mmpeft.training.checkpoint_files import num_bytes
 
@@ -94,8 +95,8 @@ class Checkpoints(L.Callback):
         self.signals.deferred = True
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        stepped = trainer.global_step > self._saved_step and not trainer.fit_loop._should_accumulate()
-        if stepped and (self.signals.received is not None or time.monotonic() >= self._next):
+        whole = trainer.global_step > self._saved_step and not trainer.fit_loop._should_accumulate()
+        if whole and (self.signals.received is not None or time.monotonic() >= self._next):
             self._save(trainer)
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
@@ -104,8 +105,16 @@ class Checkpoints(L.Callback):
             self.signals.stop(self.signals.received)
 
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if self.signals.received is not None:
-            self.signals.stop(self.signals.received)
+        """Lightning goes on from there with the next step."""
+        if self.signals.received is None:
+            return
+        if trainer.global_step > self._saved_step:
+            if trainer.fit_loop._should_accumulate():
+                return  # gradients of half a step are in no checkpoint
+            self._save(trainer)
+        left_out = f"the validation after step {trainer.global_step} is left out"
+        self.signals.kept = f"{left_out}; {self.signals.kept}"
+        self.signals.stop(self.signals.received)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.signals.deferred = False
@@ -118,5 +127,5 @@ class Checkpoints(L.Callback):
         now = time.monotonic()
         self._saved_step = trainer.global_step
         self._next = now + max(SECONDS_BETWEEN, (now - begun) / SHARE_OF_TIME)
-        go_on = f"mmpeft fit --run {self.directory} --resume"
+        go_on = command_line("fit", "--run", self.directory, "--resume")
         self.signals.kept = f"{last} keeps step {self._saved_step}. Go on with: {go_on}"

@@ -19,6 +19,7 @@ from mmpeft.inference.adapter_check import check_adapters
 from mmpeft.inference.engine import Engine, Work
 from mmpeft.models.language import LanguageConfig
 from mmpeft.models.vision import VisionConfig
+from mmpeft.runs.files import LeftOut
 from mmpeft.runs.manifest import LEAST_NEW_TOKENS
 from mmpeft.training import checkpoint
 from mmpeft.training.batches import Batches, ends_by_steps, total_steps
@@ -96,6 +97,8 @@ class VisionLanguageModule(L.LightningModule):
         """How a test answers and measures; the command line sets it from the section ``test:``."""
         self.results: Path | None = None
         """Folder of a test's or a prediction's results; the run directory by default."""
+        self.left_out: LeftOut = {}
+        """The finetunes of a run that a test cannot ask, and why."""
         self.strict_loading = False  # a checkpoint holds what trains, not the frozen base
         self.started: Started
         self.evaluation: Evaluation
@@ -112,9 +115,10 @@ class VisionLanguageModule(L.LightningModule):
         source, own_run = run_to_begin_from(self.trainer, self.start_from)
         fresh = not hasattr(self, "model")
         if fresh:
+            asked = stage in ("test", "predict")  # the others are answered
             self.started = build_start(
                 *(self.language, self.vision, self.finetunes, self.trainer.strategy.root_device, self.seed),
-                *(data.template, source, self.start_adapter, own_run),
+                *(data.template, source, self.start_adapter, own_run, self.left_out if asked else None),
             )
             self.model = self.started.model
         encoder = self.model.vision_encoder
@@ -124,6 +128,10 @@ class VisionLanguageModule(L.LightningModule):
         started, longest = self.started, data.packing.max_length
         check_length(self.model, longest)
         template = Template(started.tokenizer, encoder.num_tokens, started.layout, longest)
+        self._learnt_from = {
+            name: checkpoint.hash_records(own.records.get("train", []), features.key)
+            for name, own in self.finetunes.items()
+        }
         self.engine = Engine(self.model, template, features, data.packing)
         cycle = ends_by_steps(self.trainer)
         self.batches = Batches(
@@ -131,12 +139,11 @@ class VisionLanguageModule(L.LightningModule):
         )
         if fresh:
             answering = self.trainer.state.fn != "fit"
-            add_adapters(self.model, self.finetunes, self.seed, self.batches.some, str(source), answering)
+            usable = {name: own for name, own in self.finetunes.items() if name not in self.left_out}
+            add_adapters(self.model, usable, self.seed, self.batches.some, str(source), answering)
             self.started.self_check = check_adapters(self.model, self.started.self_check)
             self.model.projector.requires_grad_(self.train_projector)
             self.losses = StepLosses(self.finetunes, self.adapters())
-        if stage in ("test", "predict"):
-            self.evaluation = self._evaluate(self.trainer.state.fn.value)  # pyright: ignore
 
     @property
     def _data(self) -> VisionLanguageData:
@@ -218,15 +225,19 @@ class VisionLanguageModule(L.LightningModule):
 
     predict_step = test_step
 
-    def _evaluate(self, split: Split) -> Evaluation:
-        """The questions of a split, as the command line wants them answered."""
+    def begin_evaluation(self, split: Split) -> Evaluation:
+        """The questions of a split, as the command line wants them answered, by the weights that are loaded now: those
+        of a checkpoint come after `setup`."""
         config, manifest = self.evaluation_config, self.started.manifest
         longest = config.max_new_tokens or (manifest.max_new_tokens if manifest else LEAST_NEW_TOKENS)
         config = replace(config, max_new_tokens=longest)
         records = {name: own.records[split] for name, own in self.finetunes.items()}
         log = (self.results or Path(self.trainer.default_root_dir)) / f"{split}.partial.jsonl"
-        identity = self.started.identity
-        return Evaluation(self.engine, records, self.adapters(), config, identity, log, split == "test")
+        self.evaluation = Evaluation(
+            *(self.engine, records, self.adapters(), config, self.started.identity),
+            *(None if self.trainer.fast_dev_run else log, split == "test", self.left_out),  # pyright: ignore
+        )
+        return self.evaluation
 
     # -- checkpoints ----------------------------------------------------------------------------------------
 
@@ -241,7 +252,8 @@ class VisionLanguageModule(L.LightningModule):
         ]
 
     def on_load_checkpoint(self, checkpoint_dict: dict[str, Any]) -> None:
-        checkpoint.verify(checkpoint_dict, self._belongs_to())
+        answering = self.trainer.state.fn != "fit"
+        checkpoint.verify(checkpoint_dict, self._belongs_to(), answering)
         self._resumed = checkpoint_dict["mmpeft"]
 
     def on_train_start(self) -> None:
@@ -253,5 +265,7 @@ class VisionLanguageModule(L.LightningModule):
     def _belongs_to(self) -> dict[str, Any]:
         shapes = {name: list(tensor.shape) for name, tensor in self.state_dict().items()}
         run = {"optimizer": self.optimizer, "seed": self.seed}
-        template = self.engine.template.settings
-        return checkpoint.belongs_to(self.started.identity, run, self.finetunes, self._data, template, shapes)
+        return checkpoint.belongs_to(
+            *(self.started, self.language, self.trainer, run, self.finetunes, self._data),
+            *(self.engine.template.settings, self._learnt_from, shapes),
+        )

@@ -9,27 +9,32 @@ from typing import Any
 
 import lightning as L
 import torch
+import yaml
 from rich.console import Console
 from rich.table import Table
 
 from mmpeft.data.choices import KnownChoices, known_choices
 from mmpeft.data.records import Record
+from mmpeft.errors import RefusedError
 from mmpeft.evaluation.examples import some_answers, write_examples
 from mmpeft.evaluation.results import write_predictions, write_results
 from mmpeft.files import write_whole
 from mmpeft.inference.decoding import Sampling
 from mmpeft.inference.requests import Request
+from mmpeft.options import command_line
 from mmpeft.reporting.run_report import remove_pictures, write_report
 from mmpeft.runs.files import BASE, save_run
 from mmpeft.runs.identity import base_hash
 from mmpeft.runs.layout import CONFIG, config_of
-from mmpeft.runs.manifest import MANIFEST, Manifest
+from mmpeft.runs.manifest import MANIFEST, Manifest, no_run
 from mmpeft.runs.occupancy import put_aside
 from mmpeft.training.batches import longest_answer
 from mmpeft.training.curves import BoardLogger, CurvesLogger
 from mmpeft.training.datamodule import VisionLanguageData, all_records, instructions
 from mmpeft.training.finetune import Split
 from mmpeft.training.module import VisionLanguageModule
+
+NOT_WRITTEN = "trainer.fast_dev_run tries a batch: no results were written"
 
 
 class RunWriter(L.Callback):
@@ -50,6 +55,11 @@ class RunWriter(L.Callback):
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         self._before = state_dict["seconds"]
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Before a model is loaded."""
+        if stage == "fit" and _writes(trainer):
+            refuse_no_training(trainer)
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.monotonic()
 
@@ -60,12 +70,20 @@ class RunWriter(L.Callback):
         directory = Path(trainer.default_root_dir)
         source = Path(trainer.ckpt_path).resolve() if trainer.ckpt_path else Path()
         if directory.resolve() not in source.parents:
-            put_aside(directory)
+            self._follow(put_aside(directory), directory)
         (directory / MANIFEST).unlink(missing_ok=True)  # until it has ended again
         for logger in trainer.loggers:
             if isinstance(logger, CurvesLogger | BoardLogger):
                 logger.begin(trainer.global_step)
         write_whole(directory / CONFIG, self.config)
+
+    def _follow(self, aside: Path | None, directory: Path) -> None:
+        """What the run begins from may have lain in its own directory: to be resumed, it must be found again."""
+        settings = yaml.safe_load(self.config)
+        start_from = settings["model"].get("start_from")
+        if aside is not None and start_from and Path(start_from).resolve() == directory.resolve():
+            settings["model"]["start_from"] = str(aside)
+            self.config = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Answers some questions while the model is still on its device."""
@@ -99,7 +117,7 @@ class RunWriter(L.Callback):
         for name, value in manifest.facts.items():
             table.add_row(name, value)
         Console().print(table)
-        print(f"next: mmpeft test --run {directory}")
+        print(f"next: {command_line('test', '--run', directory)}")
 
     def _describe(self, module: VisionLanguageModule, data: VisionLanguageData) -> Manifest:
         earlier = module.started.manifest
@@ -122,6 +140,23 @@ class RunWriter(L.Callback):
         )
 
 
+def refuse_no_training(trainer: L.Trainer) -> None:
+    """Lightning ends such a fit at once, and it would be written as one that trained. With ``max_epochs`` 0 and steps
+    the start of a new run is what is wanted.
+
+    Raises:
+        RefusedError: there is nothing to train, or a fit that has not ended would be taken for one that has.
+    """
+    directory, start = Path(trainer.default_root_dir), trainer.max_epochs == 0 and trainer.max_steps > 0
+    for name in ("max_steps", "limit_train_batches", "max_epochs"):
+        if getattr(trainer, name) == 0 and not (start and name == "max_epochs"):
+            raise RefusedError(f"trainer.{name} is 0: nothing would train; set it to at least 1")
+    if start and (directory / CONFIG).exists() and not (directory / MANIFEST).exists():
+        raise RefusedError(
+            f"trainer.max_epochs is 0, and {no_run(directory)}; or name another trainer.default_root_dir"
+        )
+
+
 class EvaluationWriter(L.Callback):
     """Writes predictions, metrics and pictures after test, answers after predict.
 
@@ -141,6 +176,8 @@ class EvaluationWriter(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module, _ = _typed(pl_module, trainer)
+        if not _writes(trainer):
+            return print(NOT_WRITTEN)
         run, metrics = Path(trainer.default_root_dir), module.evaluation_config.metrics
         write_whole(self.folder / config_of("test"), self.config)
         tokenizer = module.started.tokenizer
@@ -149,6 +186,8 @@ class EvaluationWriter(L.Callback):
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module, _ = _typed(pl_module, trainer)
+        if not _writes(trainer):
+            return print(NOT_WRITTEN)
         path = self.folder / "answers.jsonl"
         write_whole(self.folder / config_of("predict"), self.config)
         print(f"{write_predictions(path, module.evaluation)} answers written to {path}")

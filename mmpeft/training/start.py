@@ -18,12 +18,18 @@ from mmpeft.models.build import build_model
 from mmpeft.models.language import LanguageConfig, load_tokenizer
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.models.vision import VisionConfig
-from mmpeft.runs.files import BASE, load_trained
+from mmpeft.runs.files import BASE, LeftOut, load_trained, tell_left_out
 from mmpeft.runs.identity import check_identity, describe
 from mmpeft.runs.manifest import MANIFEST, Manifest, read_manifest
 from mmpeft.training.finetune import Finetune
 from mmpeft.training.target_choice import choose_sites, has_budget
 
+NO_VALIDATION = ": for no validation set trainer.limit_val_batches to 0"
+DIVIDED_BY = {
+    **{"accumulate_grad_batches": ""},
+    **{"val_check_interval": NO_VALIDATION, "check_val_every_n_epoch": NO_VALIDATION},
+}
+"""Setting of the trainer that may not be 0 -> what to set instead."""
 COMPARED_BY_SITES = {"target_modules", "feedforward_modules", "layers"}
 """Fields of adapter configs that a file writes otherwise than the user did."""
 
@@ -44,6 +50,26 @@ def check_settings(
     if len(finetunes) > 1 and trainer.accumulate_grad_batches > 1:
         raise RefusedError(
             "a joint run takes one batch of each finetune a step; set accumulate_grad_batches to 1"
+        )
+    if stage == "fit":
+        _check_numbers(trainer)
+
+
+def _check_numbers(trainer: Any) -> None:
+    """Of Lightning's settings, those that it takes although they mean nothing: a negative norm trains uphill."""
+    for name, instead in DIVIDED_BY.items():
+        value = getattr(trainer, name)
+        if isinstance(value, int | float) and not value > 0:
+            raise RefusedError(f"trainer.{name} is {value}; it must be above 0{instead}")
+    norm = trainer.gradient_clip_val
+    if norm is not None and not norm >= 0:
+        raise RefusedError(
+            f"trainer.gradient_clip_val is {norm}; it is a norm of at least 0, which does not clip"
+        )
+    if (algorithm := trainer.gradient_clip_algorithm) not in (None, "norm"):
+        raise RefusedError(
+            f"trainer.gradient_clip_algorithm is {algorithm.value!r}; each finetune is clipped by "
+            "its own norm: set it to norm, or to null"
         )
 
 
@@ -91,6 +117,7 @@ def build_start(
     source: str | None,
     start_adapter: str | None,
     own_run: bool,
+    left_out: LeftOut | None = None,
 ) -> Started:
     """Frozen parts, projectors, and the adapters that an earlier run has.
 
@@ -104,6 +131,7 @@ def build_start(
         source: run to go on from.
         start_adapter: see `earlier_adapters`.
         own_run: whether ``source`` is the run of these very finetunes.
+        left_out: takes the finetunes whose files cannot be used; None refuses the run for one of them.
 
     Raises:
         RefusedError: the earlier run is of another base, or lacks an adapter.
@@ -128,7 +156,8 @@ def build_start(
         there = earlier.adapters
         sources = earlier_adapters(wanted, there, source, None if own_run else start_adapter, own_run)
         shared = BASE if slots else sources.get(names[0], names[0])
-        load_trained(source, model, sources, shared)
+        load_trained(source, model, sources, shared, left_out)
+        tell_left_out(source, left_out or {}, model.bank.names)
     return started
 
 
@@ -217,6 +246,8 @@ def add_adapters(
         for name, config in wanted.items()
         if config and name not in loaded
     }
+    for part in (part for config in new.values() for part in bank.plan(config)):
+        part.config.check_fits([bank.features(path, part.config) for path in part.sites])
     for name, config in new.items():
         bank.add(name, config, seed)
     for parameter in bank.parameters():

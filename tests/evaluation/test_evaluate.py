@@ -232,6 +232,22 @@ def test_ranking_without_choices_is_refused_by_row(tfew_config, capsys):
         main(["test", "--config", str(tfew_config), "--data.answer_by", "rank"])
 
 
+@pytest.mark.parametrize("command", ["test", "predict"])
+def test_where_no_question_can_be_asked_each_row_says_why(
+    tfew_config, choice_data, tmp_path, command, capsys
+):
+    words = [command, "--config", str(tfew_config), "--data.packing.max_length=3", f"--output={tmp_path}"]
+    main([*words, f"--data.{command}={choice_data / 'test.jsonl'}"])
+    file = "predictions.jsonl" if command == "test" else "answers.jsonl"
+    rows = rows_of(tmp_path / file)
+    assert len(rows) == 6
+    assert all(row["answer"] is None and "max_length" in row["error"] for row in rows)
+    if command == "test":
+        assert json.loads((tmp_path / "metrics.json").read_text()) == {"questions": 6, "errors": 6}
+        assert "6" in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.partial.jsonl"))
+
+
 def test_text_alone_needs_no_encoder(tiny_base, tiny_data, tmp_path):
     config = make_config(
         tmp_path / "config.yaml",

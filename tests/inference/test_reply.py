@@ -81,6 +81,18 @@ def test_a_finetune_that_chooses_says_when_it_has_nothing_to_choose_from(vlm, im
         assert not reply(vlm, images[0], **usual | asked).remarks, asked
 
 
+def test_choices_that_any_question_gets_are_told_as_such(vlm, images, knows):
+    knows({"": COLOURS})
+    (told,) = reply(vlm, images[0], "who is there?", "tfew", prefix="--").remarks
+    assert told == (
+        "tfew chose among the answers that its training data listed for every question: red, blue, a green square; "
+        "--choices gives others, --answer_by generate lets it write"
+    )
+    assert not reply(vlm, images[0], "who is there?", "tfew", choices=COLOURS).remarks
+    knows({"": [str(number) for number in range(11)]})
+    assert "5, 6, 7 and 3 more;" in reply(vlm, images[0], QUESTION, "tfew").remarks[0]
+
+
 def test_a_model_of_images_says_that_it_was_asked_without(vlm, images, monkeypatch):
     for name in (*vlm.adapters, "base"):
         for choices in (None, COLOURS):

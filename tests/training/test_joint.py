@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 import torch
@@ -189,6 +190,46 @@ def test_a_joint_run_is_tested_finetune_by_finetune(together, capsys):
         assert metrics[f"questions/{name}"] == len(right) == 6, "all share data.test"
         assert metrics[f"exact_match/{name}"] == pytest.approx(sum(right) / 6)
     assert all(name in capsys.readouterr().out for name in NAMES[:1])
+
+
+def test_one_finetune_that_is_damaged_leaves_the_others_answers(together, tmp_path, tiny_data, capsys):
+    """Its adapter, or its projector: its own questions say why they have no answer."""
+    run = shutil.copytree(run_directory(together), tmp_path / "run")
+    words = [f"--run={run}", "--data.limit=2"]
+    whole, damaged = tmp_path / "whole", tmp_path / "damaged"
+    main(["test", *words, f"--output={whole}"])
+    for name in ("colours/adapter_model", "three/projector"):
+        (path := run / "adapters" / f"{name}.safetensors").write_bytes(path.read_bytes()[:-4] + bytes(4))
+    capsys.readouterr()
+    main(
+        [
+            "test",
+            *words,
+            f"--output={damaged}",
+            "--forgetting",
+            f"--test.held_text={tiny_data / 'text.jsonl'}",
+        ]
+    )
+    assert "'colours' cannot be asked, the others can" in capsys.readouterr().err
+    rows, before = (
+        [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+        for folder in (damaged, whole)
+    )
+    for row, old in zip(rows, before, strict=True):
+        if row["adapter"] in ("colours", "three"):
+            assert row["answer"] is None
+            assert f"adapters/{row['adapter']}/" in row["error"]
+        else:
+            assert row == old
+    metrics = json.loads((damaged / "metrics.json").read_text())
+    assert metrics["errors/colours"] == metrics["questions/colours"] == 2
+    assert "errors/few" not in metrics
+    assert "forgetting/kl/few" in metrics
+    assert "forgetting/kl/colours" not in metrics
+    with pytest.raises(SystemExit, match=r"adapters/three/projector\.safetensors is not the projector"):
+        main(["validate", f"--run={run}"])
+    with pytest.raises(SystemExit, match="'colours' cannot be asked, few, ranked, base can: "):
+        main(["ask", "what color is it?", f"--run={run}"])
 
 
 def test_one_finetune_that_diverges_leaves_the_others_bits(tmp_path, tiny_base, tiny_data, finetunes, capsys):

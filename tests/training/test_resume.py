@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 
 from mmpeft.cli import main
 from mmpeft.training.checkpoint_files import AtomicCheckpointIO
-from tests.tiny import make_config, run_directory
+from tests.tiny import make_config, make_data, run_directory
 
 STEPS = 8
 """Two epochs of 24 conversations in batches of 6."""
@@ -135,6 +136,80 @@ def test_another_learning_rate_than_the_checkpoints_is_refused(config, uninterru
         main(
             ["fit", "--config", str(config), *arguments, "--ckpt_path", str(checkpoint_of(uninterrupted, 3))]
         )
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            "--trainer.accumulate_grad_batches=2",
+            "trainer.accumulate_grad_batches: the checkpoint has 1, found 2",
+        ),
+        ("--trainer.gradient_clip_val=3", r"trainer.gradient_clip_val: the checkpoint has 1.0, found 3"),
+        ("--trainer.limit_train_batches=2", "trainer.limit_train_batches: the checkpoint has"),
+        (
+            "--trainer.precision=bf16-true",
+            "trainer.precision: the checkpoint has '32-true', found 'bf16-true'",
+        ),
+        ("--model.language.dtype=bfloat16", "language.dtype: the checkpoint has 'float32', found 'bfloat16'"),
+        ("--model.language.attention=sdpa", "language.attention: the checkpoint has 'auto', found 'sdpa'"),
+    ],
+)
+def test_settings_that_the_first_steps_did_not_have_are_refused(
+    config, uninterrupted, tmp_path, setting, message
+):
+    """The config that is written is of the whole run."""
+    words = ["--trainer.default_root_dir", str(tmp_path), "--ckpt_path", str(checkpoint_of(uninterrupted, 3))]
+    with pytest.raises(SystemExit, match=message):
+        main(["fit", "--config", str(config), *words, setting])
+
+
+def test_another_run_to_begin_from_is_refused(config, uninterrupted, tiny_run, tmp_path):
+    words = ["--trainer.default_root_dir", str(tmp_path), "--ckpt_path", str(checkpoint_of(uninterrupted, 3))]
+    with pytest.raises(SystemExit, match=r"begun_from\.weights: the checkpoint has None"):
+        main(
+            [
+                "fit",
+                "--config",
+                str(config),
+                *words,
+                f"--model.start_from={tiny_run}",
+                "--model.adapter_name=new",
+            ]
+        )
+
+
+@pytest.mark.parametrize("what", ["row", "image"])
+def test_data_that_was_edited_in_its_place_is_refused(tmp_path, tiny_base, what):
+    data = make_data(tmp_path / "data")
+    config = make_config(tmp_path / "config.yaml", tiny_base, data, trainer={"max_steps": 2})
+    main(["fit", "--config", str(config)])
+    path = data / "train.jsonl"
+    if what == "row":
+        path.write_text(path.read_text().replace('"yes"', '"no"', 1))
+    else:
+        shutil.copy(data / "images" / "red2.png", data / "images" / "red0.png")
+    words = ["--run", str(run_directory(config)), "--resume", "--trainer.max_steps=4"]
+    with pytest.raises(SystemExit, match=r"records\.default: the checkpoint has"):
+        main(["fit", *words])
+
+
+def test_a_checkpoint_without_the_newer_parts_is_resumed(config, uninterrupted, tmp_path):
+    checkpoint = torch.load(checkpoint_of(uninterrupted, 3), weights_only=True)
+    for part in ("begun_from", "language", "trainer", "records"):
+        del checkpoint["mmpeft"]["belongs_to"][part]
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    words = ["--trainer.default_root_dir", str(tmp_path / "run"), "--ckpt_path", str(tmp_path / "old.ckpt")]
+    main(["fit", "--config", str(config), *words])
+    assert all(
+        torch.equal(own, trained(tmp_path / "run")[name]) for name, own in trained(uninterrupted).items()
+    )
+
+
+def test_a_checkpoints_weights_answer_whatever_else_was_set(config, uninterrupted, tmp_path):
+    words = ["test", "--config", str(config), f"--ckpt_path={checkpoint_of(uninterrupted, 3)}"]
+    main([*words, "--model.learning_rate=1", "--data.packing.batch_size=2", f"--output={tmp_path}"])
+    assert (tmp_path / "predictions.jsonl").exists()
 
 
 def test_a_strangers_checkpoint_is_refused(config, uninterrupted, tmp_path):

@@ -22,11 +22,12 @@ from safetensors.torch import load_file
 
 from mmpeft.cli import main
 from mmpeft.errors import RefusedError
+from mmpeft.evaluation.answer_log import AnswerLog
 from mmpeft.experiments.steps import MMPEFT
 from mmpeft.files import save_tensors, write_whole
 from mmpeft.runs.manifest import MANIFEST
 from mmpeft.runs.occupancy import held
-from mmpeft.training.checkpoint_files import AtomicCheckpointIO, newest_whole_checkpoint
+from mmpeft.training.checkpoint_files import AtomicCheckpointIO, damage, newest_whole_checkpoint
 from tests.tiny import make_config, run_directory
 
 STEPS = 8
@@ -63,11 +64,13 @@ def trained(run):
     return {path.name: load_file(path) for path in folder.glob("*.safetensors")}
 
 
-def assert_equal_runs(one, other):
+def assert_equal_runs(one, other, unvalidated=None):
     for name, tensors in trained(one).items():
         for key, tensor in tensors.items():
             assert torch.equal(trained(other)[name][key], tensor), (name, key)
-    assert curves(one) == curves(other)
+    left_out = [row for row in curves(one) if "val_loss" in row and row["step"] == str(unvalidated)]
+    assert len(left_out) == (unvalidated is not None)
+    assert [row for row in curves(one) if row not in left_out] == curves(other)
 
 
 def curves(run):
@@ -106,6 +109,34 @@ def test_a_signal_ends_a_fit_after_its_step_and_resume_goes_on_as_if_it_had_not_
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
     main(["fit", "--run", str(run), "--resume", "--trainer.callbacks=null"])
     assert_equal_runs(whole, run)
+
+
+class SignalInValidation(L.Callback):
+    """Sends this process a signal while the run is validated after some step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_validation_batch_start(self, trainer, *_):
+        if trainer.global_step == self.step and not trainer.sanity_checking:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("step", [2, 4, 8])
+def test_a_signal_in_a_validation_keeps_the_steps_before_it(tmp_path, tiny_base, tiny_data, capsys, step):
+    """In an epoch, at its end, and at that of the fit."""
+    often = {"val_check_interval": 2}
+    undisturbed = fit(make(tmp_path / "whole", tiny_base, tiny_data, **often))
+    callback = {"class_path": f"{__name__}.SignalInValidation", "init_args": {"step": step}}
+    config = make(tmp_path / "stopped", tiny_base, tiny_data, **often, callbacks=[callback])
+    with pytest.raises(SystemExit) as stopped:
+        fit(config)
+    run = run_directory(config)
+    assert stopped.value.code == 143
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
+    assert f"the validation after step {step} is left out" in capsys.readouterr().err
+    main(["fit", "--run", str(run), "--resume", "--trainer.callbacks=null"])
+    assert_equal_runs(undisturbed, run, unvalidated=step - 1)
 
 
 def test_a_signal_to_the_process_leaves_no_traceback(tmp_path, tiny_base, tiny_data):
@@ -229,6 +260,10 @@ def test_a_flipped_byte_anywhere_in_a_tensor_is_noticed(stopped):
 
 
 def test_resume_without_a_whole_checkpoint_is_refused(stopped):
+    (folder := stopped / "checkpoints" / "folder.ckpt").mkdir()
+    assert newest_whole_checkpoint(stopped).name == "last.ckpt"
+    assert damage(folder) == "it cannot be read: Is a directory"
+    folder.rmdir()
     for path in (stopped / "checkpoints").iterdir():
         path.write_bytes(b"")
     with pytest.raises(SystemExit, match=r"--resume: .*it is empty.*it is empty"):
@@ -263,6 +298,14 @@ def test_a_run_that_was_killed_before_it_was_written_is_written_by_resume(stoppe
     assert_equal_runs(whole, stopped)
 
 
+@pytest.mark.parametrize("how", [["--resume"], []])
+def test_a_stopped_run_is_not_made_a_finished_one_without_training(stopped, how):
+    before = contents(stopped)
+    with pytest.raises(SystemExit, match=r"max_epochs is 0, and the fit of .* has not ended"):
+        main(["fit", "--run", str(stopped), *how, "--trainer.max_epochs=0"])
+    assert contents(stopped) == before
+
+
 def test_the_time_of_a_run_is_that_of_all_its_parts(stopped):
     last = stopped / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(last, weights_only=True)
@@ -289,6 +332,35 @@ def test_a_refused_fit_changes_nothing(whole, tmp_path, mistake):
     assert contents(run) == before
 
 
+def test_a_run_is_one_run_in_its_own_directory(whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    before = contents(run)
+    for word in (
+        f"--trainer.default_root_dir={tmp_path / 'new'}",
+        f'--trainer={{"default_root_dir": "{tmp_path}"}}',
+    ):
+        with pytest.raises(
+            SystemExit, match=r"--run is .*run, but trainer.default_root_dir is .*give --config"
+        ):
+            main(["fit", "--run", str(run), word])
+    with pytest.raises(SystemExit, match="--run is given 2 times"):
+        main(["test", "--run", str(run), f"--run={whole}"])
+    (config := tmp_path / "config.yaml").write_text((run / "config.yaml").read_text() + f"run: {run}\n")
+    with pytest.raises(SystemExit, match=r"run: .* stands in a config; it is an option of the command line"):
+        main(["test", "--config", str(config)])
+    assert contents(run) == before
+    main(["validate", "--run", str(run), f"--trainer.default_root_dir={tmp_path}/../{tmp_path.name}/run"])
+
+
+def test_commands_to_paste_can_be_pasted(whole, tmp_path, capsys):
+    run = shutil.copytree(whole, tmp_path / "a run")
+    (run / MANIFEST).unlink()
+    with pytest.raises(SystemExit, match=rf"`mmpeft fit --run '{run}' --resume`"):
+        main(["test", "--run", str(run)])
+    main(["fit", "--run", str(run), "--resume"])
+    assert f"next: mmpeft test --run '{run}'" in capsys.readouterr().out
+
+
 def test_a_new_fit_puts_aside_what_was_there(whole, tmp_path, capsys):
     run = shutil.copytree(whole, tmp_path / "run")
     main(["test", "--run", str(run)])
@@ -304,6 +376,26 @@ def test_a_new_fit_puts_aside_what_was_there(whole, tmp_path, capsys):
     main(["fit", "--run", str(run), "--model.seed=2", "--trainer.max_steps=1"])
     assert contents(run / "previous") == before, "nothing that was trained is deleted"
     assert (run / "previous-2" / MANIFEST).exists()
+
+
+def test_a_run_that_begins_from_its_own_directory_can_be_resumed(whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    stop = json.dumps([stopped_at(2, signal.SIGTERM)["callbacks"][0]])
+    words = [f"--model.start_from={tmp_path}/../{tmp_path.name}/run", "--data.seed=5"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--run", str(run), *words, f"--trainer.callbacks={stop}"])
+    assert stopped.value.code == 143
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    assert settings["model"]["start_from"] == str(run / "previous")
+    main(["fit", "--run", str(run), "--resume", "--trainer.callbacks=null"])
+    again = [
+        "--model.start_from",
+        str(whole),
+        "--data.seed=5",
+        f"--trainer.default_root_dir={tmp_path / 'again'}",
+    ]
+    main(["fit", "--config", str(whole / "config.yaml"), *again])
+    assert_equal_runs(tmp_path / "again", run)
 
 
 def test_two_processes_cannot_write_one_run(whole, tmp_path):
@@ -357,6 +449,10 @@ def test_the_cards_command_makes_the_run_again(whole, tmp_path, monkeypatch):
         (["--data.limit=2"], "limit=2"),
         (["--test.answer_by=generate"], "answer_by=generate"),
         (["--test.max_new_tokens=3", "--data.limit=1"], "limit=1,max_new_tokens=3"),
+        (["--trainer.limit_test_batches=1"], "limit_test_batches=1"),
+        (["--data.style=plain"], "style=plain"),
+        (["--model.language.dtype=bfloat16"], "language.dtype=bfloat16"),
+        (["--data.packing.max_length=8"], "packing.max_length=8"),
     ],
 )
 def test_results_of_other_settings_never_take_the_place_of_the_runs_own(whole, tmp_path, words, folder):
@@ -367,6 +463,51 @@ def test_results_of_other_settings_never_take_the_place_of_the_runs_own(whole, t
     after = contents(run)
     assert {path: after[path] for path in before} == before
     assert {path.parent for path in after.keys() - before.keys()} == {Path("tests", folder)}
+
+
+def test_what_cannot_change_the_answers_does_not_move_them(whole, tmp_path):
+    """Nor does a setting that the version which trained the run did not have."""
+    run = shutil.copytree(whole, tmp_path / "run")
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    del settings["data"]["style"], settings["trainer"]["precision"], settings["test"]["answer_by"]
+    settings["trainer"]["limit_test_batches"] = 1
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    words = ["--model.learning_rate=1", "--trainer.max_epochs=3", "--data.val=null", "--data.seed=3"]
+    main(["test", "--run", str(run), "--trainer.limit_test_batches=null", *words])
+    assert json.loads((run / "metrics.json").read_text())["questions"] == 6
+    assert not (run / "tests").exists()
+
+
+def test_a_quick_try_of_a_test_writes_nothing(whole, tmp_path, tiny_data, capsys):
+    run = shutil.copytree(whole, tmp_path / "run")
+    before = contents(run)
+    main(["test", "--run", str(run), "--trainer.fast_dev_run=true"])
+    main(["predict", "--run", str(run), "--trainer.fast_dev_run=1", f"--data.predict={tiny_data}/test.jsonl"])
+    assert contents(run) == before
+    assert capsys.readouterr().out.count("no results were written") == 2
+
+
+def test_answers_of_other_weights_are_not_gone_on_with(whole, tmp_path, monkeypatch, capsys):
+    run = shutil.copytree(whole, tmp_path / "run")
+    words = ["test", "--run", str(run), f"--output={tmp_path / 'mine'}"]
+    told = AnswerLog.append
+
+    def killed(self, answers):
+        told(self, answers)
+        if len(self.answers) >= 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AnswerLog, "append", killed)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            main(words)
+    other = run / "checkpoints" / "previous.ckpt"
+    main([*words, f"--ckpt_path={other}"])
+    assert "are there already" not in capsys.readouterr().out
+    main(["test", "--run", str(run), f"--ckpt_path={other}"])
+    (folder,) = (run / "tests").iterdir()
+    assert folder.name.startswith("ckpt_path=previous.ckpt-")
+    assert not (run / "metrics.json").exists()
 
 
 def test_two_data_files_of_one_name_have_results_of_their_own(whole, tmp_path, tiny_data):

@@ -4,7 +4,7 @@ A method is one file beside this one, with a config and a `Stack`, and one line 
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
@@ -128,6 +128,13 @@ class AdapterConfig:
             downs: paths of the last linears of the feed-forwards.
         """
         return self
+
+    def check_fits(self, features: Sequence[tuple[int, int]]) -> None:
+        """Called before a new finetune trains, with the (in, out) features of every place that it is to have.
+
+        Raises:
+            RefusedError: its size makes no sense there.
+        """
 
     def trained_roles(self, path: str) -> tuple[Role, ...] | None:
         """The roles whose features train where the linear at ``path`` is fused; None is all of them. A method that

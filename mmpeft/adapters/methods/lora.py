@@ -5,7 +5,7 @@ Source: Hu et al. 2021, section 4.1; rank-stabilised scaling ``alpha / sqrt(rank
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -135,6 +135,15 @@ class LoraConfig(LayersConfig):
                 f"{path} holds all experts of a mixture in one tensor, whose LoRA has one rank and one alpha for all "
                 "places; leave it out of rank_pattern and alpha_pattern, or apply the adapter in PEFT, by "
                 "merge_and_unload, and take the model that this makes"
+            )
+
+    def check_fits(self, features: Sequence[tuple[int, int]]) -> None:
+        """An update has no more ranks than its linear's smaller side; above the larger one of all, nothing is meant."""
+        largest = max(max(sides) for sides in features)
+        if self.rank > largest:
+            raise RefusedError(
+                f"{type(self).__name__}.rank is {self.rank}, but the largest side of the linears that it changes is "
+                f"{largest}: set it to {min(min(sides) for sides in features)} at most; more adds nothing"
             )
 
     @classmethod
