@@ -4,7 +4,6 @@ Source: Hu et al. 2021, section 4.1; rank-stabilised scaling ``alpha / sqrt(rank
 """
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +21,8 @@ from mmpeft.adapters.methods.base import (
     TargetNames,
     required,
 )
+from mmpeft.adapters.methods.lora_experts import ExpertsLoraStack
+from mmpeft.adapters.methods.patterns import by_pattern, entries_of
 from mmpeft.adapters.methods.stack import Stack, linear_start
 from mmpeft.adapters.roles import Role
 from mmpeft.adapters.weight_updates import add_lora, check_dense
@@ -75,10 +76,10 @@ class LoraConfig(LayersConfig):
     """Other alphas of some linears, in the same way."""
 
     def __post_init__(self):
-        for where, rank in (("rank", self.rank), *_entries(self.rank_pattern, "rank_pattern")):
+        for where, rank in (("rank", self.rank), *entries_of(self.rank_pattern, "rank_pattern")):
             if not isinstance(rank, int) or rank < 1:
                 raise RefusedError(f"LoraConfig.{where} is {rank!r}; it must be an integer of at least 1")
-        for where, alpha in (("alpha", self.alpha), *_entries(self.alpha_pattern, "alpha_pattern")):
+        for where, alpha in (("alpha", self.alpha), *entries_of(self.alpha_pattern, "alpha_pattern")):
             if not isinstance(alpha, int | float) or not math.isfinite(alpha):
                 raise RefusedError(f"LoraConfig.{where} is {alpha!r}; it must be a finite number")
         if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
@@ -88,11 +89,11 @@ class LoraConfig(LayersConfig):
 
     def rank_at(self, path: str) -> int:
         """The rank of the update of the linear at ``path``."""
-        return _by_pattern(self.rank_pattern, path, self.rank)
+        return by_pattern(self.rank_pattern, path, self.rank)
 
     def scaling_at(self, path: str) -> float:
         """The scaling of the update of the linear at ``path``."""
-        rank, alpha = self.rank_at(path), _by_pattern(self.alpha_pattern, path, self.alpha)
+        rank, alpha = self.rank_at(path), by_pattern(self.alpha_pattern, path, self.alpha)
         return alpha / (rank**0.5 if self.rslora else rank)
 
     @property
@@ -306,68 +307,6 @@ class LoraStack(Stack):
         }
 
 
-class ExpertsLoraStack(Stack):
-    """The A and B of every slot on one projection of packed experts.
-
-    Shapes: ``lora_A`` (S, experts, R, I), ``lora_B`` (S, experts, O, R). PEFT's tensors have all experts in one: A
-    (experts * r, I), B (O, r * experts), in which the expert runs slowest in A and fastest in B.
-    """
-
-    method = LoraConfig.method
-    turn = LoraStack.turn
-    size_dims: ClassVar[dict[str, int]] = {"lora_A": 2, "lora_B": 3}
-    scaling: Tensor
-
-    def __init__(self, num_experts: int, in_features: int, out_features: int, num_slots: int, rank: int):
-        super().__init__(num_slots)
-        self.lora_A = nn.Parameter(torch.zeros(num_slots, num_experts, rank, in_features))
-        self.lora_B = nn.Parameter(torch.zeros(num_slots, num_experts, out_features, rank))
-        self.register_buffer("scaling", torch.zeros(num_slots), persistent=False)
-
-    def on_expert_output(self, x: Tensor, y: Tensor, slot: int, expert: int) -> Tensor:
-        A, B = self.lora_A[slot, expert], self.lora_B[slot, expert] * self.scaling[slot]
-        return y + ((x @ A.to(x.dtype).T) @ B.to(x.dtype).T).to(y.dtype)
-
-    @torch.no_grad()
-    def open(self, slot: int, config: LoraConfig, generator: torch.Generator) -> None:
-        super().open(slot, config, generator)
-        experts, _, features = self.lora_A.shape[1:]
-        start = linear_start(experts, config.rank, features, generator=generator)
-        self.lora_A[slot, :, : config.rank] = start
-        self.scaling[slot] = config.scaling
-
-    def tensors(self, slot: int) -> dict[str, Tensor]:
-        """Copies, not views."""
-        rank = self.sizes[slot]
-        A, B = self.lora_A.detach()[slot, :, :rank], self.lora_B.detach()[slot, :, :, :rank]
-        return {"lora_A.weight": A.flatten(0, 1), "lora_B.weight": B.permute(1, 2, 0).flatten(1)}
-
-    @torch.no_grad()
-    def fill(self, slot: int, tensors: dict[str, Tensor]) -> None:
-        rank, experts = self.sizes[slot], self.lora_A.shape[1]
-        A = tensors["lora_A.weight"].unflatten(0, (experts, rank))
-        B = tensors["lora_B.weight"].unflatten(1, (rank, experts)).permute(2, 0, 1)
-        self.lora_A[slot, :, :rank] = A.to(self.lora_A)
-        self.lora_B[slot, :, :, :rank] = B.to(self.lora_B)
-
-
 def _norm_of_product(A: Tensor, B: Tensor) -> Tensor:
     """``|B A|`` of fp64 (r, I) and (O, r), from ``|B A|^2 = <B^T B, A A^T>``, which squares them."""
     return ((B.T @ B) * (A @ A.T)).sum().clamp(min=0).sqrt()
-
-
-def _by_pattern(patterns: dict[str, Any], path: str, default: Any) -> Any:
-    """PEFT's rule: the value of the first pattern that is the whole path or the end of it, from a dot on."""
-    return next((own for key, own in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)
-
-
-def _entries(patterns: Any, name: str) -> list[tuple[str, Any]]:
-    """What a pattern field holds, each with what errors call it."""
-    if not isinstance(patterns, dict):
-        raise RefusedError(f"LoraConfig.{name} is {patterns!r}; it must map patterns of paths to values")
-    for key in patterns:
-        try:
-            re.compile(key)
-        except re.error as error:
-            raise RefusedError(f"LoraConfig.{name} {key!r} is not a valid pattern: {error}") from None
-    return [(f"{name}[{key!r}]", value) for key, value in patterns.items()]
