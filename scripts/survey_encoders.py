@@ -4,7 +4,7 @@ It takes random weights: what is asked are shapes, the order of tokens and what 
 """
 
 import time
-from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from jsonargparse import auto_cli
 from timm.models import get_pretrained_cfg
 
 from mmpeft.errors import RefusedError
-from mmpeft.models.vision import VisionConfig, VisionEncoder, check_size, without_weights
+from mmpeft.models.vision import VisionConfig, VisionEncoder, check_size
 from mmpeft.reporting.tables import markdown_table
 from mmpeft.tools.encoder_facts import encoder_facts, order_is_row_major, sees_borders
 
@@ -66,16 +66,29 @@ class Row:
         return "x" in self.own
 
 
-def smallest_models() -> Iterator[tuple[str, str]]:
-    """(module, its model with the fewest parameters), counted without memory."""
-    for module in timm.list_modules():
-        sizes = {}
-        for name in timm.list_models(module=module):
-            with torch.device("meta"):
-                model = timm.create_model(name, num_classes=0)
-            sizes[name] = sum(parameter.numel() for parameter in model.parameters())
-        if sizes:
-            yield module, min(sizes, key=lambda name: sizes[name])
+def smallest_model(module: str) -> str:
+    """The model of a module with the fewest parameters, counted without memory."""
+    sizes = {}
+    for name in timm.list_models(module=module):
+        with torch.device("meta"):
+            model = timm.create_model(name, num_classes=0)
+        sizes[name] = sum(parameter.numel() for parameter in model.parameters())
+    return min(sizes, key=lambda name: sizes[name])
+
+
+def survey_module(module: str) -> Row:
+    """The row of one module."""
+    return survey(module, smallest_model(module))
+
+
+def survey_all(processes: int = 2) -> list[Row]:
+    """The rows of all modules, by several processes of one thread each; each is printed as it comes."""
+    rows = []
+    with ProcessPoolExecutor(processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for row in pool.map(survey_module, timm.list_modules()):
+            print(*vars(row).values(), sep=" | ", flush=True)
+            rows.append(row)
+    return rows
 
 
 def survey(module: str, model: str) -> Row:
@@ -117,8 +130,7 @@ def _try(model: str, size: int | None) -> tuple[str, int | None]:
     """What comes of it, and the wanted size or the first that fits in its place."""
     config = VisionConfig(model, image_size=size)
     try:
-        check_size(config)
-        encoder = without_weights(config)
+        encoder = check_size(config)
     except RefusedError as error:
         fitting = str(error).partition("Sizes that fit: ")[2]
         first = fitting.split(",")[0]
@@ -130,16 +142,15 @@ def _try(model: str, size: int | None) -> tuple[str, int | None]:
     return f"{encoder.num_tokens}x{encoder.dim}", encoder.data_config["input_size"][-1]
 
 
-def main(output: str = "docs/encoders.md") -> None:
+def main(output: str = "docs/encoders.md", processes: int = 2) -> None:
     """Writes the table.
 
     Args:
         output: the Markdown file.
+        processes: how many at a time.
     """
-    started, rows = time.time(), []
-    for module, model in smallest_models():
-        rows.append(survey(module, model))
-        print(*vars(rows[-1]).values(), sep=" | ", flush=True)
+    started = time.time()
+    rows = survey_all(processes)
     about = ABOUT.format(
         version=timm.__version__,
         minutes=(time.time() - started) / 60,

@@ -169,16 +169,16 @@ def pool_tokens(features: Tensor, pooling: Pooling, pool: int) -> Tensor:
     return tokens.reshape(len(tokens), -1, dim * pool) if pooling == "consecutive" else tokens.contiguous()
 
 
-def check_size(config: VisionConfig) -> None:
-    """Runs the model without weights or memory, and refuses what fails or would cut a border.
+def check_size(config: VisionConfig) -> VisionEncoder:
+    """The encoder without weights or memory, which has run once: what fails or would cut a border is refused.
 
     Raises:
         RefusedError: says what is wrong and which sizes near it fit.
     """
     try:
-        cuts = _dry_run(config)
+        encoder, cuts = _dry_run(config)
         if not cuts:
-            return
+            return encoder
         found = f"{cuts[0]}, and would not be seen"
     except RefusedError:
         raise
@@ -194,17 +194,17 @@ def check_size(config: VisionConfig) -> None:
     )
 
 
-def _dry_run(config: VisionConfig) -> list[Cut]:
-    """What the model would leave out of images of another size than its own; what it does at its own is its design."""
-    encoder = without_weights(config)
+def _dry_run(config: VisionConfig) -> tuple[VisionEncoder, list[Cut]]:
+    """Also what it would leave out of images of another size than its own; at its own that is its design."""
+    encoder = _without_weights(config)
     if encoder.data_config["input_size"] == resolve_model_data_config(encoder.model)["input_size"]:
-        return []
+        return encoder, []
     with torch.no_grad(), CutBorders() as seen:
         encoder(torch.zeros(1, *encoder.data_config["input_size"]))
-    return seen.cuts
+    return encoder, seen.cuts
 
 
-def without_weights(config: VisionConfig) -> VisionEncoder:
+def _without_weights(config: VisionConfig) -> VisionEncoder:
     """On torch's meta device, which computes shapes only; on the CPU where a model reads values (Gemma 4's grid)."""
     try:
         with torch.device("meta"):
@@ -217,7 +217,7 @@ def without_weights(config: VisionConfig) -> VisionEncoder:
 
 def _sizes_near(config: VisionConfig) -> list[int]:
     """Sizes that fit: the model's own, and its neighbours of the wanted one in whole tokens from there."""
-    own = without_weights(replace(config, image_size=None))
+    own = _without_weights(replace(config, image_size=None))
     side, step = own.data_config["input_size"][-1], own.model.feature_info[own.layer].get("reduction", 32)
     wanted = config.image_size or side
     below = side + (wanted - side) // step * step
@@ -226,7 +226,7 @@ def _sizes_near(config: VisionConfig) -> list[int]:
 
 def _fits(config: VisionConfig, size: int) -> bool:
     try:
-        return not _dry_run(replace(config, image_size=size))
+        return not _dry_run(replace(config, image_size=size))[1]
     except FAILURES:
         return False
 
