@@ -21,7 +21,7 @@ from mmpeft.models.evaluating import evaluating
 from mmpeft.models.multimodal import MultimodalModel
 
 MOVED = 0.1
-"""By how much, of a normal distribution."""
+"""By how much: of itself, and of a normal distribution."""
 OF_IMAGES = "image_prompt"
 """A method that changes nothing where there is no image."""
 
@@ -86,17 +86,17 @@ def _logits(model: MultimodalModel, names: list[str | None]) -> Tensor:
 
 @contextmanager
 def _moved(model: MultimodalModel, name: str) -> Iterator[None]:
-    """Inside, every tensor of the finetune is another."""
-    state = [tensor for _, stack, _ in model.bank.places(name) for tensor in stack.parameters()]
-    kept = [tensor.clone() for tensor in state]
+    """Inside, every number of the finetune is another."""
+    places = list(model.bank.places(name))
+    own = [parameter[slot] for _, stack, slot in places for parameter in stack.parameters()]
+    kept = [tensor.clone() for tensor in own]
     generator = torch.Generator(model.device).manual_seed(0)
     try:
-        moved = {
-            key: own + MOVED * torch.randn(own.shape, generator=generator, device=own.device, dtype=own.dtype)
-            for key, own in model.bank.tensors(name).items()
-        }
-        model.bank.fill(name, moved)
+        for tensor in own:
+            noise = torch.randn(tensor.shape, generator=generator, device=tensor.device, dtype=tensor.dtype)
+            tensor *= 1 + MOVED  # of numbers so large that an addition would be rounded away
+            tensor += MOVED * noise
         yield
     finally:
-        for tensor, old in zip(state, kept, strict=True):
+        for tensor, old in zip(own, kept, strict=True):
             tensor.copy_(old)

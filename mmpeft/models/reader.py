@@ -156,11 +156,11 @@ class LanguageReader:
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., dim) hidden states of the decoder -> (..., vocabulary), by all that the model does after it: scales,
         head and caps."""
-        flat = hidden.reshape(1, -1, hidden.shape[-1])
+        flat = hidden.reshape(1, hidden.shape[:-1].numel(), hidden.shape[-1])
         ids = torch.zeros(flat.shape[:2], dtype=torch.int64, device=flat.device)  # read by nobody
         with self._returning(flat):
             logits = self.language_model(input_ids=ids, use_cache=False).logits
-        return logits.view(*hidden.shape[:-1], -1)
+        return logits.view(*hidden.shape[:-1], logits.shape[-1])
 
     @contextmanager
     def _returning(self, hidden: Tensor) -> Iterator[None]:
