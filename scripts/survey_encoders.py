@@ -3,7 +3,7 @@
 It takes random weights: what is asked are shapes, the order of tokens and what is refused.
 """
 
-import time
+import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +31,8 @@ HEAD = (
 ABOUT = """# Encoders
 
 One row for each module of timm {version}, by its smallest model with random weights. Made by
-`python scripts/survey_encoders.py` in {minutes:.0f} minutes on 2 cores: {works} of {modules} modules work at their own
-size, in {final} of them layer -1 is what timm's `forward_features` gives.
+`python scripts/survey_encoders.py` in {minutes:.0f} minutes of processor time: {works} of {modules} modules work at their
+own size, in {final} of them layer -1 is what timm's `forward_features` gives.
 
 - *tokens x dim*: of layer -1 at the model's own size. *Other size*: 160 or 96 px.
 - *is forward_features*: "no" is timm's design: a last convolution, norm or class attention follows the last level
@@ -149,11 +149,10 @@ def main(output: str = "docs/encoders.md", processes: int = 2) -> None:
         output: the Markdown file.
         processes: how many at a time.
     """
-    started = time.time()
     rows = survey_all(processes)
     about = ABOUT.format(
         version=timm.__version__,
-        minutes=(time.time() - started) / 60,
+        minutes=sum(os.times()[:4]) / 60,
         modules=len(rows),
         works=sum(row.works for row in rows),
         final=sum(row.final == "yes" for row in rows),

@@ -63,8 +63,8 @@ def look_at_encoder(name: str, layer: int = -1, image_size: int | None = None) -
 def order_is_row_major(encoder: VisionEncoder) -> bool:
     """Whether a bright patch changes most the token of its place, counted row by row.
 
-    Random weights make some tokens answer strongly to any patch, so each is compared with its own answers to the
-    patches of three other places. A neighbour may win, as windows overlap. Of square images and unpooled tokens.
+    Random weights make some tokens answer strongly to any patch, so each change is weighed by its share of the token's
+    changes for four places. A neighbour may win, as windows overlap. Of square images and unpooled tokens.
     """
     _, height, width = encoder.data_config["input_size"]
     noise = _noise(height, width)
@@ -77,11 +77,9 @@ def order_is_row_major(encoder: VisionEncoder) -> bool:
         top, left = row * height // side, column * width // side
         image[:, top : top + height // side, left : left + width // side] += BRIGHT
     changes = (encoder(images) - before).norm(dim=-1)
-    answers = (changes / changes.sum(0).clamp_min(1e-30)).unflatten(1, (side, side))
+    answers = changes * (changes / changes.sum(0).clamp_min(1e-30))
     reach = max(1, side // 6)
-    for answer, (row, column) in zip(
-        answers * (changes > 1e-3 * changes.max()).view_as(answers), places, strict=True
-    ):
+    for answer, (row, column) in zip(answers, places, strict=True):
         found_row, found_column = divmod(int(answer.argmax()), side)
         if abs(found_row - row) > reach or abs(found_column - column) > reach:
             return False
