@@ -59,10 +59,14 @@ def _methods(entry: Entry) -> str:
 
 def _check(model: MultimodalModel, name: str) -> None:
     methods = _methods(model.bank.entry(name))
-    base, before = _logits(model, [None] * 3), _logits(model, [None, name, None])
-    with _moved(model, name):
-        after = _logits(model, [None, name, None])
     what = f"{methods} on {type(model.language_model).__name__}"
+    base = _logits(model, [None] * 3)
+    try:
+        before = _logits(model, [None, name, None])
+        with _moved(model, name):
+            after = _logits(model, [None, name, None])
+    except RuntimeError as error:
+        raise RefusedError(f"{what} cannot be read by that model: {error}; use another method") from error
     for row in (0, 2):
         off = max(distance(before[row], base[row]), distance(after[row], base[row]))
         if not off <= tolerance(model):

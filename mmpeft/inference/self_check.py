@@ -30,6 +30,7 @@ from mmpeft.models.evaluating import evaluating
 from mmpeft.models.language import LanguageConfig
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.models.reader import FOLLOWED, Reading
+from mmpeft.models.vision import NoVision
 
 PREFIX_LENGTH, LENGTHS, STEPS = 5, (4, 7), 3
 SHORT = dict.fromkeys(FOLLOWED, 3)
@@ -164,7 +165,16 @@ def _compare(model: MultimodalModel) -> str | None:
         <= noise
     ):
         return f"a conversation changes the next one of its row by {off:.2g}"
+    if not isinstance(model.vision_encoder, NoVision):
+        _read_other_embeddings(model, batch)
     return _compare_decoding(model, batch, [[*prefix, *first], [*prefix, *second]])
+
+
+def _read_other_embeddings(model: MultimodalModel, batch: Batch) -> None:
+    """Image features are no token's embedding, which some models look for."""
+    inputs = model.inputs(batch)
+    inputs.embeds = inputs.embeds.roll(1, -1)
+    model.read(inputs)
 
 
 def _noise(model: MultimodalModel, prefix: list[int], first: list[int], second: list[int]) -> float:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mmpeft.adapters import LoraConfig
+from mmpeft.adapters import LoraConfig, PromptConfig
 from mmpeft.data.batch import collate
 from mmpeft.data.packing import pack
 from mmpeft.data.template import IGNORE_INDEX, Encoded
@@ -16,7 +16,7 @@ from mmpeft.models.language import LanguageConfig
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.models.projector import Projector
 from mmpeft.models.reader import Reading
-from mmpeft.models.vision import NoVision
+from mmpeft.models.vision import NoVision, VisionConfig, make_encoder
 from mmpeft.tools.tiny_models import tiny_model
 
 ONE, BY_TYPE, UNPACKED = Reading(), Reading(masks="by layer type"), Reading(packed=False)
@@ -232,3 +232,23 @@ def test_an_earlier_check_is_of_the_same_precision():
     model = wrapped("llama")
     found = ensure_checked(model, LanguageConfig(), {})
     assert ensure_checked(model.to(torch.bfloat16), LanguageConfig(), found)["under"] != found["under"]
+
+
+def test_a_model_that_looks_for_the_token_of_every_embedding_reads_no_images(tiny_base):
+    language_model = tiny_model("qwen4_exp_text")
+    width = language_model.get_input_embeddings().weight.shape[1]
+    check_language_model(wrapped("qwen4_exp_text"))  # text it does read
+    weights = str(tiny_base / "vision.safetensors")
+    encoder = make_encoder(VisionConfig("test_vit", weights, image_size=32, crop=False))
+    with pytest.raises(
+        RefusedError, match=r"Qwen4ExpForCausalLM cannot be adapted exactly.*exact `inputs_embeds`"
+    ):
+        check_language_model(MultimodalModel(encoder, Projector(encoder.dim, width), language_model))
+
+
+def test_a_method_that_the_model_cannot_read_is_refused():
+    model = wrapped("qwen4_exp_text")
+    check_language_model(model)
+    model.bank.add("one", PromptConfig())
+    with pytest.raises(RefusedError, match="prompt on Qwen4ExpForCausalLM cannot be read by that model"):
+        check_adapters(model, {})
