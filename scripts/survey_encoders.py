@@ -31,8 +31,8 @@ HEAD = (
 ABOUT = """# Encoders
 
 One row for each module of timm {version}, by its smallest model with random weights. Made by
-`python scripts/survey_encoders.py` in {minutes:.0f} minutes of processor time: {works} of {modules} modules work at their
-own size, in {final} of them layer -1 is what timm's `forward_features` gives.
+`python scripts/survey_encoders.py` in {minutes:.0f} minutes of processor time: {works} of {modules} modules
+work at their own size, in {final} of them layer -1 is what timm's `forward_features` gives.
 
 - *tokens x dim*: of layer -1 at the model's own size. *Other size*: 160 or 96 px.
 - *is forward_features*: "no" is timm's design: a last convolution, norm or class attention follows the last level

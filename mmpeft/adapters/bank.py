@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from mmpeft.adapters.entry import Entry, MethodPart, Place
 from mmpeft.adapters.experts import AdaptedProjection
 from mmpeft.adapters.functional import ALL_SERVED, BASE
 from mmpeft.adapters.inputs import model_inputs
@@ -31,37 +31,6 @@ from mmpeft.names import RESERVED_NAME, unknown_finetune
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 INPUTS = "adapter_inputs"
 """The path of what the model reads, where methods that change it have their stacks."""
-
-
-@dataclass
-class MethodPart:
-    """One method of an adapter."""
-
-    config: AdapterConfig
-    slot: int
-    sites: list[str]
-    """Paths of the layers that it changes; `INPUTS` for methods that change what the model reads."""
-
-
-@dataclass
-class Entry:
-    """One adapter of a bank."""
-
-    config: AdapterConfig
-    parts: list[MethodPart]
-
-    @property
-    def sites(self) -> list[str]:
-        """Paths of everything that the adapter changes."""
-        return list(dict.fromkeys(path for part in self.parts for path in part.sites))
-
-
-class Place(NamedTuple):
-    """Where an adapter keeps some of its tensors."""
-
-    path: str
-    stack: Stack
-    slot: int
 
 
 class AdapterBank(nn.Module):

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmpeft.adapters.bank import AdapterBank, Entry
+from mmpeft.adapters.bank import AdapterBank
+from mmpeft.adapters.entry import Entry
 from mmpeft.adapters.methods.base import AdapterConfig
 from mmpeft.adapters.methods.ia3 import IA3Config
 from mmpeft.adapters.methods.lora import LoraConfig

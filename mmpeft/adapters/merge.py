@@ -23,7 +23,8 @@ from contextlib import nullcontext
 import torch
 from torch import nn
 
-from mmpeft.adapters.bank import AdapterBank, Place
+from mmpeft.adapters.bank import AdapterBank
+from mmpeft.adapters.entry import Place
 from mmpeft.adapters.experts import dense_experts, split_path
 from mmpeft.adapters.methods.base import AdapterConfig
 from mmpeft.adapters.weight_updates import rounded_once

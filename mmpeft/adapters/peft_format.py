@@ -28,7 +28,8 @@ from mmpeft.adapters.adapter_file import (
     read_file,
 )
 from mmpeft.adapters.architecture import last_name
-from mmpeft.adapters.bank import INPUTS, NAME_PATTERN, AdapterBank, MethodPart
+from mmpeft.adapters.bank import INPUTS, NAME_PATTERN, AdapterBank
+from mmpeft.adapters.entry import MethodPart
 from mmpeft.adapters.experts import expert_key, split_path
 from mmpeft.adapters.methods.base import AdapterConfig
 from mmpeft.adapters.methods.hybrid import HybridConfig

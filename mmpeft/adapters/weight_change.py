@@ -9,8 +9,9 @@ from collections import defaultdict
 import torch
 from torch import nn
 
-from mmpeft.adapters.bank import AdapterBank, Place
+from mmpeft.adapters.bank import AdapterBank
 from mmpeft.adapters.base_weights import read_weight
+from mmpeft.adapters.entry import Place
 from mmpeft.adapters.experts import dense_experts, split_path
 from mmpeft.adapters.methods.base import AdapterConfig
 

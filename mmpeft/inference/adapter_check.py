@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmpeft.adapters.bank import Entry
+from mmpeft.adapters.entry import Entry
 from mmpeft.data.batch import collate
 from mmpeft.data.packing import pack
 from mmpeft.errors import RefusedError

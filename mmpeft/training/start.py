@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mmpeft.adapters import AdapterBank, AdapterConfig, PromptConfig, PTuningConfig
-from mmpeft.adapters.bank import MethodPart
+from mmpeft.adapters.entry import MethodPart
 from mmpeft.data.spans import Layout
 from mmpeft.data.template import LAYOUTS, LayoutName, current_settings, layout_of
 from mmpeft.errors import RefusedError

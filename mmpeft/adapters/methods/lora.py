@@ -21,7 +21,7 @@ from mmpeft.adapters.methods.base import (
     TargetNames,
     required,
 )
-from mmpeft.adapters.methods.lora_experts import ExpertsLoraStack
+from mmpeft.adapters.methods.lora_experts import ExpertsLoraStack, targets_of_peft
 from mmpeft.adapters.methods.patterns import by_pattern, entries_of
 from mmpeft.adapters.methods.stack import Stack, linear_start
 from mmpeft.adapters.roles import Role
@@ -164,7 +164,7 @@ class LoraConfig(LayersConfig):
             rank=required(raw, "r"),
             alpha=raw.get("lora_alpha", 8),
             dropout=raw.get("lora_dropout", 0.0),
-            target_modules=_targets_of_peft(raw),
+            target_modules=targets_of_peft(raw),
             rslora=raw.get("use_rslora", False),
             rank_pattern=raw.get("rank_pattern") or {},
             alpha_pattern=raw.get("alpha_pattern") or {},
@@ -211,23 +211,6 @@ class LoraConfig(LayersConfig):
     def change_norm(self, stack: Any, slot: int) -> Tensor | None:
         A, B = (tensor.double() for tensor in stack.tensors(slot).values())
         return abs(self.scaling_at(stack.path)) * _norm_of_product(A, B)
-
-
-def _targets_of_peft(raw: dict[str, Any]) -> str | list[str]:
-    """Linears and packed experts of a file; PEFT names the latter apart.
-
-    Raises:
-        RefusedError: there are none, or a pattern beside experts.
-    """
-    experts = raw.get("target_parameters")
-    if not experts:
-        return required(raw, "target_modules")
-    modules = raw.get("target_modules") or []
-    if isinstance(modules, str):
-        raise RefusedError(
-            f"target_modules is the pattern {modules!r} beside target_parameters {experts}; write the modules as a list"
-        )
-    return [*modules, *experts]
 
 
 class LoraStack(Stack):

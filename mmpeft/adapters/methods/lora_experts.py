@@ -5,7 +5,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mmpeft.adapters.methods.base import required
 from mmpeft.adapters.methods.stack import Stack, linear_start
+from mmpeft.errors import RefusedError
 
 
 class ExpertsLoraStack(Stack):
@@ -51,3 +53,20 @@ class ExpertsLoraStack(Stack):
         B = tensors["lora_B.weight"].unflatten(1, (rank, experts)).permute(2, 0, 1)
         self.lora_A[slot, :, :rank] = A.to(self.lora_A)
         self.lora_B[slot, :, :, :rank] = B.to(self.lora_B)
+
+
+def targets_of_peft(raw: dict[str, Any]) -> str | list[str]:
+    """Linears and packed experts of a file; PEFT names the latter apart.
+
+    Raises:
+        RefusedError: there are none, or a pattern beside experts.
+    """
+    experts = raw.get("target_parameters")
+    if not experts:
+        return required(raw, "target_modules")
+    modules = raw.get("target_modules") or []
+    if isinstance(modules, str):
+        raise RefusedError(
+            f"target_modules is the pattern {modules!r} beside target_parameters {experts}; write the modules as a list"
+        )
+    return [*modules, *experts]
