@@ -64,7 +64,7 @@ def _check_numbers(trainer: Any) -> None:
     norm = trainer.gradient_clip_val
     if norm is not None and not norm >= 0:
         raise RefusedError(
-            f"trainer.gradient_clip_val is {norm}; it is a norm of at least 0, which does not clip"
+            f"trainer.gradient_clip_val is {norm:g}; it is a norm of at least 0, which does not clip"
         )
     if (algorithm := trainer.gradient_clip_algorithm) not in (None, "norm"):
         raise RefusedError(
