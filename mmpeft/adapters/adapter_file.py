@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mmpeft.adapters.architecture import find_linears
 from mmpeft.adapters.methods.base import names_module
+from mmpeft.adapters.patterns import by_pattern
 from mmpeft.adapters.targets import further_layers
 from mmpeft.errors import RefusedError
 
@@ -215,7 +216,7 @@ def _patterns_by_path(fields: dict[str, Any], theirs: dict[str, str]) -> dict[st
     for field in ("rank_pattern", "alpha_pattern"):
         own: dict[str, Any] = {}
         for path, name in theirs.items():
-            key = next((key for key in fields.get(field) or {} if re.match(rf"(.*\.)?({key})$", name)), None)
-            own |= {} if key is None else {re.escape(path): fields[field][key]}
+            value = by_pattern(fields.get(field) or {}, name, None)
+            own |= {} if value is None else {re.escape(path): value}
         renamed |= {field: own} if own else {}
     return renamed

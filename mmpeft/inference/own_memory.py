@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from mmpeft.data.batch import Batch
-from mmpeft.errors import RefusedError
 from mmpeft.models.multimodal import MultimodalModel
-from mmpeft.models.unpacking import unpack
 
 
 @dataclass
@@ -53,13 +51,7 @@ class OwnMemory:
             RefusedError: rows with trained keys and values.
         """
         inputs = self.model.inputs(batch)
-        if inputs.prefix is not None:
-            raise RefusedError(
-                f"prefix tuning needs keys and values in every layer, which {type(self.model.language_model).__name__} "
-                "does not have; use a finetune of another method"
-            )
-        unpacked = unpack(inputs.queries)
-        embeds, ids = unpacked.take(inputs.embeds), unpacked.take(inputs.ids)
+        unpacked, embeds, ids = self.model.unpacked(inputs)
         owners, lengths = unpacked.rows.tolist(), unpacked.lengths.tolist()
         hidden = embeds.new_zeros(len(owners), embeds.shape[-1])
         for length in sorted(set(lengths)):

@@ -19,7 +19,7 @@ from mmpeft.models.masks import additive, attention_mask, within_reach
 from mmpeft.models.projector import Projector
 from mmpeft.models.reader import LanguageReader
 from mmpeft.models.token_losses import TokenLosses
-from mmpeft.models.unpacking import unpack
+from mmpeft.models.unpacking import Unpacked, unpack
 from mmpeft.models.virtual import VirtualTokens, virtual_tokens
 from mmpeft.models.vision import NoVision, VisionEncoder
 
@@ -122,19 +122,31 @@ class MultimodalModel(nn.Module):
         hidden, _ = self.reader.decode(inputs.embeds, mask, positions, cache, inputs.ids)
         return hidden[:, inputs.num_prompts :]
 
-    def _read_unpacked(self, inputs: "Inputs", cache: DynamicCache | None) -> Tensor:
-        """As `read`, every conversation in a row of its own; the bank stays routed for those."""
-        if inputs.prefix is not None or cache is not None:
-            what = "prefix tuning trains" if cache is None else "kept examples are read from"
+    def unpacked(self, inputs: "Inputs") -> tuple[Unpacked, Tensor, Tensor]:
+        """Every conversation in a row of its own, with the embeddings (conversations, tokens, dim) and ids there.
+
+        Raises:
+            RefusedError: trained keys and values, which need a cache that conversations share.
+        """
+        if inputs.prefix is not None:
             raise RefusedError(
-                f"{what} keys and values that conversations share, but {type(self.language_model).__name__} carries a "
-                "state from token to token, so each of its conversations is read by itself; use another method"
+                "prefix tuning trains keys and values that conversations share, but "
+                f"{type(self.language_model).__name__} reads each of them by itself; use another method"
             )
         unpacked = unpack(inputs.queries)
+        return unpacked, unpacked.take(inputs.embeds), unpacked.take(inputs.ids)
+
+    def _read_unpacked(self, inputs: "Inputs", cache: DynamicCache | None) -> Tensor:
+        """As `read`, every conversation in a row of its own; the bank stays routed for those."""
+        if cache is not None:
+            raise RefusedError(
+                "kept examples are read from keys and values that conversations share, but "
+                f"{type(self.language_model).__name__} reads each of them by itself"
+            )
+        unpacked, embeds, ids = self.unpacked(inputs)
         self.bank.route([inputs.adapters[row] for row in unpacked.rows.tolist()])
         if inputs.dropout_seeds:
             self.bank.routing.seed_dropout(inputs.dropout_seeds, unpacked.tokens)
-        embeds, ids = unpacked.take(inputs.embeds), unpacked.take(inputs.ids)
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         hidden, _ = self.reader.decode(embeds, None, positions, ids=ids)
         return unpacked.put_back(hidden, *inputs.queries.shape)

@@ -27,7 +27,7 @@ FOLLOWED = ("sliding_window", "attention_chunk_size")
 
 @dataclass(frozen=True)
 class Reading:
-    """How a model must be read for its numbers to be its own; `mmpeft.models.self_check` finds it out."""
+    """How a model must be read for its numbers to be its own; `mmpeft.inference.self_check` finds it out."""
 
     packed: bool = True
     """Whether conversations share a row by masks; otherwise each is read in a row of its own."""
@@ -56,6 +56,12 @@ class LanguageReader:
         self.cache_argument = next((name for name in CACHES if name in arguments), None)
         self.num_positions = table_length(self.language_model)
         """Of models that keep a table of positions; None where any position can be computed."""
+        self._distances = {
+            name: value
+            for name, value in self.config.to_dict().items()
+            if DISTANCE.search(name) and type(value) is int and value > 0
+        }
+        """Fields of the config beyond which a layer does not see."""
         self._output: Any = BaseModelOutputWithPast
 
     @property
@@ -84,21 +90,12 @@ class LanguageReader:
         """Raises:
         RefusedError: packed rows of so many tokens are wider than what the model sees as meant.
         """
-        for name, limit in self._limits().items():
-            if width > limit:
+        for name, limit in self._distances.items():
+            if width > limit and not (self.reading.windows and name in FOLLOWED):
                 raise RefusedError(
                     f"packed rows of {width} tokens exceed {name} = {limit} of the language model, which "
                     f"{type(self.language_model).__name__} counts across conversations; lower packing.max_length"
                 )
-
-    def _limits(self) -> dict[str, int]:
-        """Fields of the config beyond which a layer does not see, and that no mask of ours follows."""
-        followed = {*FOLLOWED} if self.reading.windows else set()
-        return {
-            name: value
-            for name, value in self.config.to_dict().items()
-            if DISTANCE.search(name) and name not in followed and type(value) is int and value > 0
-        }
 
     def embed(self, ids: Tensor) -> Tensor:
         """(rows, columns) ids -> (rows, columns, dim), as the model's own embedding makes them."""

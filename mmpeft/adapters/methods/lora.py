@@ -22,8 +22,8 @@ from mmpeft.adapters.methods.base import (
     required,
 )
 from mmpeft.adapters.methods.lora_experts import ExpertsLoraStack, targets_of_peft
-from mmpeft.adapters.methods.patterns import by_pattern, entries_of
 from mmpeft.adapters.methods.stack import Stack, linear_start
+from mmpeft.adapters.patterns import by_pattern, entries_of
 from mmpeft.adapters.roles import Role
 from mmpeft.adapters.weight_updates import add_lora, check_dense
 from mmpeft.errors import RefusedError
