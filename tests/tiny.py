@@ -5,7 +5,7 @@ the fixtures of the same name are built once per session and shared, so tests on
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -224,3 +224,25 @@ def tiny_run(tiny_config) -> Path:
 
     main(["fit", "--config", str(tiny_config)])
     return run_directory(tiny_config)
+
+
+@pytest.fixture
+def dies_after_4_answers(monkeypatch) -> Callable[[list[str]], None]:
+    """Runs a command whose evaluation is interrupted once four answers or more are in its log."""
+    from mmpeft.cli import main
+    from mmpeft.evaluation.answer_log import AnswerLog
+
+    told = AnswerLog.append
+
+    def killed(self: Any, answers: Any) -> None:
+        told(self, answers)
+        if len(self.answers) >= 4:
+            raise KeyboardInterrupt
+
+    def run(words: list[str]) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(AnswerLog, "append", killed)
+            with pytest.raises((KeyboardInterrupt, SystemExit)):
+                main(words)
+
+    return run

@@ -198,21 +198,13 @@ def test_metrics_that_fit_are_not_refused_beforehand(tfew_config, choice_data, t
     assert metrics.keys() == {*wanted, "questions", *written}
 
 
-def test_a_killed_evaluation_goes_on_and_ends_the_same(tfew_config, monkeypatch, capsys):
+def test_a_killed_evaluation_goes_on_and_ends_the_same(
+    tfew_config, monkeypatch, dies_after_4_answers, capsys
+):
     directory = run_directory(tfew_config)
     main(["test", "--config", str(tfew_config), "--data.packing.batch_size", "2"])
     whole = (directory / "predictions.jsonl").read_text(), (directory / "metrics.json").read_text()
-    told = AnswerLog.append
-
-    def killed(self, answers):
-        told(self, answers)
-        if len(self.answers) >= 4:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(AnswerLog, "append", killed)
-        with pytest.raises((KeyboardInterrupt, SystemExit)):
-            main(["test", "--config", str(tfew_config), "--data.packing.batch_size", "2"])
+    dies_after_4_answers(["test", "--config", str(tfew_config), "--data.packing.batch_size", "2"])
     assert len((directory / "test.partial.jsonl").read_text().splitlines()) >= 5
     answered = []
     write = Engine._write

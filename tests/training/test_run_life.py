@@ -22,7 +22,6 @@ from safetensors.torch import load_file
 
 from mmpeft.cli import main
 from mmpeft.errors import RefusedError
-from mmpeft.evaluation.answer_log import AnswerLog
 from mmpeft.experiments.steps import MMPEFT
 from mmpeft.files import save_tensors, write_whole
 from mmpeft.runs.manifest import MANIFEST
@@ -492,20 +491,10 @@ def test_a_quick_try_of_a_test_writes_nothing(whole, tmp_path, tiny_data, capsys
     assert capsys.readouterr().out.count("no results were written") == 2
 
 
-def test_answers_of_other_weights_are_not_gone_on_with(whole, tmp_path, monkeypatch, capsys):
+def test_answers_of_other_weights_are_not_gone_on_with(whole, tmp_path, dies_after_4_answers, capsys):
     run = shutil.copytree(whole, tmp_path / "run")
     words = ["test", "--run", str(run), f"--output={tmp_path / 'mine'}"]
-    told = AnswerLog.append
-
-    def killed(self, answers):
-        told(self, answers)
-        if len(self.answers) >= 4:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(AnswerLog, "append", killed)
-        with pytest.raises((KeyboardInterrupt, SystemExit)):
-            main(words)
+    dies_after_4_answers(words)
     other = run / "checkpoints" / "previous.ckpt"
     main([*words, f"--ckpt_path={other}"])
     assert "are there already" not in capsys.readouterr().out
