@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 BESIDE = {"samples": {"samples", *GROUND}}
 """Rooms that nobody but the faces may use -> what they may import."""
 DOORS = {
-    "datasets": {"data/readers.py"},
+    "datasets": {"data/formats/hub.py"},
     "bitsandbytes": set(),
     "peft": set(),
     "matplotlib": {

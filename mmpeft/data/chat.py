@@ -15,7 +15,7 @@ import re
 from functools import cache
 from typing import Any, NamedTuple
 
-from mmpeft.data.readers import DataError
+from mmpeft.data.formats import DataError
 from mmpeft.data.records import IMAGE_MARKER
 from mmpeft.data.spans import IMAGE_TOKEN, Layout, Span
 from mmpeft.errors import RefusedError

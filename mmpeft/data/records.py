@@ -12,7 +12,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from mmpeft.data.readers import DataError
+from mmpeft.data.formats import DataError
+from mmpeft.data.image_names import ImageNames
 from mmpeft.errors import RefusedError
 
 IMAGE_MARKER = "<image>"
@@ -75,11 +76,21 @@ class ImageRoot:
         self._inside = os.path.join(self._root, "")
         self._folders: dict[str, str] = {}
         self._paths: dict[str, str] = {}
+        self._names = ImageNames()
 
     def resolve(self, name: str) -> str:
         if name not in self._paths:
-            self._paths[name] = self._resolve(_text(name, "image name"))
+            path = self._resolve(_text(name, "image name"))
+            if not os.path.lexists(path):  # the name may be spelt in another way
+                path = self._resolve(self._found(path) or name)
+            self._paths[name] = path
         return self._paths[name]
+
+    def _found(self, path: str) -> str | None:
+        try:
+            return self._names.find(path)
+        except RefusedError as error:
+            raise DataError(str(error)) from None
 
     def _resolve(self, name: str) -> str:
         if not name.strip() or "\0" in name or name.startswith(("http://", "https://", "data:")):

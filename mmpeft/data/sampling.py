@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from mmpeft.data.readers import DataError
+from mmpeft.data.formats import DataError
 from mmpeft.errors import RefusedError
 
 

@@ -1,14 +1,14 @@
 """Data sets -> records: every accepted file and layout, validated, and whether the images are there.
 
-A file is read row by row (`readers.py`), then each row becomes a `Record` (`records.py`). All problems of a file are
+A file is read row by row (`formats/`), then each row becomes a `Record` (`records.py`). All problems of a file are
 collected and raised as one `DataError`, so that one run shows them all.
 """
 
 import os
 from pathlib import Path
 
+from mmpeft.data.formats import DataError, find_files, read_rows
 from mmpeft.data.images import ImageError, load_image
-from mmpeft.data.readers import DataError, find_files, read_rows
 from mmpeft.data.records import ImageRoot, Record, make_record
 
 MAX_LISTED = 20
@@ -22,10 +22,10 @@ def load_records(
     task: str | None = None,
     require_answers: bool = True,
 ) -> list[Record]:
-    """All records of a JSON, JSONL, CSV or parquet file, or of an imagefolder.
+    """All records of a data file or folder of any format.
 
     Args:
-        path: A file, or a folder with `metadata.jsonl`, `metadata.csv` or parquet files.
+        path: A file or folder as docs/data.md lists them, with ":split" behind it where it holds several.
         image_root: Folder that image names are relative to and must stay in; default: the file's folder.
         task: Task of the rows that have no `task` themselves.
         require_answers: False for prediction: the last turn of a row may lack its answer.
@@ -34,8 +34,8 @@ def load_records(
         DataError: If a row is not a valid sample, two rows share an id, or there is no row. Whether the image
             files exist is not looked at: see `check_images`.
     """
-    files = find_files(Path(path))
-    root = Path(image_root) if image_root is not None else files[0].parent
+    files = find_files(path, require_answers)
+    root = Path(image_root) if image_root is not None else files[0].root
     if not root.is_dir():
         raise DataError(f"image_root {str(root)!r} is not a folder; pass the one image names are relative to")
     images = ImageRoot(root)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mmpeft.data.chat import Chat
+from mmpeft.data.formats import DataError
 from mmpeft.data.minigpt import MiniGPT, Plain
-from mmpeft.data.readers import DataError
 from mmpeft.data.records import Record, place_of
 from mmpeft.data.spans import IMAGE_TOKEN as IMAGE_TOKEN
 from mmpeft.data.spans import Layout, Span

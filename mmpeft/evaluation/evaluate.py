@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mmpeft.data.readers import DataError
+from mmpeft.data.formats import DataError
 from mmpeft.data.records import Record, is_caption
 from mmpeft.data.sources import load_records
 from mmpeft.errors import RefusedError

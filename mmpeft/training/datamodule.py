@@ -10,8 +10,8 @@ from typing import Any, Literal
 import lightning as L
 import torch
 
+from mmpeft.data.formats import DataError
 from mmpeft.data.loader import PackingConfig
-from mmpeft.data.readers import DataError
 from mmpeft.data.records import IMAGE_MARKER, Record
 from mmpeft.data.sampling import sample_shots
 from mmpeft.data.sources import load_records, require_images

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from mmpeft.data.readers import DataError
+from mmpeft.data.formats import DataError
 from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN, Template, layout_of
 from mmpeft.errors import RefusedError
 from tests.data.tokenizers import make

@@ -1,0 +1,73 @@
+"""Folders of images -> rows: imagefolders with metadata, folders of class folders, images with side-car texts."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from mmpeft.data.formats.base import DataError, Rows
+from mmpeft.data.formats.classes import image_of_class
+
+TEXT_ENDINGS = (".txt", ".caption")
+NO_DATA = ("thumbs.db", "desktop.ini", "readme.md", "readme.txt", "license", "license.txt")
+FILE_NAMES = {"file_names": "images", "image_file_name": "image", "image_file_names": "images"}
+"""Spellings of `datasets` beside `file_name` -> the key that says the same."""
+
+
+def metadata_rows(rows: Rows) -> Rows:
+    """The rows of an imagefolder's metadata, whose images may stand under any `*_file_name` or `*_file_names`."""
+    for place, row in rows:
+        yield place, _with_images(row) if isinstance(row, dict) else row
+
+
+def _with_images(row: dict[str, Any]) -> Any:
+    given = {key: value for key, value in row.items() if value is not None}
+    named = [key for key in given if key.endswith(("_file_name", "_file_names")) and key not in FILE_NAMES]
+    if len(named) > 1:
+        return DataError(f"found {named}, and in which order is not told; write one list, file_names")
+    names = FILE_NAMES | {name: "images" if name.endswith("s") else "image" for name in named}
+    images = [key for key in given if key in names or key == "file_name"]
+    if len(images) > 1:
+        return DataError(f"images are given more than once, under {images}; keep one of them")
+    return {names.get(key, key): value for key, value in row.items()}
+
+
+def class_rows(folder: Path, classes: list[str]) -> Rows:
+    """An image of each class folder, with the folder's name for its class."""
+    for name in classes:
+        for file in data_files(folder / name):
+            place = f"{name}/{file.name}"
+            if file.is_dir() or file.suffix.lower() in TEXT_ENDINGS:
+                kind = "a folder" if file.is_dir() else "a text"
+                yield place, DataError(f"{kind} among the images of a class; take it out")
+            else:
+                yield place, image_of_class(place, name, classes)
+
+
+def captioned_rows(folder: Path) -> Rows:
+    """Images beside each of which a text of its name holds the caption."""
+    by_stem: dict[str, list[Path]] = defaultdict(list)
+    for file in data_files(folder):
+        by_stem[file.stem].append(file)
+    for files in by_stem.values():
+        texts = [file for file in files if file.suffix.lower() in TEXT_ENDINGS]
+        images = [file for file in files if file not in texts]
+        names = [file.name for file in files]
+        if len(texts) != 1 or len(images) != 1:
+            yield (
+                names[0],
+                DataError(f"found {names}; wanted one image and one text of its name: add or drop one"),
+            )
+            continue
+        try:
+            yield images[0].name, {"image": images[0].name, "text": texts[0].read_text("utf-8-sig").strip()}
+        except UnicodeDecodeError as error:
+            yield texts[0].name, DataError(f"not UTF-8 at byte {error.start}; save the file as UTF-8")
+
+
+def data_files(folder: Path) -> list[Path]:
+    """What lies in a folder but hidden files and those that systems and authors leave there, by name."""
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if not file.name.startswith(".") and file.name.lower() not in NO_DATA
+    )
