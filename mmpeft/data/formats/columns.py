@@ -77,4 +77,7 @@ def as_written(row: dict[str, Any], features: dict | None) -> Any:
             row[key] = json.loads(value)
         elif kind == "ClassLabel" and value is not None:
             classes[key] = feature["names"]
+        elif kind in ("List", "Sequence", "LargeList") and isinstance(value, list):
+            names = feature["feature"].get("names") if isinstance(feature.get("feature"), dict) else None
+            row[key] = [names[number] for number in value] if names else value
     return class_row(row, classes) if classes else row

@@ -11,10 +11,17 @@ from pathlib import Path
 
 from mmpeft.data.formats.base import DataError, DataFile, Rows
 from mmpeft.data.formats.columns import arrow_rows, parquet_rows
-from mmpeft.data.formats.folders import TEXT_ENDINGS, captioned_rows, class_rows, data_files, metadata_rows
+from mmpeft.data.formats.folders import (
+    NO_CLASSES,
+    TEXT_ENDINGS,
+    captioned_rows,
+    class_rows,
+    data_files,
+    metadata_rows,
+)
 from mmpeft.data.formats.hub import hub_set, is_hub_id
 from mmpeft.data.formats.json_rows import json_rows, pair_rows
-from mmpeft.data.formats.splits import choose_split, is_split, of_split, require_all_shards, split_in_name
+from mmpeft.data.formats.splits import choose_split, of_split, require_all_shards, split_in_name
 from mmpeft.data.formats.streams import ending
 from mmpeft.data.formats.tables import is_image, table_rows
 from mmpeft.data.formats.tars import tar_rows
@@ -80,6 +87,8 @@ def _belonging_together(pair: list[Path], require_answers: bool, wanted: str | N
 
 def _file(path: Path, wanted: str | None = None, require_answers: bool = True) -> DataFile:
     kind = ending(path)
+    if path.name == "dataset_info.json":
+        raise DataError(f"{path} tells of data files and holds no rows; name the data file, or a folder")
     if kind in JSON:
         return DataFile(path, lambda: json_rows(path, require_answers, wanted), path.parent, (path,))
     if kind not in READERS:
@@ -126,7 +135,12 @@ def _saved_to_disk(folder: Path, wanted: str | None) -> DataFile | None:
         return None
     if wanted is not None:
         raise DataError(f"{folder} is one split, found {wanted!r}; leave out :{wanted}")
-    names = [file["filename"] for file in json.loads((folder / "state.json").read_text())["_data_files"]]
+    state = json.loads((folder / "state.json").read_text())
+    if state.get("_indices_data_files"):
+        raise DataError(
+            f"{folder} keeps the order of its rows apart; save it once more with flatten_indices()"
+        )
+    names = [file["filename"] for file in state["_data_files"]]
     features = json.loads((folder / "dataset_info.json").read_text()).get("features") or {}
     files = [folder / name for name in names]
     if missing := [file.name for file in files if not file.is_file() or file.parent != folder]:
@@ -164,14 +178,15 @@ def _images(folder: Path, found: list[Path], folders: list[Path]) -> DataFile:
         and len(folders) == len(found)
         and all(any(map(_may_be_image, data_files(f))) for f in folders)
     ):
-        if splits := [file.name for file in folders if is_split(file.name)]:
+        if wrong := [file.name for file in folders if split_in_name(file) or file.name.lower() in NO_CLASSES]:
             raise DataError(
-                f"{folder} holds {splits[0]!r} beside {len(found) - 1} other folders: a class or a split?"
+                f"{folder} holds {wrong[0]!r} beside {len(found) - 1} other folders of images, which is no name of a "
+                "class; give a folder of class folders alone, or write metadata.jsonl"
             )
         classes = [file.name for file in folders]
         return DataFile(folder, lambda: class_rows(folder, classes), folder, tuple(folders))
     if texts and not folders and any(map(_may_be_image, found)):
-        return DataFile(folder, lambda: captioned_rows(folder), folder, (folder,))
+        return DataFile(folder, lambda: captioned_rows(folder), folder, (folder, *texts))
     raise DataError(
         f"{folder} holds {sorted(os.listdir(folder))[:10]}; wanted metadata.jsonl, metadata.csv or "
         "metadata.parquet (one of them), parquet files, tars, folders of splits or of classes, or images with a .txt "

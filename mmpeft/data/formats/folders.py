@@ -8,7 +8,24 @@ from mmpeft.data.formats.base import DataError, Rows
 from mmpeft.data.formats.classes import image_of_class
 
 TEXT_ENDINGS = (".txt", ".caption")
-NO_DATA = ("thumbs.db", "desktop.ini", "readme.md", "readme.txt", "license", "license.txt")
+NO_DATA = (
+    *("thumbs.db", "desktop.ini", "readme.md", "readme.txt", "license", "license.txt"),
+    *("dataset_infos.json", "classes.txt"),
+)
+NO_CLASSES = (
+    "image",
+    "images",
+    "img",
+    "imgs",
+    "mask",
+    "masks",
+    "label",
+    "labels",
+    "annotations",
+    "captions",
+    "depth",
+)
+"""Names of folders that say what kind of file lies in them, not of which class it is."""
 FILE_NAMES = {"file_names": "images", "image_file_name": "image", "image_file_names": "images"}
 """Spellings of `datasets` beside `file_name` -> the key that says the same."""
 

@@ -5,6 +5,7 @@ It is the only module that imports `datasets`, which fetches a set once into its
 
 import re
 from pathlib import Path
+from typing import Any
 
 from mmpeft.data.formats.base import DataError, DataFile
 from mmpeft.data.formats.columns import arrow_rows
@@ -31,26 +32,28 @@ def hub_set(path: str) -> DataFile:
     assert match is not None, "asked by is_hub_id"
     name, revision, config = match["name"], match["revision"], match["config"]
     try:
-        from datasets import get_dataset_split_names, load_dataset
+        from datasets import load_dataset
+        from huggingface_hub import HfApi, constants
 
-        splits = get_dataset_split_names(name, config, revision=revision)
-        split = choose_split(
-            path.partition(":")[0] + (f":{config}" if config else ""), splits, match["split"]
-        )
-        loaded = load_dataset(name, config, split=split, revision=revision)
-    except DataError:
-        raise
+        if not constants.HF_HUB_OFFLINE:  # asked once, and at once: datasets tries for half a minute
+            HfApi().dataset_info(name, revision=revision, timeout=30)
+        splits: Any = load_dataset(name, config, revision=revision)
     except Exception as error:  # of the hub, of the network and of the set's own files, of many types
         reason = " ".join(str(error).split())
         raise DataError(
             f"{path!r} is neither a file nor a folder here, and the hub gave no data set of that name "
-            f"({type(error).__name__}: {reason:.200}); correct the name, or download it and give its folder"
+            f"({type(error).__name__}: {reason:.200}); correct the name, or download it and give its folder; a set "
+            "that was loaded before is read without a network where HF_HUB_OFFLINE=1"
         ) from error
+    split = choose_split(path.removesuffix(f":{match['split']}"), splits, match["split"])
+    loaded = splits[split]
     files = tuple(Path(file["filename"]) for file in loaded.cache_files)
     features = dict(loaded.features.to_dict())
     return DataFile(
         path=Path(f"{name.replace('/', '-')}-{split}"),
         read=lambda: arrow_rows(list(files), features),
-        root=files[0].parent,
+        root=Path(
+            constants.HF_HOME
+        ),  # of an imagefolder its images lie in the cache, and are named by paths there
         parts=files,
     )

@@ -14,7 +14,7 @@ WORDS = {
 """Hugging Face's split -> the words that mean it in names of files and folders."""
 ALSO = ("restval", "minival", "testdev", "trainval")
 """Splits of public documents that mean no other."""
-KEYS = ("split", "data_split")
+KEYS = ("split", "data_split", "set_name")
 """Keys of rows that name the split of each."""
 _SPLIT_OF = {word: split for split, words in WORDS.items() for word in words} | {word: word for word in ALSO}
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})", re.ASCII)

@@ -33,7 +33,7 @@ def tar_rows(path: Path) -> Rows:
     seen: set[int] = set()
     offset = 0
     try:
-        with tarfile.open(path, "r|*") as tar:  # a stream: nothing is sought for, no index is made
+        with tarfile.open(path, "r|") as tar:  # a stream: nothing is sought for, no index is made
             for member in _members(tar):
                 offset = member.offset
                 name, ending = _name_and_ending(member, offset)
@@ -49,6 +49,7 @@ def tar_rows(path: Path) -> Rows:
                 if ending in row:
                     raise DataError(f"{member.name!r} comes twice, at byte {offset}; write each member once")
                 row[ending] = _content(tar, member)
+            _require_end(path, tar.offset)
         if base is not None:
             yield base, _merged(row, base)
     except DataError as error:
@@ -64,6 +65,14 @@ def tar_rows(path: Path) -> Rows:
 
 def _after(base: str | None) -> Place:
     return "start" if base is None else f"after {base!r}"
+
+
+def _require_end(path: Path, offset: int) -> None:
+    """tarfile takes a damaged header, and the end of a file that was cut between members, for the archive's end."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("no member and no end mark follows")
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

@@ -224,6 +224,15 @@ LAYOUTS = [
         settings={"require_answers": False},
     ),
     Layout("Karpathy's dataset_coco.json", karpathy, refused="dataset_coco.json:train"),
+    Layout(
+        "Karpathy's dataset_coco.json:train+test",
+        lambda f: karpathy(f) + ":train+test",
+        [
+            *KARPATHY_TEST,
+            caption("train2014/b.png", "a red door", references=["a red door", "a door"]),
+            caption("train2014/b.png", "a door", references=["a door", "a red door"]),
+        ],
+    ),
     Layout("Karpathy's dataset_coco.json:test", lambda f: karpathy(f) + ":test", KARPATHY_TEST),
     Layout(
         "TextVQA",
@@ -270,6 +279,11 @@ LAYOUTS = [
         "ScienceQA problems.json:test, a row without image",
         lambda f: science_qa(f) + ":test",
         [{"images": [], "turns": [("Which is a metal?", "wood")], "choices": ["wood", "iron"]}],
+    ),
+    Layout(
+        "LLaMA-Factory dataset_info.json",
+        lambda f: document(f, "dataset_info.json", {"own": {"file_name": "own.json"}}),
+        refused="holds no rows",
     ),
     Layout("own document: rows by their ids", by_id, OWN),
     Layout("own document: rows in one list", in_a_list, OWN),

@@ -45,6 +45,11 @@ def class_folders(*extra: str):
     return write
 
 
+def split_class_folders(folder: Path) -> str:
+    images(folder, *(f"set/{split}/{name}/1.png" for split in ("train", "test") for name in ("cat", "dog")))
+    return "set:test"
+
+
 def side_cars(*extra: str):
     def write(folder: Path) -> str:
         images(folder / "set", "1.png", "2.jpg", *extra)
@@ -181,14 +186,16 @@ LAYOUTS = [
         ],
     ),
     Layout(
+        "folder of images/ and masks/",
+        lambda f: (images(f, "set/images/1.png", "set/masks/1.png"), "set")[1],
+        refused="'images' beside 1 other",
+    ),
+    Layout(
         "folder of class folders and a lone image", class_folders("3.png"), refused="wanted metadata.jsonl"
     ),
     Layout(
         "folder of splits of class folders, folder:test",
-        lambda f: (
-            images(f, *(f"set/{s}/{c}/1.png" for s in ("train", "test") for c in ("cat", "dog"))),
-            "set:test",
-        )[1],
+        split_class_folders,
         [
             {
                 "images": [f"set/test/{c}/1.png"],
