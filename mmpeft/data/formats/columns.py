@@ -1,4 +1,7 @@
-"""Parquet and Arrow files -> rows, batch by batch: the file is never held.
+"""Parquet and Arrow files -> rows, a few at a time: the file is never held.
+
+Of parquet a page of a column is held, packed and unpacked, since it cannot be read in parts. It has 100 rows where
+Hugging Face writes images, 1,024 where pandas does.
 
 Hugging Face's features, which such a file carries, say which integers are classes: they become their names.
 """
@@ -11,9 +14,10 @@ from typing import Any
 from mmpeft.data.formats.base import DataError, Rows
 from mmpeft.data.formats.classes import class_row
 
-ROWS = 32
-"""Rows that are made into Python objects at a time."""
-BUFFER = 2**20
+BYTES = 2**20
+"""Rows that are made into Python objects at a time have about so many."""
+MOST_ROWS = 1024
+BUFFER = 2**16
 """Bytes of a column that are read ahead; without it a whole column of a row group is."""
 
 
@@ -24,7 +28,9 @@ def parquet_rows(path: Path) -> Rows:
     def tables() -> Iterator[Any]:
         with parquet.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False) as file:
             yield file.schema_arrow
-            yield from file.iter_batches(ROWS, use_threads=False)
+            groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+            rows = min((_rows_at_once(group.total_byte_size, group.num_rows) for group in groups), default=1)
+            yield from file.iter_batches(rows, use_threads=False)
 
     yield from _numbered(tables(), "parquet")
 
@@ -38,9 +44,14 @@ def arrow_rows(paths: list[Path], features: dict | None = None) -> Rows:
             with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as stream:
                 yield stream.schema
                 for batch in stream:
-                    yield from (batch.slice(start, ROWS) for start in range(0, batch.num_rows, ROWS))
+                    rows = _rows_at_once(batch.nbytes, batch.num_rows)
+                    yield from (batch.slice(start, rows) for start in range(0, batch.num_rows, rows))
 
     yield from _numbered(tables(), "arrow", features)
+
+
+def _rows_at_once(num_bytes: int, num_rows: int) -> int:
+    return max(1, min(MOST_ROWS, BYTES * num_rows // max(1, num_bytes)))
 
 
 def _numbered(tables: Iterator[Any], name: str, features: dict | None = None) -> Rows:
