@@ -31,6 +31,7 @@ BESIDE = {"samples": {"samples", *GROUND}}
 """Rooms that nobody but the faces may use -> what they may import."""
 DOORS = {
     "datasets": {"data/formats/hub.py"},
+    "pyarrow": {"data/formats/columns.py"},
     "bitsandbytes": set(),
     "peft": set(),
     "matplotlib": {

@@ -17,8 +17,18 @@ from mmpeft.data.formats.public_documents import as_rows
 from mmpeft.data.formats.splits import canonical, choose_split, is_split
 
 ROW_LISTS = (
-    *("conversations", "conversation", "conversatons", "messages", "texts", "history", "tools"),
-    *("answers", "captions", "sentences", "chosen", "rejected", "prompt", "completion"),
+    *(
+        "conversations",
+        "conversation",
+        "conversatons",
+        "messages",
+        "texts",
+        "dialogue",
+        "dialog",
+        "history",
+        "tools",
+    ),
+    *("answers", "choices", "options", "captions", "sentences", "chosen", "rejected", "prompt", "completion"),
 )
 """Keys whose lists of objects are parts of one row."""
 ABOUT_THE_FILE = (
