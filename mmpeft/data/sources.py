@@ -6,7 +6,6 @@ collected and raised as one `DataError`, so that one run shows them all.
 """
 
 import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -23,12 +22,11 @@ MAX_LISTED = 20
 
 def load_records(
     path: str | Path,
+    columns: Columns | None = None,
     *,
     image_root: str | Path | None = None,
     task: str | None = None,
     require_answers: bool = True,
-    columns: Mapping[str, str] | None = None,
-    ignore: Sequence[str] = (),
     on_bad_sample: OnBadSample = "raise",
     notes: Notes | None = None,
 ) -> list[Record]:
@@ -36,11 +34,10 @@ def load_records(
 
     Args:
         path: A file, or a folder with `metadata.jsonl`, `metadata.csv` or parquet files.
+        columns: The user's own mapping.
         image_root: Folder that image names are relative to and must stay in; default: the file's folder.
         task: Task of the rows that have no `task` themselves.
         require_answers: False for prediction: the last turn of a row may lack its answer.
-        columns: Our key -> the column that holds it, where that has a name of the user's own.
-        ignore: Columns that are left out, and tags such as "<video>" that are text.
         on_bad_sample: Whether a row that is not valid is an error, or is left out and counted.
         notes: Is told what was left out; who gives one checks `Columns.check_used`, as several data sets may share a
             mapping.
@@ -54,8 +51,8 @@ def load_records(
     if not root.is_dir():
         raise DataError(f"image_root {str(root)!r} is not a folder; pass the one image names are relative to")
     told = Notes() if notes is None else notes
-    mapping = Columns(columns or {}, ignore)
-    reader = RecordReader(ImageRoot(root), task, require_answers, mapping, told)
+    columns = columns or Columns()
+    reader = RecordReader(ImageRoot(root), task, require_answers, columns, told)
     records, problems = [], []
     for file in files:
         for place, row in read_rows(file):
@@ -73,7 +70,7 @@ def load_records(
     if not records:
         raise DataError(f"{path} holds no rows; wanted at least one sample")
     if notes is None:
-        mapping.check_used(told, str(path))
+        columns.check_used(told, str(path))
     return records
 
 
@@ -92,6 +89,22 @@ def check_images(records: list[Record], *, decode: bool = False) -> list[str]:
             if isinstance(image, str):
                 seen.add(image)
     return problems
+
+
+def with_images(records: list[Record], notes: Notes) -> list[Record]:
+    """The records whose images are there; ``notes`` are told of the others.
+
+    Raises:
+        DataError: none is left.
+    """
+    kept: list[Record] = []
+    for record in records:
+        problems = check_images([record])
+        notes.skipped += problems
+        kept += [] if problems else [record]
+    if not kept:
+        raise DataError(f"all {len(records):,} rows are bad; {notes.skipped[-1]}")
+    return kept
 
 
 def require_images(records: list[Record], what: str) -> None:
