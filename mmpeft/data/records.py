@@ -8,7 +8,6 @@ they are.
 """
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any, NotRequired, TypedDict
 
 from mmpeft.data.layouts.columns import Columns

@@ -58,9 +58,7 @@ GEMMA = (
     "{{ m.content | trim }}<|end|>\n{% elif m.role == 'assistant' %}<|start|>model\n{{ m.content | trim }}<|end|>\n"
     "{% endif %}{% endfor %}"
 )
-QWEN = (
-    "{% if messages[0].role != 'system' %}<|im_start|>system\nbe kind<|im_end|>\n{% endif %}" + CHATML
-)
+QWEN = "{% if messages[0].role != 'system' %}<|im_start|>system\nbe kind<|im_end|>\n{% endif %}" + CHATML
 SYSTEMS = {
     **{name: FAMILIES[name] for name in ("chatml", "llama 3", "unigram", "thinks")},
     "gemma 3": ("metaspace first", GEMMA, ["<|start|>", "<|end|>"], "<|end|>"),
@@ -161,7 +159,9 @@ def test_a_system_turn_stands_where_the_models_own_template_puts_it(family, turn
     (words,) = (span.ids for span in template.spans(forged) if span.kind == "system")
     assert not {*template.layout.pieces.controls} & {*words}
     bare = ids_of(template, make_record(turns=said))
-    assert bare == whole(tokenizer, rendered(tokenizer, *(text for turn in said for text in turn)))[: len(bare)]
+    assert (
+        bare == whole(tokenizer, rendered(tokenizer, *(text for turn in said for text in turn)))[: len(bare)]
+    )
 
 
 @pytest.mark.parametrize(
@@ -175,9 +175,13 @@ def test_a_system_turn_stands_where_the_models_own_template_puts_it(family, turn
 )
 def test_a_system_turn_that_the_template_does_not_know_is_refused(family, told):
     without = CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}")
-    tokenizer = make("byte-level", ["<|im_end|>"], [], without) if family == "without" else tokenizer_of(family)
+    tokenizer = (
+        make("byte-level", ["<|im_end|>"], [], without) if family == "without" else tokenizer_of(family)
+    )
     template = Template(tokenizer, 2, "chat")
-    with pytest.raises(DataError, match=rf"train.jsonl:1: '1' has a system turn, but the chat template .*{told}"):
+    with pytest.raises(
+        DataError, match=rf"train.jsonl:1: '1' has a system turn, but the chat template .*{told}"
+    ):
         template.spans(make_record("is it red?", "no", system="it is a square"))
 
 

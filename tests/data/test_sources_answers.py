@@ -94,7 +94,10 @@ def test_references_beside_conversations_and_captions(load):
     turns = conversation("Shape?", "circle", "Colour?")
     record = load(conversations=turns, answers=["red", "blue", "red"])
     assert record["turns"] == [("Shape?", "circle"), ("Colour?", "red")]
-    assert load(image="a.png", text="A cat.", answers=["A cat.", "One cat."])["references"] == ["A cat.", "One cat."]
+    assert load(image="a.png", text="A cat.", answers=["A cat.", "One cat."])["references"] == [
+        "A cat.",
+        "One cat.",
+    ]
     assert "references" not in load(question="What?", answer="red")
 
 

@@ -19,7 +19,9 @@ def read_answer(value: Any, name: str, choices: Choices | None) -> str:
     DataError: it is no answer, or names a choice that there is not.
     """
     if isinstance(value, str) and LIST_OF_PYTHON.fullmatch(value):
-        raise DataError(f"{name} is {short(value)}, a list as Python prints it; write it as a list, or as the answer alone")
+        raise DataError(
+            f"{name} is {short(value)}, a list as Python prints it; write it as a list, or as the answer alone"
+        )
     return as_spoken(value, name) if choices is None else choices.resolve(value, name)
 
 

@@ -15,7 +15,9 @@ def _names(text: str) -> frozenset[str]:
 
 
 ALWAYS = {
-    "which row it is": _names("index idx __index_level_0__ row_id pair_id answer_id dataset_id __key__ __url__"),
+    "which row it is": _names(
+        "index idx __index_level_0__ row_id pair_id answer_id dataset_id __key__ __url__"
+    ),
     "where it comes from": _names(
         "source dataset dataset_name data_source ds_name origin_dataset origin_split data_split set_name split subset "
         "license licence"
@@ -25,9 +27,7 @@ ALWAYS = {
 }
 """Reason -> names."""
 BESIDE_IMAGE = {
-    "the same image once more": _names(
-        "image_id img_id url coco_url flickr_url image_hash md5 sha256"
-    ),
+    "the same image once more": _names("image_id img_id url coco_url flickr_url image_hash md5 sha256"),
     "its size": _names("width height image_width image_height image_size width_list height_list"),
 }
 """Harmless only where the image is known: without one, they may be all that tells of it."""
@@ -52,9 +52,7 @@ PUBLISHED: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     ),
     "GQA": (
         _names("question answer semantic is_balanced"),
-        _names(
-            "semantic semantic_str entailed equivalent is_balanced groups full_answer annotations types"
-        ),
+        _names("semantic semantic_str entailed equivalent is_balanced groups full_answer annotations types"),
     ),
     "TextVQA": (
         _names("question image_classes flickr_300k_url"),
@@ -67,7 +65,10 @@ PUBLISHED: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "VizWiz": (_names("question answers answerable"), _names("answerable")),
     "ChartQA": (_names("query label human_or_machine"), _names("human_or_machine")),
     "LLaVA-Med": (_names("image conversatons domain"), _names("domain")),
-    "LLaVA-Med, instructions": (_names("image conversations domain"), _names("domain fig_caption in_text_mention")),
+    "LLaVA-Med, instructions": (
+        _names("image conversations domain"),
+        _names("domain fig_caption in_text_mention"),
+    ),
     "ROCOv2": (_names("image caption cui"), _names("cui")),
     "COCO, Karpathy's split": (_names("sentences sentids"), _names("sentids imgid cocoid")),
     "Flickr30k": (_names("image_name comment_number comment"), _names("comment_number")),
@@ -106,9 +107,7 @@ def take_published(fields: Fields) -> list[str]:
     """The keys of a published data set's row that are harmless there, taken before they are read as something else."""
     if not fields.names & _ANY_PUBLISHED:
         return []
-    harmless = {
-        name for signature, own in PUBLISHED.values() if signature <= fields.names for name in own
-    }
+    harmless = {name for signature, own in PUBLISHED.values() if signature <= fields.names for name in own}
     keys = [key for key in fields.left if plain(key) in harmless]
     fields.take_all(keys)
     return keys

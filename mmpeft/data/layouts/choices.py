@@ -55,7 +55,9 @@ class Choices:
 def take_choices(fields: Fields) -> Choices | None:
     """The choices of a row, be they a list, an object of letters, ARC's two lists or a column each."""
     if lettered := [key for key in fields.keys.lettered if key in fields.left]:
-        texts = [as_spoken(value, key) for key, value in zip(lettered, fields.take_all(lettered), strict=True)]
+        texts = [
+            as_spoken(value, key) for key, value in zip(lettered, fields.take_all(lettered), strict=True)
+        ]
         return Choices(*_without_letters(texts, list(LETTERS[: len(texts)])))
     key = fields.key("choices")
     if key is None:
@@ -88,7 +90,9 @@ def take_right_choice(fields: Fields, choices: Choices | None, answer: str | Non
         raise DataError(f"{key} is {value!r}; wanted one of {choices.labels}")
     right = choices.resolve(value, str(key))
     if answer is not None and answer.strip() != right.strip():
-        raise DataError(f"{key} names the choice {right!r}, but the answer is {answer!r}; correct one of them")
+        raise DataError(
+            f"{key} names the choice {right!r}, but the answer is {answer!r}; correct one of them"
+        )
     return right
 
 

@@ -13,7 +13,8 @@ from mmpeft.data.readers import DataError
 from mmpeft.errors import RefusedError
 
 PROPOSED = {"image": "image", "path": "image", "image id": "image", "label": "answer"} | {
-    meaning: meaning for meaning in ("question", "answer", "answers", "choices", "caption", "conversations", "text")
+    meaning: meaning
+    for meaning in ("question", "answer", "answers", "choices", "caption", "conversations", "text")
 }
 """Meaning of a column -> the key that a mapping would give it."""
 
@@ -35,9 +36,13 @@ class Columns:
         for key, column in self.mapping.items():
             if not is_known(key):
                 near = f"; the closest is {near!r}" if (near := closest(key)) else ""
-                raise RefusedError(f"data.columns maps {key!r}, which no row is read by{near}: write {{KEY: YOUR_COLUMN}}")
+                raise RefusedError(
+                    f"data.columns maps {key!r}, which no row is read by{near}: write {{KEY: YOUR_COLUMN}}"
+                )
             if not isinstance(column, str) or column in self.ignored:
-                raise RefusedError(f"data.columns gives {key} the column {column!r}; wanted one that is not ignored")
+                raise RefusedError(
+                    f"data.columns gives {key} the column {column!r}; wanted one that is not ignored"
+                )
         if twice := [column for column, count in Counter(self.mapping.values()).items() if count > 1]:
             raise RefusedError(f"data.columns gives the column {twice[0]!r} twice; a column is one thing")
 
@@ -66,7 +71,9 @@ class Columns:
         RefusedError: a column that is mapped is in no row.
         """
         if missing := [column for column in self.mapping.values() if not notes.mapped[column]]:
-            raise RefusedError(f"data.columns maps the column {missing[0]!r}, which no row of {where} has; correct its name")
+            raise RefusedError(
+                f"data.columns maps the column {missing[0]!r}, which no row of {where} has; correct its name"
+            )
 
 
 def describe_unknown(keys: list[str], fields_row: Mapping[str, Any]) -> str:
@@ -91,13 +98,20 @@ def propose_columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
         for column, value in row.items():
             if not is_absent(value):
                 found.setdefault(column, value)
-    own = {meaning for column in found if (meaning := MEANINGS.get(plain(column))) and column in NAMES[meaning]}
+    own = {
+        meaning for column in found if (meaning := MEANINGS.get(plain(column))) and column in NAMES[meaning]
+    }
     proposed: dict[str, str] = {}
     for guess in (_known, _alike, _by_value):
         for column, value in found.items():
             key = guess(column, value)
             taken = {*proposed, *(PROPOSED.get(meaning) for meaning in own)}
-            if key and key not in taken and column not in proposed.values() and column not in found.keys() & _OWN:
+            if (
+                key
+                and key not in taken
+                and column not in proposed.values()
+                and column not in found.keys() & _OWN
+            ):
                 proposed[key] = column
     return proposed
 

@@ -14,7 +14,16 @@ ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
 }
 """Who speaks, in the words of public tools."""
-TOOL_ROLES = ("tool", "function", "function_call", "observation", "tool_call", "tool_calls", "tool_response", "ipython")
+TOOL_ROLES = (
+    "tool",
+    "function",
+    "function_call",
+    "observation",
+    "tool_call",
+    "tool_calls",
+    "tool_response",
+    "ipython",
+)
 SAYS_NOTHING = {"weight": 1, "loss": True, "train": True, "source": None}
 """Keys of a turn that change nothing where they have this value; None is any."""
 
@@ -27,7 +36,11 @@ def read_turns(value: Any, name: str, inline: list) -> list[Turn]:
     """
     turns: list[Turn] = []
     for turn in as_list(value, name):
-        turns += _pair(turn, inline) if isinstance(turn, dict) and "assistant" in turn else [read_turn(turn, inline)]
+        turns += (
+            _pair(turn, inline)
+            if isinstance(turn, dict) and "assistant" in turn
+            else [read_turn(turn, inline)]
+        )
     return turns
 
 
@@ -55,7 +68,9 @@ def read_history(value: Any) -> list[Turn]:
     for pair in as_list(value, "history"):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise DataError(f"history holds {short(pair)}; wanted pairs [question, answer]")
-        turns += [(role, as_text(own, "history")) for role, own in zip(("user", "assistant"), pair, strict=True)]
+        turns += [
+            (role, as_text(own, "history")) for role, own in zip(("user", "assistant"), pair, strict=True)
+        ]
     return turns
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from mmpeft.data.layouts.names import plain, sort_keys
+from mmpeft.data.layouts.names import sort_keys
 from mmpeft.data.layouts.values import is_absent, is_empty
 from mmpeft.data.readers import DataError
 

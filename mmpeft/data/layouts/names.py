@@ -90,7 +90,9 @@ def sort_keys(keys: tuple[str, ...]) -> Keys:
     choices = sorted(letters, key=lambda key: letters[key])
     whole = "".join(letters[key] for key in choices) == "abcdefghij"[: len(choices)] and len(choices) > 1
     names = frozenset(map(plain, keys))
-    return Keys(names, meant, tuple(sorted(numbers, key=lambda key: numbers[key])), tuple(choices) if whole else ())
+    return Keys(
+        names, meant, tuple(sorted(numbers, key=lambda key: numbers[key])), tuple(choices) if whole else ()
+    )
 
 
 def closest(key: str) -> str | None:

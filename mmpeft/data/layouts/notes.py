@@ -32,5 +32,7 @@ class Notes:
         if self.empty_answers:
             told.append(f"{self.empty_answers:,} empty answers among several people's, left out")
         if self.skipped:
-            told.append(f"{len(self.skipped):,} bad rows skipped (data.on_bad_sample), the first: {self.skipped[0]}")
+            told.append(
+                f"{len(self.skipped):,} bad rows skipped (data.on_bad_sample), the first: {self.skipped[0]}"
+            )
         return told

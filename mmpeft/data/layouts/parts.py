@@ -28,7 +28,9 @@ def read_content(content: Any, name: str, inline: list) -> str:
 
 
 def _part(part: Any, inline: list) -> str:
-    said = {key: value for key, value in part.items() if not is_absent(value)} if isinstance(part, dict) else {}
+    said = (
+        {key: value for key, value in part.items() if not is_absent(value)} if isinstance(part, dict) else {}
+    )
     kind = said.pop("type", None) or _kind_of(said)
     if kind in TEXT_KINDS:
         key = next((key for key in TEXTS if key in said), "text")

@@ -23,7 +23,9 @@ def take_preferred(fields: Fields, turns: list[Turn], inline: list) -> tuple[lis
             raise DataError(f"{key} holds {len(right)} answers; wanted one")
         turns = [*before, ("assistant", right[0])]
         if not fields.has("rejected"):
-            raise DataError(f"found {key!r} without 'rejected'; add it, or name {key!r} as the answer in data.columns")
+            raise DataError(
+                f"found {key!r} without 'rejected'; add it, or name {key!r} as the answer in data.columns"
+            )
     if turns and turns[-1][0] == "assistant" and (key := fields.key("rejected")):
         before, wrong = _read(fields.take("rejected"), key, turns[:-1], [])
     return turns, wrong

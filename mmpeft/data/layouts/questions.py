@@ -73,8 +73,12 @@ def _take_caption(fields: Fields, has_image: bool) -> list[Turn]:
             f"found {key!r} without an image and without an instruction: nothing is asked; wanted one of {SHAPES}"
         )
     held = from_json(fields.row[key])
-    if isinstance(held, dict) and any(plain(str(own)) in ("question", "chosen", "conversations") for own in held):
-        raise DataError(f"{key!r} holds a whole row as JSON, with the keys {sorted(held)}; write them as keys of the row")
+    if isinstance(held, dict) and any(
+        plain(str(own)) in ("question", "chosen", "conversations") for own in held
+    ):
+        raise DataError(
+            f"{key!r} holds a whole row as JSON, with the keys {sorted(held)}; write them as keys of the row"
+        )
     return [("user", CAPTION_INSTRUCTION if instruction is None else as_text(instruction, "instruction"))]
 
 

@@ -129,7 +129,9 @@ class RowReader:
             if isinstance(value, list) and value and isinstance(value[0], dict) and "role" in value[0]:
                 return [*turns, *read_turns(value, key, inline)], []  # TRL's completion
             if meaning == "label" and not isinstance(value, str | list) and choices is None:
-                raise DataError(f"{key} is {short(value)}, a number without its name; write the class in words")
+                raise DataError(
+                    f"{key} is {short(value)}, a number without its name; write the class in words"
+                )
             if meaning in ("caption", "text") and isinstance(several := from_json(value), list):
                 value = several
             if isinstance(value, list):

@@ -58,7 +58,9 @@ def _inlined(text: str, named: list[str]) -> str:
 
 def _placed(turns: list[Turn], has_images: bool, as_text: Collection[str]) -> list[Turn]:
     """Other spellings of the marker become it."""
-    found = [(role, tag) for role, text in turns for tag in PLACEHOLDER.finditer(text) if tag[0] not in as_text]
+    found = [
+        (role, tag) for role, text in turns for tag in PLACEHOLDER.finditer(text) if tag[0] not in as_text
+    ]
     if not found:
         return turns
     first = found[0][1][0]

@@ -50,7 +50,9 @@ def as_spoken(value: Any, name: str) -> str:
     if isinstance(value, bool):
         raise DataError(f'{name} is {value}; wanted text: write the answer in words, such as "yes"')
     if isinstance(value, float) and value.is_integer():
-        raise DataError(f'{name} is {value}, which may be meant as {int(value)}; write it as text, such as "{int(value)}"')
+        raise DataError(
+            f'{name} is {value}, which may be meant as {int(value)}; write it as text, such as "{int(value)}"'
+        )
     return str(value) if isinstance(value, int | float) else as_text(value, name)
 
 
