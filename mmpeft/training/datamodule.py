@@ -253,8 +253,8 @@ def require_some_image(records: Iterable[Record], text_only: bool) -> None:
     first = next(iter(records), None)
     if first is not None and not text_only and not any(record["images"] for record in records):
         raise DataError(
-            f"{first['where']} and all other rows have no image, but the model has an encoder: name the images in the rows "
-            "(docs/data.md), or say that there are none with data.text_only: true"
+            f"{first['where']} and all other rows have no image, but the model has an encoder: name the images in the "
+            "rows (docs/data.md), or say that there are none with data.text_only: true"
         )
 
 

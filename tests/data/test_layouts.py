@@ -67,7 +67,11 @@ def shown(text: str | None, most: int = 48) -> str:
         return "?"
     flat = re.sub(r"\s+", " ", text)
     flat = flat if len(flat) <= most else flat[:most].rstrip() + "..."
-    return flat.replace("|", "\\|").replace("<", "&lt;")
+    return in_cell(flat)
+
+
+def in_cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def read_as(layout: Layout) -> str:
@@ -85,8 +89,8 @@ def table() -> str:
     """Of all layouts, in the order of their names."""
     lines = ["| layout | read as, or refused for |", "|---|---|"]
     for layout in sorted(LAYOUTS, key=lambda layout: layout.name.lower()):
-        told = read_as(layout) if layout.refused is None else f"**refused**: `{shown(layout.refused, 90)}`"
-        lines.append(f"| {layout.name.replace('|', chr(92) + '|').replace('<', '&lt;')} | {told} |")
+        told = read_as(layout) if layout.refused is None else f"**refused**: {shown(layout.refused, 90)}"
+        lines.append(f"| {in_cell(layout.name)} | {told} |")
     good = sum(layout.refused is None for layout in LAYOUTS)
     head = f"{len(LAYOUTS)} layouts: {good} are read, {len(LAYOUTS) - good} are refused.\n\n"
     return head + "\n".join(lines) + "\n"

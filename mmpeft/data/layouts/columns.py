@@ -83,8 +83,8 @@ def describe_unknown(keys: list[str], fields_row: Mapping[str, Any]) -> str:
     wanted = PROPOSED.get(MEANINGS.get(plain(closest(first) or ""), ""), "KEY")
     wanted = "image" if is_image_name(fields_row[first]) else wanted
     return (
-        f"found {', '.join(told)}: not understood in this row; say what it is (data.columns: {{{wanted}: {first}}}), or "
-        f"leave it out (data.ignore: [{', '.join(keys)}])"
+        f"found {', '.join(told)}: not understood in this row; say what it is (data.columns: {{{wanted}: {first}}}), "
+        f"or leave it out (data.ignore: [{', '.join(keys)}])"
     )
 
 

@@ -1,5 +1,5 @@
-"""Names of keys: under which a meaning stands in the layouts of public tools and data sets. Case, ``_`` and ``-`` do not
-matter: ``Image ID``, ``imageId`` and ``image_id`` are one name."""
+"""Names of keys: under which a meaning stands in the layouts of public tools and data sets. Case, ``_`` and ``-`` do
+not matter: ``Image ID``, ``imageId`` and ``image_id`` are one name."""
 
 import difflib
 import re

@@ -38,9 +38,11 @@ LAYOUTS = [
         {"photo": A, **ASKED},
         "the key 'photo' (str 'a.png', an image's name): not understood",
     ),
-    read("... named by data.columns", {"photo": A, **ASKED}, ONE, columns={"image": "photo"}),
+    read(
+        "An image under such a name, in data.columns", {"photo": A, **ASKED}, ONE, columns={"image": "photo"}
+    ),
     refused("An image as the id", {"id": A, **ASKED}, "the id 'a.png' names an image"),
-    read("... named by data.columns as the image", {"id": A, **ASKED}, ONE, columns={"image": "id"}),
+    read("An image as the id, in data.columns", {"id": A, **ASKED}, ONE, columns={"image": "id"}),
     refused("An image inside of metadata", {"metadata": {"file": A}, **ASKED}, "the key 'metadata'"),
     refused("An image under source", {"source": A, **ASKED}, "the key 'source'"),
     refused(
@@ -70,7 +72,7 @@ LAYOUTS = [
         columns={"answer": "says"},
     ),
     read(
-        "... with the other one in data.ignore",
+        "data.columns onto a key that is there, and data.ignore",
         {**ASKED, "says": "no"},
         meant("What is it?", "no", images=()),
         columns={"answer": "says"},
@@ -78,7 +80,7 @@ LAYOUTS = [
     ),
     refused("A key that nobody knows", {**ASKED, "note": "dark"}, "the key 'note'"),
     read(
-        "... left out by data.ignore",
+        "A key that nobody knows, in data.ignore",
         {**ASKED, "note": "dark"},
         meant("What is it?", "a cat", images=()),
         ignore=["note"],
