@@ -53,7 +53,7 @@ def load_records(
     told = Notes() if notes is None else notes
     columns = columns or Columns()
     reader = RecordReader(ImageRoot(root), task, require_answers, columns, told)
-    records, problems = [], []
+    records, problems, before = [], [], told.mapped.copy()
     for file in files:
         for place, row in read_rows(file):
             where = f"{file.name}:{place}"
@@ -66,7 +66,11 @@ def load_records(
         told.skipped += problems
     elif problems:
         rest = f"\n  and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
-        raise DataError("\n  ".join([f"{path}: {len(problems)} problem(s)", *problems[:MAX_LISTED]]) + rest)
+        missing = columns.missing(told.mapped - before)
+        hint = f" (no row has {missing}, which data.columns maps)" if missing else ""
+        raise DataError(
+            "\n  ".join([f"{path}: {len(problems)} problem(s){hint}", *problems[:MAX_LISTED]]) + rest
+        )
     if not records:
         raise DataError(f"{path} holds no rows; wanted at least one sample")
     if notes is None:

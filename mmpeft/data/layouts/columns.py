@@ -18,6 +18,9 @@ PROPOSED = {"image": "image", "path": "image", "image id": "image", "label": "an
 }
 """Meaning of a column -> the key that a mapping would give it."""
 
+OWN_NAMES = {names[0] for names in NAMES.values()} | {"images", "file_name", "messages", "instruction"}
+"""Keys that are never proposed to be something else."""
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -66,14 +69,16 @@ class Columns:
                 )
         return rest | {key: row[column] for key, column in found.items()}
 
+    def missing(self, mapped: Counter[str]) -> list[str]:
+        """Columns of the mapping that are in no row."""
+        return [column for column in self.mapping.values() if not mapped[column]]
+
     def check_used(self, notes: Notes, where: str) -> None:
         """Raises:
         RefusedError: a column that is mapped is in no row.
         """
-        if missing := [column for column in self.mapping.values() if not notes.mapped[column]]:
-            raise RefusedError(
-                f"data.columns maps the column {missing[0]!r}, which no row of {where} has; correct its name"
-            )
+        if missing := self.missing(notes.mapped):
+            raise RefusedError(f"data.columns maps {missing}, which no row of {where} has; correct the name")
 
 
 def describe_unknown(keys: list[str], fields_row: Mapping[str, Any]) -> str:
@@ -98,25 +103,14 @@ def propose_columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
         for column, value in row.items():
             if not is_absent(value):
                 found.setdefault(column, value)
-    own = {
-        meaning for column in found if (meaning := MEANINGS.get(plain(column))) and column in NAMES[meaning]
-    }
+    own = {PROPOSED.get(MEANINGS[plain(column)]) for column in found.keys() & OWN_NAMES}
     proposed: dict[str, str] = {}
     for guess in (_known, _alike, _by_value):
         for column, value in found.items():
             key = guess(column, value)
-            taken = {*proposed, *(PROPOSED.get(meaning) for meaning in own)}
-            if (
-                key
-                and key not in taken
-                and column not in proposed.values()
-                and column not in found.keys() & _OWN
-            ):
+            if key and key not in own | proposed.keys() and column not in {*OWN_NAMES, *proposed.values()}:
                 proposed[key] = column
     return proposed
-
-
-_OWN = frozenset(NAMES) | {name for names in NAMES.values() for name in names[:1]}
 
 
 def _known(column: str, value: Any) -> str | None:
