@@ -52,7 +52,7 @@ class VisionLanguageData(L.LightningDataModule):
         ignore: columns that are left out, and tags such as ``"<video>"`` that are text.
         on_bad_sample: of train: whether a row that is not valid, or whose image is missing, is an error, or is left out
             and counted.
-        text_only: no image is wanted, although the model has an encoder.
+        text_only: train on text alone, although the model has an encoder.
         shots: train on so many examples of every answer alone.
         shots_seed: which ones.
         weights: of the files of ``train``, in their order: the shares in which an epoch sees them; None sees every
@@ -246,14 +246,13 @@ def all_records(finetunes: Iterable[Finetune], *splits: Split) -> list[Record]:
     ]
 
 
-def require_some_image(records: Iterable[Record], text_only: bool) -> None:
+def require_some_image(records: Sequence[Record]) -> None:
     """Raises:
-    DataError: the model has an encoder, and no record an image.
+    DataError: no record has an image.
     """
-    first = next(iter(records), None)
-    if first is not None and not text_only and not any(record["images"] for record in records):
+    if records and not any(record["images"] for record in records):
         raise DataError(
-            f"{first['where']} and all other rows have no image, but the model has an encoder: name the images in the "
+            f"{records[0]['where']} and all other rows have no image, but the model has an encoder: name the images in the "
             "rows (docs/data.md), or say that there are none with data.text_only: true"
         )
 

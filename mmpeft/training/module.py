@@ -112,8 +112,8 @@ class VisionLanguageModule(L.LightningModule):
         check_settings(self.trainer, self.finetunes, self.train_projector, stage)
         if self.vision is None:
             refuse_images(records, "model.vision is null")
-        else:
-            require_some_image(records, data.text_only)
+        elif stage == "fit" and not data.text_only:
+            require_some_image(records)
         source, own_run = run_to_begin_from(self.trainer, self.start_from)
         fresh = not hasattr(self, "model")
         if fresh:
