@@ -252,8 +252,8 @@ def require_some_image(records: Sequence[Record]) -> None:
     """
     if records and not any(record["images"] for record in records):
         raise DataError(
-            f"{records[0]['where']} and all other rows have no image, but the model has an encoder: name the images in the "
-            "rows (docs/data.md), or say that there are none with data.text_only: true"
+            f"{records[0]['where']} and all other rows have no image, but the model has an encoder: name the images in "
+            "the rows (docs/data.md), or say that there are none with data.text_only: true"
         )
 
 
