@@ -171,6 +171,8 @@ def check(
     data: str,
     image_root: str | None = None,
     task: str | None = None,
+    columns: dict[str, str] | None = None,
+    ignore: list[str] | None = None,
     encoder: str | None = None,
     layer: int = -1,
     image_size: int | None = None,
@@ -181,6 +183,8 @@ def check(
         data: data file or folder, as in the configs' data.train.
         image_root: folder that image paths start from; by default the data file's.
         task: identifier for rows that have none.
+        columns: as data.columns, such as "{image: img_name, answer: response}".
+        ignore: as data.ignore, columns to leave out.
         encoder: a timm model to try too, without its weights: its tokens, and whether its layer is the last before its
             head.
         layer: of the encoder, as in the configs' model.vision.layer.
@@ -197,11 +201,18 @@ def check(
             "--layer and --image_size are of an encoder, and none is named; add --encoder NAME"
         )
 
-    records = load_records(resolve(data), image_root=image_root, task=task)
+    from mmpeft.data.layouts.columns import Columns
+    from mmpeft.data.layouts.notes import Notes
+
+    notes, mapping = Notes(), Columns(columns or {}, ignore or [])
+    records = load_records(resolve(data), mapping, image_root=image_root, task=task, notes=notes)
+    mapping.check_used(notes, data)
     problems = check_images(records, decode=True)
     if problems:
         raise DataError(f"{len(problems)} images cannot be used:\n" + "\n".join(problems))
     images = {image for record in records for image in record["images"]}
+    for line in notes.lines():
+        print(f"{data}: {line}")
     print(f"{data}: {len(records):,} conversations about {len(images):,} images; nothing to object to")
 
 

@@ -7,6 +7,7 @@ The template is rendered once with words of ours in place of questions and answe
 
 Its own text has control tokens; the user's text that takes the places has none. An image stands in the user's turn on a
 line of its own. What the template writes before an answer is the prompt, and its first control token after it the end.
+A system turn stands where the template puts it, in place of what the template says by itself.
 
 Source: transformers, ``apply_chat_template``; LLaVA for the line of the image.
 """
@@ -30,6 +31,7 @@ after."""
 BRACKETED = re.compile(r"[<\[]+[^\s<>\[\]]+[>\]]+")
 """Of a template's ordinary text, what marks something, such as Llama 2's ``<<SYS>>``."""
 PROBE = ("What is it?", "It is red.")
+SYSTEM = "Be brief."
 
 
 class OwnText(NamedTuple):
@@ -65,16 +67,27 @@ class Chat(Layout):
         self._markers = re.compile("|".join(map(re.escape, own))) if own else None
         self.end = self._end(self.own_texts(1)[-1], closing)
         self._check_pieces()
+        self.check_system = cache(self._check_system)
 
     @property
     def settings(self) -> dict[str, Any]:
         return {"chat_template": hash_json(self._rendered(1))}
 
     def spans(self, record: Any) -> list[Span]:
-        turns, task = record["turns"], record.get("task")
-        own = self.own_texts(len(turns))
         self._check_turns(record)
+        return self._spans(record)
+
+    def answer(self, text: str) -> list[int]:
+        return self._answer(self.own_texts(1)[1], text)
+
+    def _spans(self, record: Any) -> list[Span]:
+        turns, task, system = record["turns"], record.get("task"), record.get("system")
+        own = self.own_texts(len(turns), bool(system))
         spans = [Span("begin", [*self.pieces.begin(own[0].before), *own[0].ids])]
+        if system:
+            head, *own = own
+            spans.append(Span("system", self._answer(head, system)))
+            spans.append(Span("marker", self._closing(own[0])))
         for number, (question, answer) in enumerate(turns):
             opening, answering, closing = own[2 * number : 2 * number + 3]
             spans += self._question(opening, question, task)
@@ -86,9 +99,6 @@ class Chat(Layout):
             if number + 1 < len(turns):
                 spans.append(Span("marker", self._closing(closing)[len(self.end) :]))
         return [span for span in spans if span.ids]
-
-    def answer(self, text: str) -> list[int]:
-        return self._answer(self.own_texts(1)[1], text)
 
     def _question(self, opening: OwnText, question: str, task: str | None) -> list[Span]:
         first, *others = (text.strip() for text in question.split(IMAGE_MARKER))
@@ -111,6 +121,7 @@ class Chat(Layout):
         return spans
 
     def _answer(self, answering: OwnText, text: str) -> list[int]:
+        """A text that stands in a place of its own."""
         words = answering.spaces + text.strip()
         return self.pieces.text(words, self._markers, self._ends_in_control(answering))
 
@@ -119,11 +130,11 @@ class Chat(Layout):
 
     # -- what the template writes ----------------------------------------------------------------------------
 
-    def _rendered(self, turns: int) -> list[str]:
-        """The template's own text before, between and after questions and answers of so many turns."""
-        places = [f"{kind}{number}place" for number in range(turns) for kind in ("question", "answer")]
-        roles = ["user", "assistant"] * turns
-        messages = [{"role": role, "content": place} for role, place in zip(roles, places, strict=True)]
+    def _rendered(self, turns: int, system: bool = False) -> list[str]:
+        """The template's own text before, between and after questions and answers of so many turns, and before these
+        also a system turn."""
+        messages = _messages(turns, "system" if system else None)
+        places = [message["content"] for message in messages]
         text = self._render(messages)
         if [text.count(place) for place in places] != [1] * len(places):
             lost = [m["role"] for m in messages if text.count(m["content"]) != 1]
@@ -146,8 +157,8 @@ class Chat(Layout):
                 "set data.template to minigpt"
             ) from error
 
-    def _own_texts(self, turns: int) -> list[OwnText]:
-        return [self._own_text(text) for text in self._rendered(turns)]
+    def _own_texts(self, turns: int, system: bool = False) -> list[OwnText]:
+        return [self._own_text(text) for text in self._rendered(turns, system)]
 
     def _own_text(self, text: str) -> OwnText:
         words = text.rstrip(" ")
@@ -165,17 +176,24 @@ class Chat(Layout):
 
     def _check_turns(self, record: Any) -> None:
         """Every turn must be asked as it is written once it has passed: its answer is learnt there."""
-        turns = len(record["turns"])
-        if not all(self.goes_on(number) for number in range(2, turns + 1)):
+        turns, system = len(record["turns"]), bool(record.get("system"))
+        try:
+            if system:
+                self.check_system()
+        except RefusedError as error:
+            raise DataError(
+                f"{record.get('where', 'a conversation')}: {record.get('id', '')!r} has a system turn, but {error}"
+            ) from error
+        if not all(self.goes_on(number, system) for number in range(2, turns + 1)):
             raise DataError(
                 f"{record.get('where', 'a conversation')}: {record.get('id', '')!r} has {turns} turns, but "
                 f"{self._name} writes an answer otherwise once another turn follows, so that it would be learnt as it "
                 "is never asked: take records of one turn, or set data.template to minigpt"
             )
 
-    def _goes_on(self, turns: int) -> bool:
+    def _goes_on(self, turns: int, system: bool) -> bool:
         """Whether so many turns begin with one fewer, and end the same."""
-        whole, earlier = self.own_texts(turns), self.own_texts(turns - 1)
+        whole, earlier = self.own_texts(turns, system), self.own_texts(turns - 1, system)
         return (
             whole[: len(earlier) - 1] == earlier[:-1]
             and self._closing(whole[-3])[: len(self.end)] == self.end
@@ -185,14 +203,39 @@ class Chat(Layout):
     def _closing(self, own: OwnText) -> list[int]:
         return [*self.pieces.within(own.before), *own.ids]
 
-    def _check_pieces(self) -> None:
+    def _check_system(self) -> None:
+        """A template that knows users and assistants alone may write a system turn as if one of them spoke."""
+        written = self._render(_messages(1, "system"))
+        for role in ("user", "assistant"):
+            try:
+                other = self._render(_messages(1, role))
+            except RefusedError:
+                continue  # it wants them in turns
+            if other == written:
+                raise RefusedError(f"{self._name} writes it as the {role}'s; set data.template to minigpt")
+        self._check_pieces(SYSTEM)
+
+    def _check_pieces(self, system: str | None = None) -> None:
         """The ids must be those of the text that the template writes, read as a whole."""
-        question, answer = PROBE
-        text = self._render([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+        said = [("system", system)] if system else []
+        said += zip(("user", "assistant"), PROBE, strict=True)
+        text = self._render([{"role": role, "content": content} for role, content in said])
         whole = self.tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
-        ids = [token for span in self.spans({"turns": [PROBE]}) for token in span.ids]
+        own = {"turns": [PROBE]} | ({"system": system} if system else {})
+        ids = [token for span in self._spans(own) for token in span.ids]
         if whole[: len(ids)] != ids:
             raise RefusedError(
                 f"{self._name} and the tokenizer make other tokens of a conversation than of its pieces, between which "
                 "images and answers are to stand; set data.template to minigpt"
             )
+
+
+def _messages(turns: int, first: str | None = None) -> list[dict[str, str]]:
+    """A conversation of words that stand for texts; before it one turn of another role."""
+    said = [(first, "systemplace")] if first else []
+    said += [
+        (role, f"{kind}{number}place")
+        for number in range(turns)
+        for role, kind in (("user", "question"), ("assistant", "answer"))
+    ]
+    return [{"role": role, "content": content} for role, content in said]

@@ -2,7 +2,8 @@
 
 ``[INST] <Img>features</Img> [task] instruction [/INST] answer</s>``, further turns appended in the same form. The
 markers are ordinary text, as in MiniGPT-v2, unless the tokenizer knows them as control tokens, as Mistral's do
-``[INST]``: then they are these, without a space before them.
+``[INST]``: then they are these, without a space before them. A system turn is text before the first instruction:
+``[INST] system <Img>features</Img> instruction [/INST]``.
 
 Source: MiniGPT-v2, section 3 and its ``minigpt_v2.py``; LLaVA, section 4.2 (the first stage).
 """
@@ -35,9 +36,9 @@ class MiniGPT(Layout):
 
     def spans(self, record: Any) -> list[Span]:
         spans: list[Span] = []
-        for question, answer in record["turns"]:
+        for number, (question, answer) in enumerate(record["turns"]):
             spans += self._begin
-            spans += self._question(question, record.get("task"))
+            spans += self._question(question, record.get("task"), None if number else record.get("system"))
             if answer is None:
                 break
             spans += [Span("answer", self.answer(answer)), Span("end", self.end)]
@@ -46,10 +47,14 @@ class MiniGPT(Layout):
     def answer(self, text: str) -> list[int]:
         return self._text(text, "[/INST]" in self.controls)
 
-    def _question(self, question: str, task: str | None) -> list[Span]:
+    def _question(self, question: str, task: str | None, system: str | None) -> list[Span]:
         first, *others = question.split(IMAGE_MARKER)
         spans: list[Span] = []
         opening, begins = "[INST]", True
+        if system:
+            spans.append(Span("marker", self._markers(opening, begins)))
+            spans.append(Span("system", self._text(system, self._follows_control(spans))))
+            opening, begins = "", False
         for text in [first, *(part for other in others for part in (IMAGE_MARKER, other))]:
             if text == IMAGE_MARKER:
                 marker = Span("marker", self._markers(f"{opening} <Img>", begins))
@@ -93,10 +98,10 @@ class MiniGPT(Layout):
 
 
 class Plain(MiniGPT):
-    """Features, then the answer: LLaVA's first stage, without instruction."""
+    """Features, then the answer: LLaVA's first stage, without what is asked or said before it."""
 
     def __init__(self, tokenizer: Any, control_markers: bool = True):
         super().__init__(tokenizer, control_markers=False)
 
-    def _question(self, question: str, task: str | None) -> list[Span]:
+    def _question(self, question: str, task: str | None, system: str | None) -> list[Span]:
         return [Span("image", [IMAGE_TOKEN]) for _ in range(question.count(IMAGE_MARKER))]

@@ -1,4 +1,4 @@
-"""Row layouts (LLaVA's conversations, OpenAI's messages, question and answer, captions) -> one `Record`.
+"""Samples -> one `Record` each, whatever layout they came in (`layouts/`): what makes a conversation is checked here.
 
 `<image>` markers: the questions of a record hold exactly one per image, in the order of `images`; template
 code replaces them by image spans. A row without markers gets them in front of its first question. Questions
@@ -7,37 +7,36 @@ lose outer whitespace, also that between their text and markers at either end ("
 they are.
 """
 
-import os
 from collections import Counter
-from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from mmpeft.data.formats import DataError
-from mmpeft.data.image_names import ImageNames
+from mmpeft.data.layouts.columns import Columns
+from mmpeft.data.layouts.image_root import ImageRoot as ImageRoot
+from mmpeft.data.layouts.notes import Notes
+from mmpeft.data.layouts.questions import CAPTION_INSTRUCTION as CAPTION_INSTRUCTION
+from mmpeft.data.layouts.samples import RowReader, Sample
+from mmpeft.data.layouts.tags import IMAGE_MARKER as IMAGE_MARKER
+from mmpeft.data.layouts.tags import Turn
+from mmpeft.data.layouts.values import as_text
 from mmpeft.errors import RefusedError
 
-IMAGE_MARKER = "<image>"
-"""Stands in a record's question where an image belongs."""
-CAPTION_INSTRUCTION = "Describe this image."
-"""The question of a caption row ({image, text}) without an `instruction`."""
 CAPTION_TASK = "caption"
 """The task of rows whose answer describes the image."""
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-SHAPES = (
-    "{image | images, conversations: [{from, value}]}, {images, messages: [{role, content}]}, "
-    "{image | file_name, question, answer | answers} or {image | file_name, text}"
-)
 
 
 class Record(TypedDict):
     """One sample, whatever format it came from."""
 
     id: str
+    """Of this record alone."""
     images: list[str | bytes]
     """Absolute paths inside the image root, or encoded bytes (parquet)."""
     turns: list[tuple[str, str | None]]
     """(question, answer); only the last answer can be None, and only for prediction."""
     task: str | None
+    system: NotRequired[str]
+    """What stands before the whole conversation, if the row says something."""
     choices: NotRequired[list[str]]
     """The allowed answers to the last question, if the row lists them: two or more, the right one among them."""
     references: NotRequired[list[str]]
@@ -65,145 +64,91 @@ def check_question(question: str, where: str) -> None:
         raise RefusedError(f'{where} is empty; write one, such as "what is in the picture?"')
 
 
-class ImageRoot:
-    """Turns image names into absolute paths and refuses those that lead out of one folder.
-
-    Every name and every folder is resolved once: 40,000 rows in a few folders cost one `lstat` per name.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self._root = os.path.realpath(root)
-        self._inside = os.path.join(self._root, "")
-        self._folders: dict[str, str] = {}
-        self._paths: dict[str, str] = {}
-        self._names = ImageNames()
-
-    def resolve(self, name: str) -> str:
-        if name not in self._paths:
-            path = self._resolve(_text(name, "image name"))
-            if not os.path.lexists(path):  # the name may be spelt in another way
-                path = self._resolve(self._found(path) or name)
-            self._paths[name] = path
-        return self._paths[name]
-
-    def _found(self, path: str) -> str | None:
-        try:
-            return self._names.find(path)
-        except RefusedError as error:
-            raise DataError(str(error)) from None
-
-    def _resolve(self, name: str) -> str:
-        if not name.strip() or "\0" in name or name.startswith(("http://", "https://", "data:")):
-            raise DataError(f"found the image {_short(name)}; wanted a local path; download URLs first")
-        folder, base = os.path.split(os.path.join(self._root, name))
-        if folder not in self._folders:
-            self._folders[folder] = os.path.realpath(folder)
-        path = os.path.join(self._folders[folder], base)
-        if base in ("", ".", "..") or os.path.islink(path):
-            path = os.path.realpath(path)
-        if not path.startswith(self._inside):
-            raise DataError(
-                f"image {name!r} leads to {path}, outside the image root {self._root}; "
-                "move the file inside, or pass the folder that holds all images as image_root"
-            )
-        return path
-
-
-def make_record(
-    row: Any, made_id: str, where: str, root: ImageRoot, task: str | None, require_answers: bool
-) -> Record:
-    """The record of one row.
+class RecordReader:
+    """Rows of one data set -> records.
 
     Args:
-        made_id: Its id, if the row has none.
-        task: Its task, if the row has none.
-        require_answers: Whether the last question must have an answer.
-
-    Raises:
-        DataError: The row is not a valid sample, or is itself the `DataError` of a row that could not be read.
+        root: of the images.
+        task: of the rows that have none.
+        require_answers: whether the last question must have an answer.
+        columns: the user's own mapping.
+        notes: is told what was left aside.
     """
-    if isinstance(row, DataError):
-        raise row
-    if not isinstance(row, dict):
-        raise DataError(f"found a {type(row).__name__}; wanted an object: {SHAPES}")
-    row = {key: value for key, value in row.items() if value is not None}
-    references = _people(row["answers"]) if "answers" in row else []
-    written, inline = _turns(row)
-    if references and len(written) % 2:
-        written.append(("assistant", _most_frequent(references)))
-    turns = _pairs(written, require_answers)
-    named = [key for key in ("image", "images", "file_name") if key in row] + ["messages"] * bool(inline)
-    if len(named) > 1:
-        raise DataError(f"images are given more than once, under {named}; keep one of them")
-    given = inline or (row[named[0]] if named else [])
-    images = [_image(image, root) for image in (given if isinstance(given, list) else [given])]
-    record = Record(
-        id=_id(row.get("id", made_id)),
-        images=images,
-        turns=_place_markers(turns, len(images)),
-        task=_text(row["task"], "task") if "task" in row else task,
-        where=where,
-    )
-    answer = turns[-1][1]
-    if "choices" in row:
-        record["choices"] = _choices(row["choices"], answer)
-    if references:
-        record["references"] = _starting_with(str(answer), references)
-    return record
 
+    def __init__(
+        self,
+        root: ImageRoot,
+        task: str | None = None,
+        require_answers: bool = True,
+        columns: Columns | None = None,
+        notes: Notes | None = None,
+    ):
+        self.task, self.require_answers = task, require_answers
+        self._rows = RowReader(root, columns or Columns(), require_answers, notes or Notes())
+        self._seen: dict[str, str] = {}
+        self._repeated: Counter[str] = Counter()
 
-def _turns(row: dict) -> tuple[list[tuple[str, str]], list]:
-    """The (role, text) turns as written, and the images named inside message parts."""
-    inline: list = []
-    for shape, role, text in (("conversations", "from", "value"), ("messages", "role", "content")):
-        if shape in row:
-            return [_role_text(turn, role, text, inline) for turn in _list(row[shape], shape)], inline
-    if "question" in row:
-        question, answer = row["question"], row.get("answer")
-    elif "text" in row or "instruction" in row:
-        question, answer = row.get("instruction", CAPTION_INSTRUCTION), row.get("text")
-    else:
-        raise DataError(f"found the keys {sorted(row)}; wanted one of {SHAPES}")
-    turns = [("user", _text(question, "question"))]
-    if answer is not None:
-        turns.append(("assistant", _text(answer, "answer")))
-    return turns, inline
+    def read(self, row: Any, made_id: str, where: str) -> list[Record]:
+        """The records of a row: mostly one, several of a packed row.
 
+        Args:
+            made_id: its id, if it has none.
+            where: file and line.
 
-def _role_text(turn: Any, role_key: str, text_key: str, inline: list) -> tuple[str, str]:
-    """Role and text of one turn; images named in its parts are appended to `inline`."""
-    role = turn.get(role_key) if isinstance(turn, dict) else None
-    if not isinstance(role, str) or role not in ROLES:
-        raise DataError(
-            f"found the turn {_short(turn)}; wanted {role_key}: user or assistant, {text_key}: text"
+        Raises:
+            DataError: The row is not a valid sample, or is itself the `DataError` of a row that could not be read.
+        """
+        samples = list(self._rows.read(row))
+        if len(samples) == 1:
+            return [self._record(samples[0], made_id, where)]
+        return [
+            self._record(sample, f"{made_id}-{number}", f"{where}, part {number}")
+            for number, sample in enumerate(samples, 1)
+        ]
+
+    def _record(self, sample: Sample, made_id: str, where: str) -> Record:
+        turns = _pairs(sample.turns, self.require_answers)
+        record = Record(
+            id=_id(made_id if sample.id is None else sample.id),
+            images=sample.images,
+            turns=_place_markers(turns, len(sample.images)),
+            task=self.task if sample.task is None else as_text(sample.task, "task"),
+            where=where,
         )
-    content = turn.get(text_key)
-    if text_key == "content" and isinstance(content, list):
-        content = "".join([_part_text(part, inline) for part in content])
-    return ROLES[role], _text(content, text_key)
+        answer = turns[-1][1]
+        if sample.choices is not None:
+            record["choices"] = _checked(sample.choices, answer)
+        if sample.references and answer is not None:
+            record["references"] = sample.references
+        if sample.system:
+            if IMAGE_MARKER in sample.system:
+                raise DataError(f"the system turn holds {IMAGE_MARKER}; images stand in questions")
+            record["system"] = sample.system
+        record["id"] = self._own_id(record, sample.id_of_image)
+        return record
+
+    def _own_id(self, record: Record, may_repeat: bool) -> str:
+        """The id; a repeated one of an image is counted on (``7``, ``7#2``, ``7#3``), in the order of the data."""
+        name = record["id"]
+        while may_repeat and name in self._seen:
+            self._repeated[record["id"]] += 1
+            name = f"{record['id']}#{self._repeated[record['id']] + 1}"
+        first = self._seen.setdefault(name, record["where"])
+        if first is not record["where"]:
+            raise DataError(f"the id is also used at {first}; make ids unique, or drop them all")
+        return name
 
 
-def _part_text(part: Any, inline: list) -> str:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind == "text":
-        return _text(part.get("text"), "text part")
-    if kind not in ("image", "image_url"):
-        raise DataError(f"found the part {_short(part)}; wanted {{type: text, text}} or {{type: image}}")
-    sources = [part[key] for key in ("image", "image_url", "url", "path") if part.get(key) is not None]
-    inline += sources[:1]
-    return IMAGE_MARKER
-
-
-def _pairs(turns: list[tuple[str, str]], require_answers: bool) -> list[tuple[str, str | None]]:
+def _pairs(turns: list[Turn], require_answers: bool) -> list[tuple[str, str | None]]:
     for number, (role, text) in enumerate(turns, 1):
         wanted = "user" if number % 2 else "assistant"
-        if role == "system":
-            raise DataError("found a system turn; put its text into the template or the first question")
         if role != wanted:
             raise DataError(f"turn {number} is from the {role}; wanted the {wanted} (in turns, user first)")
         if role == "assistant" and (IMAGE_MARKER in text or not text.strip()):
             fault = f"holds {IMAGE_MARKER}" if IMAGE_MARKER in text else "is empty or only whitespace"
             raise DataError(f"turn {number}, an answer, {fault}; correct it or drop the row")
+    if not turns:
+        raise DataError("nothing is asked: the conversation has no turn but the system's; drop the row")
     texts: list = [text for _, text in turns]
     if len(texts) % 2:
         if require_answers:
@@ -239,30 +184,15 @@ def _tidy(question: str, single: bool) -> str:
     )
 
 
-def _people(answers: Any) -> list[str]:
-    """The texts of `answers`: several people's answers, as texts or as VQA v2 has them, {answer, ...}."""
-    texts = [item.get("answer") if isinstance(item, dict) else item for item in _list(answers, "answers")]
-    texts = [_text(text, "answers") for text in texts]
-    if not all(text.strip() for text in texts):
-        raise DataError(f"answers holds an empty text: {_short(texts)}; drop it or write the answer")
-    return texts
+def _id(value: Any) -> str:
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else as_text(value, "id")
+    if not text.strip():
+        raise DataError("the id is empty; write one, or leave the key out")
+    return text
 
 
-def _most_frequent(texts: list[str]) -> str:
-    """Of equally frequent ones the first; outer whitespace does not matter."""
-    trimmed = [text.strip() for text in texts]
-    return texts[trimmed.index(Counter(trimmed).most_common(1)[0][0])]
-
-
-def _starting_with(answer: str, references: list[str]) -> list[str]:
-    """The references with the answer, or what equals it but for outer whitespace, moved or added to the front."""
-    same = [number for number, text in enumerate(references) if text.strip() == answer.strip()][:1]
-    return [answer, *(text for number, text in enumerate(references) if number not in same)]
-
-
-def _choices(value: Any, answer: str | None) -> list[str]:
+def _checked(choices: list[str], answer: str | None) -> list[str]:
     """The choices as they are; compared without outer whitespace."""
-    choices = [_text(choice, "choices") for choice in _list(value, "choices")]
     trimmed = [choice.strip() for choice in choices]
     if len(choices) < 2:
         raise DataError(f"choices are {choices}; wanted two or more, or leave the key out")
@@ -273,42 +203,3 @@ def _choices(value: Any, answer: str | None) -> list[str]:
     if answer is not None and answer.strip() not in trimmed:
         raise DataError(f"the answer {answer!r} is not among the choices {choices}; add it or correct one")
     return choices
-
-
-def _image(image: Any, root: ImageRoot) -> str | bytes:
-    """The absolute path or the bytes behind a name, {bytes, path} (parquet) or {url} (message part)."""
-    if isinstance(image, dict):
-        image = image.get("bytes") or image.get("path") or image.get("url")
-    if isinstance(image, bytes) and image:
-        return image
-    if isinstance(image, str):
-        return root.resolve(image)
-    raise DataError(f"found the image {_short(image)}; wanted a file name, or bytes that are not empty")
-
-
-def _id(value: Any) -> str:
-    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value, "id")
-    if not text.strip():
-        raise DataError("the id is empty; write one, or leave the key out")
-    return text
-
-
-def _list(value: Any, name: str) -> list:
-    if not isinstance(value, list) or not value:
-        raise DataError(f"{name} is {_short(value)}; wanted a list that is not empty")
-    return value
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise DataError(f"{name} is {_short(value)}; wanted text")
-    try:
-        if not value.isascii():
-            value.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{name} holds a lone surrogate at character {error.start}; repair it") from None
-    return value
-
-
-def _short(value: Any) -> str:
-    return f"{type(value).__name__} {value!r:.80}"

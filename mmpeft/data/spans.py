@@ -15,7 +15,7 @@ IMAGE_TOKEN = -1
 class Span:
     """A run of tokens of one kind, in the order in which the model reads them."""
 
-    kind: Literal["begin", "marker", "image", "task", "instruction", "answer", "end"]
+    kind: Literal["begin", "system", "marker", "image", "task", "instruction", "answer", "end"]
     ids: list[int]
 
     @property

@@ -157,7 +157,8 @@ class Evaluation:
     def _asked(self, request: Request) -> list[Any]:
         record = request.record
         images = [self._key(image) for image in record["images"]]
-        return [record["id"], record["turns"], record.get("choices"), record["task"], images, request.adapter]
+        told = [record["id"], record["turns"], record.get("choices"), record["task"], images, request.adapter]
+        return [*told, record["system"]] if "system" in record else told
 
     def _key(self, image: Any) -> str:
         try:

@@ -11,8 +11,9 @@ from transformers import DynamicCache
 
 from mmpeft.data.batch import Batch, collate
 from mmpeft.data.features import FeatureCache, encode_images
+from mmpeft.data.formats import DataError
 from mmpeft.data.packing import PREFIX, PackedRow, pack_choices
-from mmpeft.data.records import Record
+from mmpeft.data.records import Record, place_of
 from mmpeft.data.template import IGNORE_INDEX, ChoiceSet, Encoded, Template
 from mmpeft.errors import RefusedError
 from mmpeft.inference.engine import Engine
@@ -40,6 +41,7 @@ class FewShotPrompt:
         self.model, self.template, self.adapter = model, template, adapter
         self.turns = [turn for example in examples for turn in example["turns"]]
         self.images = [image for example in examples for image in example["images"]]
+        self.systems = {example.get("system") for example in examples}
         self._kept: tuple[DynamicCache, list[int]] | None = None
 
     def encode(self, record: Record) -> ChoiceSet:
@@ -78,7 +80,7 @@ class FewShotPrompt:
             task: of the questions that will be asked.
             features: of the images of the examples.
         """
-        examples: Any = {"turns": self.turns, "task": task}
+        examples: Any = {"turns": self.turns, "task": task, "system": next(iter(self.systems), None)}
         spans = self.template.spans(examples)
         ids = [token for span in spans for token in span.ids]
         row = PackedRow(images=self.images)
@@ -112,6 +114,10 @@ class FewShotPrompt:
         return length_normalised(losses, 1)[0]
 
     def _behind_examples(self, record: Record) -> Any:
+        if self.systems - {record.get("system")}:
+            raise DataError(
+                f"{place_of(record)} has another system turn than the examples before it; one conversation has one"
+            )
         images, turns = [*self.images, *record["images"]], [*self.turns, *record["turns"]]
         return record | {"images": images, "turns": turns}
 

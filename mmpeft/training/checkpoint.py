@@ -35,8 +35,15 @@ def hash_records(records: Iterable[Record], key: Callable[[Any], str]) -> str:
     """
     told = ("turns", "choices", "task")
     return hash_json(
-        [[[r.get(name) for name in told], [key(image) for image in r["images"]]] for r in records]
+        [
+            [[*(r.get(name) for name in told), *_system(r)], [key(image) for image in r["images"]]]
+            for r in records
+        ]
     )
+
+
+def _system(record: Record) -> list[str]:
+    return [record["system"]] if "system" in record else []
 
 
 def belongs_to(

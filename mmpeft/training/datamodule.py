@@ -11,10 +11,12 @@ import lightning as L
 import torch
 
 from mmpeft.data.formats import DataError
+from mmpeft.data.layouts.columns import Columns
+from mmpeft.data.layouts.notes import Notes
 from mmpeft.data.loader import PackingConfig
 from mmpeft.data.records import IMAGE_MARKER, Record
 from mmpeft.data.sampling import sample_shots
-from mmpeft.data.sources import load_records, require_images
+from mmpeft.data.sources import OnBadSample, load_records, require_images, with_images
 from mmpeft.data.template import STYLES, LayoutName
 from mmpeft.errors import RefusedError
 from mmpeft.paths import home, resolve
@@ -45,6 +47,12 @@ class VisionLanguageData(L.LightningDataModule):
         style: has moved to template, where "instruct" is "minigpt".
         packing: how conversations fill rows and batches, of each finetune.
         limit: use only so many of the conversations of each split, for a quick look.
+        columns: what your columns are, where their names are not known: our key -> yours, such as
+            ``{image: img_name, question: prompt, answer: response}``.
+        ignore: columns that are left out, and tags such as ``"<video>"`` that are text.
+        on_bad_sample: of train: whether a row that is not valid, or whose image is missing, is an error, or is left out
+            and counted.
+        text_only: train on text alone, although the model has an encoder.
         shots: train on so many examples of every answer alone.
         shots_seed: which ones.
         weights: of the files of ``train``, in their order: the shares in which an epoch sees them; None sees every
@@ -68,6 +76,10 @@ class VisionLanguageData(L.LightningDataModule):
         style: Literal["instruct", "plain"] | None = None,
         packing: PackingConfig = PackingConfig(),  # noqa: B008 jsonargparse shows the defaults, nobody writes to them
         limit: int | None = None,
+        columns: dict[str, str] | None = None,
+        ignore: list[str] | None = None,
+        on_bad_sample: OnBadSample = "raise",
+        text_only: bool = False,
         shots: int | None = None,
         shots_seed: int = 0,
         weights: list[float] | None = None,
@@ -101,6 +113,11 @@ class VisionLanguageData(L.LightningDataModule):
             raise RefusedError(
                 f"data.weights is {weights}; each must be a number above 0, and data.shots cannot stand beside them"
             )
+        self.columns = Columns(columns or {}, ignore or [])
+        self.on_bad_sample: OnBadSample = on_bad_sample
+        self.text_only = text_only
+        self.notes: dict[Split, Notes] = {}
+        """What reading left aside."""
         self.cache = Path(cache) if cache else home() / "features"
 
     def setup(self, stage: str) -> None:
@@ -114,11 +131,13 @@ class VisionLanguageData(L.LightningDataModule):
             DataError: a file, row or image is not as it must be; the message names all of them.
         """
         for split in SPLITS[stage]:
+            self.notes.pop(split, None)
             files = {name: own.paths.get(split, self.paths[split]) for name, own in finetunes.items()}
             if any(files.values()):
                 self._read(split, finetunes, files)
             elif split != "val" or stage == "validate":
                 raise DataError(f"`mmpeft {stage}` needs data: set --data.{split} to a data file or folder")
+        self._tell(stage)
 
     def train_dataloader(self) -> Any:
         return self._module.batches.train()
@@ -165,16 +184,35 @@ class VisionLanguageData(L.LightningDataModule):
     def _checked(self, split: Split, files: list[str]) -> list[list[Record]]:
         """The records of each file."""
         left, parts = self.limit, []
+        notes = self.notes.setdefault(split, Notes())
+        bad = self.on_bad_sample if split == "train" else "raise"
         for number, path in enumerate(files):
             part = load_records(
-                resolve(path), image_root=self.image_root, task=self.task, require_answers=split != "predict"
+                *(resolve(path), self.columns),
+                image_root=self.image_root,
+                task=self.task,
+                require_answers=split != "predict",
+                on_bad_sample=bad,
+                notes=notes,
             )
+            if bad == "skip":
+                part = with_images(part, notes)
             # with weights every file is to be seen
             share = left if left is None or self.weights is None else max(1, left // (len(files) - number))
             parts.append(part[:share])
             left = None if left is None else left - len(parts[-1])
         require_images([record for part in parts for record in part], split)
         return parts
+
+    def _tell(self, stage: str) -> None:
+        """What reading left aside, once, and columns that no row has."""
+        notes = {split: self.notes[split] for split in SPLITS[stage] if split in self.notes}
+        if notes:
+            mapped = sum((own.mapped for own in notes.values()), Counter())
+            self.columns.check_used(Notes(mapped=mapped), f"the data of `mmpeft {stage}`")
+        for split, own in notes.items():
+            for line in own.lines():
+                print(f"{split}: {line}", file=sys.stderr)
 
     def _mix(self, files: list[str], sizes: list[int]) -> list[tuple[int, float]]:
         assert self.weights is not None, "only data.weights mixes files"
@@ -206,6 +244,17 @@ def all_records(finetunes: Iterable[Finetune], *splits: Split) -> list[Record]:
         if not splits or split in splits
         for record in own
     ]
+
+
+def require_some_image(records: Sequence[Record]) -> None:
+    """Raises:
+    DataError: no record has an image.
+    """
+    if records and not any(record["images"] for record in records):
+        raise DataError(
+            f"{records[0]['where']} and all other rows have no image, but the model has an encoder: name the images in "
+            "the rows (docs/data.md), or say that there are none with data.text_only: true"
+        )
 
 
 def refuse_images(records: Iterable[Record], why: str) -> None:

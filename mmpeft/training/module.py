@@ -23,7 +23,7 @@ from mmpeft.runs.files import LeftOut
 from mmpeft.runs.manifest import LEAST_NEW_TOKENS
 from mmpeft.training import checkpoint
 from mmpeft.training.batches import Batches, ends_by_steps, total_steps
-from mmpeft.training.datamodule import VisionLanguageData, all_records, refuse_images
+from mmpeft.training.datamodule import VisionLanguageData, all_records, refuse_images, require_some_image
 from mmpeft.training.finetune import FinetuneConfig, Schedule, Settings, Split, make_finetunes
 from mmpeft.training.objectives import ChoiceLosses
 from mmpeft.training.optim import make_optimizer
@@ -112,6 +112,8 @@ class VisionLanguageModule(L.LightningModule):
         check_settings(self.trainer, self.finetunes, self.train_projector, stage)
         if self.vision is None:
             refuse_images(records, "model.vision is null")
+        elif stage == "fit" and not data.text_only:
+            require_some_image(records)
         source, own_run = run_to_begin_from(self.trainer, self.start_from)
         fresh = not hasattr(self, "model")
         if fresh:

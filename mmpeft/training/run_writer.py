@@ -95,7 +95,7 @@ class RunWriter(L.Callback):
             self._answers = some_answers(module.engine, self._requests)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        module, _ = _typed(pl_module, trainer)
+        module, data = _typed(pl_module, trainer)
         if not _writes(trainer):
             return
         directory = Path(trainer.default_root_dir)
@@ -109,6 +109,8 @@ class RunWriter(L.Callback):
         manifest = self.manifest
         manifest.base = base_hash(module.model)
         manifest.facts = cost(module, self._before + time.monotonic() - self._started)
+        if skipped := data.notes["train"].skipped:
+            manifest.facts["skipped"] = f"{len(skipped):,} bad rows of the training data"
         save_run(directory, manifest, module.model)
         remove_pictures(directory)
         write_examples(directory, [request.record for request in self._requests], self._answers)

@@ -52,9 +52,25 @@ def tokenizer_of(family):
     return make(kind, special, ["<think>", "</think>"], chat_template)
 
 
-def rendered(tokenizer, *texts):
+GEMMA = (
+    "{{ bos_token }}{% set first = messages[0].content + '\n\n' if messages[0].role == 'system' else '' %}"
+    "{% for m in messages %}{% if m.role == 'user' %}<|start|>user\n{{ first if loop.index0 < 2 else '' }}"
+    "{{ m.content | trim }}<|end|>\n{% elif m.role == 'assistant' %}<|start|>model\n{{ m.content | trim }}<|end|>\n"
+    "{% endif %}{% endfor %}"
+)
+QWEN = "{% if messages[0].role != 'system' %}<|im_start|>system\nbe kind<|im_end|>\n{% endif %}" + CHATML
+SYSTEMS = {
+    **{name: FAMILIES[name] for name in ("chatml", "llama 3", "unigram", "thinks")},
+    "gemma 3": ("metaspace first", GEMMA, ["<|start|>", "<|end|>"], "<|end|>"),
+    "qwen 2.5": ("byte-level", QWEN, ["<|im_start|>", "<|im_end|>"], "<|im_end|>"),
+}
+"""Those that take a system turn."""
+
+
+def rendered(tokenizer, *texts, system=None):
     roles = ["user", "assistant"] * len(texts)
     messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+    messages = [{"role": "system", "content": system}] * bool(system) + messages
     text = tokenizer.apply_chat_template(messages, tokenize=False)
     return re.sub(r"Today: \d+ \w+ \d+", "Today: 26 Jul 2024", text)
 
@@ -121,6 +137,52 @@ def test_turns_that_a_template_rewrites_once_they_have_passed_are_refused():
     template = Template(tokenizer_of("thinks"), 2, "chat")
     with pytest.raises(DataError, match=r"has 2 turns, but the chat template .* otherwise"):
         template.spans(make_record(turns=[("is it red?", "no"), ("is it blue?", "yes")]))
+
+
+@pytest.mark.parametrize("family", SYSTEMS)
+@pytest.mark.parametrize("turns", [1, 2])
+def test_a_system_turn_stands_where_the_models_own_template_puts_it(family, turns):
+    if family == "thinks" and turns == 2:
+        return
+    kind, chat_template, special, _ = SYSTEMS[family]
+    tokenizer = make(kind, special, [], chat_template)
+    template = Template(tokenizer, 2, "chat")
+    said = [("is it red?", "no"), ("is it blue?", "yes")][:turns]
+    row = make_record(turns=said, system=" it is a square ")
+    got = ids_of(template, row)
+    wanted = rendered(tokenizer, *(text for turn in said for text in turn), system="it is a square")
+    assert got == whole(tokenizer, wanted)[: len(got)]
+    assert sum(span.has_loss for span in template.spans(row)) == 2 * turns
+    prompt = template.encode_prompt(row).ids
+    assert template.encode(row).ids[: len(prompt)] == prompt
+    forged = make_record(turns=said, system="a <|im_end|><|end|><|eot|></s> b")
+    (words,) = (span.ids for span in template.spans(forged) if span.kind == "system")
+    assert not {*template.layout.pieces.controls} & {*words}
+    bare = ids_of(template, make_record(turns=said))
+    assert (
+        bare == whole(tokenizer, rendered(tokenizer, *(text for turn in said for text in turn)))[: len(bare)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "told"),
+    [
+        ("mistral v3", "only user and assistant"),
+        ("vicuna", "writes it as the assistant's"),
+        ("llama 2", "only user and assistant"),
+        ("without", "does not write what the system says"),
+    ],
+)
+def test_a_system_turn_that_the_template_does_not_know_is_refused(family, told):
+    without = CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}")
+    tokenizer = (
+        make("byte-level", ["<|im_end|>"], [], without) if family == "without" else tokenizer_of(family)
+    )
+    template = Template(tokenizer, 2, "chat")
+    with pytest.raises(
+        DataError, match=rf"train.jsonl:1: '1' has a system turn, but the chat template .*{told}"
+    ):
+        template.spans(make_record("is it red?", "no", system="it is a square"))
 
 
 @each_family

@@ -87,7 +87,8 @@ def test_images_of_a_row_match_its_image_tokens(tiny_tokenizer, layout, question
     template = Template(tiny_tokenizer, 3, layout)
     images = ["a.png", "b.png"][: question.count("<image>")]
     texts = [question, question + " or not?", "say " + question]
-    rows = [make_record(text, images=images) for text in texts]
+    systems = [{}, {"system": "be sure"}, {"system": "say it"}]
+    rows = [make_record(text, images=images, **own) for text, own in zip(texts, systems, strict=True)]
     encoded = [(template.encode_prompt if as_prompts else template.encode)(row) for row in rows]
     row = pack(encoded)
     assert row.ids.count(IMAGE_TOKEN) == 3 * len(row.images)

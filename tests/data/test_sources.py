@@ -95,7 +95,7 @@ ONE_IMAGE_ROWS = {
 @pytest.mark.parametrize("form", ["jsonl", "json"])
 @pytest.mark.parametrize("shape", ONE_IMAGE_ROWS)
 def test_every_shape_gives_one_record(folder, shape, form):
-    row = {"id": "x1", **ONE_IMAGE_ROWS[shape], "unknown": [1.5]}
+    row = {"id": "x1", **ONE_IMAGE_ROWS[shape]}
     path = write(folder, row if form == "jsonl" else json.dumps([row], indent=2), name=f"data.{form}")
     (record,) = load_records(path, task="vqa")
     assert record == {
@@ -241,7 +241,7 @@ def test_the_number_and_order_of_markers_and_words_is_kept(tmp_path_factory, pie
         ),
         ({"conversations": [{"from": "robot", "value": "A."}]}, "robot"),
         ({"conversations": [["human", "A."]]}, "found the turn list"),
-        ({"messages": [{"role": "system", "content": "Be kind."}]}, "system turn"),
+        ({"messages": [{"role": "system", "content": "Be kind."}]}, "no turn but the system's"),
         ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "found the part"),
         ({"messages": [{"role": "user", "content": None}]}, "wanted text"),
         (
@@ -249,7 +249,9 @@ def test_the_number_and_order_of_markers_and_words_is_kept(tmp_path_factory, pie
             "turn 3 is from the assistant; wanted the user",
         ),
         (qa(answer=None), "no answer"),
-        (qa(answer=3), "answer is int 3; wanted text"),
+        (qa(answer=True), "answer is True; wanted text"),
+        (qa(answer=3.0), "answer is 3.0, which may be meant as 3"),
+        (qa(answer={"text": "3"}), "answer is dict .*; wanted text"),
         (qa(question=["What?"]), "question is list"),
         (qa(image=5), "found the image int 5"),
         (qa(image=""), "wanted a local path"),
@@ -264,8 +266,8 @@ def test_the_number_and_order_of_markers_and_words_is_kept(tmp_path_factory, pie
         (qa(choices=["a", 2]), "choices is int"),
         (qa(question="half \ud800"), "lone surrogate at character 5"),
         (
-            {"prompt": "x", "picture": "a.png"},
-            r"found the keys \['picture', 'prompt'\]; wanted one of .*messages",
+            {"prompter": "x", "picture": "a.png"},
+            r"found the keys \['picture', 'prompter'\]; wanted one of .*messages",
         ),
         ([1, 2], "found a list|something follows|wanted an object"),
         ("17", "found a int; wanted an object"),
@@ -385,13 +387,13 @@ def test_json_faults_give_line_and_byte(folder, content, message):
 
 
 def test_an_array_of_one_line_reads_as_its_rows(folder):
-    path = write(folder, json.dumps([qa(image="a.png"), qa(image="b.png", note="NaN")]), name="one.json")
+    path = write(folder, json.dumps([qa(image="a.png"), qa(image="b.png", source="NaN")]), name="one.json")
     first, second = load_records(path)
     assert [first["where"], second["where"]] == ["one.json:element 1", "one.json:element 2"]
     assert first["id"] != second["id"]
     assert [Path(str(record["images"][0])).name for record in (first, second)] == ["a.png", "b.png"]
     path.write_text(
-        json.dumps([qa(), qa(answer=""), qa(score=float("inf")), qa(note="NaN"), qa(image=float("nan"))])
+        json.dumps([qa(), qa(answer=""), qa(source=float("inf")), qa(source="NaN"), qa(image=float("nan"))])
     )
     with pytest.raises(DataError) as caught:
         load_records(path)

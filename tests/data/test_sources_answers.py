@@ -94,7 +94,10 @@ def test_references_beside_conversations_and_captions(load):
     turns = conversation("Shape?", "circle", "Colour?")
     record = load(conversations=turns, answers=["red", "blue", "red"])
     assert record["turns"] == [("Shape?", "circle"), ("Colour?", "red")]
-    assert load(text="A cat.", answers=["A cat.", "One cat."])["references"] == ["A cat.", "One cat."]
+    assert load(image="a.png", text="A cat.", answers=["A cat.", "One cat."])["references"] == [
+        "A cat.",
+        "One cat.",
+    ]
     assert "references" not in load(question="What?", answer="red")
 
 
@@ -107,9 +110,9 @@ def test_prediction_rows_may_bring_references(load):
     [
         ([], "answers is list"),
         ("['red', 'blue']", "answers is str"),
-        (["red", 2], "answers is int 2; wanted text"),
-        ([{"text": "red"}], "answers is NoneType"),
-        (["red", " "], "answers holds an empty text"),
+        (["red", True], "answers is True; wanted text"),
+        ([{"said": "red"}], "answers holds no text"),
+        (["", " "], "answers holds no text"),
         (["<image>", "<image>"], "an answer, holds <image>"),
     ],
 )

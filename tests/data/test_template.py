@@ -67,20 +67,31 @@ SHAPES = {
         None,
         "<s>[INST] <Img>...</Img> what? [/INST] red</s><s>[INST] and <Img>...</Img> [/INST] blue</s>",
     ),
+    "a system turn before an image": (
+        [("<image>what?", "red"), ("sure?", "yes")],
+        {"task": "vqa", "system": " be sure "},
+        "<s>[INST] be sure <Img>...</Img> [vqa] what? [/INST] red</s><s>[INST] [vqa] sure? [/INST] yes</s>",
+    ),
+    "a system turn before text": (
+        [("what?", "red")],
+        {"task": "vqa", "system": "be sure"},
+        "<s>[INST] be sure [vqa] what? [/INST] red</s>",
+    ),
     "spaces around": (
         [("<image>  what? \n", "  red ")],
         None,
         "<s>[INST] <Img>...</Img> what? [/INST] red</s>",
     ),
 }
-"""name -> (turns, task, the conversation with ``...`` for the features and <s>, </s> for begin and end)."""
+"""name -> (turns, task or more, the conversation with ``...`` for the features and <s>, </s> for begin and end)."""
 each_shape = pytest.mark.parametrize("name", SHAPES)
 
 
-def record(turns, task=None):
+def record(turns, told=None):
     count = sum(question.count("<image>") for question, _ in turns)
     images = [f"{n}.png" for n in range(count)]
-    return make_record(images=images, turns=turns, task=task, id="sample-7", where="train.jsonl:3")
+    own = told if isinstance(told, dict) else {"task": told}
+    return make_record(images=images, turns=turns, id="sample-7", where="train.jsonl:3", **own)
 
 
 def shape(name):

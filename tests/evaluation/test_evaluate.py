@@ -127,7 +127,12 @@ def test_what_a_run_goes_on_from_stays_known(tfew_config, tiny_data, tmp_path):
 
     def known_after(task):
         where = tmp_path / task
-        data = [f"--data.train={tiny_data / 'text.jsonl'}", f"--data.task={task}", "--data.shots=null"]
+        data = [
+            f"--data.train={tiny_data / 'text.jsonl'}",
+            f"--data.task={task}",
+            "--data.shots=null",
+            "--data.text_only=true",
+        ]
         start = [f"--model.start_from={run_directory(tfew_config)}", "--model.optimizer=adamw"]
         steps = [
             "--trainer.max_steps=1",

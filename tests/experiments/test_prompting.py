@@ -76,6 +76,18 @@ def test_examples_are_earlier_turns_with_their_images_and_answers(model, templat
         )
 
 
+def test_examples_and_question_share_one_system_turn(model, template, records):
+    asked, examples = ([record | {"system": "be sure"} for record in own] for own in records)
+    prompt = FewShotPrompt(model, template, examples[:2])
+    prompt.keep_examples("vqa", prompt.features(prompt.images))
+    kept = prompt.kept_scores(prompt.encode(asked[0]), prompt.features(asked[0]["images"]))
+    torch.testing.assert_close(kept, scores(prompt, asked[0]), **CLOSE)
+    with pytest.raises(DataError, match="another system turn than the examples"):
+        prompt.encode(records[0][0])
+    with pytest.raises(DataError, match="another system turn than the examples"):
+        FewShotPrompt(model, template, [*examples[:1], *records[1][:1]]).encode(asked[0])
+
+
 def test_an_image_that_comes_twice_is_encoded_once(model, template, records, monkeypatch):
     seen = []
     monkeypatch.setattr("mmpeft.data.features.load_image", seen.append)

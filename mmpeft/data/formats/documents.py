@@ -29,6 +29,7 @@ ROW_LISTS = (
         "tools",
     ),
     *("answers", "choices", "options", "captions", "sentences", "chosen", "rejected", "prompt", "completion"),
+    *("rejected_messages", "segments"),
 )
 """Keys whose lists of objects are parts of one row."""
 ABOUT_THE_FILE = (

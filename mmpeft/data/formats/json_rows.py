@@ -1,7 +1,7 @@
 """JSON and JSONL -> rows: an array, one object a line, objects over several lines one after the other, or a document.
 
 Which of them a file is, its content says and not its ending. A file of one object that holds the rows in a list or by
-their ids (`documents.py`) is a document.
+their ids (`documents.py`) is a document; only where its ending promises an object a line, one line is one row.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,10 @@ from mmpeft.data.formats.base import DataError, Place, Rows
 from mmpeft.data.formats.documents import Document, document_rows, outline_of
 from mmpeft.data.formats.json_text import JsonText, JsonTextError, RowDecoder, json_error
 from mmpeft.data.formats.splits import of_split
-from mmpeft.data.formats.streams import open_utf8
+from mmpeft.data.formats.streams import ending, open_utf8
+
+LINES = (".jsonl", ".ndjson")
+"""Endings of files that hold one object a line."""
 
 
 def json_rows(path: Path, require_answers: bool = True, wanted: str | None = None) -> Rows:
@@ -40,7 +43,8 @@ def json_rows(path: Path, require_answers: bool = True, wanted: str | None = Non
             else:
                 yield from _in_lines(path)
             return
-    if alone and outline.is_document:
+    is_row = ended == begin and ending(path) in LINES
+    if alone and outline.is_document and not is_row:
         yield from _documents([Document(path, outline, json_text)], require_answers, wanted)
     else:
         yield from of_split(_in_lines(path) if ended == begin else _in_sequence(path), wanted, path)

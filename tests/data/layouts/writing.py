@@ -17,6 +17,7 @@ Members = Sequence[tuple[str, bytes | str]]
 
 @cache
 def png(colour: str = "red") -> bytes:
+    """A small picture."""
     buffer = io.BytesIO()
     Image.new("RGB", (2, 2), colour).save(buffer, "PNG")
     return buffer.getvalue()

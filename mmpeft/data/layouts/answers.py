@@ -1,0 +1,62 @@
+"""Answers: a text, a number, a choice by its place or letter, or what several people said."""
+
+import re
+from collections import Counter
+from typing import Any
+
+from mmpeft.data.formats import DataError
+from mmpeft.data.layouts.choices import Choices
+from mmpeft.data.layouts.notes import Notes
+from mmpeft.data.layouts.values import as_list, as_spoken, from_json, is_absent, short
+
+LIST_OF_PYTHON = re.compile(r"\['.*'\]", re.S)
+TEXTS = ("answer", "raw", "caption", "text")
+"""Under what an object of a list holds its text: VQA v2, Karpathy's sentences, COCO."""
+
+
+def read_answer(value: Any, name: str, choices: Choices | None) -> str:
+    """Raises:
+    DataError: it is no answer, or names a choice that there is not.
+    """
+    if isinstance(value, str) and LIST_OF_PYTHON.fullmatch(value):
+        raise DataError(
+            f"{name} is {short(value)}, a list as Python prints it; write it as a list, or as the answer alone"
+        )
+    return as_spoken(value, name) if choices is None else choices.resolve(value, name)
+
+
+def read_people(value: Any, name: str, notes: Notes, required: bool) -> list[str]:
+    """What several people said, without empty texts, which are counted.
+
+    Raises:
+        DataError: nobody said anything and an answer is ``required``.
+    """
+    value = from_json(value)
+    if isinstance(value, dict) and "text" in value:  # SQuAD: {text: [...], answer_start: [...]}
+        value = value["text"]
+    if not required and isinstance(value, list) and not value:
+        return []
+    texts = [_text_of(item, name) for item in as_list(value, name)]
+    said = [text for text in texts if text.strip()]
+    if not said and required:
+        raise DataError(f"{name} holds no text: {short(texts)}; write the answer, or drop the row")
+    notes.empty_answers += len(texts) - len(said) if said else 0
+    return said
+
+
+def most_frequent(texts: list[str]) -> str:
+    """Of equally frequent ones the first; outer whitespace does not matter."""
+    trimmed = [text.strip() for text in texts]
+    return texts[trimmed.index(Counter(trimmed).most_common(1)[0][0])]
+
+
+def starting_with(answer: str, references: list[str]) -> list[str]:
+    """The references with the answer, or what equals it but for outer whitespace, moved or added to the front."""
+    same = [number for number, text in enumerate(references) if text.strip() == answer.strip()][:1]
+    return [answer, *(text for number, text in enumerate(references) if number not in same)]
+
+
+def _text_of(item: Any, name: str) -> str:
+    if isinstance(item, dict):
+        item = next((item[key] for key in TEXTS if not is_absent(item.get(key))), None)
+    return "" if is_absent(item) else as_spoken(item, name)

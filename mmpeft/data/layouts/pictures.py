@@ -1,0 +1,119 @@
+"""The images of a row: under which key they are named, and what a value names: a file, bytes, or their base64 text."""
+
+import base64
+import binascii
+import os
+from typing import Any
+
+from mmpeft.data.formats import DataError
+from mmpeft.data.layouts.fields import Fields
+from mmpeft.data.layouts.image_root import ImageRoot
+from mmpeft.data.layouts.tags import PLACEHOLDER
+from mmpeft.data.layouts.values import from_json, is_empty, short
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+LONGEST_NAME = 1024
+"""Letters; a longer text is not the name of a file."""
+SOURCES = ("bytes", "base64", "image", "image_url", "url", "path", "value", "file_name", "filename")
+"""Where an object that stands for an image holds it."""
+
+
+def take_images(fields: Fields, root: ImageRoot) -> tuple[list[str | bytes], list[str]]:
+    """The images that a row names under keys of its own, and these keys.
+
+    Raises:
+        DataError: they are named twice, or in a way that is not read.
+    """
+    refuse_other_media(fields)
+    paths = [key for key in fields.of("path") if _names_image(fields.row[key])]
+    keys = _one_of(fields, fields.of("image") + paths)
+    if not keys and (numbered := [key for key in fields.keys.numbered if key in fields.left]):
+        images = [_resolve(value, root) for value in fields.take_all(numbered)]
+        return images, numbered
+    if not keys:
+        keys = [key for key in fields.of("image id") if _has_file(fields.row[key], root)][:1]
+    if not keys:
+        return [], []
+    return read_images(fields.take_key(keys[0]), root), keys
+
+
+def refuse_other_media(fields: Fields) -> None:
+    """The one place where videos and audio are met."""
+    for kind in ("video", "audio"):
+        for key in fields.of(kind):
+            if not is_empty(value := fields.take_key(key)):
+                raise DataError(
+                    f"{key} is {short(value)}: {kind} is not read; drop the row, or name {key} in data.ignore"
+                )
+
+
+def read_images(value: Any, root: ImageRoot) -> list[str | bytes]:
+    """Paths and bytes behind the value of an image key: one image or a list of them."""
+    if isinstance(value, str) and value[:1] not in ("[", "{"):
+        return [_resolve(value, root)]
+    value = from_json(value)
+    if isinstance(value, dict) and value and all(PLACEHOLDER.fullmatch(str(key)) for key in value):
+        value = [value[key] for key in sorted(value)]  # MiniCPM-V: {"<image_00>": name, ...}
+    return [_resolve(image, root) for image in (value if isinstance(value, list) else [value])]
+
+
+def is_image_name(value: Any) -> bool:
+    """Whether a value looks like the name of an image file."""
+    return isinstance(value, str) and len(value) < LONGEST_NAME and value.lower().endswith(ENDINGS)
+
+
+def _one_of(fields: Fields, keys: list[str]) -> list[str]:
+    """Of several keys the one that has the image, where the others are only its name."""
+    if len(keys) < 2:
+        return keys
+    local = [key for key in keys if not str(fields.row[key]).startswith(("http://", "https://"))]
+    fields.take_all(key for key in keys if local and key not in local)
+    keys = local or keys
+    held = [key for key in keys if _is_held(fields.row[key])]
+    names = {os.path.basename(str(fields.row[key])) for key in keys if key not in held}
+    if len(held) > 1 or len(names) > 1:
+        raise DataError(f"images are given more than once, under {keys}; keep one of them")
+    first = held or keys[:1]
+    fields.take_all(key for key in keys if key not in first)
+    return first
+
+
+def _is_held(value: Any) -> bool:
+    return isinstance(value, bytes) or (isinstance(value, dict) and isinstance(value.get("bytes"), bytes))
+
+
+def _names_image(value: Any) -> bool:
+    value = from_json(value)
+    return all(map(is_image_name, value)) if isinstance(value, list) and value else is_image_name(value)
+
+
+def _has_file(value: Any, root: ImageRoot) -> bool:
+    """Whether an image's number or name is also that of its file."""
+    if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
+        return False
+    return _names_image(value) or (len(str(value)) < LONGEST_NAME and root.find(str(value)) is not None)
+
+
+def _resolve(image: Any, root: ImageRoot) -> str | bytes:
+    """The absolute path or the bytes behind one image."""
+    if isinstance(image, dict):
+        given = next((image[key] for key in SOURCES if not is_empty(image.get(key))), None)
+        image = _resolve(given, root) if isinstance(given, dict) else given
+    if isinstance(image, bytes) and image:
+        return image
+    if isinstance(image, int) and not isinstance(image, bool):
+        image = root.find(str(image)) or image
+    if not isinstance(image, str):
+        raise DataError(f"found the image {short(image)}; wanted a file name, or bytes that are not empty")
+    if image.startswith("data:"):
+        return _decoded(image.partition(",")[2], image)
+    return _decoded(image, image) if len(image) > LONGEST_NAME else root.resolve(image)
+
+
+def _decoded(text: str, shown: str) -> bytes:
+    try:
+        if decoded := base64.b64decode("".join(text.split()), validate=True):
+            return decoded
+    except (binascii.Error, ValueError):
+        pass
+    raise DataError(f"found the image {short(shown)}; wanted a local path, or an image as base64")

@@ -1,0 +1,81 @@
+"""Tags inside of texts: where images stand, in the spellings of public tools, and what cannot be read.
+
+`<image>` is the marker of all of them here. ``<image 1>``, ``<|image_1|>``, ``<ImageHere>`` and the like become it
+where a row has images; Qwen-VL's ``<img>path</img>`` names its image on the spot.
+"""
+
+import re
+from collections.abc import Collection
+
+from mmpeft.data.formats import DataError
+
+IMAGE_MARKER = "<image>"
+"""Stands in a record's question where an image belongs."""
+PLACEHOLDER = re.compile(
+    r"\(<image>\./</image>\)|<image[ _](\d+)>|<\|image_(\d+)\|>|<\|image\|>|<\|image_pad\|>|<ImageHere>"
+    r"|<image_placeholder>|<ImageContent>"
+)
+INLINE = re.compile(r"<img>([^<>\n]+)</img>")
+UNREAD = re.compile(
+    r"<(?:video|audio|speech|bbox|ref-object)>|<\|(?:video|audio|video_pad|audio_\d+)\|>"
+    r"|<(?:video|audio)[ _]\d+>"
+)
+Turn = tuple[str, str]
+"""(role, text)"""
+
+
+def read_tags(
+    turns: list[Turn], has_images: bool, inline: list, as_text: Collection[str] = ()
+) -> tuple[list[Turn], list[str]]:
+    """The turns with `IMAGE_MARKER` where images stand.
+
+    Args:
+        has_images: whether the row names images outside of its texts.
+        inline: images that were named inside of message parts; those of texts are appended.
+        as_text: tags that are to be left as text.
+
+    Raises:
+        DataError: a tag stands for what cannot be read.
+    """
+    if not any("<" in text for _, text in turns):
+        return turns, []
+    for _, text in turns:
+        if unread := next((tag for tag in UNREAD.findall(text) if tag not in as_text), None):
+            raise DataError(
+                f"a text holds {unread}, which stands for something that is not read; drop the row, or name "
+                f'"{unread}" in data.ignore to learn it as text'
+            )
+    named: list[str] = []
+    if "<img>" not in as_text:
+        turns = [(role, _inlined(text, named) if role == "user" else text) for role, text in turns]
+    return _placed(turns, has_images or bool(inline), as_text), named
+
+
+def _inlined(text: str, named: list[str]) -> str:
+    named += [name.strip() for name in INLINE.findall(text)]
+    return INLINE.sub(IMAGE_MARKER, text)
+
+
+def _placed(turns: list[Turn], has_images: bool, as_text: Collection[str]) -> list[Turn]:
+    """Other spellings of the marker become it."""
+    found = [
+        (role, tag) for role, text in turns for tag in PLACEHOLDER.finditer(text) if tag[0] not in as_text
+    ]
+    if not found:
+        return turns
+    first = found[0][1][0]
+    if not has_images or any(role != "user" for role, _ in found):
+        raise DataError(
+            f"a text holds {first}, but "
+            + ("it is no question's" if has_images else "the row names no image")
+            + f'; name the image, or name "{first}" in data.ignore to learn it as text'
+        )
+    numbers = [int(tag[1] or tag[2]) for _, tag in found if tag[1] or tag[2]]
+    if numbers and numbers != list(range(numbers[0], numbers[0] + len(found))):
+        raise DataError(
+            f"found {[tag[0] for _, tag in found]}; wanted every image once and in order: write <image> for each"
+        )
+    return [
+        (role, PLACEHOLDER.sub(lambda tag: tag[0] if tag[0] in as_text else IMAGE_MARKER, text))
+        for role, text in turns
+    ]

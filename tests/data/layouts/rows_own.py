@@ -1,0 +1,105 @@
+"""People's own rows: images under other names, keys that nobody knows, and data.columns."""
+
+from tests.data.layouts.rows import A, B, meant, read, refused
+
+ONE = meant("What is it?", "a cat")
+ASKED = {"question": "What is it?", "answer": "a cat"}
+NAMES = (
+    *("image_name", "img_name", "image_path", "img", "img_path", "filename", "file", "imgname", "image_file"),
+    *("image_file_name", "Image", "imageFile", "Image Path", "file_path"),
+)
+
+LAYOUTS = [
+    *(read(f"An image under {name}", {name: A, **ASKED}, ONE) for name in NAMES),
+    read(
+        "Images under file_names (imagefolder)",
+        {"file_names": [A, B], **ASKED},
+        meant("What is it?", "a cat", images=(A, B)),
+    ),
+    read(
+        "Images under image_1, image_2",
+        {"image_2": B, "image_1": A, **ASKED},
+        meant("What is it?", "a cat", images=(A, B)),
+    ),
+    read(
+        "Images as a JSON list in a cell",
+        {"images": '["a.png", "b.png"]', **ASKED},
+        meant("What is it?", "a cat", images=(A, B)),
+    ),
+    read(
+        "An image's name with back slashes",
+        {"image": "sub\\a.png", **ASKED},
+        {**ONE, "images": ["sub/a.png"]},
+        files=("sub/a.png",),
+    ),
+    read("An image by file://", {"image": "file://a.png", **ASKED}, ONE),
+    refused(
+        "An image under a name that nobody knows",
+        {"photo": A, **ASKED},
+        "the key 'photo' (str 'a.png', an image's name): not understood",
+    ),
+    read(
+        "An image under such a name, in data.columns", {"photo": A, **ASKED}, ONE, columns={"image": "photo"}
+    ),
+    refused("An image as the id", {"id": A, **ASKED}, "the id 'a.png' names an image"),
+    read("An image as the id, in data.columns", {"id": A, **ASKED}, ONE, columns={"image": "id"}),
+    refused("An image inside of metadata", {"metadata": {"file": A}, **ASKED}, "the key 'metadata'"),
+    refused("An image under source", {"source": A, **ASKED}, "the key 'source'"),
+    refused(
+        "An absolute path outside of the folder",
+        {"image": "/elsewhere/a.png", **ASKED},
+        "outside the image root",
+    ),
+    refused(
+        "A misspelt key", {"image": A, "question": "What is it?", "anwser": "a cat"}, "closest to 'answer'"
+    ),
+    read(
+        "data.columns for all three",
+        {"picture": A, "asks": "What is it?", "says": "a cat"},
+        ONE,
+        columns={"image": "picture", "question": "asks", "answer": "says"},
+    ),
+    read(
+        "data.columns for a mix of known names",
+        {"img_name": A, "prompt": "What is it?", "response": "a cat"},
+        ONE,
+        columns={"image": "img_name", "question": "prompt", "answer": "response"},
+    ),
+    refused(
+        "data.columns onto a key that is there",
+        {**ASKED, "says": "no"},
+        "data.columns gives answer the column 'says', but the row has 'answer' too",
+        columns={"answer": "says"},
+    ),
+    read(
+        "data.columns onto a key that is there, and data.ignore",
+        {**ASKED, "says": "no"},
+        meant("What is it?", "no", images=()),
+        columns={"answer": "says"},
+        ignore=["answer"],
+    ),
+    refused("A key that nobody knows", {**ASKED, "note": "dark"}, "the key 'note'"),
+    read(
+        "A key that nobody knows, in data.ignore",
+        {**ASKED, "note": "dark"},
+        meant("What is it?", "a cat", images=()),
+        ignore=["note"],
+    ),
+    read(
+        "Bookkeeping: source, split, license, language",
+        {
+            "image": A,
+            **ASKED,
+            "source": "own",
+            "split": "train",
+            "license": "CC0",
+            "language": "en",
+            "metadata": {"by": "me"},
+        },
+        ONE,
+    ),
+    read("Keys that say nothing", {"image": A, **ASKED, "note": "", "tags": [], "extra": None}, ONE),
+    refused(
+        "Nothing that is known", {"a_column": 1, "b_column": 2}, "found the keys ['a_column', 'b_column']"
+    ),
+]
