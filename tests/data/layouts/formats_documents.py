@@ -6,6 +6,7 @@ from tests.data.layouts.layout import Layout
 from tests.data.layouts.writing import document, images
 
 INFO = {"description": "made for a test", "year": 2026, "version": "1.0"}
+HEAD = {"info": INFO, "license": {"name": "ours"}, "data_type": "mscoco", "data_subtype": "val2014"}
 COCO_IMAGE = "COCO_val2014_000000000042.png"
 QUESTION = {"image_id": 42, "question": "Is it open?", "question_id": 42000}
 PEOPLE = [{"answer": "yes", "answer_confidence": "yes", "answer_id": n} for n in (1, 2)]
@@ -49,14 +50,12 @@ def coco(folder: Path) -> str:
 
 def vqa_questions(folder: Path, *questions: dict) -> str:
     images(folder, COCO_IMAGE)
-    head = {"info": INFO, "license": {"name": "ours"}, "data_type": "mscoco", "data_subtype": "val2014"}
-    value = head | {"task_type": "Open-Ended", "questions": list(questions or [QUESTION])}
+    value = HEAD | {"task_type": "Open-Ended", "questions": list(questions or [QUESTION])}
     return document(folder, "v2_OpenEnded_mscoco_val2014_questions.json", value)
 
 
 def vqa_annotations(folder: Path) -> str:
-    head = {"info": INFO, "license": {"name": "ours"}, "data_type": "mscoco", "data_subtype": "val2014"}
-    return document(folder, "v2_mscoco_val2014_annotations.json", head | {"annotations": [ANNOTATION]})
+    return document(folder, "v2_mscoco_val2014_annotations.json", HEAD | {"annotations": [ANNOTATION]})
 
 
 def karpathy(folder: Path) -> str:
@@ -87,10 +86,8 @@ def text_vqa(folder: Path) -> str:
         "question": "What does the sign say?",
         "image_id": "0f3a",
         "image_classes": ["Sign"],
-        "flickr_original_url": "none",
-        "flickr_300k_url": "none",
-        "image_width": 2,
-        "image_height": 2,
+        **dict.fromkeys(("flickr_original_url", "flickr_300k_url"), "none"),
+        **dict.fromkeys(("image_width", "image_height"), 2),
         "answers": ["stop", "stop", "halt"],
         "question_tokens": ["what", "does", "the", "sign", "say"],
         "question_id": 9,
@@ -152,12 +149,7 @@ def science_qa(folder: Path) -> str:
         "hint": "Metals conduct.",
         "image": "image.png",
         "task": "closed choice",
-        "grade": "grade4",
-        "subject": "natural science",
-        "topic": "materials",
-        "category": "Metals",
-        "skill": "Know metals",
-        "lecture": "On metals.",
+        **dict.fromkeys(("grade", "subject", "topic", "category", "skill", "lecture"), "of metals"),
         "solution": "Iron is a metal.",
         "split": "train",
     }
