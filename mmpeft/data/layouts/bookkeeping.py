@@ -23,9 +23,10 @@ ALWAYS = {
         "license licence"
     ),
     "about the row": _names("metadata meta lang language q_lang"),
-    "who wrote a machine's answer": _names("model model_id"),
 }
 """Reason -> names."""
+SPLITS = _names("split data_split set_name")
+"""Names of the split that a row belongs to; rows of several are not one data set."""
 BESIDE_IMAGE = {
     "the same image once more": _names("image_id img_id url coco_url flickr_url image_hash md5 sha256"),
     "its size": _names("width height image_width image_height image_size width_list height_list"),
@@ -35,6 +36,7 @@ BESIDE_ANSWER = {
     "the kind of question or answer": _names(
         "question_type question_types answer_type content_type category l2-category type difficulty topic subject skill"
     ),
+    "who wrote a machine's answer": _names("model model_id"),
 }
 """Harmless only beside a question and its answer: alone, they may be the answer."""
 PUBLISHED: dict[str, tuple[frozenset[str], frozenset[str]]] = {

@@ -5,13 +5,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmpeft.data.layouts.answers import most_frequent, read_answer, read_people, starting_with
-from mmpeft.data.layouts.bookkeeping import rename_published, take_bookkeeping, take_published
+from mmpeft.data.layouts.answers import (
+    most_frequent,
+    one_of,
+    read_answer,
+    read_people,
+    refuse_several_right,
+    starting_with,
+)
+from mmpeft.data.layouts.bookkeeping import SPLITS, rename_published, take_bookkeeping, take_published
 from mmpeft.data.layouts.choices import Choices, take_choices, take_right_choice
 from mmpeft.data.layouts.columns import Columns, describe_unknown
 from mmpeft.data.layouts.conversations import read_turns, split_system
 from mmpeft.data.layouts.fields import Fields
 from mmpeft.data.layouts.image_root import ImageRoot
+from mmpeft.data.layouts.names import plain
 from mmpeft.data.layouts.notes import Notes
 from mmpeft.data.layouts.pictures import is_image_name, read_images, take_images
 from mmpeft.data.layouts.preferences import refuse_wrong, take_preferred
@@ -52,6 +60,7 @@ class RowReader:
     def __init__(self, root: ImageRoot, columns: Columns, required: bool, notes: Notes):
         self.root, self.columns, self.required, self.notes = root, columns, required, notes
         self._as_text = {key for key in columns.ignored if key.startswith("<")}
+        self._split: Any = None
 
     def read(self, row: Any) -> Iterator[Sample]:
         """The samples of a row: one, or several of a packed row (Qwen-VL: a list of rows).
@@ -89,6 +98,7 @@ class RowReader:
         aside += take_bookkeeping(fields, bool(images), asked)
         if aside:
             self.notes.set_aside.update(aside)
+            self._check_split(fields, aside)
         if left := fields.left:
             if fields.of("tools"):
                 raise DataError(f"found {fields.of('tools')[0]!r}: tools are not read; drop the row")
@@ -134,17 +144,30 @@ class RowReader:
                 )
             if meaning in ("caption", "text") and isinstance(several := from_json(value), list):
                 value = several
-            if isinstance(value, list):
+            if isinstance(value, list) and meaning in ("caption", "text"):
                 references = read_people(value, key, self.notes, self.required)
             else:
-                answer = read_answer(value, key, choices)
+                answer = read_answer(one_of(value, key), key, choices)
         if fields.has("answers"):
-            if references:
-                raise DataError("found a list of answers beside 'answers'; keep one of them")
-            references = read_people(fields.take("answers"), "answers", self.notes, self.required)
+            value = fields.take("answers")
+            if choices is not None:
+                refuse_several_right(value, choices)
+            references = read_people(value, "answers", self.notes, self.required)
         answer = take_right_choice(fields, choices, answer)
         answer = most_frequent(references) if answer is None and references else answer
         return ([*turns, ("assistant", answer)] if answer is not None else turns), references
+
+    def _check_split(self, fields: Fields, aside: list[str]) -> None:
+        """Rows of several splits are not one data set: what is held out would be learnt."""
+        for key in aside:
+            if plain(key) in SPLITS:
+                value = fields.row[key]
+                self._split = value if self._split is None else self._split
+                if value != self._split:
+                    raise DataError(
+                        f"{key} is {value!r}, and {self._split!r} in earlier rows: write each split into a file of its "
+                        f"own, or take all of them (data.ignore: [{key}])"
+                    )
 
     def _system(self, fields: Fields, turns: list[Turn]) -> tuple[str | None, list[Turn]]:
         key = fields.key("system")
