@@ -32,8 +32,8 @@ def read_people(value: Any, name: str, notes: Notes, required: bool) -> list[str
         DataError: nobody said anything and an answer is ``required``.
     """
     value = from_json(value)
-    if isinstance(value, dict) and "text" in value:  # SQuAD: {text: [...], answer_start: [...]}
-        value = value["text"]
+    if isinstance(value, dict):  # a column a field: SQuAD's {text: [...], answer_start: [...]}
+        value = next((value[key] for key in TEXTS if key in value), value)
     if not required and isinstance(value, list) and not value:
         return []
     texts = [_text_of(item, name) for item in as_list(value, name)]
@@ -42,6 +42,34 @@ def read_people(value: Any, name: str, notes: Notes, required: bool) -> list[str
         raise DataError(f"{name} holds no text: {short(texts)}; write the answer, or drop the row")
     notes.empty_answers += len(texts) - len(said) if said else 0
     return said
+
+
+def one_of(value: Any, name: str) -> Any:
+    """The answer that is alone in a list; other values are themselves.
+
+    Raises:
+        DataError: there are several, which may be several people's answers or the parts of one.
+    """
+    if not isinstance(value, list):
+        return value
+    if len(value) != 1:
+        raise DataError(
+            f"{name} is {short(value)}, {len(value)} answers; if they are several people's, say so (data.columns: "
+            f"{{answers: {name}}}), else write them as one text"
+        )
+    return value[0]
+
+
+def refuse_several_right(value: Any, choices: Choices) -> None:
+    """Raises:
+    DataError: each of several answers is another choice: of such a question several are right.
+    """
+    texts = [text.strip() for text in value if isinstance(text, str)] if isinstance(value, list) else []
+    among = {choice.strip() for choice in choices.texts} | {*choices.labels}
+    if len(texts) > 1 and len({*texts}) == len(texts) and among.issuperset(texts):
+        raise DataError(
+            f"answers are {texts}, several of the choices; only one choice can be right: drop the row"
+        )
 
 
 def most_frequent(texts: list[str]) -> str:

@@ -23,7 +23,6 @@ ALWAYS = {
         "license licence"
     ),
     "about the row": _names("metadata meta lang language q_lang"),
-    "who wrote a machine's answer": _names("model model_id"),
 }
 """Reason -> names."""
 BESIDE_IMAGE = {
@@ -35,6 +34,7 @@ BESIDE_ANSWER = {
     "the kind of question or answer": _names(
         "question_type question_types answer_type content_type category l2-category type difficulty topic subject skill"
     ),
+    "who wrote a machine's answer": _names("model model_id"),
 }
 """Harmless only beside a question and its answer: alone, they may be the answer."""
 PUBLISHED: dict[str, tuple[frozenset[str], frozenset[str]]] = {

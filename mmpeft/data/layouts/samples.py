@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmpeft.data.formats import DataError
-from mmpeft.data.layouts.answers import most_frequent, read_answer, read_people, starting_with
+from mmpeft.data.layouts.answers import (
+    most_frequent,
+    one_of,
+    read_answer,
+    read_people,
+    refuse_several_right,
+    starting_with,
+)
 from mmpeft.data.layouts.bookkeeping import rename_published, take_bookkeeping, take_published
 from mmpeft.data.layouts.choices import Choices, take_choices, take_right_choice
 from mmpeft.data.layouts.columns import Columns, describe_unknown
@@ -134,14 +141,15 @@ class RowReader:
                 )
             if meaning in ("caption", "text") and isinstance(several := from_json(value), list):
                 value = several
-            if isinstance(value, list):
+            if isinstance(value, list) and meaning in ("caption", "text"):
                 references = read_people(value, key, self.notes, self.required)
             else:
-                answer = read_answer(value, key, choices)
+                answer = read_answer(one_of(value, key), key, choices)
         if fields.has("answers"):
-            if references:
-                raise DataError("found a list of answers beside 'answers'; keep one of them")
-            references = read_people(fields.take("answers"), "answers", self.notes, self.required)
+            value = fields.take("answers")
+            if choices is not None:
+                refuse_several_right(value, choices)
+            references = read_people(value, "answers", self.notes, self.required)
         answer = take_right_choice(fields, choices, answer)
         answer = most_frequent(references) if answer is None and references else answer
         return ([*turns, ("assistant", answer)] if answer is not None else turns), references

@@ -183,6 +183,26 @@ LAYOUTS = [
         },
         {**PLAIN, "choices": ["a dog", "a cat"]},
     ),
+    read(
+        "A letter that is also a choice of a plain list",
+        {**ASKED, "choices": ["B", "A"], "answer": "A"},
+        meant("What is it?", "A", choices=["B", "A"]),
+    ),
+    refused(
+        "A letter that is another choice's text",
+        {**ASKED, "A": "B", "B": "A", "answer": "A"},
+        "one of the choices ['B', 'A'] and the letter of another",
+    ),
+    refused(
+        "Several right choices under answer",
+        {**ASKED, "choices": ["a dog", "a cat", "a pet"], "answer": ["a cat", "a pet"]},
+        "answer is list ['a cat', 'a pet'], 2 answers",
+    ),
+    refused(
+        "Several right choices under answers",
+        {**ASKED, "choices": ["a dog", "a cat", "a pet"], "answers": ["a cat", "a pet"]},
+        "several of the choices",
+    ),
     refused(
         "An index beyond the choices",
         {**ASKED, "choices": ["a dog", "a cat"], "answer": 2},

@@ -1,6 +1,7 @@
 """People's own rows: images under other names, keys that nobody knows, and data.columns."""
 
-from tests.data.layouts.rows import A, B, meant, read, refused
+from tests.data.layouts.layout import Layout
+from tests.data.layouts.rows import A, B, meant, read, refused, writes
 
 ONE = meant("What is it?", "a cat")
 ASKED = {"question": "What is it?", "answer": "a cat"}
@@ -98,6 +99,19 @@ LAYOUTS = [
         },
         ONE,
     ),
+    Layout(
+        "Rows of several splits in one file",
+        writes([{"image": A, **ASKED, "split": own} for own in ("train", "test")]),
+        refused="is of the split 'test'",
+    ),
+    Layout(
+        "Rows of several splits in one file, all named",
+        lambda folder: (
+            writes([{"image": A, **ASKED, "split": own} for own in ("train", "test")])(folder) + ":train+test"
+        ),
+        records=[ONE, ONE],
+    ),
+    refused("A car's make and model", {"image": A, "label": "red", "model": "x5"}, "the key 'model'"),
     read("Keys that say nothing", {"image": A, **ASKED, "note": "", "tags": [], "extra": None}, ONE),
     refused(
         "Nothing that is known", {"a_column": 1, "b_column": 2}, "found the keys ['a_column', 'b_column']"

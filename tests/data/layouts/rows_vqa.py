@@ -58,9 +58,25 @@ LAYOUTS = [
         ONE,
     ),
     read(
-        "BLIP and ALBEF, a list of answers",
+        "BLIP and ALBEF, a list of answers, in data.columns",
         {"question_id": 1, **ASKED, "answer": ["a cat", "cat", "cat"], "dataset": "vqa"},
         SEVERAL,
+        columns={"answers": "answer"},
+    ),
+    refused(
+        "BLIP and ALBEF, a list of answers",
+        {"question_id": 1, **ASKED, "answer": ["a cat", "cat", "cat"], "dataset": "vqa"},
+        "say so (data.columns: {answers: answer})",
+    ),
+    read(
+        "Answers of people, a column a field",
+        {**ASKED, "answers": {"answer": ["a cat", "cat", "cat"], "answer_id": [1, 2, 3]}},
+        SEVERAL,
+    ),
+    refused(
+        "A text beside answers of which it is none",
+        {"image": A, "text": "What is it?", "answers": ["a cat", "cat"]},
+        "found the keys ['answers', 'image', 'text']",
     ),
     read(
         "VizWiz, answerable", {**ASKED, "answers": PEOPLE, "answer_type": "other", "answerable": 1}, SEVERAL
@@ -143,7 +159,7 @@ LAYOUTS = [
     read(
         "ChartQA on the hub, a list of one label",
         {"image": A, "query": "What is it?", "label": ["a cat"], "human_or_machine": 0},
-        {**ONE, "references": ["a cat"]},
+        ONE,
     ),
     read(
         "TextVQA, image_id with its file",
