@@ -56,7 +56,9 @@ def read_or_open(files: Sequence[Path], root: Path, settings: dict[str, Any], re
             with unfinished.open("w+b", buffering=2**20) as file:
                 writer = StoreWriter(file)
                 read(writer, images)
-                writer.finish({"files": state, "code": _code(), "leads_to": images.leads_to, "paths": paths})
+                writer.finish(
+                    {"files": state, "code": code_hash(), "leads_to": images.leads_to, "paths": paths}
+                )
         store = open_store(path)
         assert store is not None, "it was written this moment"
         return store
@@ -70,7 +72,7 @@ def _read(files: Sequence[Path], root: Path, read: Read) -> RecordStore:
 
 def _open(path: Path, files: Sequence[Path], root: Path) -> RecordStore | None:
     store = open_store(path)
-    if store is None or [store.header.get("files"), store.header.get("code")] != [_state(files), _code()]:
+    if store is None or [store.header.get("files"), store.header.get("code")] != [_state(files), code_hash()]:
         return None
     return store if ImageRoot(root).still(store.header["leads_to"]) else None
 
@@ -93,8 +95,8 @@ def _state(files: Sequence[Path]) -> list[list[int]]:
 
 
 @cache
-def _code() -> str:
-    """Hash of the code that reads: another version may read the same file otherwise."""
+def code_hash() -> str:
+    """Of the code that reads and encodes: another version may make something else of the same file."""
     digest = hashlib.blake2b(digest_size=16)
     for source in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(source.read_bytes())

@@ -4,7 +4,6 @@ A file is read row by row (`readers.py`), then each row becomes a `Record` (`rec
 problems of a file are collected and raised as one `DataError`, so that one run shows them all.
 """
 
-import bisect
 import os
 import stat
 from array import array
@@ -14,12 +13,10 @@ from pathlib import Path
 
 from mmpeft.data.images import ImageError, load_image
 from mmpeft.data.kept_stores import read_or_open
+from mmpeft.data.problems import MAX_LISTED, Problems
 from mmpeft.data.readers import DataError, find_files, read_rows
 from mmpeft.data.records import ImageRoot, Record, make_record, place_of
 from mmpeft.data.store import RecordStore, StoreWriter, first_of_image_sets
-
-MAX_LISTED = 20
-"""Most problems written out in one error; the rest is counted."""
 
 
 def load_records(
@@ -84,29 +81,6 @@ def _read(
     if not records:
         raise DataError(f"{path} holds no rows; wanted at least one sample")
     return records
-
-
-class Problems:
-    """What is wrong with rows: all are counted, and the first in the order of the rows are told."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._told: list[tuple[int, str]] = []
-
-    def add(self, number: int, told: str) -> None:
-        """``number`` is the row's."""
-        self.count += 1
-        bisect.insort(self._told, (number, told))
-        del self._told[MAX_LISTED:]
-
-    def refuse(self, what: str) -> None:
-        """Raises:
-        DataError: there are any.
-        """
-        if self.count:
-            rest = f"\n  and {self.count - MAX_LISTED} more" if self.count > MAX_LISTED else ""
-            lines = [f"{what}: {self.count} problem(s)", *(told for _, told in self._told)]
-            raise DataError("\n  ".join(lines) + rest)
 
 
 def _repeated(records: RecordStore, ids: "array[int]") -> Iterator[tuple[int, int]]:

@@ -140,7 +140,7 @@ class Spool:
     """A file of a process's own: in memory up to ``most`` bytes, then a nameless one in a folder."""
 
     def __init__(self, folder: Path, most: int):
-        self._file: BinaryIO = io.BytesIO()
+        self._file: Any = io.BytesIO()
         self._folder, self._most = folder, most
 
     def write(self, content: Any) -> int:
@@ -195,7 +195,7 @@ def open_store(path: Path) -> RecordStore | None:
             at = end
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return RecordStore(reader(file), *index, header["content"], header, path)
+    return RecordStore(reader(file), index[0], index[1], index[2], header["content"], header, path)
 
 
 def content_of(records: Sequence[Record]) -> str | None:
