@@ -52,7 +52,8 @@ def read_or_open(files: Sequence[Path], root: Path, settings: dict[str, Any], re
             return store
         _tidy(path)
         images = ImageRoot(root)
-        with _unchanged(files) as state, whole_file(path, sum(size for size, *_ in state)) as unfinished:
+        size = sum(file.stat().st_size for file in files)  # as JSON again, about
+        with whole_file(path, size) as unfinished, _unchanged(files) as state:
             with unfinished.open("w+b", buffering=2**20) as file:
                 writer = StoreWriter(file)
                 read(writer, images)

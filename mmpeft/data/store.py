@@ -184,6 +184,8 @@ def open_store(path: Path) -> RecordStore | None:
         size = os.fstat(file.fileno()).st_size
         at = size - LENGTH_BYTES
         at -= int.from_bytes(_pread(file, at, size), "little")
+        if at < 0:
+            return None
         header = json.loads(_pread(file, at, size - LENGTH_BYTES))
         if (header["format"], header["order"]) != (FORMAT, sys.byteorder):
             return None
