@@ -1,6 +1,6 @@
 """What data of real size takes: seconds until the first batch is there, at a first and at a second start, and memory.
 
-Generated conversations in LLaVA's layout, of 576 image tokens and some 230 of text, in two turns; 64 small images; an
+Generated conversations in LLaVA's layout, of 576 image tokens and some 300 of text, in two turns; 64 small images; an
 encoder that gives zeros. All else is what a fit does before its first step: read and check the records, cache features,
 count tokens, hash what is learnt, plan the epoch, make a batch. Each start is a process of its own::
 
@@ -33,7 +33,7 @@ from mmpeft.training.checkpoint import hash_records
 from mmpeft.training.datamodule import VisionLanguageData
 from mmpeft.training.finetune import Finetune, Settings
 
-IMAGE_TOKENS, IMAGES, WORDS_OF_A_TURN = 576, 64, 80
+IMAGE_TOKENS, IMAGES = 576, 64
 MB = 2**20
 
 
@@ -49,7 +49,7 @@ class Zeros:
         return torch.zeros(len(pixels), IMAGE_TOKENS, 8)
 
 
-def write_rows(folder: Path, rows: int) -> Path:
+def write_rows(folder: Path, rows: int, words_of_a_turn: int) -> Path:
     """A JSONL file of conversations, and their images."""
     rng, words = random.Random(0), [f"{a}{b}" for a in ("red", "sea", "tree", "house") for b in range(250)]
     for number in range(IMAGES):
@@ -60,7 +60,7 @@ def write_rows(folder: Path, rows: int) -> Path:
             image, turns = f"{rng.randrange(IMAGES)}.png", []
             for turn in range(2):
                 question = "<image>\n" * (turn == 0) + f"What is in place {rng.randrange(rows)}?"
-                answer = " ".join(rng.choices(words, k=rng.randrange(WORDS_OF_A_TURN)))
+                answer = " ".join(rng.choices(words, k=rng.randrange(words_of_a_turn)))
                 turns += [{"from": "human", "value": question}, {"from": "gpt", "value": f"It is {answer}."}]
             file.write(json.dumps({"id": f"{number:09d}", "image": image, "conversations": turns}) + "\n")
     return path
@@ -69,11 +69,13 @@ def write_rows(folder: Path, rows: int) -> Path:
 def run_start(path: str) -> None:
     """Everything up to the first batch, and what each part took, as a line of JSON."""
     seconds: dict[str, float] = {}
+    peaks: dict[str, int] = {}
     for part in _parts(path):
         seconds[part] = round(time.perf_counter() - _BEGUN, 2)
+        peaks[part] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     cpu = sum(each.ru_utime + each.ru_stime for each in (own, children))
-    print(json.dumps({"seconds": seconds, "cpu": round(cpu, 1), "peak_mb": own.ru_maxrss // 1024}))
+    print(json.dumps({"seconds": seconds, "cpu": round(cpu, 1), "peak_mb": peaks}))
 
 
 def _parts(path: str) -> Iterator[str]:
@@ -98,11 +100,16 @@ def _parts(path: str) -> Iterator[str]:
     yield "first_batch"
 
 
-def real_size(rows: list[int] = [100_000], start: str | None = None) -> None:  # noqa: B006 never written to
+def real_size(
+    rows: list[int] = [100_000],  # noqa: B006 never written to
+    words: int = 80,
+    start: str | None = None,
+) -> None:
     """Measures a first and a second start.
 
     Args:
         rows: of each case.
+        words: most in an answer.
         start: file to start from in this process, in place of all that.
     """
     if start is not None:
@@ -112,7 +119,7 @@ def real_size(rows: list[int] = [100_000], start: str | None = None) -> None:  #
             own_home = Path(folder) / "home"
             own_home.mkdir()
             (own_home / "embedded").symlink_to(home() / "embedded")
-            path = write_rows(Path(folder), count)
+            path = write_rows(Path(folder), count, words)
             told: dict[str, Any] = {"rows": count, "file_mb": path.stat().st_size // MB}
             for name in ("first", "second"):
                 told[name] = _start(path, own_home)

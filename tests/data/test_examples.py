@@ -38,7 +38,7 @@ def kept(tmp_path, monkeypatch):
 
 
 def write(folder, rows=ROWS):
-    """Conversations of one or two turns about five images or none, some too long to be read whole, some with choices."""
+    """Conversations of one or two turns about five images or none, some cut, some with choices."""
     rng, own = random.Random(0), []
     for number in range(rows):
         turns = []

@@ -226,7 +226,7 @@ def test_stores_of_files_that_are_gone_go_too(folder, kept):
 def test_two_processes_at_once_read_once(folder, kept):
     path = write_jsonl(folder / "data.jsonl", rows(3000))
     code = (
-        "import sys; from mmpeft.data import kept_stores, sources; kept_stores.KEPT_BYTES = 0; read = sources.read_rows\n"
+        "from mmpeft.data import kept_stores, sources; kept_stores.KEPT_BYTES = 0; read = sources.read_rows\n"
         "def told(path): print('read', end=' '); yield from read(path)\n"
         f"sources.read_rows = told; print(len(sources.load_records({str(path)!r})))"
     )
