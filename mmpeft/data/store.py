@@ -58,6 +58,11 @@ class RecordStore(Lazy[Record]):
         self._read, self._starts, self._ends = read, starts, ends
         self.image_sets, self.content, self.header, self.path = image_sets, content, header or {}, path
 
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the reading noted."""
+        return self.header.get("notes", {})
+
     def __len__(self) -> int:
         return len(self._starts)
 
@@ -84,6 +89,8 @@ class StoreWriter:
         self._sets = bytearray()
         self._images: dict[bytes, list[int]] = {}
         self._content = hashlib.blake2b(digest_size=DIGEST_BYTES)
+        self.notes: dict[str, Any] = {}
+        """What else is to be known of the reading, as JSON holds it; `RecordStore.notes` has it at every start."""
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -103,7 +110,8 @@ class StoreWriter:
         """What has been written, without its index."""
         self._file.flush()
         content = self._content.hexdigest()
-        return RecordStore(reader(self._file), self._starts, self._ends, self._numbered(), content)
+        header = {"notes": self.notes}
+        return RecordStore(reader(self._file), self._starts, self._ends, self._numbered(), content, header)
 
     def finish(self, header: dict[str, Any]) -> None:
         """Ends a file that is to be kept: `open_store` opens it."""
@@ -111,7 +119,7 @@ class StoreWriter:
         for index in (self._starts, self._ends, store.image_sets):
             self._write(index.tobytes())
         told = {"format": FORMAT, "order": sys.byteorder, "records": len(self), "content": store.content}
-        text = json.dumps(header | told).encode()
+        text = json.dumps(header | store.header | told).encode()
         self._write(text + len(text).to_bytes(LENGTH_BYTES, "little"))
         self._file.flush()
 

@@ -107,6 +107,21 @@ def test_a_sequence_like_any_other(folder, kept):
     assert content_of(records[3:5]) != content_of(records[3:6])
 
 
+def test_notes_of_the_reading_are_there_at_every_start(folder, kept, monkeypatch):
+    """Such as which rows were left out."""
+    read = sources._read
+
+    def noting(path, files, writer, make):
+        writer.notes["skipped"] = ["data.jsonl:3"]
+        return read(path, files, writer, make)
+
+    path = write_jsonl(folder / "data.jsonl", rows())
+    monkeypatch.setattr(sources, "_read", noting)
+    assert [load_records(path).notes for _ in range(2)] == [{"skipped": ["data.jsonl:3"]}] * 2
+    monkeypatch.setattr(kept_stores, "KEPT_BYTES", 2**23)
+    assert load_records(path).notes == {"skipped": ["data.jsonl:3"]}
+
+
 def same_size_and_time(path, old, new):
     state = path.stat()
     text = path.read_text()
