@@ -26,12 +26,25 @@ def hash_tensors(tensors: Mapping[str, "Tensor"]) -> str:
 
 def hash_json(value: Any) -> str:
     """Identity of plain data."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    return hashlib.sha256(_json(value).encode()).hexdigest()[:32]
+
+
+def hash_rows(rows: Iterable[Any]) -> str:
+    """``hash_json(list(rows))``, of rows that are made one at a time."""
+    digest = hashlib.sha256(b"[")
+    for number, row in enumerate(rows):
+        digest.update((", " * bool(number) + _json(row)).encode())
+    digest.update(b"]")
+    return digest.hexdigest()[:32]
 
 
 def seed_of(*values: Any) -> int:
     """A seed for random numbers, of 60 bits: other values give unrelated ones."""
     return int(hash_json(values)[:15], 16)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def hash_file(path: str | Path) -> str:

@@ -1,7 +1,7 @@
 """Choices that questions are known to have: what training data listed for them, and what people type."""
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from mmpeft.data.records import IMAGE_MARKER, Record
@@ -17,20 +17,19 @@ KnownChoices = dict[str, dict[str, list[str]]]
 a question that listed none are empty. A task is there only if some of its questions listed choices."""
 
 
-def known_choices(records: Iterable[Record]) -> KnownChoices:
+def known_choices(records: Collection[Record]) -> KnownChoices:
     """What can be known of a question without its row: nothing where equal questions listed different choices, or where
     it would be more than `MOST`."""
+    with_choices = {record["task"] or "" for record in records if record.get("choices")}
     listed: dict[str, dict[str, list[list[str]]]] = {}
-    for record in records:
+    for record in records if with_choices else ():
+        if (record["task"] or "") not in with_choices:
+            continue  # a million questions are not collected for nothing
         sets = listed.setdefault(record["task"] or "", {}).setdefault(_last_question(record), [])
         own = record.get("choices", [])
         if len(sets) < UNCLEAR and not any(_same(own, other) for other in sets):
             sets.append(own)
-    return {
-        task: _closed(by_question)
-        for task, by_question in listed.items()
-        if any(own for sets in by_question.values() for own in sets)
-    }
+    return {task: _closed(by_question) for task, by_question in listed.items()}
 
 
 def choices_of(known: KnownChoices, record: Record) -> list[str] | None:

@@ -12,6 +12,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from threading import RLock
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -64,6 +65,7 @@ class FeatureCache:
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self._kept_bytes = 0
         self._lost: set[str] = set()
+        self._lock = RLock()  # batches are made in threads of their own
         self._open()
 
     def build(self, images: Iterable[ImageLike], batch_size: int = 64, skip_unreadable: bool = False) -> int:
@@ -122,6 +124,10 @@ class FeatureCache:
 
     def load(self, images: Sequence[ImageLike]) -> list[Tensor | RefusedError]:
         """The features (image tokens, vision dim) of every image, or why it has none; one does not harm another."""
+        with self._lock:
+            return self._load(images)
+
+    def _load(self, images: Sequence[ImageLike]) -> list[Tensor | RefusedError]:
         keys = [_or_refused(self.key, image) for image in images]
         by_key = {key: image for key, image in zip(keys, images, strict=True) if isinstance(key, str)}
         if damaged := [

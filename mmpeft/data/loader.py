@@ -2,75 +2,26 @@
 
 import random
 import sys
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from mmpeft.data.batch import Batch, collate, concatenate
-from mmpeft.data.packing import PackedRow, pack, pack_choices, plan_rows
+from mmpeft.data.counts import count, row_keys
+from mmpeft.data.examples import Examples
+from mmpeft.data.packing import PackedRow, pack, pack_choices
+from mmpeft.data.plan import PackingConfig, Plan, plan_batches
 from mmpeft.data.sampling import mixed_order
 from mmpeft.data.template import ChoiceSet, Example
-from mmpeft.errors import RefusedError
 from mmpeft.hashing import seed_of
 
-BATCHES_SORTED_TOGETHER = 32
-"""Rows of similar length share a batch within windows of about this many batches, to pad less."""
 Features = Callable[[Sequence[Any]], Tensor]
 """Images -> (images, image tokens, vision dim)."""
-
-
-@dataclass
-class PackingConfig:
-    """How conversations fill rows and batches."""
-
-    batch_size: int = 32
-    """Conversations per batch, on average: rows are not torn apart."""
-    max_conversations: int = 16
-    """Most conversations in one row; 1 switches packing off."""
-    max_length: int = 1024
-    """Most tokens in one row, image features included."""
-
-    def __post_init__(self):
-        for name in ("batch_size", "max_conversations", "max_length"):
-            if getattr(self, name) < 1:
-                raise RefusedError(f"packing.{name} is {getattr(self, name)}; it must be at least 1")
-
-
-def plan_batches(
-    keys: Sequence[Hashable],
-    examples: Sequence[Example],
-    packing: PackingConfig,
-    order: Sequence[int] | None = None,
-    shuffle: Callable[[list], None] = lambda rows: None,
-) -> list[list[list[int]]]:
-    """Which examples share a row and which rows a batch: packed by key, rows of similar length together.
-
-    Args:
-        keys: examples of one key may share a row, see `packing_key`.
-        examples: at least one.
-        packing: the sizes.
-        order: in which the examples fill rows; all as they come by default.
-        shuffle: of rows and then of batches, in place.
-
-    Returns:
-        Batches of rows of example numbers; as many batches whatever the order.
-    """
-    lengths = [sum(len(conversation.ids) for conversation in example.conversations) for example in examples]
-    most = min(packing.max_conversations, packing.batch_size)
-    wanted = range(len(examples)) if order is None else order
-    rows = plan_rows(keys, lengths, wanted, packing.max_length, most)
-    shuffle(rows)
-    rows = _similar_together(rows, lengths, window=BATCHES_SORTED_TOGETHER * packing.batch_size)
-    batches = split_evenly(rows, max(1, round(len(keys) / packing.batch_size)))
-    shuffle(batches)
-    return batches
-
-
-def packing_key(number: int, example: Example) -> Hashable:
-    """Examples of one key may share a row. By task as well: prompts of one task share its identifier."""
-    return number if isinstance(example, ChoiceSet) else (tuple(example.images), example.task)
+Item = TypeVar("Item")
 
 
 def pack_row(examples: Sequence[Example]) -> PackedRow:
@@ -125,7 +76,9 @@ class PackedLoader:
         self.seed = seed
         self.epoch = 0
         self.position = 0
-        self._keys = [packing_key(number, example) for number, example in enumerate(examples)]
+        self.counts = examples.counts if isinstance(examples, Examples) else count(examples)
+        """What the plan knows of the examples."""
+        self._keys = row_keys(self.counts)
         self._resumed = False
         self._plan = self._plan_epoch()
 
@@ -138,9 +91,13 @@ class PackedLoader:
             self.epoch, self.position = self.epoch + 1, 0
         self._resumed = False
         self._plan = self._plan_epoch()
-        while self.position < len(self._plan):
-            self.position += 1  # before the yield: a checkpoint taken after this batch goes on with the next
-            yield self.batch(self.position - 1)
+        make = partial(self._make, self._plan, self.epoch)
+        with closing(one_ahead(make, range(self.position, len(self._plan)))) as batches:
+            for batch in batches:
+                self.position += (
+                    1  # before the yield: a checkpoint taken after this batch goes on with the next
+                )
+                yield batch
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "position": self.position}
@@ -154,26 +111,47 @@ class PackedLoader:
         return [pack_row([self.examples[number] for number in row]) for row in self._plan[batch]]
 
     def batch(self, number: int) -> Batch:
-        """One batch of this epoch. Its dropout has a seed of its own, so that a run drops the same however it came
-        here: with other finetunes beside it, or resumed."""
-        rows = self._plan[number]
+        """One batch of this epoch."""
+        return self._make(self._plan, self.epoch, number)
+
+    def _make(self, plan: Plan, epoch: int, number: int) -> Batch:
+        """A batch's dropout has a seed of its own, so that a run drops the same however it came here: with other
+        finetunes beside it, or resumed."""
+        rows = plan[number]
         batch = make_batch(self.examples, rows, self.features, [self.adapter] * len(rows))
         if self.seed is not None and self.adapter is not None:
-            batch.dropout_seeds = {self.adapter: seed_of("dropout", self.seed, self.epoch, number)}
+            batch.dropout_seeds = {self.adapter: seed_of("dropout", self.seed, epoch, number)}
         return batch
 
-    def _plan_epoch(self) -> list[list[list[int]]]:
-        """Batches of rows of example numbers; every epoch has the same number of batches."""
+    def _plan_epoch(self) -> Plan:
+        """Every epoch has the same number of batches."""
+        lengths = self.counts["tokens"]
         if self.seed is None:
-            return plan_batches(self._keys, self.examples, self.packing)
+            return plan_batches(self._keys, lengths, self.packing)
         rng = random.Random(f"{self.seed} {self.epoch}")
-        return plan_batches(self._keys, self.examples, self.packing, self._order(rng), rng.shuffle)
+        return plan_batches(self._keys, lengths, self.packing, self._order(rng), rng.shuffle)
 
     def _order(self, rng: random.Random) -> list[int]:
         if self.mix is None:
             return rng.sample(range(len(self.examples)), len(self.examples))
         sizes, weights = zip(*self.mix, strict=True)
         return mixed_order(sizes, weights, rng)
+
+
+def one_ahead(make: Callable[[int], Item], numbers: Iterable[int]) -> Generator[Item]:
+    """Makes each in a thread while the one before is in use; in order, whatever takes how long. One that was begun when
+    nobody wants more is ended first."""
+    thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+    try:
+        begun = None
+        for number in numbers:
+            begun, ready = thread.submit(make, number), begun
+            if ready is not None:
+                yield ready.result()
+        if begun is not None:
+            yield begun.result()
+    finally:
+        thread.shutdown(cancel_futures=True)
 
 
 class JointLoader:
@@ -237,31 +215,3 @@ class JointLoader:
             yield from loader
         while self.cycle:
             yield from loader
-
-
-def _similar_together(rows: list[list[int]], lengths: Sequence[int], window: int) -> list[list[int]]:
-    """Sorts rows by length within windows of ``window`` conversations, up and down by turns, so that where two
-    windows meet rows are of similar length as well."""
-    places: list[tuple[int, int]] = []
-    seen = 0
-    for row in rows:
-        number = seen // window
-        tokens = sum(lengths[index] for index in row)
-        places.append((number, -tokens if number % 2 else tokens))
-        seen += len(row)
-    return [rows[number] for number in sorted(range(len(rows)), key=places.__getitem__)]
-
-
-def split_evenly(rows: list[list[int]], num_batches: int) -> list[list[list[int]]]:
-    """Cuts a list of rows into exactly ``num_batches`` runs of about equally many conversations, none empty."""
-    total = sum(map(len, rows))
-    batches: list[list[list[int]]] = [[]]
-    done = 0
-    for number, row in enumerate(rows):
-        share_full = done + len(row) / 2 > len(batches) * total / num_batches
-        needed_later = len(rows) - number <= num_batches - len(batches)
-        if batches[-1] and len(batches) < num_batches and (share_full or needed_later):
-            batches.append([])
-        batches[-1].append(row)
-        done += len(row)
-    return batches

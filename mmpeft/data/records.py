@@ -85,8 +85,7 @@ class RecordReader:
     ):
         self.task, self.require_answers = task, require_answers
         self._rows = RowReader(root, columns or Columns(), require_answers, notes or Notes())
-        self._seen: dict[str, str] = {}
-        self._repeated: Counter[str] = Counter()
+        self._times: Counter[int] = Counter()
 
     def read(self, row: Any, made_id: str, where: str) -> list[Record]:
         """The records of a row: mostly one, several of a packed row.
@@ -124,19 +123,16 @@ class RecordReader:
             if IMAGE_MARKER in sample.system:
                 raise DataError(f"the system turn holds {IMAGE_MARKER}; images stand in questions")
             record["system"] = sample.system
-        record["id"] = self._own_id(record, sample.id_of_image)
+        if sample.id_of_image:
+            record["id"] = self._counted(record["id"])
         return record
 
-    def _own_id(self, record: Record, may_repeat: bool) -> str:
-        """The id; a repeated one of an image is counted on (``7``, ``7#2``, ``7#3``), in the order of the data."""
-        name = record["id"]
-        while may_repeat and name in self._seen:
-            self._repeated[record["id"]] += 1
-            name = f"{record['id']}#{self._repeated[record['id']] + 1}"
-        first = self._seen.setdefault(name, record["where"])
-        if first is not record["where"]:
-            raise DataError(f"the id is also used at {first}; make ids unique, or drop them all")
-        return name
+    def _counted(self, name: str) -> str:
+        """An id that may repeat, as one of an image does, counted on: ``7``, ``7#2``, ``7#3`` in the order of the data.
+        Hashes are kept, since a million ids as text are large."""
+        self._times[hash(name)] += 1
+        times = self._times[hash(name)]
+        return name if times == 1 else f"{name}#{times}"
 
 
 def _pairs(turns: list[Turn], require_answers: bool) -> list[tuple[str, str | None]]:

@@ -42,7 +42,7 @@ def _shares(total: int, weights: Sequence[float]) -> list[int]:
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def sample_shots(records: list[Any], shots: int, seed: int) -> list[Any]:
+def sample_shots(records: Sequence[Any], shots: int, seed: int) -> list[Any]:
     """``shots`` examples of every answer, in the order of the records.
 
     The classes are the choices of the rows; where rows have none, the answers that occur.

@@ -1,22 +1,29 @@
 """Data sets -> records: every accepted file and layout, validated, and whether the images are there.
 
 A file is read row by row (`formats/`), a row is understood by its keys (`layouts/`) and becomes a `Record`
-(`records.py`). All problems of a file are collected and raised as one `DataError`, so that one run shows them all.
+(`records.py`) in a store (`store.py`). All problems of a data set are collected and raised as one `DataError`, so that
+one run shows them all.
 """
 
 import os
+import stat
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mmpeft.data.formats import DataError, find_files, read_rows
+from mmpeft.data.formats import DataError, DataFile, find_files, read_rows
 from mmpeft.data.images import ImageError, load_image
+from mmpeft.data.kept_stores import read_or_open
 from mmpeft.data.layouts.columns import Columns
 from mmpeft.data.layouts.notes import Notes
-from mmpeft.data.records import ImageRoot, Record, RecordReader
+from mmpeft.data.problems import MAX_LISTED, Problems
+from mmpeft.data.records import ImageRoot, Record, RecordReader, place_of
+from mmpeft.data.sequences import pick
+from mmpeft.data.store import RecordStore, StoreWriter, first_of_image_sets
 
 OnBadSample = Literal["raise", "skip"]
-MAX_LISTED = 20
-"""Most problems written out in one error; the rest is counted."""
 
 
 def load_records(
@@ -28,8 +35,11 @@ def load_records(
     require_answers: bool = True,
     on_bad_sample: OnBadSample = "raise",
     notes: Notes | None = None,
-) -> list[Record]:
+) -> Sequence[Record]:
     """All records of a data file or folder of any format.
+
+    They lie in a `RecordStore`, of which each is made when it is asked for; of large files it is kept for the next
+    start.
 
     Args:
         path: A file or folder as docs/data.md lists them, with ":split" behind it where it holds several.
@@ -49,68 +59,137 @@ def load_records(
     root = Path(image_root) if image_root is not None else files[0].root
     if not root.is_dir():
         raise DataError(f"image_root {str(root)!r} is not a folder; pass the one image names are relative to")
-    told = Notes() if notes is None else notes
     columns = columns or Columns()
-    reader = RecordReader(ImageRoot(root), task, require_answers, columns, told)
-    records, problems, before = [], [], told.mapped.copy()
-    for file in files:
-        for place, row in read_rows(file):
-            where = f"{file.name}:{place}"
+    reading = Reading(str(path), files, columns, task, require_answers, on_bad_sample)
+    parts = [part for file in files for part in file.parts]
+    store = read_or_open(parts, root, reading.settings, reading.read)
+    noted = Notes.read(store.notes["left aside"])
+    if notes is None:
+        columns.check_used(noted, str(path))
+    else:
+        notes.add(noted)
+    left_out = set(store.notes["repeated"])
+    return pick(store, [n for n in range(len(store)) if n not in left_out]) if left_out else store
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the files of a data set are read."""
+
+    path: str
+    files: list[DataFile]
+    columns: Columns
+    task: str | None
+    require_answers: bool
+    on_bad_sample: OnBadSample
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """All that the records depend on beside the bytes of the files."""
+        mapping = [[key, column] for key, column in sorted(self.columns.mapping.items())]
+        return {
+            "path": self.path,  # which may name a split
+            "columns": mapping,
+            "ignored": sorted(self.columns.ignored),
+            "task": self.task,
+            "require_answers": self.require_answers,
+            "on_bad_sample": self.on_bad_sample,
+        }
+
+    def read(self, writer: StoreWriter, images: ImageRoot) -> RecordStore:
+        """Every row as records; a problem of one leaves the others to be looked at.
+
+        Raises:
+            DataError: a row has a problem and is not skipped, or none is left.
+        """
+        problems, notes, ids, places = Problems(), Notes(), array("q"), array("q")
+        reader = RecordReader(images, self.task, self.require_answers, self.columns, notes)
+        for number, (where, made_id, row) in enumerate(self._rows(), 1):
             try:
-                records += reader.read(row, f"{file.stem}-{place}", where)
+                records = reader.read(row, made_id, where)
             except DataError as error:
                 name = f" (id {row['id']!r})" if isinstance(row, dict) and row.get("id") is not None else ""
-                problems.append(f"{where}{name}: {error}")
-    if on_bad_sample == "skip" and records:
-        told.skipped += problems
-    elif problems:
-        rest = f"\n  and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
-        missing = columns.missing(told.mapped - before)
-        hint = f" (no row has {missing}, which data.columns maps)" if missing else ""
-        raise DataError(
-            "\n  ".join([f"{path}: {len(problems)} problem(s){hint}", *problems[:MAX_LISTED]]) + rest
-        )
-    if not records:
-        raise DataError(f"{path} holds no rows; wanted at least one sample")
-    if notes is None:
-        columns.check_used(told, str(path))
-    return records
+                problems.add(number, f"{where}{name}: {error}")
+                continue
+            for record in records:
+                writer.add(record)
+                ids.append(hash(record["id"]))
+                places.append(number)
+        store = writer.records()
+        repeated = []
+        for number, first in _repeated(store, ids):
+            told = f"the id is also used at {store[first]['where']}; make ids unique, or drop them all"
+            problems.add(places[number], f"{place_of(store[number])}: {told}")
+            repeated.append(number)
+        if self.on_bad_sample == "skip" and len(store) and problems.count:
+            notes.skip(problems.first, problems.count)
+        else:
+            missing = self.columns.missing(notes.mapped)
+            problems.refuse(self.path, f" (no row has {missing}, which data.columns maps)" if missing else "")
+        if not store:
+            raise DataError(f"{self.path} holds no rows; wanted at least one sample")
+        writer.notes.update({"left aside": notes.told, "repeated": repeated})
+        return store
+
+    def _rows(self) -> Iterator[tuple[str, str, object]]:
+        """(where, id for a row that has none, row)."""
+        for file in self.files:
+            for place, row in read_rows(file):
+                yield f"{file.name}:{place}", f"{file.stem}-{place}", row
 
 
-def check_images(records: list[Record], *, decode: bool = False) -> list[str]:
+def _repeated(records: RecordStore, ids: "array[int]") -> Iterator[tuple[int, int]]:
+    """(record, the first with the same id) of every record whose id came before. Hashes of ids find them, so that a
+    million ids are not held as text; the ids themselves decide."""
+    import numpy as np  # here, so that importing this is light
+
+    hashes, counts = np.unique(np.frombuffer(ids, np.int64), return_counts=True)
+    twice = set(hashes[counts > 1].tolist())
+    firsts: dict[str, int] = {}
+    for number, own in enumerate(ids if twice else ()):
+        if own in twice:
+            first = firsts.setdefault(records[number]["id"], number)
+            if first != number:
+                yield number, first
+
+
+def check_images(records: Sequence[Record], *, decode: bool = False) -> list[str]:
     """One line for every image that is missing or empty or, with `decode`, cannot be decoded.
 
-    Each path is looked at once, however many records name it.
+    Each path is told once, however many records name it.
     """
-    problems, seen = [], set()
-    for record in records:
+    problems, done = [], set()
+    for record in first_of_image_sets(records):
         for image in record["images"]:
-            if isinstance(image, str) and image in seen:
+            if isinstance(image, str) and image in done:
                 continue
             if problem := _problem(image, decode):
                 problems.append(f"{record['where']} (id {record['id']!r}): {problem}")
-            if isinstance(image, str):
-                seen.add(image)
+            if isinstance(image, str) and (
+                problem or decode
+            ):  # looking at a good one again costs less than memory
+                done.add(image)
     return problems
 
 
-def with_images(records: list[Record], notes: Notes) -> list[Record]:
+def with_images(records: Sequence[Record], notes: Notes) -> Sequence[Record]:
     """The records whose images are there; ``notes`` are told of the others.
 
     Raises:
         DataError: none is left.
     """
-    kept: list[Record] = []
-    for record in records:
-        problems = check_images([record])
-        notes.skipped += problems
-        kept += [] if problems else [record]
-    if not kept:
-        raise DataError(f"all {len(records):,} rows are bad; {notes.skipped[-1]}")
-    return kept
+    good = []
+    for number, record in enumerate(records):
+        if problems := check_images([record]):
+            notes.skip(problems[0])
+        else:
+            good.append(number)
+    if not good:
+        raise DataError(f"all {len(records):,} rows are bad; {notes.first_skipped}")
+    return records if len(good) == len(records) else pick(records, good)
 
 
-def require_images(records: list[Record], what: str) -> None:
+def require_images(records: Sequence[Record], what: str) -> None:
     """Raises:
     DataError: an image is missing or empty; ``what`` names the records, and the first problems are listed.
     """
@@ -124,8 +203,16 @@ def _problem(image: str | bytes, decode: bool) -> str | None:
             load_image(image)
         except ImageError as error:
             return str(error)
-    elif isinstance(image, str) and not (os.path.isfile(image) and os.path.getsize(image)):
+    elif isinstance(image, str) and not _is_full_file(image):
         return (
             f"image {image!r} is missing, empty or no file; correct its name or image_root, or drop the row"
         )
     return None
+
+
+def _is_full_file(path: str) -> bool:
+    try:
+        state = os.stat(path)
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISREG(state.st_mode) and state.st_size > 0

@@ -110,7 +110,7 @@ class Template:
         while kept and not loss[kept - 1]:  # a question without its answer teaches nothing
             kept -= 1
         targets = [t if on else IGNORE_INDEX for t, on in zip(tokens[1:kept], loss[1:kept], strict=True)]
-        if all(target == IGNORE_INDEX for target in targets):
+        if targets.count(IGNORE_INDEX) == len(targets):
             raise DataError(
                 f"{place_of(record)}: no token would carry loss: its first answer starts beyond "
                 f"max_length = {self.max_length} of {len(tokens)} tokens, or it has none; raise max_length"
@@ -193,4 +193,4 @@ def layout_of(tokenizer: Any, settings: dict[str, Any], where: str) -> Layout:
 
 def _flatten(spans: list[Span]) -> tuple[list[int], list[bool]]:
     tokens = [token for span in spans for token in span.ids]
-    return tokens, [span.has_loss for span in spans for _ in span.ids]
+    return tokens, [loss for span in spans for loss in [span.has_loss] * len(span.ids)]

@@ -7,10 +7,11 @@ from typing import Any
 
 from mmpeft.data.formats import DataError
 from mmpeft.data.records import Record, is_caption
+from mmpeft.data.sequences import Chained, Lazy
 from mmpeft.data.sources import load_records
 from mmpeft.errors import RefusedError
 from mmpeft.evaluation.answer_log import AnswerLog
-from mmpeft.hashing import hash_json
+from mmpeft.hashing import hash_json, hash_rows
 from mmpeft.inference.decoding import Sampling
 from mmpeft.inference.engine import Engine, Work
 from mmpeft.inference.requests import AnswerBy, Completion, Request
@@ -70,8 +71,31 @@ class EvaluationConfig:
         """
         reads = self.reads_truths(records)
         if self.metrics:
-            stubs = [(record, _stub(record, self.ranks(record), reads)) for record in records]
-            check_metrics(self.metrics, [as_answer(record, completion) for record, completion in stubs])
+            answers = [as_answer(record, _stub(record, self.ranks(record), reads)) for record in records]
+            check_metrics(self.metrics, answers)
+
+
+class Requests(Lazy[Request]):
+    """The questions of records, each made when it is asked for."""
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        owners: Sequence[str],
+        adapters: Mapping[str, str | None],
+        config: EvaluationConfig,
+        sampling: Sampling,
+        reads_truths: bool,
+    ):
+        self.records, self.owners, self.adapters, self.config = records, owners, adapters, config
+        self.sampling, self.reads_truths = sampling, reads_truths
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def item(self, number: int) -> Request:
+        record, adapter = self.records[number], self.adapters[self.owners[number]]
+        return Request(record, adapter, self.config.ranks(record), self.sampling, self.reads_truths)
 
 
 class Evaluation:
@@ -103,17 +127,14 @@ class Evaluation:
         left_out: Mapping[str, RefusedError],
     ):
         self.engine, self.left_out = engine, left_out
-        self.records = [record for own in records.values() for record in own]
+        self.records = Chained(list(records.values()))
         self.owners = [name for name, own in records.items() for _ in own]
         if measured:
             config.check(self.records)
         reads = measured and config.reads_truths(self.records)
         sampling = Sampling(config.max_new_tokens or LEAST_NEW_TOKENS)
-        self.requests = [
-            Request(record, adapters[owner], config.ranks(record), sampling, reads)
-            for record, owner in zip(self.records, self.owners, strict=True)
-        ]
-        asked = [self._asked(request) for request in self.requests]
+        self.requests = Requests(self.records, self.owners, adapters, config, sampling, reads)
+        asked = hash_rows(map(self._asked, self.requests))
         how = [
             config.answer_by,
             sampling.max_new_tokens,
@@ -131,7 +152,7 @@ class Evaluation:
         refused += [
             (n, Completion.refused(left_out[self.owners[n]])) for n in missing if self.owners[n] in left_out
         ]
-        self.works = works or [Work([], {})]  # Lightning passes over a test without batches, its end included
+        self.works = works or [Work([])]  # Lightning passes over a test without batches, its end included
         self.log.append(refused)
 
     def __len__(self) -> int:

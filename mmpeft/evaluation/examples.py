@@ -11,6 +11,8 @@ from mmpeft.inference.engine import Engine
 from mmpeft.inference.requests import Request
 
 NUM_EXAMPLES = 12
+QUESTIONS_FOR_EXAMPLES = 8 * NUM_EXAMPLES
+"""Answers among which examples are chosen after a training."""
 
 
 def some_answers(engine: Engine, requests: Sequence[Request]) -> dict[int, str]:
@@ -21,7 +23,7 @@ def some_answers(engine: Engine, requests: Sequence[Request]) -> dict[int, str]:
     answers: dict[int, str] = {}
     for work in works:
         answers |= {number: own.text for number, own in engine.run(work, requests) if own.error is None}
-        if len(answers) >= 8 * NUM_EXAMPLES:
+        if len(answers) >= QUESTIONS_FOR_EXAMPLES:
             break
     return answers
 

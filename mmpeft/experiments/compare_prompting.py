@@ -112,7 +112,7 @@ def chosen_adapter(run: str, vlm: VisionLanguageModel, adapter: str | None) -> s
     return adapter or vlm.adapters[0]
 
 
-def read(path: str, image_root: str | None, task: str | None) -> list[Record]:
+def read(path: str, image_root: str | None, task: str | None) -> Sequence[Record]:
     """Records with choices whose images are there."""
     records = load_records(resolve(path), image_root=image_root, task=task)
     require_images(records, path)
@@ -131,7 +131,7 @@ def window_of(model: MultimodalModel, otherwise: int) -> int:
 
 def demonstrations(pool: Sequence[Record], shots: int, seed: int) -> list[Record]:
     """``shots`` examples of every class, drawn and shuffled by ``seed``."""
-    examples = sample_shots(list(pool), shots, seed)
+    examples = sample_shots(pool, shots, seed)
     random.Random(f"order {seed}").shuffle(examples)
     return examples
 

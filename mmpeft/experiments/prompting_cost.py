@@ -11,7 +11,8 @@ import yaml
 from torch import Tensor
 
 from mmpeft.data.features import encode_images
-from mmpeft.data.loader import PackedLoader, PackingConfig
+from mmpeft.data.loader import PackedLoader
+from mmpeft.data.plan import PackingConfig
 from mmpeft.data.records import Record
 from mmpeft.data.template import Template
 from mmpeft.errors import RefusedError

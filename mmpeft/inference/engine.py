@@ -11,23 +11,27 @@ An unreadable image, a prompt that is too long or an unknown finetune is the err
 others are answered.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mmpeft.data.batch import Batch
 from mmpeft.data.choices import check_choices
+from mmpeft.data.counts import FIELDS, count_one, row_keys
 from mmpeft.data.features import FeatureCache
-from mmpeft.data.loader import PackingConfig, make_batch, packing_key, plan_batches
+from mmpeft.data.loader import make_batch
 from mmpeft.data.packing import PREFIX, Role
+from mmpeft.data.plan import PackingConfig, plan_batches
 from mmpeft.data.records import check_question, place_of
 from mmpeft.data.template import Encoded, Example, Template
 from mmpeft.errors import RefusedError
-from mmpeft.inference.decoding import Decoder, Sampling
+from mmpeft.inference.decoding import Decoder
 from mmpeft.inference.requests import Completion, Request
+from mmpeft.inference.writer import Writer
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.models.token_losses import TokenLosses, length_normalised
 
@@ -41,8 +45,6 @@ class Work:
 
     rows: list[list[int]]
     """Per row the numbers of its requests, which are about the same images."""
-    examples: dict[int, Example]
-    """Number -> what the model reads, with the keys of its images in their place."""
 
 
 class Engine:
@@ -80,39 +82,47 @@ class Engine:
     def plan(
         self, requests: Sequence[Request], among: Iterable[int] | None = None
     ) -> tuple[list[Numbered], list[Work]]:
-        """Encodes requests and shares them out: those that cannot be asked, and the batches of the others.
+        """Encodes requests and shares them out: those that cannot be asked, and the batches of the others. Of each its
+        length is kept; it is encoded again when its batch is answered.
 
         Args:
             requests: all there are.
             among: numbers of those to be answered; all by default.
         """
         refused: list[Numbered] = []
-        written: dict[int, Example] = {}
-        ranked: dict[int, Example] = {}
+        written, ranked = _Counted(), _Counted()
         for number in range(len(requests)) if among is None else among:
+            request = requests[number]
             try:
-                example = self._encode(requests[number])
+                example = self._encode(request)
             except RefusedError as error:
                 refused.append((number, Completion.refused(error)))
             else:
-                (ranked if requests[number].rank else written)[number] = example
-        groups = [group for group in (written, ranked) if group]
-        return refused, [work for group in groups for work in self._share_out(group, requests)]
+                (ranked if request.rank else written).add(number, request.adapter, example)
+        groups = [group for group in (written, ranked) if group.numbers]
+        return refused, [Work(rows) for group in groups for rows in group.share_out(self.packing)]
 
     def run(self, work: Work, requests: Sequence[Request]) -> list[Numbered]:
         """Answers one batch."""
-        loaded = self._load_images(work, requests)
+        own = {number: requests[number] for row in work.rows for number in row}
         answers: list[Numbered] = []
+        examples: dict[int, Example] = {}
+        for number, request in own.items():
+            try:
+                examples[number] = self._encode(request)
+            except RefusedError as error:  # its image has gone since it was planned
+                answers.append((number, Completion.refused(error)))
+        loaded = self._load_images(own, examples)
         rows: list[list[int]] = []
-        for row in work.rows:
-            own = [loaded[key] for key in work.examples[row[0]].images]
-            if errors := [each for each in own if isinstance(each, RefusedError)]:
+        for row in ([number for number in row if number in examples] for row in work.rows):
+            images = [loaded[key] for number in row[:1] for key in examples[number].images]
+            if errors := [each for each in images if isinstance(each, RefusedError)]:
                 answers += [(number, Completion.refused(errors[0])) for number in row]
-            else:
+            elif row:
                 rows.append(row)
         features: dict[str, Any] = loaded  # those of the rows left are all there
-        asked = _Asked(self.model, requests, rows, lambda keys: torch.stack([features[k] for k in keys]))
-        return answers + list(self._run_rows(asked, work.examples).items())
+        asked = _Asked(self.model, own, rows, lambda keys: torch.stack([features[k] for k in keys]))
+        return answers + list(self._run_rows(asked, examples).items())
 
     def _run_rows(self, asked: "_Asked", examples: dict[int, Example]) -> dict[int, Completion]:
         """What the model refuses, such as a row beyond its window, is the error of the request that needs it: a batch
@@ -140,7 +150,7 @@ class Engine:
         """
         example = self._encode(request)
         features = self.features(request.record["images"]) if request.record["images"] else None
-        asked = _Asked(self.model, [request], [[0]], lambda keys: features)  # pyright: ignore
+        asked = _Asked(self.model, {0: request}, [[0]], lambda keys: features)  # pyright: ignore
         told, text = "", ""
         for writer in self._steps(asked, {0: example}):
             text = writer.text(0)
@@ -163,21 +173,14 @@ class Engine:
         by_key: Any = record | {"images": [self.features.key(image) for image in record["images"]]}
         return self.template.encode_choices(by_key) if request.rank else self.template.encode_prompt(by_key)
 
-    def _share_out(self, examples: dict[int, Example], requests: Sequence[Request]) -> list[Work]:
-        numbers, encoded = list(examples), list(examples.values())
-        keys = [(packing_key(n, example), requests[n].adapter) for n, example in examples.items()]
-        plans = plan_batches(keys, encoded, self.packing)
-        rows = [[[numbers[place] for place in row] for row in batch] for batch in plans]
-        return [Work(batch, {n: examples[n] for row in batch for n in row}) for batch in rows]
-
-    def _load_images(self, work: Work, requests: Sequence[Request]) -> dict[str, Tensor | RefusedError]:
+    def _load_images(
+        self, requests: Mapping[int, Request], examples: Mapping[int, Example]
+    ) -> dict[str, Tensor | RefusedError]:
         """Key -> features, or why there are none."""
         images = {
             key: image
-            for row in work.rows
-            for key, image in zip(
-                work.examples[row[0]].images, requests[row[0]].record["images"], strict=True
-            )
+            for number, example in examples.items()
+            for key, image in zip(example.images, requests[number].record["images"], strict=True)
         }
         return dict(zip(images, self.features.load(list(images.values())), strict=True))
 
@@ -187,12 +190,12 @@ class Engine:
         *_, writer = self._steps(asked, examples)
         return {number: writer.completion(place) for place, number in enumerate(asked.numbers)}
 
-    def _steps(self, asked: "_Asked", examples: dict[int, Example]) -> Iterator["_Writer"]:
+    def _steps(self, asked: "_Asked", examples: dict[int, Example]) -> Iterator["Writer"]:
         """What has been written after every step."""
         samplings = [asked.requests[number].sampling for number in asked.numbers]
         with torch.inference_mode():
             decoder = Decoder(self.model, self.template.layout.end_ids)
-            writer = _Writer(self.template, samplings, decoder.join(asked.batch(examples), samplings))
+            writer = Writer(self.template, samplings, decoder.join(asked.batch(examples), samplings))
         while len(decoder):
             with torch.inference_mode():
                 writer.take(decoder)
@@ -229,12 +232,33 @@ class Engine:
         return self.template.encode_answer(prompt, str(request.record["turns"][-1][1]))
 
 
+class _Counted:
+    """Requests that are to be shared out among batches, by what they are long."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+        self._adapters: list[str | None] = []
+        self._counts: list[Any] = []
+
+    def add(self, number: int, adapter: str | None, example: Example) -> None:
+        self.numbers.append(number)
+        self._adapters.append(adapter)
+        self._counts.append(count_one(example))
+
+    def share_out(self, packing: PackingConfig) -> Iterator[list[list[int]]]:
+        """The rows of each batch, as numbers of requests; those of one row share images, task and adapter."""
+        counts = np.array(self._counts, FIELDS)
+        keys = list(zip(row_keys(counts).tolist(), self._adapters, strict=True))
+        for batch in plan_batches(keys, counts["tokens"], packing):
+            yield [[self.numbers[place] for place in row] for row in batch]
+
+
 @dataclass
 class _Asked:
     """Requests of one batch whose images are there."""
 
     model: MultimodalModel
-    requests: Sequence[Request]
+    requests: Mapping[int, Request]
     rows: list[list[int]]
     features: Callable[[Sequence[Any]], Tensor]
 
@@ -245,54 +269,6 @@ class _Asked:
     def batch(self, examples: dict[int, Example]) -> Batch:
         adapters = [self.requests[row[0]].adapter for row in self.rows]
         return make_batch(examples, self.rows, self.features, adapters).to(self.model.device)
-
-
-class _Writer:
-    """Collects the tokens of conversations that are being written, and ends them at stop strings."""
-
-    def __init__(self, template: Template, samplings: Sequence[Sampling], handles: Sequence[int]):
-        self.template, self.samplings = template, samplings
-        self.places = {handle: place for place, handle in enumerate(handles)}
-        self.ids: list[list[int]] = [[] for _ in samplings]
-        self.completions = [Completion() for _ in samplings]
-
-    def take(self, decoder: Decoder) -> None:
-        """One step."""
-        for step in decoder.step():
-            place = self.places[step.conversation]
-            if step.token >= 0:
-                self.ids[place].append(step.token)
-            if step.finish_reason is not None:
-                self.completions[place].finish_reason = step.finish_reason
-            elif self._stopped(place):
-                decoder.leave(step.conversation)
-
-    def text(self, place: int) -> str:
-        """What has been written, up to a stop string."""
-        text = self.template.decode(self.ids[place])
-        ends = [at for stop in self.samplings[place].stop if (at := text.find(stop)) >= 0]
-        return text[: min(ends)] if ends else text
-
-    def settled(self, place: int, text: str) -> int:
-        """How much of the text will stay: its end may be half a character, or the beginning of a stop string."""
-        if text.endswith("\N{REPLACEMENT CHARACTER}"):
-            return 0
-        begun = (
-            length
-            for stop in self.samplings[place].stop
-            for length in range(len(stop) - 1, 0, -1)
-            if text.endswith(stop[:length])
-        )
-        return len(text) - max(begun, default=0)
-
-    def completion(self, place: int) -> Completion:
-        """The whole answer."""
-        self.completions[place].text = self.text(place)
-        return self.completions[place]
-
-    def _stopped(self, place: int) -> bool:
-        stops = self.samplings[place].stop
-        return bool(stops) and any(stop in self.template.decode(self.ids[place]) for stop in stops)
 
 
 def _add_likelihood(completion: Completion, losses: TokenLosses, row: int, segment: int) -> None:

@@ -9,7 +9,7 @@ import torch
 from mmpeft.data.choices import check_choices
 from mmpeft.data.features import FeatureCache
 from mmpeft.data.images import ImageLike
-from mmpeft.data.loader import PackingConfig
+from mmpeft.data.plan import PackingConfig
 from mmpeft.data.records import CAPTION_INSTRUCTION, CAPTION_TASK, IMAGE_MARKER, Record
 from mmpeft.data.template import Template
 from mmpeft.errors import RefusedError

@@ -40,11 +40,12 @@ def _print_loader(name: str, loader: PackedLoader, tokenizer: Any, rows: int) ->
     console = Console()
     for number, row in enumerate(loader.packed_rows(0)[:rows]):
         console.print(_table(number, row, tokenizer))
-    conversations = [part for example in loader.examples for part in example.conversations]
-    carrying = sum(target != IGNORE_INDEX for part in conversations for target in part.targets)
-    total = sum(len(part.ids) for part in conversations)
+    counts = loader.counts
+    conversations, carrying, total = (
+        int(counts[name].sum()) for name in ("conversations", "carrying", "tokens")
+    )
     console.print(
-        f"{name}: {len(loader.examples):,} examples, {len(conversations):,} conversations in {len(loader):,} batches; "
+        f"{name}: {len(loader.examples):,} examples, {conversations:,} conversations in {len(loader):,} batches; "
         f"{carrying:,} of {total:,} tokens carry loss, at least one in every conversation"
     )
 

@@ -9,8 +9,10 @@ from rich.console import Console
 
 from mmpeft.adapters import LoraConfig
 from mmpeft.adapters.sensitivity import top_sites
+from mmpeft.data.examples import Examples
 from mmpeft.data.features import encode_images
-from mmpeft.data.loader import PackedLoader, PackingConfig
+from mmpeft.data.loader import PackedLoader
+from mmpeft.data.plan import PackingConfig
 from mmpeft.data.sources import load_records, require_images
 from mmpeft.data.template import Template
 from mmpeft.errors import RefusedError
@@ -58,7 +60,7 @@ def rank_sites(name: str, data: str, batches: int) -> tuple[dict[str, float], Mu
     model = MultimodalModel(encoder, projector.requires_grad_(False), language_model)
     check_language_model(model)
     template = Template(load_tokenizer(name), encoder.num_tokens)
-    examples = [template.encode(record) for record in records]
+    examples = Examples(records, template, ranks=False, what=data)
     packing = PackingConfig(batch_size=CONVERSATIONS)
     loader = PackedLoader(examples, partial(encode_images, encoder), packing, adapter=None, seed=0)
     return rank_linears(model, islice(loader, batches)), model

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from itertools import groupby
 from typing import Any
 
 from mmpeft.data.batch import Batch
-from mmpeft.data.loader import Features, JointLoader, PackedLoader, PackingConfig
-from mmpeft.data.template import IGNORE_INDEX, Example, Template
+from mmpeft.data.counts import Counts
+from mmpeft.data.examples import Examples
+from mmpeft.data.loader import Features, JointLoader, PackedLoader
+from mmpeft.data.plan import PackingConfig
+from mmpeft.data.template import Template
 from mmpeft.errors import RefusedError
 from mmpeft.training.finetune import Finetune, Split
 
@@ -80,15 +82,16 @@ def make_loader(
         seed: of the order, and of dropout; None keeps that of the data and leaves ``mix`` and ``max_steps`` out.
         cycle: see `JointLoader`.
     """
-    once: dict[tuple[int, bool], Example] = {}
+    counted: dict[tuple[int, bool], Counts] = {}
     loaders: dict[str, PackedLoader] = {}
     for name, finetune in finetunes.items():
         if records := finetune.records.get(split):
-            examples = [_encode(record, finetune, template, once) for record in records]
+            examples = Examples(records, template, finetune.learns_from_choices, split, counted)
             mix = finetune.mix if seed is not None else None
             loaders[name] = PackedLoader(examples, features, packing, adapters[name], seed, mix)
-    if truncated := sum(example.truncated for example in once.values()):
-        print(f"{split}: {truncated} of {len(once)} conversations were cut at max_length")
+    if truncated := sum(int(counts["truncated"].sum()) for counts in counted.values()):
+        total = sum(map(len, counted.values()))
+        print(f"{split}: {truncated} of {total} conversations were cut at max_length")
     limits = {} if seed is None else {name: own.max_steps for name, own in finetunes.items() if own.max_steps}
     if len(loaders) > 1 or limits:
         return JointLoader(loaders, limits, cycle)
@@ -103,14 +106,7 @@ def loader_of(loader: Loader, name: str) -> PackedLoader:
 def longest_answer(loader: Loader) -> int:
     """Tokens of the longest answer, without its end."""
     loaders = loader.loaders.values() if isinstance(loader, JointLoader) else [loader]
-    conversations = (part for own in loaders for example in own.examples for part in example.conversations)
-    answers = (
-        len(list(run)) - 1
-        for part in conversations
-        for carries_loss, run in groupby(part.targets, IGNORE_INDEX.__ne__)
-        if carries_loss
-    )
-    return max(answers, default=0)
+    return max((int(own.counts["answer"].max()) for own in loaders), default=0)
 
 
 def total_steps(finetune: Finetune, loader: Loader, trainer: Any) -> int:
@@ -135,14 +131,3 @@ def total_steps(finetune: Finetune, loader: Loader, trainer: Any) -> int:
 def ends_by_steps(trainer: Any) -> bool:
     """Whether no number of epochs ends the training."""
     return trainer is not None and trainer.max_epochs in (None, -1)
-
-
-def _encode(
-    record: Any, finetune: Finetune, template: Template, once: dict[tuple[int, bool], Example]
-) -> Example:
-    """A record that several finetunes share is encoded once."""
-    ranked = finetune.learns_from_choices and "choices" in record
-    if (id(record), ranked) not in once:
-        encode = template.encode_choices if ranked else template.encode
-        once[id(record), ranked] = encode(record)
-    return once[id(record), ranked]

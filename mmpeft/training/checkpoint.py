@@ -9,7 +9,7 @@ import torch
 from mmpeft.data.records import Record
 from mmpeft.data.template import current_settings
 from mmpeft.errors import RefusedError
-from mmpeft.hashing import differences, hash_json
+from mmpeft.hashing import differences, hash_json, hash_rows
 from mmpeft.models.language import LanguageConfig
 
 ORDER_SETTINGS = ("seed", "shots", "shots_seed", "weights", "limit", "task", "image_root")
@@ -34,11 +34,9 @@ def hash_records(records: Iterable[Record], key: Callable[[Any], str]) -> str:
         key: of an image.
     """
     told = ("turns", "choices", "task")
-    return hash_json(
-        [
-            [[*(r.get(name) for name in told), *_system(r)], [key(image) for image in r["images"]]]
-            for r in records
-        ]
+    return hash_rows(
+        [[*(r.get(name) for name in told), *_system(r)], [key(image) for image in r["images"]]]
+        for r in records
     )
 
 

@@ -13,10 +13,12 @@ import torch
 from mmpeft.data.formats import DataError
 from mmpeft.data.layouts.columns import Columns
 from mmpeft.data.layouts.notes import Notes
-from mmpeft.data.loader import PackingConfig
+from mmpeft.data.plan import PackingConfig
 from mmpeft.data.records import IMAGE_MARKER, Record
 from mmpeft.data.sampling import sample_shots
+from mmpeft.data.sequences import Chained
 from mmpeft.data.sources import OnBadSample, load_records, require_images, with_images
+from mmpeft.data.store import first_of_image_sets
 from mmpeft.data.template import STYLES, LayoutName
 from mmpeft.errors import RefusedError
 from mmpeft.paths import home, resolve
@@ -162,7 +164,7 @@ class VisionLanguageData(L.LightningDataModule):
 
     def _read(self, split: Split, finetunes: Mapping[str, Finetune], files: Mapping[str, list[str]]) -> None:
         """Files that several finetunes share are read once."""
-        by_files: dict[tuple[str, ...], list[list[Record]]] = {}
+        by_files: dict[tuple[str, ...], list[Sequence[Record]]] = {}
         for name, own in files.items():
             if not own:
                 if split != "val":
@@ -173,7 +175,7 @@ class VisionLanguageData(L.LightningDataModule):
             if tuple(own) not in by_files:
                 by_files[tuple(own)] = self._checked(split, own)
             parts, finetune = by_files[tuple(own)], finetunes[name]
-            records = [record for part in parts for record in part]
+            records: Sequence[Record] = Chained(parts)
             if split == "train" and self.shots is not None:
                 seed = self.shots_seed if finetune.shots_seed is None else finetune.shots_seed
                 records = sample_shots(records, self.shots, seed)
@@ -181,9 +183,10 @@ class VisionLanguageData(L.LightningDataModule):
                 finetune.mix = self._mix(own, [len(part) for part in parts])
             finetune.records[split] = records
 
-    def _checked(self, split: Split, files: list[str]) -> list[list[Record]]:
+    def _checked(self, split: Split, files: list[str]) -> list[Sequence[Record]]:
         """The records of each file."""
-        left, parts = self.limit, []
+        left = self.limit
+        parts: list[Sequence[Record]] = []
         notes = self.notes.setdefault(split, Notes())
         bad = self.on_bad_sample if split == "train" else "raise"
         for number, path in enumerate(files):
@@ -201,7 +204,7 @@ class VisionLanguageData(L.LightningDataModule):
             share = left if left is None or self.weights is None else max(1, left // (len(files) - number))
             parts.append(part[:share])
             left = None if left is None else left - len(parts[-1])
-        require_images([record for part in parts for record in part], split)
+        require_images(Chained(parts), split)
         return parts
 
     def _tell(self, stage: str) -> None:
@@ -235,33 +238,34 @@ def _moved_to_template(style: str, template: LayoutName) -> LayoutName:
     return wanted
 
 
-def all_records(finetunes: Iterable[Finetune], *splits: Split) -> list[Record]:
+def all_records(finetunes: Iterable[Finetune], *splits: Split) -> Sequence[Record]:
     """The records of all finetunes, of these splits or of every one that was read."""
-    return [
-        record
-        for finetune in finetunes
-        for split, own in finetune.records.items()
-        if not splits or split in splits
-        for record in own
-    ]
+    return Chained(
+        [
+            own
+            for finetune in finetunes
+            for split, own in finetune.records.items()
+            if not splits or split in splits
+        ]
+    )
 
 
 def require_some_image(records: Sequence[Record]) -> None:
     """Raises:
     DataError: no record has an image.
     """
-    if records and not any(record["images"] for record in records):
+    if records and not any(record["images"] for record in first_of_image_sets(records)):
         raise DataError(
             f"{records[0]['where']} and all other rows have no image, but the model has an encoder: name the images in "
             "the rows (docs/data.md), or say that there are none with data.text_only: true"
         )
 
 
-def refuse_images(records: Iterable[Record], why: str) -> None:
+def refuse_images(records: Sequence[Record], why: str) -> None:
     """Raises:
     DataError: a record has an image.
     """
-    for record in records:
+    for record in first_of_image_sets(records):
         if record["images"]:
             raise DataError(
                 f"{record['where']}: {record['id']!r} has an image, but {why}: name an encoder, or take text"
@@ -271,11 +275,11 @@ def refuse_images(records: Iterable[Record], why: str) -> None:
 def instructions(records: Sequence[Record]) -> dict[str, str | None]:
     """The tasks of training data, the most frequent first, each with its instruction where it has just one (a caption
     task, say)."""
-    questions: dict[str, set[str]] = {}
-    tasks = Counter(record["task"] or "" for record in records)
+    questions: dict[str, str | None] = {}
+    tasks: Counter[str] = Counter()
     for record in records:
-        question = record["turns"][0][0].replace(IMAGE_MARKER, "").strip()
-        questions.setdefault(record["task"] or "", set()).add(question)
-    return {
-        task: next(iter(q)) if len(q := questions[task]) == 1 else None for task, _ in tasks.most_common()
-    }
+        task, question = record["task"] or "", record["turns"][0][0].replace(IMAGE_MARKER, "").strip()
+        tasks[task] += 1
+        if questions.setdefault(task, question) != question:
+            questions[task] = None
+    return {task: questions[task] for task, _ in tasks.most_common()}

@@ -4,7 +4,7 @@ A run is a dict of them. `model.adapter` in the YAML is short for one entry, cal
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, fields
 from typing import Any, Literal
 
@@ -84,7 +84,7 @@ class Finetune:
     """Its own data files, where they are not the run's."""
     max_steps: int | None = None
     shots_seed: int | None = None
-    records: dict[Split, list[Record]] = field(default_factory=dict)
+    records: dict[Split, Sequence[Record]] = field(default_factory=dict)
     """What it trains on and is asked, once that was read."""
     mix: list[tuple[int, float]] | None = None
     """(examples, weight) of every training file, where they are mixed by weight."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmpeft.adapters import AdapterConfig
 from mmpeft.data.batch import Batch
 from mmpeft.data.features import FeatureCache
+from mmpeft.data.store import first_of_image_sets
 from mmpeft.data.template import Template
 from mmpeft.errors import RefusedError
 from mmpeft.evaluation.evaluate import Evaluation, EvaluationConfig
@@ -125,7 +126,7 @@ class VisionLanguageModule(L.LightningModule):
             self.model = self.started.model
         encoder = self.model.vision_encoder
         features = FeatureCache(data.cache, encoder)
-        images = (image for record in records for image in record["images"])
+        images = (image for record in first_of_image_sets(records) for image in record["images"])
         features.build(images, skip_unreadable=stage in ("test", "predict"))
         started, longest = self.started, data.packing.max_length
         check_length(self.model, longest)

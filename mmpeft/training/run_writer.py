@@ -3,6 +3,7 @@
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from rich.table import Table
 
 from mmpeft.data.choices import KnownChoices, known_choices
 from mmpeft.data.records import Record
+from mmpeft.data.store import first_of_image_sets
 from mmpeft.errors import RefusedError
-from mmpeft.evaluation.examples import some_answers, write_examples
+from mmpeft.evaluation.examples import QUESTIONS_FOR_EXAMPLES, some_answers, write_examples
 from mmpeft.evaluation.results import write_predictions, write_results
 from mmpeft.files import write_whole
 from mmpeft.inference.decoding import Sampling
@@ -110,7 +112,7 @@ class RunWriter(L.Callback):
         manifest.base = base_hash(module.model)
         manifest.facts = cost(module, self._before + time.monotonic() - self._started)
         if skipped := data.notes["train"].skipped:
-            manifest.facts["skipped"] = f"{len(skipped):,} bad rows of the training data"
+            manifest.facts["skipped"] = f"{skipped:,} bad rows of the training data"
         save_run(directory, manifest, module.model)
         remove_pictures(directory)
         write_examples(directory, [request.record for request in self._requests], self._answers)
@@ -137,7 +139,7 @@ class RunWriter(L.Callback):
             without_images=[
                 owner
                 for owner, records in _trained_on(module).items()
-                if not all(record["images"] for record in records)
+                if not all(record["images"] for record in first_of_image_sets(records))
             ],
         )
 
@@ -222,7 +224,7 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _trained_on(module: VisionLanguageModule) -> dict[str, list[Record]]:
+def _trained_on(module: VisionLanguageModule) -> dict[str, Sequence[Record]]:
     """Finetune, or "base" where the projector alone trained -> its training data."""
     adapters = module.adapters()
     return {adapters[name] or BASE: own.records["train"] for name, own in module.finetunes.items()}
@@ -249,11 +251,12 @@ def _writes(trainer: Any) -> bool:
 
 
 def _example_requests(module: VisionLanguageModule, max_new_tokens: int) -> list[Request]:
-    """The held-out questions of the run, or those it was trained on where it held none out."""
+    """Some of the held-out questions of the run, or of those it was trained on where it held none out."""
     split: Split = "val" if all_records(module.finetunes.values(), "val") else "train"
     config, sampling, adapters = module.evaluation_config, Sampling(max_new_tokens), module.adapters()
+    every = max(1, len(all_records(module.finetunes.values(), split)) // QUESTIONS_FOR_EXAMPLES)
     return [
         Request(record, adapters[name], config.answer_by != "generate" and "choices" in record, sampling)
         for name, finetune in module.finetunes.items()
-        for record in finetune.records.get(split, [])
+        for record in finetune.records.get(split, [])[::every]
     ]

@@ -114,9 +114,9 @@ def test_rows_hold_every_example_once_within_their_limits_and_under_one_key(data
 
 
 def test_one_conversation_a_row_switches_packing_off():
-    assert plan_rows(["a"] * 3, [1] * 3, [2, 0, 1], 100, 1) == [[2], [0], [1]]
+    assert list(plan_rows(["a"] * 3, [1] * 3, [2, 0, 1], 100, 1)) == [[2], [0], [1]]
 
 
 def test_an_example_goes_where_it_fits_best():
     # 6 and 7 open two rows of 10; 3 fills the second exactly, 4 the first
-    assert plan_rows(["a"] * 4, [6, 7, 3, 4], [0, 1, 2, 3], 10, 9) == [[0, 3], [1, 2]]
+    assert list(plan_rows(["a"] * 4, [6, 7, 3, 4], [0, 1, 2, 3], 10, 9)) == [[0, 3], [1, 2]]

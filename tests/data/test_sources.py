@@ -471,9 +471,9 @@ def test_check_images_lists_every_missing_image_once(folder):
     assert "none.png' is missing" in missing[0]
     decoded = check_images(records, decode=True)
     assert [problem.split(" ")[0] for problem in decoded] == ["data.jsonl:2", "data.jsonl:4", "data.jsonl:5"]
-    records[0]["images"] = [png()[:-26], png()]
-    assert check_images(records[:1]) == []
-    assert len(check_images(records[:1], decode=True)) == 1
+    held = [records[0] | {"images": [png()[:-26], png()]}]
+    assert check_images(held) == []
+    assert len(check_images(held, decode=True)) == 1
 
 
 def test_40000_rows_are_read_in_seconds(folder):

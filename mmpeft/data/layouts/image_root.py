@@ -8,11 +8,17 @@ from mmpeft.data.image_names import ImageNames
 from mmpeft.data.layouts.values import as_text, short
 from mmpeft.errors import RefusedError
 
+NAMES_KEPT = 50_000
+"""Image names whose paths are remembered."""
+LINKS_KEPT = 300_000
+"""Folders and linked images that are looked at again at every start; with more of them the rows are read again."""
+
 
 class ImageRoot:
     """Turns image names into absolute paths and refuses those that lead out of one folder.
 
-    Every name and every folder is resolved once: 40,000 rows in a few folders cost one `lstat` per name.
+    Every folder is resolved once, and a name that comes again mostly too: 40,000 rows in a few folders cost one
+    `lstat` per name.
     """
 
     def __init__(self, root: Path) -> None:
@@ -20,10 +26,15 @@ class ImageRoot:
         self._inside = os.path.join(self.folder, "")
         self._folders: dict[str, str] = {}
         self._paths: dict[str, str] = {}
+        self.leads_to: dict[str, str] | None = {}
+        """Every folder, and every image that is a link -> its real path; None where these are too many to be kept, or a
+        name has no file yet: what it means can change."""
         self._names = ImageNames()
 
     def resolve(self, name: str) -> str:
         if name not in self._paths:
+            if len(self._paths) >= NAMES_KEPT:
+                self._paths.clear()
             self._paths[name] = self._resolve(as_text(name, "image name"))
         return self._paths[name]
 
@@ -37,9 +48,16 @@ class ImageRoot:
         if os.path.isfile(path):
             return name
         try:
-            return self._names.find(path)
+            found = self._names.find(path)
         except RefusedError as error:
             raise DataError(str(error)) from None
+        if found is None:
+            self.leads_to = None
+        return found
+
+    def still(self, leads_to: dict[str, str] | None) -> bool:
+        """Whether folders and links lead where they did."""
+        return leads_to is not None and all(os.path.realpath(path) == leads_to[path] for path in leads_to)
 
     def _resolve(self, name: str) -> str:
         if not name.strip() or "\0" in name or name.startswith(("http://", "https://", "data:")):
@@ -49,13 +67,20 @@ class ImageRoot:
             name = self.find(name) or name
         folder, base = os.path.split(os.path.join(self.folder, name))
         if folder not in self._folders:
-            self._folders[folder] = os.path.realpath(folder)
+            self._folders[folder] = self._real(folder)
         path = os.path.join(self._folders[folder], base)
         if base in ("", ".", "..") or os.path.islink(path):
-            path = os.path.realpath(path)
+            path = self._real(path)
         if not path.startswith(self._inside):
             raise DataError(
                 f"image {name!r} leads to {path}, outside the image root {self.folder}; "
                 "move the file inside, or pass the folder that holds all images as image_root"
             )
         return path
+
+    def _real(self, path: str) -> str:
+        real = os.path.realpath(path)
+        if self.leads_to is not None:
+            self.leads_to[path] = real
+            self.leads_to = self.leads_to if len(self.leads_to) <= LINKS_KEPT else None
+        return real

@@ -1,7 +1,8 @@
 """What reading a data set left aside, by stated rules, so that it can be told."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 
 @dataclass
@@ -16,8 +17,34 @@ class Notes:
     """Columns of data.columns -> rows."""
     empty_answers: int = 0
     """Empty ones among several people's."""
-    skipped: list[str] = field(default_factory=list)
-    """Rows that were left out, each with its reason."""
+    skipped: int = 0
+    """Rows that were left out."""
+    first_skipped: str = ""
+    """The first of them, with its reason."""
+
+    def skip(self, told: str, rows: int = 1) -> None:
+        """Counts rows that are left out; ``told`` is the first, with its reason."""
+        self.skipped += rows
+        self.first_skipped = self.first_skipped or told
+
+    def add(self, others: "Notes") -> None:
+        """Counts what another reading left aside."""
+        self.set_aside.update(others.set_aside)
+        self.ignored.update(others.ignored)
+        self.mapped.update(others.mapped)
+        self.empty_answers += others.empty_answers
+        if others.skipped:
+            self.skip(others.first_skipped, others.skipped)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """As JSON holds it; `Notes.read` reads it."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    @classmethod
+    def read(cls, told: dict[str, Any]) -> "Notes":
+        """Of `told`."""
+        return cls(**{k: Counter(v) if isinstance(v, dict) else v for k, v in told.items()})
 
     def lines(self) -> list[str]:
         """What is to be told, a line each."""
@@ -33,6 +60,6 @@ class Notes:
             told.append(f"{self.empty_answers:,} empty answers among several people's, left out")
         if self.skipped:
             told.append(
-                f"{len(self.skipped):,} bad rows skipped (data.on_bad_sample), the first: {self.skipped[0]}"
+                f"{self.skipped:,} bad rows skipped (data.on_bad_sample), the first: {self.first_skipped}"
             )
         return told

@@ -1,0 +1,171 @@
+"""Examples that are encoded when a batch needs them, and were counted before.
+
+Every record is encoded once to be counted, so that what cannot be encoded is refused before the first step. The counts
+of a record store that is kept lie beside it.
+"""
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from filelock import FileLock
+from tqdm.auto import tqdm
+
+from mmpeft.data.counts import FIELDS, Counts, count_one
+from mmpeft.data.kept_stores import code_hash
+from mmpeft.data.problems import Problems
+from mmpeft.data.records import Record
+from mmpeft.data.sequences import Lazy, parts_of
+from mmpeft.data.store import content_of, path_of
+from mmpeft.data.template import Example, Template
+from mmpeft.errors import RefusedError
+from mmpeft.files import whole_file
+from mmpeft.hashing import hash_json
+
+AT_ONCE = 2_000
+"""Records that a process counts before it tells."""
+WORTH_A_PROCESS = 20_000
+"""Records to be counted for which one more process pays."""
+
+
+class Examples(Lazy[Example]):
+    """Records as the model reads them.
+
+    Args:
+        records: any number.
+        template: encodes them.
+        ranks: whether a record with choices is its question with each of them.
+        what: names the records in errors.
+        counted: of records that were counted already in this process, by their id and ``ranks``.
+
+    Raises:
+        DataError: records that cannot be encoded; the message names them.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        template: Template,
+        ranks: bool,
+        what: str,
+        counted: dict[tuple[int, bool], Counts] | None = None,
+    ):
+        self.records, self.template, self.ranks = records, template, ranks
+        counted = {} if counted is None else counted
+        for part in parts_of(records):
+            if (id(part), ranks) not in counted:
+                counted[id(part), ranks] = self._counts_of(part, what)
+        own = [counted[id(part), ranks] for part in parts_of(records)]
+        self.counts = np.concatenate(own) if own else np.zeros(0, FIELDS)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def item(self, number: int) -> Example:
+        return self.encode(self.records[number])
+
+    def encode(self, record: Record) -> Example:
+        ranked = self.ranks and "choices" in record
+        return self.template.encode_choices(record) if ranked else self.template.encode(record)
+
+    def _counts_of(self, records: Sequence[Record], what: str) -> Counts:
+        store, content = path_of(records), content_of(records)
+        if store is None:
+            return _count(records, self.encode, what)
+        key = hash_json([content, _identity(self.template), self.ranks, FIELDS.descr, code_hash()])
+        path = store.with_suffix(f".{key}.counts")
+        with FileLock(path.with_suffix(".lock")):
+            counts = _load(path, len(records))
+            if counts is None:
+                counts = _count(records, self.encode, what)
+                with whole_file(path, counts.nbytes) as unfinished, unfinished.open("wb") as file:
+                    np.save(file, counts)
+        return counts
+
+
+def _identity(template: Template) -> list[Any]:
+    """What decides the tokens of a record."""
+    tokenizer = template.tokenizer
+    return [
+        template.settings,
+        template.image_tokens,
+        template.layout.end,
+        [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizers.__version__],
+        tokenizer.backend_tokenizer.to_str(),
+    ]
+
+
+def _load(path: Path, num_records: int) -> Counts | None:
+    """None where there are none, or damaged ones."""
+    try:
+        counts = np.load(path)
+    except (OSError, ValueError, EOFError):
+        return None
+    return counts if counts.dtype == FIELDS and counts.shape == (num_records,) else None
+
+
+Encode = Callable[[Record], Example]
+Counted = tuple[Counts, Problems]
+
+
+def _count(records: Sequence[Record], encode: Encode, what: str) -> Counts:
+    found, problems = [], Problems()
+    many = len(records) >= WORTH_A_PROCESS
+    with tqdm(total=len(records), desc=f"counting tokens of {what}", unit="row", disable=not many) as bar:
+        for counts, own in _counted(records, encode):
+            found.append(counts)
+            problems.join(own)
+            bar.update(len(counts))
+    problems.refuse(what)
+    return np.concatenate(found) if found else np.zeros(0, FIELDS)
+
+
+def _counted(records: Sequence[Record], encode: Encode) -> Iterator[Counted]:
+    """The records in order, `AT_ONCE` together."""
+    starts = range(0, len(records), AT_ONCE)
+    wanted = min(len(records) // WORTH_A_PROCESS, _cores())
+    if wanted < 2 or not sys.platform.startswith("linux"):  # elsewhere a fork is no safe copy
+        yield from map(_count_some, repeat(records), repeat(encode), starts)
+        return
+    # records and template come with the fork: they are not sent
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(wanted, context, _Forked.begin, (records, encode)) as processes:
+        yield from processes.map(_Forked.count, starts)
+
+
+def _count_some(records: Sequence[Record], encode: Encode, start: int) -> Counted:
+    stop, problems = min(start + AT_ONCE, len(records)), Problems()
+    counts = np.zeros(stop - start, FIELDS)
+    for number in range(start, stop):
+        try:
+            counts[number - start] = count_one(encode(records[number]))
+        except RefusedError as error:
+            problems.add(number, str(error))
+    return counts, problems
+
+
+class _Forked:
+    """What a forked process counts."""
+
+    records: Sequence[Record]
+    encode: Encode
+
+    @classmethod
+    def begin(cls, records: Sequence[Record], encode: Encode) -> None:
+        cls.records, cls.encode = records, staticmethod(encode)
+
+    @classmethod
+    def count(cls, start: int) -> Counted:
+        return _count_some(cls.records, cls.encode, start)
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
