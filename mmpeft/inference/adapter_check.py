@@ -4,7 +4,7 @@ Three rows of the same tokens, of which the second is the finetune's, are read b
 little: the second must change, the others must be the base's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,11 +60,12 @@ def _methods(entry: Entry) -> str:
 def _check(model: MultimodalModel, name: str) -> None:
     methods = _methods(model.bank.entry(name))
     what = f"{methods} on {type(model.language_model).__name__}"
-    base = _logits(model, [None] * 3)
+    call = model.bank.entry(name).invocation
+    base = _logits(model, [None] * 3, call)
     try:
-        before = _logits(model, [None, name, None])
+        before = _logits(model, [None, name, None], call)
         with _moved(model, name):
-            after = _logits(model, [None, name, None])
+            after = _logits(model, [None, name, None], call)
     except RuntimeError as error:
         raise RefusedError(f"{what} cannot be read by that model: {error}; use another method") from error
     for row in (0, 2):
@@ -81,10 +82,10 @@ def _check(model: MultimodalModel, name: str) -> None:
         )
 
 
-def _logits(model: MultimodalModel, names: list[str | None]) -> Tensor:
-    """(rows, tokens, vocabulary)"""
+def _logits(model: MultimodalModel, names: list[str | None], call: Sequence[int]) -> Tensor:
+    """(rows, tokens, vocabulary), of rows with an activated adapter's invocation tokens among them."""
     prefix, conversation, _ = random_tokens(model)
-    row = pack([unlabelled([*prefix, *conversation])])
+    row = pack([unlabelled([*prefix, *call, *conversation])])
     return model.logits(model.hidden_states(collate([row] * len(names), None, names).to(model.device)))
 
 

@@ -76,6 +76,11 @@ class AdapterConfig:
         """The dimension that may differ from slot to slot (rank, width, tokens); 0 for methods without."""
         return 0
 
+    @property
+    def invocation(self) -> Sequence[int]:
+        """The ids of tokens from whose last occurrence on the method acts; empty where it acts on all tokens."""
+        return ()
+
     def parts(self) -> list["AdapterConfig"]:
         """The methods that a finetune consists of."""
         return [self]

@@ -34,6 +34,8 @@ ROUNDING = 1e-6
 """Size of a product of A and B that counts as zero, relative to theirs."""
 CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 """PEFT's ways to start a LoRA that also change the base's weights: the tensors alone are not the adapter."""
+OTHER_METHODS = ("use_dora", "alora_invocation_tokens")
+"""Fields by which a LoRA's file is of another method."""
 
 
 @dataclass
@@ -52,7 +54,7 @@ class LoraConfig(LayersConfig):
     beyond: ClassVar[tuple[Beyond, ...]] = ("head", "embedding")
     peft_refused: ClassVar[tuple[str, ...]] = (
         *("use_qalora", "use_bdlora", "kasa_config", "arrow_config", "monteclora_config"),
-        *("layer_replication", "alora_invocation_tokens"),
+        "layer_replication",
     )
 
     rank: int = 16
@@ -149,7 +151,7 @@ class LoraConfig(LayersConfig):
 
     @classmethod
     def reads_peft(cls, raw: dict[str, Any]) -> bool:
-        return super().reads_peft(raw) and not raw.get("use_dora")
+        return super().reads_peft(raw) and not any(raw.get(field) for field in OTHER_METHODS)
 
     @classmethod
     def from_peft(cls, raw: dict[str, Any]) -> AdapterConfig:

@@ -1,5 +1,6 @@
 """The registry of methods: a new one is its own file and one line here."""
 
+from mmpeft.adapters.methods.alora import ALoraConfig
 from mmpeft.adapters.methods.base import AdapterConfig
 from mmpeft.adapters.methods.bitfit import BitFitConfig
 from mmpeft.adapters.methods.bottleneck import BottleneckConfig
@@ -14,6 +15,7 @@ from mmpeft.adapters.methods.token_rows import TokenRowsConfig
 
 METHODS: list[type[AdapterConfig]] = [
     LoraConfig,
+    ALoraConfig,
     DoraConfig,
     IA3Config,
     BitFitConfig,
@@ -25,4 +27,4 @@ METHODS: list[type[AdapterConfig]] = [
     ImagePromptConfig,
     TokenRowsConfig,
 ]
-"""Every method, in the order of tables; files are recognised by them."""
+"""Every method, in the order of tables; the first that recognises a file reads it."""
