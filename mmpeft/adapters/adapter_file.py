@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmpeft.adapters.architecture import find_linears
+from mmpeft.adapters.experts import find_experts
 from mmpeft.adapters.methods.base import names_module
 from mmpeft.adapters.patterns import by_pattern
 from mmpeft.adapters.targets import further_layers
@@ -100,14 +101,17 @@ def fitted(file: AdapterFile, model: nn.Module) -> AdapterFile:
     fields = dict(file.fields)
     inner, ours = _inner_prefix(file, model)
     linears = find_linears(model) | further_layers(model, ("head", "embedding"), "")
-    theirs = {path: inner + path.removeprefix(ours) if path.startswith(ours) else path for path in linears}
-    chosen = [path for path, name in theirs.items() if _chooses(fields, name)]
+    experts = find_experts(model)
+    theirs = {
+        path: inner + path.removeprefix(ours) if path.startswith(ours) else path for path in linears | experts
+    }
+    chosen = [path for path in linears if _chooses(fields, theirs[path])]
     if chosen and (inner != ours or not _says_it_plainly(fields, linears)):
         fields["target_modules"] = chosen
         if "feedforward_modules" in fields:
             names = fields["feedforward_modules"] or []
             fields["feedforward_modules"] = [path for path in chosen if names_module(theirs[path], names)]
-        fields |= _patterns_by_path(fields, {path: theirs[path] for path in chosen})
+        fields |= _patterns_by_path(fields, {path: theirs[path] for path in [*chosen, *experts]})
     if inner == ours:
         return replace(file, fields=fields)
     warnings.warn(
@@ -149,7 +153,13 @@ def _todays_keys(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Without the adapter's own name and what torch.compile puts in, which some trainers leave in their keys."""
     keys, adapters = dict[str, Tensor](), set[str]()
     for key, tensor in tensors.items():
-        plain = key.replace("_orig_mod.", "")
+        if (
+            ".original_module." in key
+        ):  # the base's own, which PEFT keeps beside a retrained module and never reads
+            continue
+        plain = key.replace("_orig_mod.", "").replace(".modules_to_save.", ".")
+        if plain != key and plain in tensors and torch.equal(tensors[plain], tensor):
+            continue  # under bias="all" PEFT writes a retrained bias twice
         if match := _TENSOR.fullmatch(plain):
             adapters |= {match["adapter"]} - {None}
             name = EMBEDDING_NAMES.get(match["name"], match["name"])

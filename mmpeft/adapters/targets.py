@@ -57,8 +57,9 @@ def find_sites(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
             _chosen(model, sites, field, getattr(config, field))
     for path in sites.keys() & experts.keys():
         config.check_experts(path)
-    for path in sites:
+    for path, layer in sites.items():
         _check_sees_rows(model, path)
+        config.check_layer(path, layer)
     if why := NO_LAYERS.get(str(getattr(getattr(model, "config", None), "model_type", None))):
         raise RefusedError(f"{type(model).__name__} {why}; choose another base")
     return sites if config.layers is None else _inside(model, sites, config.layers)
@@ -75,11 +76,12 @@ def further_layers(
     return {
         path: module
         for path, module in model.named_modules()
-        if any(module is each for each in wanted) or (norms and _is_norm(module))
+        if any(module is each for each in wanted) or (norms and is_norm(module))
     }
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: nn.Module) -> bool:
+    """Whether it has one number for every feature."""
     weight = getattr(module, "weight", None)
     return isinstance(weight, Tensor) and weight.dim() == 1 and linear_features(module) is None
 
@@ -229,7 +231,7 @@ def layer_features(model: nn.Module, path: str) -> tuple[int, int]:
         return features
     if isinstance(module, nn.Embedding):
         return module.num_embeddings, module.embedding_dim
-    if _is_norm(module):
+    if is_norm(module):
         size = cast(Tensor, module.weight).shape[0]
         return size, size
     hidden = _hidden_size(model)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from mmpeft.adapters import AdapterBank
 from mmpeft.adapters.architecture import find_linears, last_name
 from mmpeft.adapters.peft_format import load_adapter
+from mmpeft.adapters.targets import is_norm
 from mmpeft.errors import RefusedError
 from tests.adapters.test_architecture_roles import build
 
@@ -47,6 +48,11 @@ def head(model):
 
 def embedding(model):
     return next(path for path, module in model.named_modules() if module is model.get_input_embeddings())
+
+
+def norms(model):
+    """Last names of the norms, in order."""
+    return list(dict.fromkeys(last_name(path) for path, module in model.named_modules() if is_norm(module)))
 
 
 def last_of(model):
@@ -96,6 +102,8 @@ VARIANTS = {
     "head alone": lora(target_modules=lambda m: [head(m)]),
     "embedding": lora(target_modules=lambda m: [names(m)[0], last_of(m)]),
     "dora embedding": lora(use_dora=True, target_modules=lambda m: [names(m)[0], last_of(m)]),
+    "norms retrained": lora(modules_to_save=lambda m: norms(m)),
+    "norm and its bias retrained": lora(bias="all", modules_to_save=lambda m: norms(m)[-1:]),
     "head retrained": lora(modules_to_save=lambda m: [head(m)]),
     "embedding retrained": lora(modules_to_save=lambda m: [last_of(m)]),
     "tokens": lora(trainable_token_indices=[1, 5, 9]),
@@ -116,7 +124,6 @@ VARIANTS = {
 REFUSED = {
     "pissa": "init_lora_weights",
     "olora": "init_lora_weights",
-    "dora embedding": "embed|wte",
     "replicated": "layer_replication",
     "vera": "peft_type is 'VERA'",
     "prompt": "peft_type PROMPT_TUNING",

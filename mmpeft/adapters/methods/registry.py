@@ -9,6 +9,7 @@ from mmpeft.adapters.methods.full import FullConfig
 from mmpeft.adapters.methods.ia3 import IA3Config
 from mmpeft.adapters.methods.image_prompt import ImagePromptConfig
 from mmpeft.adapters.methods.lora import LoraConfig
+from mmpeft.adapters.methods.norm_weights import NormWeightsConfig
 from mmpeft.adapters.methods.prefix import PrefixConfig
 from mmpeft.adapters.methods.prompt import PromptConfig, PTuningConfig
 from mmpeft.adapters.methods.token_rows import TokenRowsConfig
@@ -24,6 +25,7 @@ METHODS: list[type[AdapterConfig]] = [
     PTuningConfig,
     PrefixConfig,
     FullConfig,
+    NormWeightsConfig,
     ImagePromptConfig,
     TokenRowsConfig,
 ]
