@@ -20,7 +20,6 @@ from mmpeft.adapters.routing import Routing
 from mmpeft.adapters.targets import (
     find_sites,
     layer_features,
-    refuse_head,
     require_reader,
     settle,
     tell_left_out,
@@ -239,7 +238,6 @@ class AdapterBank(nn.Module):
         parts: list[MethodPart] = []
         for each in config.parts():
             sites = self.sites(each)
-            refuse_head(self.model, sites, self.image_shape)
             for earlier in parts:
                 if earlier.config.method == each.method and (both := set(sites) & set(earlier.sites)):
                     raise RefusedError(

@@ -1,6 +1,7 @@
 """Routing: which finetune each row of a forward belongs to, and the random numbers of each finetune's own dropout."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -87,6 +88,15 @@ class Routing:
         for name in names:
             rows = [name == each for each in self.names]
             self.streams.append(Stream(seeds[name], self.owned[rows.index(True)], tokens, rows))
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Inside, it may be written for other rows; afterwards it is as it was."""
+        kept = dict(vars(self))
+        try:
+            yield
+        finally:
+            vars(self).update(kept)
 
     def act_on(self, invoked: Tensor | None) -> None:
         """Says on which tokens (rows, tokens) of the coming forwards activated adapters act; None for rows without

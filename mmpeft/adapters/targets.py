@@ -86,22 +86,6 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(weight, Tensor) and weight.dim() == 1 and linear_features(module) is None
 
 
-def refuse_head(model: Any, sites: Sequence[str], image_shape: tuple[int, int] | None) -> None:
-    """Raises:
-    RefusedError: an adapter of the output head in a model that computes logits of single positions, whose rows
-        nobody can tell.
-    """
-    if image_shape is None:
-        return
-    for path in further_layers(model, ("head",), ""):
-        if path in sites:
-            raise RefusedError(
-                f"{path} is the output head, which a MultimodalModel calls for single positions of its rows: serve an "
-                "adapter there by an AdapterBank on the language model itself, or apply it in PEFT, by "
-                "merge_and_unload, and take the model that this makes as base"
-            )
-
-
 def _targeted(
     model: nn.Module, layers: dict[str, nn.Module], linears: dict[str, nn.Module], targets: str | list[str]
 ) -> dict[str, nn.Module]:

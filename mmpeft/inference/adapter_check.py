@@ -86,7 +86,8 @@ def _logits(model: MultimodalModel, names: list[str | None], call: Sequence[int]
     """(rows, tokens, vocabulary), of rows with an activated adapter's invocation tokens among them."""
     prefix, conversation, _ = random_tokens(model)
     row = pack([unlabelled([*prefix, *call, *conversation])])
-    return model.logits(model.hidden_states(collate([row] * len(names), None, names).to(model.device)))
+    hidden = model.hidden_states(collate([row] * len(names), None, names).to(model.device))
+    return model.logits(hidden, names)
 
 
 @contextmanager

@@ -150,7 +150,7 @@ def _compare(model: MultimodalModel) -> str | None:
     alone = [_own_logits(model, [[*prefix, *own]])[0] for own in (first, second)]
     noise = _noise(model, prefix, first, second)
     batch = _batch(prefix, (first, second), model.device)
-    logits = model.logits(model.hidden_states(batch))
+    logits = model.logits(model.hidden_states(batch), batch.adapters)
     for ours, own, what in (
         (_conversation(logits[1], batch, 1, 1), alone[0], "a row beside a longer one"),
         (_conversation(logits[0], batch, 0, 1), alone[0], "the first conversation of a row"),
@@ -159,7 +159,7 @@ def _compare(model: MultimodalModel) -> str | None:
         if not (off := distance(ours, own)) <= tolerance(model):
             return f"logits of {what} are {off:.2g} off"
     other = _batch(prefix, (first[::-1], second), model.device)
-    again = model.logits(model.hidden_states(other))
+    again = model.logits(model.hidden_states(other), other.adapters)
     if (
         not (off := distance(_conversation(again[0], other, 0, 2), _conversation(logits[0], batch, 0, 2)))
         <= noise
@@ -216,12 +216,12 @@ def _compare_decoding(model: MultimodalModel, batch: Batch, prompts: Sequence[li
     """The same for tokens that are written one by one."""
     memory = PackedMemory(model) if model.reader.reading.packed else OwnMemory(model)
     hidden, written = memory.join(batch), [[*prompts[0]], [*prompts[1]], [*prompts[0]]]
-    steps: list[Tensor] = [model.logits(hidden)]
+    steps: list[Tensor] = [model.logits(hidden, [None] * len(hidden))]
     for _ in range(STEPS):
         tokens = steps[-1].argmax(-1)
         for own, token in zip(written, tokens.tolist(), strict=True):
             own.append(token)
-        steps.append(model.logits(memory.advance(tokens)))
+        steps.append(model.logits(memory.advance(tokens), [None] * len(tokens)))
     for number in (0, 1, 2):
         ours = torch.stack([step[number] for step in steps])
         own = _own_logits(model, [written[number]])[0, -STEPS - 1 :]

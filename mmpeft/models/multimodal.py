@@ -1,7 +1,8 @@
 """Vision features, projector, language model and adapters as one model: forward on packed rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from mmpeft.data.packing import PREFIX
 from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import hash_tensors
+from mmpeft.models.head import logits_of_tokens
 from mmpeft.models.invocation import invoked_columns
 from mmpeft.models.masks import additive, attention_mask, within_reach
 from mmpeft.models.projector import Projector
@@ -71,13 +73,28 @@ class MultimodalModel(nn.Module):
         targets, segments = (tensor[:, -hidden.shape[1] :] for tensor in (batch.targets, batch.segments))
         labelled = targets != IGNORE_INDEX
         labels = targets[labelled]
-        logits = self.logits(hidden[labelled])
+        rows = labelled.nonzero()[:, 0]
+        owners = [batch.adapters[row] for row in rows.tolist()]
+        logits = self.logits(hidden[labelled], owners, batch.dropout_seeds)
         nll = F.cross_entropy(logits.float(), labels, reduction="none")
-        return TokenLosses(nll, logits.argmax(-1) == labels, labelled.nonzero()[:, 0], segments[labelled])
+        return TokenLosses(nll, logits.argmax(-1) == labels, rows, segments[labelled])
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(..., dim) hidden states -> (..., vocabulary)."""
-        return self.reader.logits(hidden)
+    def logits(
+        self,
+        hidden: Tensor,
+        owners: Sequence[str | None],
+        dropout_seeds: Mapping[str, int] = MappingProxyType({}),
+    ) -> Tensor:
+        """(tokens, dim) hidden states -> (tokens, vocabulary), or (rows, tokens, dim) -> (rows, tokens, vocabulary).
+
+        Args:
+            hidden: of the decoder.
+            owners: the adapter of every token, or row; None is the base model.
+            dropout_seeds: as of a batch.
+        """
+        each = [owner for owner in owners for _ in range(hidden.shape[1])] if hidden.dim() == 3 else owners
+        logits = logits_of_tokens(self.reader, self.bank, hidden.flatten(0, -2), each, dropout_seeds)
+        return logits.view(*hidden.shape[:-1], -1)
 
     def hidden_states(
         self, batch: Batch, cache: DynamicCache | None = None, new: int | None = None
