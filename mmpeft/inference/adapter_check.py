@@ -4,6 +4,7 @@ Three rows of the same tokens, of which the second is the finetune's, are read b
 little: the second must change, the others must be the base's.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,7 @@ from mmpeft.hashing import hash_json
 from mmpeft.inference.self_check import distance, random_tokens, tolerance, unlabelled
 from mmpeft.models.evaluating import evaluating
 from mmpeft.models.multimodal import MultimodalModel
+from mmpeft.runs.files import LeftOut
 
 MOVED = 0.1
 """By how much: of itself, and of a normal distribution."""
@@ -26,12 +28,15 @@ OF_IMAGES = "image_prompt"
 """A method that changes nothing where there is no image."""
 
 
-def check_adapters(model: MultimodalModel, checked: dict[str, Any]) -> dict[str, Any]:
+def check_adapters(
+    model: MultimodalModel, checked: dict[str, Any], left_out: LeftOut | None = None
+) -> dict[str, Any]:
     """Checks one finetune of every combination of methods on every choice of layers.
 
     Args:
         model: holds the finetunes.
         checked: of the base, as `ensure_checked` gives it; what is in it already is not checked again.
+        left_out: takes the finetunes that fail, which leave the bank; None raises for the first.
 
     Returns:
         The same with what was checked now.
@@ -39,13 +44,24 @@ def check_adapters(model: MultimodalModel, checked: dict[str, Any]) -> dict[str,
     Raises:
         RefusedError: one that reaches other rows, or not its own.
     """
-    kinds = {_kind(entry): name for name, entry in model.bank.entries.items()}
-    known = checked.get("adapters", [])
+    kinds = defaultdict[str, list[str]](list)
+    for name, entry in model.bank.entries.items():
+        kinds[_kind(entry)].append(name)
+    known = {*checked.get("adapters", [])}
     with evaluating(model):
-        for kind, name in kinds.items():
-            if kind not in known:
-                _check(model, name)
-    return checked | {"adapters": sorted({*known, *kinds})}
+        for kind, names in kinds.items():
+            try:
+                if kind not in known:
+                    _check(model, names[0])
+            except RefusedError as error:
+                if left_out is None:
+                    raise
+                for name in names:
+                    left_out[name] = error
+                    model.bank.remove(name)
+            else:
+                known.add(kind)
+    return checked | {"adapters": sorted(known)}
 
 
 def _kind(entry: Entry) -> str:
