@@ -21,8 +21,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmpeft.adapters.adapter_file import KEY_PREFIX, AdapterFile
-from mmpeft.adapters.architecture import linear_features
 from mmpeft.adapters.base_weights import is_quantised, is_transposed
+from mmpeft.adapters.blocks import linear_features
 from mmpeft.adapters.methods.base import names_module
 from mmpeft.adapters.targets import further_layers, is_norm
 from mmpeft.errors import RefusedError

@@ -9,18 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mmpeft.adapters.architecture import (
-    RolePart,
-    absent_roles,
-    find_blocks,
-    find_layers,
-    find_linears,
-    find_parts,
-    last_name,
-    linear_features,
-    text_config,
-)
-from mmpeft.adapters.blocks import EXPERTS
+from mmpeft.adapters.architecture import absent_roles, find_blocks, find_layers, find_linears, find_parts
+from mmpeft.adapters.blocks import EXPERTS, RolePart, last_name, linear_features, text_config
 from mmpeft.adapters.experts import expert_features, find_experts, split_path
 from mmpeft.adapters.layer_choice import choose_layers
 from mmpeft.adapters.methods.base import AdapterConfig, Beyond, names_module

@@ -11,8 +11,8 @@ from torch import nn
 
 from mmpeft.adapters import AdapterBank
 from mmpeft.adapters.adapter_file import read_fields
-from mmpeft.adapters.architecture import last_name
 from mmpeft.adapters.bank import INPUTS
+from mmpeft.adapters.blocks import last_name
 from mmpeft.adapters.peft_format import load_adapter, read_parts
 from mmpeft.errors import RefusedError
 from mmpeft.models.language import LanguageConfig, load_language_model

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmpeft.adapters import AdapterBank
-from mmpeft.adapters.architecture import find_linears, last_name
+from mmpeft.adapters.architecture import find_linears
+from mmpeft.adapters.blocks import last_name
 from mmpeft.adapters.peft_format import load_adapter
 from mmpeft.adapters.targets import is_norm
 from mmpeft.errors import RefusedError
