@@ -10,6 +10,7 @@ import json
 import pickle
 import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,9 @@ def fitted(file: AdapterFile, model: nn.Module) -> AdapterFile:
     and keys of a language model inside a multimodal one are those of the language model itself.
 
     Fields that choose nothing here are left as they are, for the errors of `find_sites`.
+
+    Raises:
+        RefusedError: ``target_parameters`` names what is no projection of packed experts, such as a router's weight.
     """
     if str(file.fields.get("peft_type")).startswith("MMPEFT_"):
         return file
@@ -102,6 +106,7 @@ def fitted(file: AdapterFile, model: nn.Module) -> AdapterFile:
     inner, ours = _inner_prefix(file, model)
     linears = find_linears(model) | further_layers(model, ("head", "embedding"), "")
     experts = find_experts(model)
+    _check_parameters(file, experts)
     theirs = {
         path: inner + path.removeprefix(ours) if path.startswith(ours) else path for path in linears | experts
     }
@@ -218,6 +223,17 @@ def _says_it_plainly(fields: dict[str, Any], paths: dict[str, nn.Module]) -> boo
         if not isinstance(names, str)
         for name in names
     )
+
+
+def _check_parameters(file: AdapterFile, experts: Iterable[str]) -> None:
+    named = file.fields.get("target_parameters") or []
+    if others := [name for name in named if not any(names_module(path, [name]) for path in experts)]:
+        known = ", ".join(sorted({".".join(path.split(".")[-2:]) for path in experts})) or "none"
+        raise RefusedError(
+            f"{file.config}: target_parameters names {others[0]!r}, but is served on packed experts alone (here: "
+            f"{known}), not on weights of routers or others; apply the adapter in PEFT, by merge_and_unload, and serve "
+            "the model that this makes"
+        )
 
 
 def _patterns_by_path(fields: dict[str, Any], theirs: dict[str, str]) -> dict[str, Any]:

@@ -128,6 +128,13 @@ def test_ranks_and_alphas_of_some_experts_are_those_of_peft(family, rewritten, t
     torch.testing.assert_close(logits(bank, [None] * 3), got, **CLOSE)
 
 
+def test_an_update_of_a_router_is_refused_by_its_field(tmp_path):
+    fields = {"target_modules": ["o_proj"], "target_parameters": ["experts.down_proj", "gate.weight"]}
+    peft.get_peft_model(tiny_model("mixtral"), peft.LoraConfig(r=2, **fields)).save_pretrained(tmp_path)
+    with pytest.raises(RefusedError, match=r"target_parameters names 'gate\.weight'.*by merge_and_unload"):
+        load_adapter(AdapterBank(tiny_model("mixtral")), "a", tmp_path)
+
+
 @each_family
 def test_ia3_scales_the_inner_activation_of_every_expert(family, randomise):
     """Which is what a base does whose down_proj has its input features scaled."""
