@@ -1,6 +1,7 @@
 """Parameter-efficient finetuning on stacked tensors: many finetunes on one frozen model, routed per row."""
 
 from mmpeft.adapters.bank import AdapterBank
+from mmpeft.adapters.methods.alora import ALoraConfig
 from mmpeft.adapters.methods.base import AdapterConfig
 from mmpeft.adapters.methods.bitfit import BitFitConfig
 from mmpeft.adapters.methods.bottleneck import BottleneckConfig
@@ -15,6 +16,7 @@ from mmpeft.adapters.methods.prompt import PromptConfig, PTuningConfig
 from mmpeft.adapters.methods.token_rows import TokenRowsConfig
 
 __all__ = [
+    "ALoraConfig",
     "AdapterBank",
     "AdapterConfig",
     "BitFitConfig",

@@ -10,6 +10,7 @@ import json
 import pickle
 import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmpeft.adapters.architecture import find_linears
+from mmpeft.adapters.experts import find_experts
 from mmpeft.adapters.methods.base import names_module
 from mmpeft.adapters.patterns import by_pattern
 from mmpeft.adapters.targets import further_layers
@@ -94,20 +96,27 @@ def fitted(file: AdapterFile, model: nn.Module) -> AdapterFile:
     and keys of a language model inside a multimodal one are those of the language model itself.
 
     Fields that choose nothing here are left as they are, for the errors of `find_sites`.
+
+    Raises:
+        RefusedError: ``target_parameters`` names what is no projection of packed experts, such as a router's weight.
     """
     if str(file.fields.get("peft_type")).startswith("MMPEFT_"):
         return file
     fields = dict(file.fields)
     inner, ours = _inner_prefix(file, model)
     linears = find_linears(model) | further_layers(model, ("head", "embedding"), "")
-    theirs = {path: inner + path.removeprefix(ours) if path.startswith(ours) else path for path in linears}
-    chosen = [path for path, name in theirs.items() if _chooses(fields, name)]
+    experts = find_experts(model)
+    _check_parameters(file, experts)
+    theirs = {
+        path: inner + path.removeprefix(ours) if path.startswith(ours) else path for path in linears | experts
+    }
+    chosen = [path for path in linears if _chooses(fields, theirs[path])]
     if chosen and (inner != ours or not _says_it_plainly(fields, linears)):
         fields["target_modules"] = chosen
         if "feedforward_modules" in fields:
             names = fields["feedforward_modules"] or []
             fields["feedforward_modules"] = [path for path in chosen if names_module(theirs[path], names)]
-        fields |= _patterns_by_path(fields, {path: theirs[path] for path in chosen})
+        fields |= _patterns_by_path(fields, {path: theirs[path] for path in [*chosen, *experts]})
     if inner == ours:
         return replace(file, fields=fields)
     warnings.warn(
@@ -149,7 +158,13 @@ def _todays_keys(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Without the adapter's own name and what torch.compile puts in, which some trainers leave in their keys."""
     keys, adapters = dict[str, Tensor](), set[str]()
     for key, tensor in tensors.items():
-        plain = key.replace("_orig_mod.", "")
+        if (
+            ".original_module." in key
+        ):  # the base's own, which PEFT keeps beside a retrained module and never reads
+            continue
+        plain = key.replace("_orig_mod.", "").replace(".modules_to_save.", ".")
+        if plain != key and plain in tensors and torch.equal(tensors[plain], tensor):
+            continue  # under bias="all" PEFT writes a retrained bias twice
         if match := _TENSOR.fullmatch(plain):
             adapters |= {match["adapter"]} - {None}
             name = EMBEDDING_NAMES.get(match["name"], match["name"])
@@ -208,6 +223,17 @@ def _says_it_plainly(fields: dict[str, Any], paths: dict[str, nn.Module]) -> boo
         if not isinstance(names, str)
         for name in names
     )
+
+
+def _check_parameters(file: AdapterFile, experts: Iterable[str]) -> None:
+    named = file.fields.get("target_parameters") or []
+    if others := [name for name in named if not any(names_module(path, [name]) for path in experts)]:
+        known = ", ".join(sorted({".".join(path.split(".")[-2:]) for path in experts})) or "none"
+        raise RefusedError(
+            f"{file.config}: target_parameters names {others[0]!r}, but is served on packed experts alone (here: "
+            f"{known}), not on weights of routers or others; apply the adapter in PEFT, by merge_and_unload, and serve "
+            "the model that this makes"
+        )
 
 
 def _patterns_by_path(fields: dict[str, Any], theirs: dict[str, str]) -> dict[str, Any]:

@@ -23,28 +23,11 @@ from mmpeft.adapters.blocks import (
     Block,
     RolePart,
     is_mixer_input,
-    last_name,
     linear_features,
     take_apart,
-    text_config,
 )
 from mmpeft.adapters.roles import ROLES, Role, attention_roles, is_plain
 from mmpeft.errors import RefusedError
-
-__all__ = [
-    "ROLES",
-    "Block",
-    "Role",
-    "RolePart",
-    "block_linears",
-    "find_blocks",
-    "find_layers",
-    "find_linears",
-    "find_parts",
-    "last_name",
-    "linear_features",
-    "text_config",
-]
 
 
 def find_linears(model: nn.Module) -> dict[str, nn.Module]:

@@ -11,6 +11,7 @@ from mmpeft.adapters.entry import Entry, MethodPart, Place
 from mmpeft.adapters.experts import AdaptedProjection
 from mmpeft.adapters.functional import ALL_SERVED, BASE
 from mmpeft.adapters.inputs import model_inputs
+from mmpeft.adapters.invocation import invoked_tokens
 from mmpeft.adapters.layer import AdaptedForward
 from mmpeft.adapters.methods.base import AdapterConfig, ModelInputs
 from mmpeft.adapters.methods.stack import Stack
@@ -19,7 +20,6 @@ from mmpeft.adapters.routing import Routing
 from mmpeft.adapters.targets import (
     find_sites,
     layer_features,
-    refuse_head,
     require_reader,
     settle,
     tell_left_out,
@@ -141,9 +141,13 @@ class AdapterBank(nn.Module):
             raise unknown_finetune(name, self.entries)
         return self.entries[name]
 
-    def route(self, names: Sequence[str | None]) -> None:
+    def route(self, names: Sequence[str | None], ids: Tensor | None = None) -> None:
         """Says which adapter serves each row of the coming forwards; None is the base model. Dropout draws from torch's
         global generator, unless `Routing.seed_dropout` follows.
+
+        Args:
+            names: of the rows' adapters.
+            ids: (rows, tokens) that a plain forward reads, where activated adapters look for their invocation tokens.
 
         Raises:
             UnknownNameError: an unknown name. It is never served by the base or by another adapter.
@@ -164,6 +168,15 @@ class AdapterBank(nn.Module):
             uniform[method] = num_slots == 1 and all(row == 0 for row in rows)
         self.routing.slots, self.routing.uniform = slots, uniform
         self.routing.names, self.routing.owned, self.routing.streams = list(names), owned, []
+        invocations = self.invocations(names)
+        self.routing.act_on(
+            invoked_tokens(ids, invocations) if any(invocations) and ids is not None else None
+        )
+        self.routing.awaits_invoked = any(invocations) and ids is None
+
+    def invocations(self, names: Sequence[str | None]) -> list[Sequence[int]]:
+        """The invocation tokens of every row's adapter; empty for rows whose adapter acts on all tokens."""
+        return [() if name is None else self.entry(name).invocation for name in names]
 
     def places(self, name: str) -> Iterator[Place]:
         """Every stack that holds tensors of an adapter."""
@@ -225,11 +238,14 @@ class AdapterBank(nn.Module):
         parts: list[MethodPart] = []
         for each in config.parts():
             sites = self.sites(each)
-            refuse_head(self.model, sites, self.image_shape)
             for earlier in parts:
                 if earlier.config.method == each.method and (both := set(sites) & set(earlier.sites)):
                     raise RefusedError(
                         f"two {each.method} parts of one adapter both change {min(both)}; give each its own layers"
+                    )
+                if earlier.config.invocation and each.invocation:
+                    raise RefusedError(
+                        f"two {each.method} parts of one adapter; give it one, with one list of invocation tokens"
                     )
             parts.append(MethodPart(settle(self.model, each), self._free_slot(each.method), sites))
             if each.home == "inputs":

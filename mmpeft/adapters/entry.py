@@ -1,5 +1,6 @@
 """What a bank knows of one adapter: its config, its slots and where its tensors are."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,6 +29,11 @@ class Entry:
     def sites(self) -> list[str]:
         """Paths of everything that the adapter changes."""
         return list(dict.fromkeys(path for part in self.parts for path in part.sites))
+
+    @property
+    def invocation(self) -> Sequence[int]:
+        """The ids of tokens from whose last occurrence on some part of it acts; empty where all act everywhere."""
+        return next((part.config.invocation for part in self.parts if part.config.invocation), ())
 
 
 class Place(NamedTuple):

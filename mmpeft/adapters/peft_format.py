@@ -27,8 +27,8 @@ from mmpeft.adapters.adapter_file import (
     read_fields,
     read_file,
 )
-from mmpeft.adapters.architecture import last_name
 from mmpeft.adapters.bank import INPUTS, NAME_PATTERN, AdapterBank
+from mmpeft.adapters.blocks import last_name
 from mmpeft.adapters.entry import MethodPart
 from mmpeft.adapters.experts import expert_key, split_path
 from mmpeft.adapters.methods.base import AdapterConfig

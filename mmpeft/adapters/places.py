@@ -16,7 +16,7 @@ from mmpeft.adapters.targets import layer_features, trained_features
 def tensor_shapes(model: nn.Module, path: str, config: AdapterConfig) -> dict[str, list[int]]:
     """Name -> shape of what a slot of this config has on the layer at ``path``."""
     if experts := split_path(model, path):
-        return config.expert_shapes(*expert_features(*experts))
+        return config.expert_shapes(path, *expert_features(*experts))
     return config.shapes(path, *layer_features(model, path))
 
 
@@ -30,7 +30,7 @@ def num_parameters(model: nn.Module, path: str, config: AdapterConfig) -> int:
 def make_stack(model: nn.Module, path: str, config: AdapterConfig, num_slots: int, size: int) -> Stack:
     """An empty stack for the layer at ``path``."""
     if experts := split_path(model, path):
-        return config.make_experts_stack(*expert_features(*experts), num_slots, size)
+        return config.make_experts_stack(path, *expert_features(*experts), num_slots, size)
     return config.make_stack(path, *layer_features(model, path), num_slots, size)
 
 

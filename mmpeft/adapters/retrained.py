@@ -4,6 +4,7 @@
 field                       key                           part
 =========================== ============================= ====================================================
 ``modules_to_save``         ``<path>.weight``             the change of the weight of a linear or the embedding
+``modules_to_save``         ``<path>.weight``             the change of the weight of a norm
 ``bias``                    ``<path>.bias``               the change of a bias
 ``lora_bias``               ``<path>.lora_B.bias``        the change of a bias, times the scaling
 ``trainable_token_indices`` ``...trainable_tokens_delta`` rows of the embedding, and of a head tied to it
@@ -20,15 +21,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmpeft.adapters.adapter_file import KEY_PREFIX, AdapterFile
-from mmpeft.adapters.architecture import linear_features
 from mmpeft.adapters.base_weights import is_quantised, is_transposed
+from mmpeft.adapters.blocks import linear_features
 from mmpeft.adapters.methods.base import names_module
-from mmpeft.adapters.targets import further_layers
+from mmpeft.adapters.targets import further_layers, is_norm
 from mmpeft.errors import RefusedError
 
 BESIDE = ("modules_to_save", "bias", "lora_bias", "trainable_token_indices")
 """The fields that speak of it."""
 WEIGHT_PART, BIAS_PART = ("MMPEFT_FULL", "weight_delta"), ("MMPEFT_BITFIT", "bias_delta")
+NORM_PART = ("MMPEFT_NORM_WEIGHTS", "norm_delta")
 TOKENS_TYPE = "MMPEFT_TOKEN_ROWS"
 TOKENS = ".token_adapter.trainable_tokens_delta"
 LORA_BIAS = ".lora_B.bias"
@@ -60,7 +62,8 @@ def split(file: AdapterFile, model: nn.Module, scaling_at: Callable[[str], float
     tokens = _tokens(file, model, rest)
     fields = {field: own for field, own in file.fields.items() if field not in BESIDE}
     parts = [replace(file, fields=fields, tensors=rest)]
-    for (peft_type, key), own in ((WEIGHT_PART, weights), (BIAS_PART, biases)):
+    norms = {path: weights.pop(path) for path in [*weights] if weights[path].dim() == 1}
+    for (peft_type, key), own in ((WEIGHT_PART, weights), (NORM_PART, norms), (BIAS_PART, biases)):
         part = {"peft_type": peft_type, "target_modules": [*own]}
         tensors = {f"{KEY_PREFIX}{path}.{key}": tensor for path, tensor in own.items()}
         parts += [replace(file, fields=part, tensors=tensors)] if own else []
@@ -98,7 +101,7 @@ def _tokens(file: AdapterFile, model: nn.Module, rest: dict[str, Tensor]) -> lis
 def _changes(
     file: AdapterFile, model: nn.Module, saved: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What differs from the base, by path: weights (O, I) and biases (O,), in fp32."""
+    """What differs from the base, by path: weights (O, I), or (O,) of norms, and biases (O,), in fp32."""
     weights, biases = dict[str, Tensor](), dict[str, Tensor]()
     retrained = tuple(file.fields.get("modules_to_save") or ())
     modules = dict(model.named_modules())
@@ -132,14 +135,14 @@ def _change(file: AdapterFile, module: Any, name: str, tensor: Tensor) -> Tensor
     is_bias = name.endswith(".bias")
     if change.any() and not is_bias and (not _may_change(module) or is_quantised(module)):
         raise RefusedError(
-            f"{where} is retrained (modules_to_save), which is served on dense linears and embeddings alone; apply the "
-            "adapter in PEFT, by merge_and_unload, and serve the model that this makes"
+            f"{where} is retrained (modules_to_save), which is served on dense linears, embeddings and norms alone; "
+            "apply the adapter in PEFT, by merge_and_unload, and serve the model that this makes"
         )
     return change
 
 
 def _may_change(module: nn.Module) -> bool:
-    return linear_features(module) is not None or isinstance(module, nn.Embedding)
+    return linear_features(module) is not None or isinstance(module, nn.Embedding) or is_norm(module)
 
 
 def _check_all_there(file: AdapterFile, model: nn.Module, saved: dict[str, Tensor]) -> None:

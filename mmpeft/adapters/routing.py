@@ -1,6 +1,7 @@
 """Routing: which finetune each row of a forward belongs to, and the random numbers of each finetune's own dropout."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -55,6 +56,10 @@ class Routing:
     """The adapter of each row."""
     owned: Sequence[Mapping[str, int]] = ()
     """Of each row, method -> slot."""
+    invoked: Tensor | None = None
+    """(rows, tokens) bool: the tokens on which activated adapters act; None where no row has one."""
+    awaits_invoked: bool = False
+    """Whether rows have one, and nobody has said where it acts."""
     streams: list[Stream] = field(default_factory=list)
     """The random numbers of every finetune's dropout; none where it draws from torch's global generator."""
 
@@ -83,6 +88,36 @@ class Routing:
         for name in names:
             rows = [name == each for each in self.names]
             self.streams.append(Stream(seeds[name], self.owned[rows.index(True)], tokens, rows))
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Inside, it may be written for other rows; afterwards it is as it was."""
+        kept = dict(vars(self))
+        try:
+            yield
+        finally:
+            vars(self).update(kept)
+
+    def act_on(self, invoked: Tensor | None) -> None:
+        """Says on which tokens (rows, tokens) of the coming forwards activated adapters act; None for rows without
+        any."""
+        self.invoked, self.awaits_invoked = invoked, False
+
+    def invoked_of(self, x: Tensor) -> Tensor | None:
+        """(B, T) bool: the tokens of a layer's input (B, T, I) on which activated adapters act; None where no row has
+        one.
+
+        Raises:
+            RefusedError: nobody has said which, or it was said of other tokens.
+        """
+        if self.awaits_invoked or (self.invoked is not None and self.invoked.shape != x.shape[:2]):
+            told = "nobody" if self.invoked is None else f"tokens of shape {tuple(self.invoked.shape)}"
+            raise RefusedError(
+                "an activated adapter acts from its invocation tokens on, which are looked for in the ids: an input of "
+                f"shape {tuple(x.shape)} came where {told} had been shown; call bank.route(names, ids) before every "
+                "forward of a whole row"
+            )
+        return self.invoked
 
     def kept(self, x: Tensor, method: str, rates: Mapping[int, float], place: str) -> Tensor:
         """What the finetunes' own dropout leaves of ``x`` (B, T, I): a mask of its shape.

@@ -9,18 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mmpeft.adapters.architecture import (
-    RolePart,
-    absent_roles,
-    find_blocks,
-    find_layers,
-    find_linears,
-    find_parts,
-    last_name,
-    linear_features,
-    text_config,
-)
-from mmpeft.adapters.blocks import EXPERTS
+from mmpeft.adapters.architecture import absent_roles, find_blocks, find_layers, find_linears, find_parts
+from mmpeft.adapters.blocks import EXPERTS, RolePart, last_name, linear_features, text_config
 from mmpeft.adapters.experts import expert_features, find_experts, split_path
 from mmpeft.adapters.layer_choice import choose_layers
 from mmpeft.adapters.methods.base import AdapterConfig, Beyond, names_module
@@ -57,8 +47,9 @@ def find_sites(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
             _chosen(model, sites, field, getattr(config, field))
     for path in sites.keys() & experts.keys():
         config.check_experts(path)
-    for path in sites:
+    for path, layer in sites.items():
         _check_sees_rows(model, path)
+        config.check_layer(path, layer)
     if why := NO_LAYERS.get(str(getattr(getattr(model, "config", None), "model_type", None))):
         raise RefusedError(f"{type(model).__name__} {why}; choose another base")
     return sites if config.layers is None else _inside(model, sites, config.layers)
@@ -75,29 +66,14 @@ def further_layers(
     return {
         path: module
         for path, module in model.named_modules()
-        if any(module is each for each in wanted) or (norms and _is_norm(module))
+        if any(module is each for each in wanted) or (norms and is_norm(module))
     }
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: nn.Module) -> bool:
+    """Whether it has one number for every feature."""
     weight = getattr(module, "weight", None)
     return isinstance(weight, Tensor) and weight.dim() == 1 and linear_features(module) is None
-
-
-def refuse_head(model: Any, sites: Sequence[str], image_shape: tuple[int, int] | None) -> None:
-    """Raises:
-    RefusedError: an adapter of the output head in a model that computes logits of single positions, whose rows
-        nobody can tell.
-    """
-    if image_shape is None:
-        return
-    for path in further_layers(model, ("head",), ""):
-        if path in sites:
-            raise RefusedError(
-                f"{path} is the output head, which a MultimodalModel calls for single positions of its rows: serve an "
-                "adapter there by an AdapterBank on the language model itself, or apply it in PEFT, by "
-                "merge_and_unload, and take the model that this makes as base"
-            )
 
 
 def _targeted(
@@ -229,7 +205,7 @@ def layer_features(model: nn.Module, path: str) -> tuple[int, int]:
         return features
     if isinstance(module, nn.Embedding):
         return module.num_embeddings, module.embedding_dim
-    if _is_norm(module):
+    if is_norm(module):
         size = cast(Tensor, module.weight).shape[0]
         return size, size
     hidden = _hidden_size(model)

@@ -110,11 +110,15 @@ def _compare(model: MultimodalModel, texts: Sequence[Encoded], adapter: str | No
     rows = [pack([text]) for text in texts]
     names = [None] * len(rows) + [adapter] * len(rows)
     batch = collate([*rows, *rows], None, names).to(model.device)
+
+    def logits(hidden: Tensor, owner: str | None) -> Tensor:
+        return model.logits(hidden, [owner] * len(hidden))
+
     predicted = batch.targets != IGNORE_INDEX
     base, own = model.hidden_states(batch)[predicted].chunk(2)
     targets, _ = batch.targets[predicted].chunk(2)
     parts = zip(*(tensor.split(POSITIONS_AT_ONCE) for tensor in (base, own, targets)), strict=True)
-    return torch.stack([_sums(model.logits(b), model.logits(o), t) for b, o, t in parts]).sum(0)
+    return torch.stack([_sums(logits(b, None), logits(o, adapter), t) for b, o, t in parts]).sum(0)
 
 
 def _sums(base: Tensor, own: Tensor, targets: Tensor) -> Tensor:

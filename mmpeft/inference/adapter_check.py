@@ -4,7 +4,8 @@ Three rows of the same tokens, of which the second is the finetune's, are read b
 little: the second must change, the others must be the base's.
 """
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +20,7 @@ from mmpeft.hashing import hash_json
 from mmpeft.inference.self_check import distance, random_tokens, tolerance, unlabelled
 from mmpeft.models.evaluating import evaluating
 from mmpeft.models.multimodal import MultimodalModel
+from mmpeft.runs.files import LeftOut
 
 MOVED = 0.1
 """By how much: of itself, and of a normal distribution."""
@@ -26,12 +28,15 @@ OF_IMAGES = "image_prompt"
 """A method that changes nothing where there is no image."""
 
 
-def check_adapters(model: MultimodalModel, checked: dict[str, Any]) -> dict[str, Any]:
+def check_adapters(
+    model: MultimodalModel, checked: dict[str, Any], left_out: LeftOut | None = None
+) -> dict[str, Any]:
     """Checks one finetune of every combination of methods on every choice of layers.
 
     Args:
         model: holds the finetunes.
         checked: of the base, as `ensure_checked` gives it; what is in it already is not checked again.
+        left_out: takes the finetunes that fail, which leave the bank; None raises for the first.
 
     Returns:
         The same with what was checked now.
@@ -39,13 +44,24 @@ def check_adapters(model: MultimodalModel, checked: dict[str, Any]) -> dict[str,
     Raises:
         RefusedError: one that reaches other rows, or not its own.
     """
-    kinds = {_kind(entry): name for name, entry in model.bank.entries.items()}
-    known = checked.get("adapters", [])
+    kinds = defaultdict[str, list[str]](list)
+    for name, entry in model.bank.entries.items():
+        kinds[_kind(entry)].append(name)
+    known = {*checked.get("adapters", [])}
     with evaluating(model):
-        for kind, name in kinds.items():
-            if kind not in known:
-                _check(model, name)
-    return checked | {"adapters": sorted({*known, *kinds})}
+        for kind, names in kinds.items():
+            try:
+                if kind not in known:
+                    _check(model, names[0])
+            except RefusedError as error:
+                if left_out is None:
+                    raise
+                for name in names:
+                    left_out[name] = error
+                    model.bank.remove(name)
+            else:
+                known.add(kind)
+    return checked | {"adapters": sorted(known)}
 
 
 def _kind(entry: Entry) -> str:
@@ -60,11 +76,12 @@ def _methods(entry: Entry) -> str:
 def _check(model: MultimodalModel, name: str) -> None:
     methods = _methods(model.bank.entry(name))
     what = f"{methods} on {type(model.language_model).__name__}"
-    base = _logits(model, [None] * 3)
+    call = model.bank.entry(name).invocation
+    base = _logits(model, [None] * 3, call)
     try:
-        before = _logits(model, [None, name, None])
+        before = _logits(model, [None, name, None], call)
         with _moved(model, name):
-            after = _logits(model, [None, name, None])
+            after = _logits(model, [None, name, None], call)
     except RuntimeError as error:
         raise RefusedError(f"{what} cannot be read by that model: {error}; use another method") from error
     for row in (0, 2):
@@ -81,11 +98,12 @@ def _check(model: MultimodalModel, name: str) -> None:
         )
 
 
-def _logits(model: MultimodalModel, names: list[str | None]) -> Tensor:
-    """(rows, tokens, vocabulary)"""
+def _logits(model: MultimodalModel, names: list[str | None], call: Sequence[int]) -> Tensor:
+    """(rows, tokens, vocabulary), of rows with an activated adapter's invocation tokens among them."""
     prefix, conversation, _ = random_tokens(model)
-    row = pack([unlabelled([*prefix, *conversation])])
-    return model.logits(model.hidden_states(collate([row] * len(names), None, names).to(model.device)))
+    row = pack([unlabelled([*prefix, *call, *conversation])])
+    hidden = model.hidden_states(collate([row] * len(names), None, names).to(model.device))
+    return model.logits(hidden, names)
 
 
 @contextmanager

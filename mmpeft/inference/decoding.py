@@ -39,6 +39,7 @@ class _Conversation:
     """An unfinished conversation."""
 
     handle: int
+    adapter: str | None
     sampling: Sampling
     generator: torch.Generator | None
     written: int = 0
@@ -78,12 +79,16 @@ class Decoder:
         Raises:
             RefusedError: another number of settings than of conversations, or what the model refuses.
         """
-        if (wanted := len(last_positions(batch)[0])) != len(sampling):
+        owners = [batch.adapters[row] for row in last_positions(batch)[0].tolist()]
+        if len(owners) != len(sampling):
             raise RefusedError(
-                f"{len(sampling)} sampling settings for {wanted} conversations; give one for each"
+                f"{len(sampling)} sampling settings for {len(owners)} conversations; give one for each"
             )
         hidden = self._memory.join(batch)
-        new = [_Conversation(next(self._handles), *self._own(each)) for each in sampling]
+        new = [
+            _Conversation(next(self._handles), owner, *self._own(each))
+            for owner, each in zip(owners, sampling, strict=True)
+        ]
         self._conversations += new
         self._hidden = torch.cat([self._hidden, hidden]) if len(self._hidden) else hidden
         return [one.handle for one in new]
@@ -94,7 +99,8 @@ class Decoder:
         if not self._conversations:
             return []
         settings = [(one.sampling, one.generator) for one in self._conversations]
-        tokens = sample(self.model.logits(self._hidden), *zip(*settings, strict=True))
+        logits = self.model.logits(self._hidden, [one.adapter for one in self._conversations])
+        tokens = sample(logits, *zip(*settings, strict=True))
         steps = [self._write(*pair) for pair in zip(self._conversations, tokens.tolist(), strict=True)]
         going_on = [number for number, step in enumerate(steps) if step.finish_reason is None]
         self._keep(going_on)

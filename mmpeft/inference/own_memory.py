@@ -22,6 +22,8 @@ class _Group:
     members: list[int | None]
     """The number of each among all conversations; None has ended, and is computed until all have."""
     adapters: list[str | None]
+    invoked: Tensor | None
+    """(members, length) bool: on which of the tokens read activated adapters act; None where no member has one."""
     length: int
     cache: Any
     """As the model makes it; None where it keeps nothing."""
@@ -53,12 +55,14 @@ class OwnMemory:
         inputs = self.model.inputs(batch)
         unpacked, embeds, ids = self.model.unpacked(inputs)
         owners, lengths = unpacked.rows.tolist(), unpacked.lengths.tolist()
+        acts = None if inputs.invoked is None else unpacked.take(inputs.invoked)
         hidden = embeds.new_zeros(len(owners), embeds.shape[-1])
         for length in sorted(set(lengths)):
             numbers = [number for number, own in enumerate(lengths) if own == length]
             group = _Group(
                 members=[self._count + number for number in numbers],
                 adapters=[inputs.adapters[owners[number]] for number in numbers],
+                invoked=None if acts is None else acts[numbers, :length],
                 length=0,
                 cache=None,
                 read=(embeds[numbers, :0], ids[numbers, :0]),
@@ -85,6 +89,8 @@ class OwnMemory:
             # a conversation that has ended reads some other's token; nobody looks at it
             numbers = [member or 0 for member in group.members]
             ids = tokens[numbers][:, None]
+            if group.invoked is not None:  # what is written goes on as the prompt ended
+                group.invoked = torch.cat([group.invoked, group.invoked[:, -1:]], 1)
             parts.append(self._read(group, self.model.reader.embed(ids), ids)[going_on])
             order += [numbers[place] for place in going_on]
         return torch.cat(parts)[torch.tensor(order, device=tokens.device).argsort()]
@@ -99,6 +105,7 @@ class OwnMemory:
                 torch.cat([old, new], 1) for old, new in zip(group.read, (embeds, ids), strict=True)
             )
             group.read, start = (embeds, ids), 0
+        self.model.bank.routing.act_on(None if group.invoked is None else group.invoked[:, -ids.shape[1] :])
         positions = torch.arange(start, stop, device=ids.device).expand(len(ids), -1)
         hidden, cache = reader.decode(embeds, None, positions, group.cache, ids, keep=reader.reading.cached)
         group.cache, group.length = (cache if reader.reading.cached else None), stop

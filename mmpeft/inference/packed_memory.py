@@ -27,6 +27,8 @@ class _Place:
     segment: int
     position: int
     """Of its last token."""
+    invoked: bool
+    """Whether its activated adapter acts, as it then does on all that is written."""
 
 
 @dataclass
@@ -51,6 +53,8 @@ class _Layout:
     """(rows, 1, queries, capacity), added to the scores; distances are not in it"""
     routing: tuple[dict[str, Tensor], dict[str, bool]]
     """Whose rows they are, as the bank was routed for them"""
+    invoked: Tensor | None
+    """(rows, queries) bool: on which tokens activated adapters act; None where no row has one"""
 
 
 class PackedMemory:
@@ -82,9 +86,9 @@ class PackedMemory:
         for part in prefilled:
             rows = {row: self._cache.num_rows + place for place, row in enumerate(part.rows)}
             numbers = [number for row in part.rows for number in members.get(row, ())]
-            for number, position in zip(numbers, part.last_positions, strict=True):
+            for number, position, invoked in zip(numbers, part.last_positions, part.invoked, strict=True):
                 row = owners[number]
-                places[number] = _Place(rows[row], 1 + members[row].index(number), position)
+                places[number] = _Place(rows[row], 1 + members[row].index(number), position, invoked)
             order += numbers
             self._cache.insert(part.cache, part.segments, part.positions)
             self._adapters += [batch.adapters[row] for row in part.rows]
@@ -103,6 +107,7 @@ class PackedMemory:
         layout = self._layout = self._layout or self._arrange()
         routing, reader = self.model.bank.routing, self.model.reader
         routing.slots, routing.uniform = layout.routing  # another decoder may have stepped in between
+        routing.act_on(layout.invoked)
         width = self._cache.extend(layout.counts)
         reader.check_width(max(self._cache.lengths))
         if (missing := self._cache.capacity - layout.mask.shape[-1]) > 0:
@@ -140,11 +145,12 @@ class PackedMemory:
         rows, queries, segments, columns, positions = torch.tensor(places, device=device).unbind(1)
         num_rows, num_queries = len(self._adapters), max(counts.values())
 
-        def per_query(values: Tensor, padding: int) -> Tensor:
+        def per_query(values: Tensor, padding: int | bool) -> Tensor:
             out = values.new_full((num_rows, num_queries), padding)
             out[rows, queries] = values
             return out
 
+        acts = per_query(torch.tensor([one.invoked for one in self._places], device=device), False)
         seen = sees(per_query(segments, PADDING), self._cache.segments[:num_rows])
         return _Layout(
             rows,
@@ -156,6 +162,7 @@ class PackedMemory:
             per_query(positions, 0),
             additive(seen[:, None], self.model.dtype),
             (self.model.bank.routing.slots, self.model.bank.routing.uniform),
+            acts if any(self.model.bank.invocations(self._adapters)) else None,
         )
 
     def _drop_rows(self) -> None:

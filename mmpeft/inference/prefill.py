@@ -31,6 +31,8 @@ class Prefilled:
     """(conversations, dim) of every conversation's last token, row by row."""
     last_positions: list[int]
     """Of those tokens."""
+    invoked: list[bool]
+    """Whether an activated adapter acts on them, and so on what follows."""
 
 
 def prefill(model: MultimodalModel, batch: Batch) -> list[Prefilled]:
@@ -43,7 +45,9 @@ def _read(model: MultimodalModel, batch: Batch, rows: list[int]) -> Prefilled:
     hidden = model.read(inputs, cache)
     where = last_positions(batch)
     own = inputs.positions[:, -batch.input_ids.shape[1] :]
-    return Prefilled(rows, cache, inputs.keys, inputs.positions, hidden[where], own[where].tolist())
+    last = own[where].tolist()
+    invoked = [False] * len(last) if inputs.invoked is None else inputs.invoked[where].tolist()
+    return Prefilled(rows, cache, inputs.keys, inputs.positions, hidden[where], last, invoked)
 
 
 def _of_like_length(batch: Batch) -> Iterator[tuple[Batch, list[int]]]:

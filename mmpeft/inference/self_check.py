@@ -85,6 +85,12 @@ def ensure_checked(model: MultimodalModel, language: LanguageConfig, known: dict
             f"{name} reads every conversation in a row of its own, which takes longer than packed rows: {why}",
             file=sys.stderr,
         )
+    if not checked.reading.cached:
+        print(
+            f"{name} keeps nothing of what it has read: for every token of an answer the conversation is read once "
+            f"more, so that answers are slow, the slower the longer ({checked.failures[_name(Reading(packed=False))]})",
+            file=sys.stderr,
+        )
     return {"under": under, "reading": asdict(checked.reading)}
 
 
@@ -97,10 +103,10 @@ def check_language_model(model: MultimodalModel) -> Checked:
     started, failures = time.monotonic(), dict[str, str]()
     before = model.reader.reading
     with evaluating(model):
-        _require_causal(model)
+        noise = _require_causal(model)
         for reading in _candidates(model):
             model.reader.reading = reading
-            wrong = _what_is_wrong(model)
+            wrong = _what_is_wrong(model, noise)
             if wrong is None:
                 return Checked(reading, failures, time.monotonic() - started)
             failures[_name(reading)] = wrong
@@ -132,11 +138,11 @@ def _name(reading: Reading) -> str:
     return f"packed with {masks}" + ("" if reading.windows else ", within the window")
 
 
-def _what_is_wrong(model: MultimodalModel) -> str | None:
-    """None where every number is the model's own."""
+def _what_is_wrong(model: MultimodalModel, noise: float) -> str | None:
+    """None where every number is the model's own; ``noise`` is what other rows may change."""
     try:
         with _short_windows(model):
-            return _compare(model)
+            return _compare(model, noise)
     except RefusedError as error:
         return str(error)
     except torch.OutOfMemoryError:
@@ -145,12 +151,11 @@ def _what_is_wrong(model: MultimodalModel) -> str | None:
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
-def _compare(model: MultimodalModel) -> str | None:
+def _compare(model: MultimodalModel, noise: float) -> str | None:
     prefix, first, second = random_tokens(model)
     alone = [_own_logits(model, [[*prefix, *own]])[0] for own in (first, second)]
-    noise = _noise(model, prefix, first, second)
     batch = _batch(prefix, (first, second), model.device)
-    logits = model.logits(model.hidden_states(batch))
+    logits = model.logits(model.hidden_states(batch), batch.adapters)
     for ours, own, what in (
         (_conversation(logits[1], batch, 1, 1), alone[0], "a row beside a longer one"),
         (_conversation(logits[0], batch, 0, 1), alone[0], "the first conversation of a row"),
@@ -159,7 +164,7 @@ def _compare(model: MultimodalModel) -> str | None:
         if not (off := distance(ours, own)) <= tolerance(model):
             return f"logits of {what} are {off:.2g} off"
     other = _batch(prefix, (first[::-1], second), model.device)
-    again = model.logits(model.hidden_states(other))
+    again = model.logits(model.hidden_states(other), other.adapters)
     if (
         not (off := distance(_conversation(again[0], other, 0, 2), _conversation(logits[0], batch, 0, 2)))
         <= noise
@@ -185,9 +190,11 @@ def _noise(model: MultimodalModel, prefix: list[int], first: list[int], second: 
     return 1e-5 + 10 * distance(here, there)
 
 
-def _require_causal(model: MultimodalModel) -> None:
-    """Raises:
-    RefusedError: what tokens do to the logits of those before them is not nothing.
+def _require_causal(model: MultimodalModel) -> float:
+    """What another row changes in a row, see `_noise`.
+
+    Raises:
+        RefusedError: what tokens do to the logits of those before them is more than that.
     """
     prefix, first, second = random_tokens(model)
     try:
@@ -204,6 +211,7 @@ def _require_causal(model: MultimodalModel) -> None:
             f"{type(model.language_model).__name__} is no causal model: a later token changes what stands before it "
             f"(its logits by {off:.2g}). Choose a decoder as model.language.name"
         )
+    return noise
 
 
 def _conversation(logits: Tensor, batch: Batch, row: int, segment: int) -> Tensor:
@@ -216,12 +224,12 @@ def _compare_decoding(model: MultimodalModel, batch: Batch, prompts: Sequence[li
     """The same for tokens that are written one by one."""
     memory = PackedMemory(model) if model.reader.reading.packed else OwnMemory(model)
     hidden, written = memory.join(batch), [[*prompts[0]], [*prompts[1]], [*prompts[0]]]
-    steps: list[Tensor] = [model.logits(hidden)]
+    steps: list[Tensor] = [model.logits(hidden, [None] * len(hidden))]
     for _ in range(STEPS):
         tokens = steps[-1].argmax(-1)
         for own, token in zip(written, tokens.tolist(), strict=True):
             own.append(token)
-        steps.append(model.logits(memory.advance(tokens)))
+        steps.append(model.logits(memory.advance(tokens), [None] * len(tokens)))
     for number in (0, 1, 2):
         ours = torch.stack([step[number] for step in steps])
         own = _own_logits(model, [written[number]])[0, -STEPS - 1 :]

@@ -30,7 +30,8 @@ Images = ImageLike | tuple[ImageLike, ...] | None
 
 
 def load(run: str, device: str = "auto", batch_size: int = 32) -> "VisionLanguageModel":
-    """Loads a run directory.
+    """Loads a run directory. A finetune whose files are damaged, or that fails its check on this model, is left out
+    and told; asking it is refused.
 
     Args:
         run: a directory that `mmpeft fit` wrote, such as runs/quickstart.
@@ -49,8 +50,8 @@ def load(run: str, device: str = "auto", batch_size: int = 32) -> "VisionLanguag
     left_out: LeftOut = {}
     model, template, manifest = load_run(run, device, left_out=left_out)
     checked = ensure_checked(model, LanguageConfig(**manifest.language), manifest.self_check)
+    check_adapters(model, checked, left_out)
     tell_left_out(run, left_out, model.bank.names)
-    check_adapters(model, checked)
     return VisionLanguageModel(model, template, manifest, batch_size, left_out)
 
 

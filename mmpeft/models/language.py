@@ -87,6 +87,7 @@ def load_language_model(config: LanguageConfig, device: torch.device | str = "cp
     if not (stored or wanted):
         model = model.to(device)
     _keep_gradients(model)
+    _keep_one_int8(model)
     if wanted:
         _tell_what_is_dense(model, str(config.quantization))
     if config.gradient_checkpointing:
@@ -250,3 +251,15 @@ def _keep_gradients(model: Any) -> None:
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
             module.support_avx512bf16_for_cpu = False
+
+
+def _keep_one_int8(model: Any) -> None:
+    """On CPU bitsandbytes 0.50.2 multiplies 8-bit weights with activations as they are in training mode, and rounds
+    those to 8 bits too in evaluation mode: a finetune would be validated and served on another base than the one it was
+    trained on. Its way of training is kept for both; it is no slower. On a GPU it has one way."""
+    states = [module.state for module in model.modules() if type(module).__name__ == "Linear8bitLt"]
+    for kind in {type(state) for state in states}:
+        always = property(lambda _: True, lambda _, value: None)
+        one_way = type(kind.__name__, (kind,), {"is_training": always})
+        for state in states:
+            state.__class__ = one_way if type(state) is kind else type(state)

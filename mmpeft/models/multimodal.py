@@ -1,7 +1,8 @@
 """Vision features, projector, language model and adapters as one model: forward on packed rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from mmpeft.data.packing import PREFIX
 from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import hash_tensors
+from mmpeft.models.head import logits_of_tokens
+from mmpeft.models.invocation import invoked_columns
 from mmpeft.models.masks import additive, attention_mask, within_reach
 from mmpeft.models.projector import Projector
 from mmpeft.models.reader import LanguageReader
@@ -70,13 +73,28 @@ class MultimodalModel(nn.Module):
         targets, segments = (tensor[:, -hidden.shape[1] :] for tensor in (batch.targets, batch.segments))
         labelled = targets != IGNORE_INDEX
         labels = targets[labelled]
-        logits = self.logits(hidden[labelled])
+        rows = labelled.nonzero()[:, 0]
+        owners = [batch.adapters[row] for row in rows.tolist()]
+        logits = self.logits(hidden[labelled], owners, batch.dropout_seeds)
         nll = F.cross_entropy(logits.float(), labels, reduction="none")
-        return TokenLosses(nll, logits.argmax(-1) == labels, labelled.nonzero()[:, 0], segments[labelled])
+        return TokenLosses(nll, logits.argmax(-1) == labels, rows, segments[labelled])
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(..., dim) hidden states -> (..., vocabulary)."""
-        return self.reader.logits(hidden)
+    def logits(
+        self,
+        hidden: Tensor,
+        owners: Sequence[str | None],
+        dropout_seeds: Mapping[str, int] = MappingProxyType({}),
+    ) -> Tensor:
+        """(tokens, dim) hidden states -> (tokens, vocabulary), or (rows, tokens, dim) -> (rows, tokens, vocabulary).
+
+        Args:
+            hidden: of the decoder.
+            owners: the adapter of every token, or row; None is the base model.
+            dropout_seeds: as of a batch.
+        """
+        each = [owner for owner in owners for _ in range(hidden.shape[1])] if hidden.dim() == 3 else owners
+        logits = logits_of_tokens(self.reader, self.bank, hidden.flatten(0, -2), each, dropout_seeds)
+        return logits.view(*hidden.shape[:-1], -1)
 
     def hidden_states(
         self, batch: Batch, cache: DynamicCache | None = None, new: int | None = None
@@ -98,6 +116,7 @@ class MultimodalModel(nn.Module):
             positions=batch.positions,
             adapters=batch.adapters,
             dropout_seeds=batch.dropout_seeds,
+            invoked=invoked_columns(batch, self.bank.invocations(batch.adapters), new),
         )
         virtual = virtual_tokens(self.bank, len(inputs.keys), inputs.keys.device)
         return inputs if virtual is None else inputs.behind(virtual, new is None)
@@ -112,6 +131,7 @@ class MultimodalModel(nn.Module):
             return self._read_unpacked(inputs, cache)[:, inputs.num_prompts :]
         if inputs.dropout_seeds:
             self.bank.routing.seed_dropout(inputs.dropout_seeds, inputs.queries != PADDING)
+        self.bank.routing.act_on(inputs.invoked)
         if inputs.prefix is not None:
             cache = self._with_prefix(cache, inputs.prefix)
         self.reader.check_width(inputs.keys.shape[1])
@@ -145,6 +165,7 @@ class MultimodalModel(nn.Module):
             )
         unpacked, embeds, ids = self.unpacked(inputs)
         self.bank.route([inputs.adapters[row] for row in unpacked.rows.tolist()])
+        self.bank.routing.act_on(None if inputs.invoked is None else unpacked.take(inputs.invoked))
         if inputs.dropout_seeds:
             self.bank.routing.seed_dropout(inputs.dropout_seeds, unpacked.tokens)
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
@@ -199,6 +220,8 @@ class Inputs:
     adapters: Sequence[str | None]
     """Of every row."""
     dropout_seeds: dict[str, int]
+    invoked: Tensor | None
+    """(rows, columns) bool: on which of them activated adapters act; None where no row has one."""
     num_prompts: int = 0
     """How many of the first columns are virtual tokens."""
     prefix: Tensor | None = None
@@ -219,6 +242,7 @@ class Inputs:
             embeds=torch.cat([virtual.embeds.to(self.embeds.dtype), self.embeds], 1),
             ids=nn.functional.pad(self.ids, (num, 0)),
             queries=torch.cat([virtual.segments[:, virtual.segments.shape[1] - num :], self.queries], 1),
+            invoked=None if self.invoked is None else nn.functional.pad(self.invoked, (num, 0)),
             num_prompts=num,
             prefix=virtual.keys_values,
         )

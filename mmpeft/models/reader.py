@@ -51,6 +51,7 @@ class LanguageReader:
 
     def __post_init__(self):
         self.decoder: Any = _decoder(self.language_model)
+        self._inside = {id(module) for module in self.decoder.modules()}
         arguments = inspect.signature(self.decoder.forward).parameters
         self._arguments = set(arguments)
         self.cache_argument = next((name for name in CACHES if name in arguments), None)
@@ -63,6 +64,10 @@ class LanguageReader:
         }
         """Fields of the config beyond which a layer does not see."""
         self._output: Any = BaseModelOutputWithPast
+
+    def is_in_decoder(self, module: nn.Module) -> bool:
+        """Whether the decoder itself calls it; the output head is called with what it returns."""
+        return id(module) in self._inside
 
     @property
     def takes_positions(self) -> bool:
@@ -151,9 +156,9 @@ class LanguageReader:
         return output[0], getattr(output, self.cache_argument or "", None)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., dim) hidden states of the decoder -> (..., vocabulary), by all that the model does after it: scales,
-        head and caps."""
-        flat = hidden.reshape(1, hidden.shape[:-1].numel(), hidden.shape[-1])
+        """(rows, tokens, dim) or (tokens, dim) hidden states of the decoder -> the same with the vocabulary last, by
+        all that the model does after it: scales, head and caps."""
+        flat = hidden if hidden.dim() == 3 else hidden[None]
         ids = torch.zeros(flat.shape[:2], dtype=torch.int64, device=flat.device)  # read by nobody
         with self._returning(flat):
             logits = self.language_model(input_ids=ids, use_cache=False).logits

@@ -105,7 +105,7 @@ def merge_run(
     ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
     model.bank.route([None])
     base = _logits(model.language_model, ids)
-    model.bank.route([adapter])
+    model.bank.route([adapter], ids)
     adapted = _logits(model.language_model, ids)
     merge(model.bank, adapter)
     plain: Any = unwrap(model.bank)

@@ -11,8 +11,8 @@ from torch import nn
 
 from mmpeft.adapters import AdapterBank
 from mmpeft.adapters.adapter_file import read_fields
-from mmpeft.adapters.architecture import last_name
 from mmpeft.adapters.bank import INPUTS
+from mmpeft.adapters.blocks import last_name
 from mmpeft.adapters.peft_format import load_adapter, read_parts
 from mmpeft.errors import RefusedError
 from mmpeft.models.language import LanguageConfig, load_language_model
@@ -53,11 +53,14 @@ def adapter_rows(bank: AdapterBank, name: str) -> list[AdapterRow]:
 
 @torch.no_grad()
 def probe(bank: AdapterBank, name: str) -> tuple[float, list[str]]:
-    """How far the adapter moves the logits of a row of fixed tokens from the base's, and the layers among its own that
+    """How far the adapter moves the logits of a row of fixed tokens, its invocation tokens among them where it has any,
+    from the base's, and the layers among its own that
     the model's forward never called, whose tensors therefore do nothing."""
     generator = torch.Generator().manual_seed(0)
     vocabulary = bank.model.get_input_embeddings().weight.shape[0]
     ids = torch.randint(vocabulary, (1, PROBE_TOKENS), generator=generator)
+    call = torch.tensor([[*bank.entry(name).invocation]], dtype=ids.dtype)
+    ids = torch.cat([ids[:, : PROBE_TOKENS // 2], call, ids[:, PROBE_TOKENS // 2 :]], 1)
     ids = ids.expand(2, -1).to(bank.model.get_input_embeddings().weight.device)
     calls: dict[str, int] = defaultdict(int)
     hooks = [
@@ -67,7 +70,7 @@ def probe(bank: AdapterBank, name: str) -> tuple[float, list[str]]:
         for path in bank.entry(name).sites
         if path != INPUTS
     ]
-    bank.route([name, None])
+    bank.route([name, None], ids)
     own, base = bank.model(input_ids=ids).logits.float()
     for hook in hooks:
         hook.remove()

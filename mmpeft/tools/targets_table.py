@@ -10,19 +10,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mmpeft.adapters import AdapterConfig
-from mmpeft.adapters.architecture import (
-    ROLES,
-    RolePart,
-    block_linears,
-    find_blocks,
-    find_layers,
-    find_parts,
-    last_name,
-)
+from mmpeft.adapters.architecture import block_linears, find_blocks, find_layers, find_parts
 from mmpeft.adapters.bank import INPUTS
+from mmpeft.adapters.blocks import RolePart, last_name
 from mmpeft.adapters.inputs import model_inputs
 from mmpeft.adapters.methods.registry import METHODS
 from mmpeft.adapters.places import num_parameters
+from mmpeft.adapters.roles import ROLES
 from mmpeft.adapters.targets import find_sites, layer_features, settle, trained_features
 from mmpeft.errors import RefusedError
 from mmpeft.models.language import load_pretrained, refusals_of_transformers

@@ -20,7 +20,7 @@ from mmpeft.inference.adapter_check import check_adapters
 from mmpeft.inference.engine import Engine, Work
 from mmpeft.models.language import LanguageConfig
 from mmpeft.models.vision import VisionConfig
-from mmpeft.runs.files import LeftOut
+from mmpeft.runs.files import LeftOut, tell_left_out
 from mmpeft.runs.manifest import LEAST_NEW_TOKENS
 from mmpeft.training import checkpoint
 from mmpeft.training.batches import Batches, ends_by_steps, total_steps
@@ -144,7 +144,11 @@ class VisionLanguageModule(L.LightningModule):
             answering = self.trainer.state.fn != "fit"
             usable = {name: own for name, own in self.finetunes.items() if name not in self.left_out}
             add_adapters(self.model, usable, self.seed, self.batches.some, str(source), answering)
-            self.started.self_check = check_adapters(self.model, self.started.self_check)
+            failed: LeftOut = {}
+            checked = check_adapters(self.model, self.started.self_check, failed if asked else None)
+            tell_left_out(str(source), failed, self.model.bank.names)
+            self.started.self_check = checked
+            self.left_out |= failed
             self.model.projector.requires_grad_(self.train_projector)
             self.losses = StepLosses(self.finetunes, self.adapters())
 

@@ -8,6 +8,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from mmpeft.adapters import (
     AdapterBank,
@@ -20,7 +21,9 @@ from mmpeft.adapters import (
     LoraConfig,
     PromptConfig,
 )
+from mmpeft.adapters.merge import merge
 from mmpeft.adapters.peft_format import load_adapter, save_adapter
+from mmpeft.errors import RefusedError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
@@ -127,6 +130,7 @@ def test_keys_of_a_multimodal_class_are_read_on_its_language_model_aloud(
 
 BESIDE = {
     "modules_to_save": {"modules_to_save": ["lm_head", "embed_tokens"]},
+    "norms": {"modules_to_save": ["input_layernorm", "model.norm"]},
     "bias": {"bias": "all"},
     "lora_bias": {"lora_bias": True},
     "trainable_token_indices": {"trainable_token_indices": [*range(0, 128, 3)]},
@@ -170,15 +174,57 @@ def test_a_base_that_was_trained_is_told_by_its_tied_weight(make_llama, logits_o
         torch.testing.assert_close(logits_of(bank, ["a"] * 2, ids), theirs(ids).logits, **CLOSE)
 
 
-def test_a_resized_vocabulary_and_a_retrained_norm_are_refused_by_name(make_llama, tmp_path):
+@pytest.mark.parametrize("tied", [False, True], ids=["free", "tied"])
+def test_dora_on_the_embedding_goes_both_ways_and_merges(tied, make_llama, logits_of, tokens, tmp_path):
+    build, ids = partial(make_llama, tie_word_embeddings=tied), tokens(3)
+    theirs = written(build(), tmp_path / "theirs", target_modules=["q_proj", "embed_tokens"], use_dora=True)
+    bank = AdapterBank(build())
+    load_adapter(bank, "a", tmp_path / "theirs")
+    got = logits_of(bank, ["a", None, "a"], ids)
+    save_adapter(bank, "a", tmp_path / "ours", "tiny")
+    ours = peft.PeftModel.from_pretrained(build(), tmp_path / "ours").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(got[[0, 2]], theirs(ids).logits[[0, 2]], **CLOSE)
+        assert torch.equal(ours(ids).logits, theirs(ids).logits)
+        assert torch.equal(got[1], build()(ids).logits[1])
+    if not tied:
+        merge(bank, "a")
+        torch.testing.assert_close(logits_of(bank, [None] * 3, ids)[[0, 2]], got[[0, 2]], **CLOSE)
+
+
+def test_a_resized_vocabulary_is_refused_by_name(make_llama, tmp_path):
     model = make_llama()
     model.resize_token_embeddings(131)
     written(model, tmp_path / "resized", target_modules=TWO, modules_to_save=["lm_head"])
     with pytest.raises(ValueError, match=r"lm_head\.weight .* call resize_token_embeddings\(131\)"):
         load_adapter(AdapterBank(make_llama()), "a", tmp_path / "resized")
-    written(make_llama(), tmp_path / "norm", target_modules=TWO, modules_to_save=["input_layernorm"])
-    with pytest.raises(ValueError, match=r"input_layernorm\.weight of a LlamaRMSNorm is retrained"):
-        load_adapter(AdapterBank(make_llama()), "a", tmp_path / "norm")
+
+
+class GatedNorm(LlamaRMSNorm):
+    def forward(self, hidden_states, gate):
+        return super().forward(hidden_states) * gate
+
+
+class SquaredNorm(LlamaRMSNorm):
+    def forward(self, hidden_states):
+        return super().forward(hidden_states) * self.weight
+
+
+@pytest.mark.parametrize(
+    ("norm", "why"),
+    [
+        (GatedNorm, "a GatedNorm, which reads more than its input"),
+        (SquaredNorm, "a SquaredNorm, which is not linear in its weight"),
+    ],
+)
+def test_a_retrained_norm_of_another_formula_is_refused(norm, why, make_llama, tmp_path):
+    written(make_llama(), tmp_path, target_modules=TWO, modules_to_save=["model.norm"])
+    model = make_llama()
+    model.model.norm = norm(64)
+    bank = AdapterBank(model)
+    with pytest.raises(RefusedError, match=rf"model\.norm is {why}"):
+        load_adapter(bank, "a", tmp_path)
+    assert not bank.layers
 
 
 UNTRAINED = {

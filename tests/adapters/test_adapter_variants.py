@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmpeft.adapters import AdapterBank
-from mmpeft.adapters.architecture import find_linears, last_name
+from mmpeft.adapters.architecture import find_linears
+from mmpeft.adapters.blocks import last_name
 from mmpeft.adapters.peft_format import load_adapter
+from mmpeft.adapters.targets import is_norm
 from mmpeft.errors import RefusedError
 from tests.adapters.test_architecture_roles import build
 
@@ -18,6 +20,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore"),
 ]
+CALL = [3, 4]
+"""The invocation tokens of activated adapters, which the first row of `IDS` has once and the last twice."""
 FAMILIES = (
     "llama",
     "smollm",
@@ -45,6 +49,11 @@ def head(model):
 
 def embedding(model):
     return next(path for path, module in model.named_modules() if module is model.get_input_embeddings())
+
+
+def norms(model):
+    """Last names of the norms, in order."""
+    return list(dict.fromkeys(last_name(path) for path, module in model.named_modules() if is_norm(module)))
 
 
 def last_of(model):
@@ -94,10 +103,15 @@ VARIANTS = {
     "head alone": lora(target_modules=lambda m: [head(m)]),
     "embedding": lora(target_modules=lambda m: [names(m)[0], last_of(m)]),
     "dora embedding": lora(use_dora=True, target_modules=lambda m: [names(m)[0], last_of(m)]),
+    "norms retrained": lora(modules_to_save=lambda m: norms(m)),
+    "norm and its bias retrained": lora(bias="all", modules_to_save=lambda m: norms(m)[-1:]),
     "head retrained": lora(modules_to_save=lambda m: [head(m)]),
     "embedding retrained": lora(modules_to_save=lambda m: [last_of(m)]),
     "tokens": lora(trainable_token_indices=[1, 5, 9]),
-    "activated": lora(alora_invocation_tokens=[3, 4]),
+    "activated": lora(alora_invocation_tokens=CALL, task_type="CAUSAL_LM"),
+    "activated everywhere in the blocks": lora(
+        alora_invocation_tokens=CALL, task_type="CAUSAL_LM", target_modules="all-linear"
+    ),
     "replicated": lora(layer_replication=[[0, 2], [1, 2]]),
     "ia3": ia3(),
     "ia3 inputs": ia3(target_modules=lambda m: names(m)[:3], feedforward_modules=lambda m: names(m)[2:3]),
@@ -111,8 +125,6 @@ VARIANTS = {
 REFUSED = {
     "pissa": "init_lora_weights",
     "olora": "init_lora_weights",
-    "dora embedding": "embed|wte",
-    "activated": "alora_invocation_tokens",
     "replicated": "layer_replication",
     "vera": "peft_type is 'VERA'",
     "prompt": "peft_type PROMPT_TUNING",
@@ -122,7 +134,8 @@ REFUSED = {
 FORMS = ("pickled", "with the adapter's name", "compiled")
 """Ways in which the plain variant's file is written."""
 
-IDS = torch.randint(64, (3, 7), generator=torch.Generator().manual_seed(1))
+IDS = torch.randint(5, 64, (3, 7), generator=torch.Generator().manual_seed(1))
+IDS[0, 2:4] = IDS[2, 1:3] = IDS[2, 4:6] = torch.tensor(CALL)
 
 
 def written(family, variant, folder):
@@ -168,7 +181,7 @@ def outcome(family, variant, folder):
     except RefusedError as error:
         field = REFUSED.get(variant)
         return "refused" if field and re.search(field, str(error)) else f"unclear: {error}"
-    bank.route(["a", None, "a"])
+    bank.route(["a", None, "a"], IDS)
     with torch.no_grad():
         got, base = bank.model(IDS).logits, build(family)(IDS).logits
     if not torch.equal(got[1], base[1]):

@@ -12,7 +12,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.pytorch_utils import Conv1D
 
 from mmpeft.adapters import AdapterBank, BitFitConfig, IA3Config, LoraConfig
-from mmpeft.adapters.architecture import find_blocks, find_layers, find_parts, linear_features
+from mmpeft.adapters.architecture import find_blocks, find_layers, find_parts
+from mmpeft.adapters.blocks import linear_features
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 GATED = SIZES | {"intermediate_size": 48, "num_key_value_heads": 2}

@@ -1,6 +1,7 @@
 """Packed experts: each row's finetune on the experts its tokens are routed to; PEFT's ``target_parameters`` is the
 oracle."""
 
+import re
 import warnings
 
 import peft
@@ -9,6 +10,7 @@ import torch
 
 from mmpeft.adapters import AdapterBank, BottleneckConfig, FullConfig, HybridConfig, IA3Config, LoraConfig
 from mmpeft.adapters.architecture import find_parts
+from mmpeft.adapters.experts import find_experts
 from mmpeft.adapters.merge import merge
 from mmpeft.adapters.peft_format import load_adapter, save_adapter
 from mmpeft.adapters.weight_change import weight_changes
@@ -87,6 +89,50 @@ def test_lora_computes_what_pefts_does_and_files_go_both_ways(family, bank, tmp_
     theirs.save_pretrained(tmp_path / "theirs")
     load_adapter(bank, "again", tmp_path / "theirs")
     assert torch.equal(logits(bank, ["again"]), logits(bank, ["wide"]))
+
+
+@each_family
+@pytest.mark.parametrize("rewritten", [False, True])
+def test_ranks_and_alphas_of_some_experts_are_those_of_peft(family, rewritten, tmp_path):
+    """Also where the file's other fields are rewritten as the paths of layers."""
+    up = UP.get(family, "experts.gate_up_proj")
+    blocks = sorted({path.rpartition(".experts.")[0] for path in find_experts(tiny_model(family))})
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=2,
+        lora_alpha=3,
+        target_modules=["o_proj"],
+        target_parameters=[up, "experts.down_proj"],
+        rank_pattern={re.escape(f"{blocks[-1]}.experts.down_proj"): 5, "o_proj": 1},
+        alpha_pattern={up: 7, "o_proj": 5},
+        exclude_modules=["nothing.o_proj"] if rewritten else None,
+    )
+    torch.manual_seed(0)
+    theirs = peft.get_peft_model(tiny_model(family), config).eval()
+    for name, parameter in theirs.named_parameters():
+        if "lora_" in name:
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    theirs.save_pretrained(tmp_path)
+    bank = AdapterBank(tiny_model(family))
+    bank.add("wider", lora(family, 6))
+    load_adapter(bank, "a", tmp_path)
+    with torch.no_grad():
+        want = theirs(ids()).logits
+    got = logits(bank, ["a"] * 3)
+    torch.testing.assert_close(got, want, **CLOSE)
+    save_adapter(bank, "a", tmp_path / "ours", "tiny")
+    back = peft.PeftModel.from_pretrained(tiny_model(family), tmp_path / "ours").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(back(ids()).logits, want, **CLOSE)
+    merge(bank, "a")
+    torch.testing.assert_close(logits(bank, [None] * 3), got, **CLOSE)
+
+
+def test_an_update_of_a_router_is_refused_by_its_field(tmp_path):
+    fields = {"target_modules": ["o_proj"], "target_parameters": ["experts.down_proj", "gate.weight"]}
+    peft.get_peft_model(tiny_model("mixtral"), peft.LoraConfig(r=2, **fields)).save_pretrained(tmp_path)
+    with pytest.raises(RefusedError, match=r"target_parameters names 'gate\.weight'.*by merge_and_unload"):
+        load_adapter(AdapterBank(tiny_model("mixtral")), "a", tmp_path)
 
 
 @each_family

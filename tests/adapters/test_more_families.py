@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from mmpeft.adapters import AdapterBank, BottleneckConfig, IA3Config, LoraConfig
-from mmpeft.adapters.architecture import find_blocks, find_layers, find_parts, linear_features
+from mmpeft.adapters.architecture import find_blocks, find_layers, find_parts
+from mmpeft.adapters.blocks import linear_features
 from mmpeft.errors import RefusedError
 from mmpeft.tools.tiny_models import tiny_model
 from tests.adapters.test_architecture_roles import inputs_of, scale

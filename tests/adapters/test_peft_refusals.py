@@ -155,7 +155,10 @@ LORA_CORRUPTIONS = {
     "no alpha": (reconfigure(lora_alpha=None), rf"{CONFIG}: LoraConfig\.alpha is None"),
     "DoRA": (reconfigure(use_dora=True), "tensors are missing"),
     "QALoRA": (reconfigure(use_qalora=True), rf"{CONFIG}: use_qalora is True"),
-    "activated LoRA": (reconfigure(alora_invocation_tokens=[1]), rf"{CONFIG}: alora_invocation_tokens is"),
+    "activated LoRA": (
+        reconfigure(alora_invocation_tokens=["call"]),
+        rf"{CONFIG}: .*invocation_tokens is \['call'\]",
+    ),
     "per-layer ranks": (
         reconfigure(rank_pattern={"q_proj": 2}),
         rf"{WEIGHTS}: base_model\..*q_proj.* has shape \[8, 64\], wanted \[2, 64\]",

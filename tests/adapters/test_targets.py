@@ -7,10 +7,10 @@ from transformers.pytorch_utils import Conv1D
 
 from mmpeft.adapters import AdapterBank, IA3Config, LoraConfig
 from mmpeft.adapters.architecture import find_layers, find_parts
+from mmpeft.adapters.blocks import linear_features
 from mmpeft.adapters.targets import (
     choose_layers,
     find_sites,
-    linear_features,
     trained_features,
 )
 

@@ -127,7 +127,9 @@ def test_logits_never_fill_the_memory(model, tiny_tokenizer, monkeypatch):
     sizes = []
     own = model.logits
     monkeypatch.setattr(forgetting, "POSITIONS_AT_ONCE", 16)
-    monkeypatch.setattr(model, "logits", lambda hidden: sizes.append(len(hidden)) or own(hidden))
+    monkeypatch.setattr(
+        model, "logits", lambda hidden, names: sizes.append(len(hidden)) or own(hidden, names)
+    )
     measure_forgetting(model, tiny_tokenizer, TEXTS, "lora")
     assert max(sizes) == 16
 

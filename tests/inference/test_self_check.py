@@ -208,6 +208,34 @@ def test_a_finetune_that_changes_nothing_is_refused(monkeypatch):
         check_adapters(model, {})
 
 
+def test_one_that_fails_is_left_out_where_that_is_asked_for(monkeypatch):
+    """With all of its kind, and another time it is not taken for checked."""
+    model = wrapped("llama")
+    for name in ("one", "same"):
+        model.bank.add(name, LoraConfig(rank=4))
+    model.bank.add("other", LoraConfig(rank=4, target_modules=["o_proj"]))
+    route = model.bank.route
+    monkeypatch.setattr(
+        model.bank, "route", lambda names: route([None if name == "one" else name for name in names])
+    )
+    left_out = {}
+    checked = check_adapters(model, {}, left_out)
+    assert (model.bank.names, sorted(left_out)) == (["other"], ["one", "same"])
+    assert all("changes nothing" in str(error) for error in left_out.values())
+    assert len(checked["adapters"]) == 1
+
+
+def test_a_model_that_keeps_nothing_is_told_to_be_slow(capsys):
+    model = wrapped("recurrent_gemma")
+    found = ensure_checked(model, LanguageConfig(), {})
+    told = capsys.readouterr().err
+    assert "RecurrentGemmaForCausalLM keeps nothing of what it has read" in told
+    assert "(logits while decoding are" in told
+    ensure_checked(wrapped("recurrent_gemma"), LanguageConfig(), found)
+    ensure_checked(wrapped("mamba2"), LanguageConfig(), {})
+    assert "keeps nothing" not in capsys.readouterr().err
+
+
 def test_checking_leaves_a_finetune_as_it_was():
     model = wrapped("llama")
     model.bank.add("one", LoraConfig(rank=4))

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 from transformers.models.auto import tokenization_auto
 
+from mmpeft.adapters.base_weights import read_weight
 from mmpeft.errors import RefusedError
 from mmpeft.models import language
 from mmpeft.models.language import (
@@ -148,6 +149,20 @@ def test_gradients_flow_through_a_quantised_base_after_an_evaluation(quantised):
 def test_int8_base_gives_gradients(checkpoint):
     model = load_language_model(LanguageConfig(str(checkpoint), dtype="float32", quantization="int8"))
     assert float(gradient(model.train()).norm()) > 0
+
+
+@torch.no_grad()
+def test_int8_computes_the_same_while_it_trains_and_after(checkpoint):
+    """With the weights that are read; bitsandbytes by itself rounds activations too, in evaluation alone, on CPU."""
+    model = load_language_model(LanguageConfig(str(checkpoint), dtype="float32", quantization="int8"))
+    layer = model.model.layers[0].self_attn.q_proj
+    trained, answered = (
+        model.train()(inputs_embeds=embeds()).logits,
+        model.eval()(inputs_embeds=embeds()).logits,
+    )
+    assert torch.equal(trained, answered)
+    assert (model.training, layer.training) == (False, False)
+    torch.testing.assert_close(layer(embeds()), embeds() @ read_weight("q_proj", layer).T)
 
 
 def test_weights_of_a_hub_model_are_found_beside_its_index(checkpoint, monkeypatch):

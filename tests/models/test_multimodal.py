@@ -5,7 +5,6 @@ import torch
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from mmpeft.adapters import LoraConfig
 from mmpeft.data.batch import PADDING
 from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN, Encoded
 from mmpeft.inference.decoding import generate
@@ -292,10 +291,3 @@ def test_attention_mask_is_the_one_of_its_docstring():
     assert mask.shape == (1, 1, 7, 7)
     assert ["".join("1" if seen else "." for seen in query) for query in mask[0, 0].tolist()] == wanted
     assert torch.equal(attention_mask(segments[:, 5:], segments), mask[:, :, 5:])
-
-
-def test_an_adapter_of_the_head_is_refused_where_logits_are_of_single_positions(model):
-    with pytest.raises(
-        ValueError, match="lm_head is the output head, which a MultimodalModel calls for single"
-    ):
-        model.bank.add("head", LoraConfig(target_modules=["lm_head"]))

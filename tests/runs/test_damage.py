@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 import mmpeft
 from mmpeft.adapters import HybridConfig, IA3Config, LoraConfig
 from mmpeft.errors import RefusedError
+from mmpeft.inference import adapter_check
 from mmpeft.runs.combine import combine_run
 from mmpeft.runs.files import PROJECTOR, adapter_folder, load_run, load_trained, save_run
 from mmpeft.runs.manifest import MANIFEST, read_manifest
@@ -146,6 +147,23 @@ UNUSABLE = {
     "projector": damaged_projector,
     "no projector": lambda run, name: (adapter_folder(run, name) / PROJECTOR).unlink(),
 }
+
+
+def test_one_that_fails_its_check_leaves_the_others_alone(run, capsys, monkeypatch):
+    def fails(model, name):
+        if name == "own":
+            raise RefusedError("own on this model changes nothing")
+
+    monkeypatch.setattr(adapter_check, "_check", fails)
+    monkeypatch.setattr(adapter_check, "_kind", lambda entry: str(id(entry)))  # none is known
+    capsys.readouterr()
+    vlm = mmpeft.load(str(run), "cpu")
+    assert vlm.adapters == [name for name in FINETUNES if name != "own"]
+    assert (
+        "'own' cannot be asked, the others can: own on this model changes nothing" in capsys.readouterr().err
+    )
+    with pytest.raises(RefusedError, match="'own' cannot be asked"):
+        vlm.ask(None, "what?", adapter="own")
 
 
 @pytest.mark.parametrize("kind", UNUSABLE)

@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 
 import mmpeft
 from mmpeft.cli import main
+from mmpeft.errors import RefusedError
+from mmpeft.inference import adapter_check
 from mmpeft.training.optim import PATIENCE
 from tests.tiny import COLOURS, make_config, run_directory, write_jsonl
 
@@ -230,6 +232,24 @@ def test_one_finetune_that_is_damaged_leaves_the_others_answers(together, tmp_pa
         main(["validate", f"--run={run}"])
     with pytest.raises(SystemExit, match="'colours' cannot be asked, few, ranked, base can: "):
         main(["ask", "what color is it?", f"--run={run}"])
+
+
+def test_one_finetune_that_fails_its_check_leaves_the_others_answers(together, tmp_path, monkeypatch, capsys):
+    run = shutil.copytree(run_directory(together), tmp_path / "run")
+
+    def fails(model, name):
+        if name == "colours":
+            raise RefusedError("colours on this model changes nothing")
+
+    monkeypatch.setattr(adapter_check, "_check", fails)
+    monkeypatch.setattr(adapter_check, "_kind", lambda entry: str(id(entry)))  # none is known
+    main(["test", f"--run={run}", "--data.limit=2", f"--output={tmp_path / 'some'}"])
+    assert "'colours' cannot be asked, the others can: colours on" in capsys.readouterr().err
+    metrics = json.loads((tmp_path / "some" / "metrics.json").read_text())
+    assert metrics["errors/colours"] == metrics["questions/colours"] == 2
+    assert "errors/few" not in metrics
+    with pytest.raises(SystemExit, match="colours on this model changes nothing"):
+        main(["validate", f"--run={run}"])
 
 
 def test_one_finetune_that_diverges_leaves_the_others_bits(tmp_path, tiny_base, tiny_data, finetunes, capsys):

@@ -76,6 +76,11 @@ class AdapterConfig:
         """The dimension that may differ from slot to slot (rank, width, tokens); 0 for methods without."""
         return 0
 
+    @property
+    def invocation(self) -> Sequence[int]:
+        """The ids of tokens from whose last occurrence on the method acts; empty where it acts on all tokens."""
+        return ()
+
     def parts(self) -> list["AdapterConfig"]:
         """The methods that a finetune consists of."""
         return [self]
@@ -102,12 +107,14 @@ class AdapterConfig:
         raise NotImplementedError(f"{type(self).__name__} has no shapes")
 
     def make_experts_stack(
-        self, num_experts: int, in_features: int, out_features: int, num_slots: int, size: int
+        self, path: str, num_experts: int, in_features: int, out_features: int, num_slots: int, size: int
     ) -> Stack:
         """An empty stack for a projection of packed experts. Only of methods with `on_experts`."""
         raise NotImplementedError(f"{type(self).__name__} changes no experts")
 
-    def expert_shapes(self, num_experts: int, in_features: int, out_features: int) -> dict[str, list[int]]:
+    def expert_shapes(
+        self, path: str, num_experts: int, in_features: int, out_features: int
+    ) -> dict[str, list[int]]:
         """`shapes` of a projection of packed experts. Only of methods with `on_experts`."""
         raise NotImplementedError(f"{type(self).__name__} changes no experts")
 
@@ -120,6 +127,11 @@ class AdapterConfig:
                 f"{path} holds all experts of a mixture in one tensor, which {self.method} cannot change; name the "
                 "linears that you mean in target_modules, or choose LoRA or IA3"
             )
+
+    def check_layer(self, path: str, layer: nn.Module) -> None:
+        """Raises:
+        RefusedError: the method cannot change what the layer at ``path``, a target, computes.
+        """
 
     def settled(self, downs: list[str]) -> "AdapterConfig":
         """The config with what it leaves to the model's architecture written out.

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from mmpeft.adapters.base_weights import dense_weight, is_4bit, read_weight
 from mmpeft.adapters.functional import BASE, gather_slots, lora_delta
-from mmpeft.adapters.methods.base import Beyond, ModelInputs, TargetNames
+from mmpeft.adapters.methods.base import ModelInputs, TargetNames
 from mmpeft.adapters.methods.lora import LoraConfig, LoraStack
 from mmpeft.adapters.methods.stack import Stack
 from mmpeft.adapters.weight_updates import add_bias, scale_rows_of_weight
@@ -30,7 +30,6 @@ class DoraConfig(LoraConfig):
     """Low-rank updates of chosen linears' directions, and their magnitudes. Dropout acts on the update."""
 
     method: ClassVar[str] = "dora"
-    beyond: ClassVar[tuple[Beyond, ...]] = ("head",)
     usual: ClassVar[dict[str, dict[str, Any]]] = {"DoRA r=16": {"rank": 16}}
     on_experts: ClassVar[bool] = False
 
@@ -59,7 +58,7 @@ class DoraConfig(LoraConfig):
         add_update = super().fold(path, model, stack, slot)
         linear: Any = model.get_submodule(path)
         factor = stack.factors()[slot]
-        bias = None if linear.bias is None else linear.bias.detach().float().clone()
+        bias = None if bias_of(linear) is None else linear.bias.detach().float().clone()
 
         @torch.no_grad()
         def fold_dora() -> None:
@@ -95,19 +94,24 @@ class DoraStack(LoraStack):
 
     @torch.no_grad()
     def attach(self, base: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
+        super().attach(base, forward)
         self._base = [base]  # in a list: the base stays the layer's module, not this one's
         self._forward = forward
+        if self._is_dense:
+            self._squares = dense_weight(base).float().square().sum(1)
+            return
         identity = torch.eye(self.lora_A.shape[-1], device=self.lora_A.device)
         squares = [self._weight_times(rows).square().sum(0) for rows in identity.split(ROWS_AT_ONCE)]
         self._squares = torch.stack(squares).sum(0)
 
     def on_output(self, x: Tensor, y: Tensor, slots: Tensor, uniform: bool) -> Tensor:
-        if self.training and self.has_dropout:
+        if self.training and self.has_dropout and x.is_floating_point():
             x = self._drop(x, slots)
         slots = self.effective(slots)
         delta = lora_delta(x, self.lora_A, self.lora_B, self.scaling, slots)
+        delta = delta if self.output_scale == 1 else delta * self.output_scale
         factor = gather_slots(self.factors(), slots).unsqueeze(1)
-        bias = getattr(self._base[0], "bias", None)
+        bias = bias_of(self._base[0])
         product = y if bias is None else y - bias.to(y.dtype)
         # y + (f - 1) Wx + f cBAx, so that f = 1 leaves y as it is, to the bit
         changed = y + (factor - 1).to(y.dtype) * product + factor.to(y.dtype) * delta
@@ -118,6 +122,11 @@ class DoraStack(LoraStack):
         """As LoRA, with the magnitudes of the base."""
         super().open(slot, config, generator)
         self.magnitude[slot] = self._squares.sqrt()
+
+    @property
+    def _is_dense(self) -> bool:
+        weight: Any = self._base[0].weight
+        return weight.is_floating_point() and weight.dim() == 2
 
     def tensors(self, slot: int) -> dict[str, Tensor]:
         return super().tensors(slot) | {"lora_magnitude_vector": self.magnitude.detach()[slot]}
@@ -145,10 +154,15 @@ class DoraStack(LoraStack):
         rounded answer, as a 4-bit base needs it, costs the more precision the larger the bias. An 8-bit base would
         round the rows too, so its weight is read."""
         base: Any = self._base[0]
-        if base.weight.is_floating_point() and base.weight.dim() == 2:
+        if self._is_dense:
             weight = dense_weight(base)
             return F.linear(rows.to(weight.dtype), weight).float()
         if not is_4bit(base):
             return F.linear(rows.float(), read_weight(self.path, base))
         product = self._forward(rows).float()
         return product if base.bias is None else product - base.bias.float()
+
+
+def bias_of(layer: nn.Module) -> Tensor | None:
+    """An embedding has none."""
+    return getattr(layer, "bias", None)

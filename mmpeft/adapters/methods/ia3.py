@@ -80,11 +80,13 @@ class IA3Config(LayersConfig):
         return {"ia3_l": [1, in_features] if self.scales_input(path) else [out_features, 1]}
 
     def make_experts_stack(
-        self, num_experts: int, in_features: int, out_features: int, num_slots: int, size: int
+        self, path: str, num_experts: int, in_features: int, out_features: int, num_slots: int, size: int
     ) -> Stack:
         return ExpertsIA3Stack(num_experts, in_features, num_slots)
 
-    def expert_shapes(self, num_experts: int, in_features: int, out_features: int) -> dict[str, list[int]]:
+    def expert_shapes(
+        self, path: str, num_experts: int, in_features: int, out_features: int
+    ) -> dict[str, list[int]]:
         return {"ia3_l": [num_experts, in_features]}
 
     def check_experts(self, path: str) -> None:

@@ -34,6 +34,8 @@ ROUNDING = 1e-6
 """Size of a product of A and B that counts as zero, relative to theirs."""
 CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 """PEFT's ways to start a LoRA that also change the base's weights: the tensors alone are not the adapter."""
+OTHER_METHODS = ("use_dora", "alora_invocation_tokens")
+"""Fields by which a LoRA's file is of another method."""
 
 
 @dataclass
@@ -52,7 +54,7 @@ class LoraConfig(LayersConfig):
     beyond: ClassVar[tuple[Beyond, ...]] = ("head", "embedding")
     peft_refused: ClassVar[tuple[str, ...]] = (
         *("use_qalora", "use_bdlora", "kasa_config", "arrow_config", "monteclora_config"),
-        *("layer_replication", "alora_invocation_tokens"),
+        "layer_replication",
     )
 
     rank: int = 16
@@ -116,12 +118,14 @@ class LoraConfig(LayersConfig):
         return {"lora_A.weight": [rank, in_features], "lora_B.weight": [out_features, rank]}
 
     def make_experts_stack(
-        self, num_experts: int, in_features: int, out_features: int, num_slots: int, size: int
+        self, path: str, num_experts: int, in_features: int, out_features: int, num_slots: int, size: int
     ) -> Stack:
-        return ExpertsLoraStack(num_experts, in_features, out_features, num_slots, size)
+        return ExpertsLoraStack(num_experts, in_features, out_features, num_slots, size, path)
 
-    def expert_shapes(self, num_experts: int, in_features: int, out_features: int) -> dict[str, list[int]]:
-        ranks = num_experts * self.rank
+    def expert_shapes(
+        self, path: str, num_experts: int, in_features: int, out_features: int
+    ) -> dict[str, list[int]]:
+        ranks = num_experts * self.rank_at(path)
         return {"lora_A.weight": [ranks, in_features], "lora_B.weight": [out_features, ranks]}
 
     def check_experts(self, path: str) -> None:
@@ -130,12 +134,6 @@ class LoraConfig(LayersConfig):
             raise RefusedError(
                 f"{path} holds all experts of a mixture in one tensor; LoRA changes it without dropout and from a "
                 f"kaiming start (as PEFT), but dropout is {self.dropout} and start is {self.start!r}"
-            )
-        if (self.rank_at(path), self.scaling_at(path)) != (self.rank, self.scaling):
-            raise RefusedError(
-                f"{path} holds all experts of a mixture in one tensor, whose LoRA has one rank and one alpha for all "
-                "places; leave it out of rank_pattern and alpha_pattern, or apply the adapter in PEFT, by "
-                "merge_and_unload, and take the model that this makes"
             )
 
     def check_fits(self, features: Sequence[tuple[int, int]]) -> None:
@@ -149,7 +147,7 @@ class LoraConfig(LayersConfig):
 
     @classmethod
     def reads_peft(cls, raw: dict[str, Any]) -> bool:
-        return super().reads_peft(raw) and not raw.get("use_dora")
+        return super().reads_peft(raw) and not any(raw.get(field) for field in OTHER_METHODS)
 
     @classmethod
     def from_peft(cls, raw: dict[str, Any]) -> AdapterConfig:
@@ -206,7 +204,8 @@ class LoraConfig(LayersConfig):
         change.addmm_(tensors["lora_B.weight"], tensors["lora_A.weight"], alpha=self.scaling_at(path))
 
     def change_experts(self, change: Tensor, weight: Tensor, stack: Any, slot: int) -> None:
-        change.baddbmm_(stack.lora_B.detach()[slot], stack.lora_A.detach()[slot], alpha=self.scaling)
+        scaling = self.scaling_at(stack.path)
+        change.baddbmm_(stack.lora_B.detach()[slot], stack.lora_A.detach()[slot], alpha=scaling)
 
     def change_norm(self, stack: Any, slot: int) -> Tensor | None:
         A, B = (tensor.double() for tensor in stack.tensors(slot).values())

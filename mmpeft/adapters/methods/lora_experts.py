@@ -22,8 +22,11 @@ class ExpertsLoraStack(Stack):
     size_dims: ClassVar[dict[str, int]] = {"lora_A": 2, "lora_B": 3}
     scaling: Tensor
 
-    def __init__(self, num_experts: int, in_features: int, out_features: int, num_slots: int, rank: int):
+    def __init__(
+        self, num_experts: int, in_features: int, out_features: int, num_slots: int, rank: int, path: str
+    ):
         super().__init__(num_slots)
+        self.path = path
         self.lora_A = nn.Parameter(torch.zeros(num_slots, num_experts, rank, in_features))
         self.lora_B = nn.Parameter(torch.zeros(num_slots, num_experts, out_features, rank))
         self.register_buffer("scaling", torch.zeros(num_slots), persistent=False)
@@ -36,9 +39,9 @@ class ExpertsLoraStack(Stack):
     def open(self, slot: int, config: Any, generator: torch.Generator) -> None:
         super().open(slot, config, generator)
         experts, _, features = self.lora_A.shape[1:]
-        start = linear_start(experts, config.rank, features, generator=generator)
-        self.lora_A[slot, :, : config.rank] = start
-        self.scaling[slot] = config.scaling
+        rank = self.sizes[slot] = config.rank_at(self.path)
+        self.lora_A[slot, :, :rank] = linear_start(experts, rank, features, generator=generator)
+        self.scaling[slot] = config.scaling_at(self.path)
 
     def tensors(self, slot: int) -> dict[str, Tensor]:
         """Copies, not views."""
