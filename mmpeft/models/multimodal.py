@@ -15,6 +15,7 @@ from mmpeft.data.packing import PREFIX
 from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import hash_tensors
+from mmpeft.models import frozen
 from mmpeft.models.masks import additive, attention_mask, within_reach
 from mmpeft.models.projector import Projector
 from mmpeft.models.reader import LanguageReader
@@ -38,9 +39,16 @@ class MultimodalModel(nn.Module):
         self.projector = projector
         self.language_model: Any = language_model
         self.bank = AdapterBank(language_model, (vision_encoder.num_tokens, vision_encoder.dim))
+        self.bank.routing.base_says_mode = False
         self.projector_slots: dict[str, int] = {}
         """Adapters that own a projector; any other row uses slot 0."""
         self.reader = LanguageReader(language_model)
+
+    def train(self, mode: bool = True) -> "MultimodalModel":
+        """The language model stays in eval mode, see `mmpeft.models.frozen`."""
+        super().train(mode)
+        frozen.set_mode(self.language_model, mode)
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -153,7 +161,7 @@ class MultimodalModel(nn.Module):
 
     def _with_prefix(self, cache: DynamicCache | None, prefix: Tensor) -> DynamicCache:
         """The cache with every row's trained keys and values in it; a new one where there was none."""
-        if self.language_model.training and self.language_model.is_activation_checkpointing:
+        if self.training and self.language_model.is_activation_checkpointing:
             raise RefusedError(
                 "prefix tuning keeps its keys and values in the cache, which transformers drops under gradient "
                 "checkpointing; set model.language.gradient_checkpointing to false"

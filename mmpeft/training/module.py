@@ -159,7 +159,7 @@ class VisionLanguageModule(L.LightningModule):
     # -- training -------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        # from_pretrained leaves modules in eval mode and Lightning keeps each as it is, so dropout would stay off.
+        # Lightning keeps each module in the mode that it has, so the dropout of adapters would stay off.
         self.model.train()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
