@@ -1,6 +1,5 @@
 """What an adapter file would change where in a base model, and whether it changes an answer."""
 
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from mmpeft.adapters.architecture import last_name
 from mmpeft.adapters.bank import INPUTS
 from mmpeft.adapters.peft_format import load_adapter, read_parts
 from mmpeft.errors import RefusedError
+from mmpeft.inference.adapter_check import uncalled
 from mmpeft.models.language import LanguageConfig, load_language_model
 from mmpeft.reporting.tables import make_table
 
@@ -59,21 +59,10 @@ def probe(bank: AdapterBank, name: str) -> tuple[float, list[str]]:
     vocabulary = bank.model.get_input_embeddings().weight.shape[0]
     ids = torch.randint(vocabulary, (1, PROBE_TOKENS), generator=generator)
     ids = ids.expand(2, -1).to(bank.model.get_input_embeddings().weight.device)
-    calls: dict[str, int] = defaultdict(int)
-    hooks = [
-        bank.model.get_submodule(path).register_forward_pre_hook(
-            lambda *_, path=path: calls.update({path: 1})
-        )
-        for path in bank.entry(name).sites
-        if path != INPUTS
-    ]
     bank.route([name, None])
-    own, base = bank.model(input_ids=ids).logits.float()
-    for hook in hooks:
-        hook.remove()
-    return float((own - base).abs().max()), [
-        p for p in bank.entry(name).sites if p != INPUTS and p not in calls
-    ]
+    with uncalled(bank, name) as idle:
+        own, base = bank.model(input_ids=ids).logits.float()
+    return float((own - base).abs().max()), [path for path in bank.entry(name).sites if path in idle]
 
 
 def inspect_adapter(directory: str | Path, model: nn.Module) -> tuple[list[AdapterRow], float | None]:
