@@ -14,14 +14,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from mmpeft.errors import RefusedError
 from mmpeft.models.masks import Mask, Reach
-from mmpeft.models.positions import check_positions, table_length
+from mmpeft.models.positions import check_positions, position_limit
 
 EMBEDS = "inputs_embeds"
 CACHES = ("cache", "past_key_values", "cache_params", "state")
 """What the argument that carries the state of earlier tokens is called, newest name first."""
 
-DISTANCE = re.compile(r"window(_size)?$|attention_chunk_size|index.*(topk|budget)")
-"""Names of fields that say how far a layer sees, or how many tokens at most."""
+DISTANCE = re.compile(r"window(_size)?$|attention_chunk_size|index.*(topk|budget)|^floor_scale$")
+"""Names of fields that say how far a layer sees, how many tokens at most, or from which column on it sees otherwise."""
 FOLLOWED = ("sliding_window", "attention_chunk_size")
 
 
@@ -54,8 +54,7 @@ class LanguageReader:
         arguments = inspect.signature(self.decoder.forward).parameters
         self._arguments = set(arguments)
         self.cache_argument = next((name for name in CACHES if name in arguments), None)
-        self.num_positions = table_length(self.language_model)
-        """Of models that keep a table of positions; None where any position can be computed."""
+        self.position_limit = position_limit(self.language_model)
         self._distances = {
             name: value
             for name, value in self.config.to_dict().items()
@@ -133,9 +132,9 @@ class LanguageReader:
             (rows, queries, dim) hidden states, and the cache or None.
 
         Raises:
-            RefusedError: a position that the model has not.
+            RefusedError: a position beyond those that the model reads alike.
         """
-        check_positions(self.num_positions, positions)
+        check_positions(self.position_limit, positions)
         using = keep or cache is not None
         given = {
             EMBEDS: embeds,
