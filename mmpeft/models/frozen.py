@@ -24,6 +24,7 @@ def recompute(model: Any) -> None:
     """
     try:
         model.activation_checkpointing_enable({"use_reentrant": False})
+        model.disable_input_require_grads()  # of reentrant checkpoints, which lose gradients without
     except ValueError as error:
         raise RefusedError(f"{error} Set model.language.gradient_checkpointing to false") from error
     for layer in _recomputing(model):

@@ -74,6 +74,12 @@ class LanguageReader:
         return getattr(self.decoder, "config", self.language_model.config)
 
     @property
+    def end_ids(self) -> set[int]:
+        """The tokens of which each ends the model's own ``generate``."""
+        ends = getattr(getattr(self.language_model, "generation_config", None), "eos_token_id", None)
+        return {ends} if isinstance(ends, int) else {*(ends or ())}
+
+    @property
     def reaches(self) -> Reach | dict[str, Reach]:
         """How far its layers see; by their types where it takes one mask for each."""
         window, chunk = (
