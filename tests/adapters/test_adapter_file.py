@@ -21,6 +21,7 @@ from mmpeft.adapters import (
     PromptConfig,
 )
 from mmpeft.adapters.peft_format import load_adapter, save_adapter
+from mmpeft.tools.tiny_models import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
@@ -77,6 +78,21 @@ def test_fields_that_choose_layers_ranks_and_alphas_are_read_and_written(
     with torch.no_grad():
         again = peft.PeftModel.from_pretrained(make_llama(), tmp_path / "ours")(ids).logits
     torch.testing.assert_close(again, want, **CLOSE)
+
+
+def test_feed_forwards_are_those_that_peft_takes_for_such(logits_of, tokens, tmp_path):
+    """To PEFT the name v_proj means a qkv_proj too, and its vector is one of inputs then."""
+    torch.manual_seed(0)
+    feedforwards = ["v_proj", "down_proj"]
+    fields = {"target_modules": ["qkv_proj", *feedforwards], "feedforward_modules": feedforwards}
+    theirs = peft.get_peft_model(tiny_model("phi3"), peft.IA3Config(**fields)).eval()
+    for parameter in (p for p in theirs.parameters() if p.requires_grad):
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    theirs.save_pretrained(tmp_path)
+    bank, ids = AdapterBank(tiny_model("phi3")), tokens(2)
+    load_adapter(bank, "a", tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(logits_of(bank, ["a", "a"], ids), theirs(ids).logits, **CLOSE)
 
 
 @pytest.mark.parametrize(

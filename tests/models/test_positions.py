@@ -4,16 +4,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from mmpeft.cli import main
+from mmpeft.data.features import FeatureCache
 from mmpeft.data.packing import pack
 from mmpeft.errors import RefusedError
 from mmpeft.models.multimodal import MultimodalModel
-from mmpeft.models.positions import position_limit, table_length
+from mmpeft.models.positions import PositionLimit, position_limit, table_length
 from mmpeft.models.projector import Projector
 from mmpeft.models.reader import Reading
 from mmpeft.models.vision import NoVision
 from mmpeft.tools.tiny_models import tiny_model
 from mmpeft.training.start import check_length
-from tests.tiny import make_model_config
+from tests.tiny import make_config, make_model_config
 
 TABLE = 24
 WITH_TABLE = ("gpt2", "gpt_bigcode", "gptj", "codegen", "openai-gpt", "opt", "xglm", "biogpt", "ctrl")
@@ -128,3 +130,14 @@ def test_rows_wider_than_a_temperature_by_columns_are_refused(template, make_bat
     model.reader._distances.clear()  # as if nobody looked
     own = model.token_losses(alone).nll
     assert not torch.allclose(model.token_losses(packed).nll[-len(own) :], own, atol=1e-4)
+
+
+def test_a_fit_whose_rows_may_be_too_long_is_refused_before_images_are_encoded(
+    tiny_base, tiny_data, tmp_path, monkeypatch
+):
+    limit = PositionLimit(99, "learned 99 positions")
+    monkeypatch.setattr("mmpeft.models.reader.position_limit", lambda _: limit)
+    monkeypatch.setattr(FeatureCache, "build", lambda *_, **__: pytest.fail("images are encoded first"))
+    config = make_config(tmp_path / "config.yaml", tiny_base, tiny_data)
+    with pytest.raises(SystemExit, match="max_length to 99 or less"):
+        main(["fit", "--config", str(config)])
