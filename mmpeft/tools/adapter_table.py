@@ -78,11 +78,16 @@ def inspect_adapter(directory: str | Path, model: nn.Module) -> tuple[list[Adapt
     if reads:
         return adapter_rows(bank, NAME), None
     moved, uncalled = probe(bank, NAME)
-    if not moved or uncalled:
+    if not moved and not uncalled:
+        raise RefusedError(
+            f"{directory} changes nothing of {type(model).__name__}'s answer to a probe: its rows would be those of "
+            "the base; look at its scaling, and whether it was trained"
+        )
+    if uncalled:
         raise RefusedError(
             f"{directory} changes {'some' if moved else 'nothing'} of {type(model).__name__}'s answer to a probe; "
-            f"{len(uncalled)} of its layers are never called{f', such as {uncalled[0]}' if uncalled else ''}: this "
-            "base reads their weights in another way, and would serve the adapter in part or not at all"
+            f"{len(uncalled)} of its layers are never called, such as {uncalled[0]}: this base reads their weights in "
+            "another way, or for other inputs than text, and would serve the adapter in part or not at all"
         )
     return adapter_rows(bank, NAME), moved
 

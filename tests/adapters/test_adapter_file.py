@@ -222,6 +222,15 @@ def test_a_file_that_changes_nothing_is_refused(config, make_bank, make_llama, r
     load_adapter(AdapterBank(make_llama()), "a", tmp_path / "trained")
 
 
+def test_a_file_of_no_scaling_anywhere_changes_nothing(make_llama, tmp_path):
+    alphas = {"lora_alpha": 0, "target_modules": ["q_proj", "v_proj"]}
+    written(make_llama(), tmp_path / "none", alpha_pattern={"q_proj": 0}, **alphas)
+    with pytest.raises(ValueError, match="its tensors change nothing"):
+        load_adapter(AdapterBank(make_llama()), "a", tmp_path / "none")
+    written(make_llama(), tmp_path / "one", alpha_pattern={"q_proj": 1}, **alphas)
+    load_adapter(AdapterBank(make_llama()), "a", tmp_path / "one")
+
+
 def test_virtual_tokens_are_refused_where_nobody_reads_them(make_llama, tmp_path):
     """On a plain language model they would load, route and answer as the base."""
     theirs = peft.get_peft_model(
