@@ -28,7 +28,8 @@ from mmpeft.models.vision import NoVision, VisionEncoder
 class MultimodalModel(nn.Module):
     """A frozen language model that reads projected image features in place of image tokens.
 
-    Rows are never reordered, so that row b stays the row of adapter b.
+    Rows are never reordered, so that row b stays the row of adapter b. It begins in eval mode, as models of
+    transformers do.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class MultimodalModel(nn.Module):
         self.projector_slots: dict[str, int] = {}
         """Adapters that own a projector; any other row uses slot 0."""
         self.reader = LanguageReader(language_model)
+        self.eval()
 
     def train(self, mode: bool = True) -> "MultimodalModel":
         """The language model stays in eval mode, see `mmpeft.models.frozen`."""

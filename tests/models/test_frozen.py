@@ -81,6 +81,7 @@ def test_a_base_that_cannot_recompute_is_refused_by_its_setting():
 
 def test_layers_recompute_in_training_and_adapters_drop_there(randomise):
     model, forwards = built("gpt2", True, randomise, dropout=0.5), []
+    assert torch.equal(losses(model), losses(model)), "a model that nobody has trained drops"
     model.language_model.transformer.h[0].attn.register_forward_pre_hook(lambda *_: forwards.append(1))
     assert not model.language_model.get_input_embeddings()(torch.tensor([1])).requires_grad
     for training, times in ((False, 1), (True, 2)):
