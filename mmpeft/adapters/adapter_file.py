@@ -111,11 +111,12 @@ def fitted(file: AdapterFile, model: nn.Module) -> AdapterFile:
         path: inner + path.removeprefix(ours) if path.startswith(ours) else path for path in linears | experts
     }
     chosen = [path for path in linears if _chooses(fields, theirs[path])]
-    if chosen and (inner != ours or not _says_it_plainly(fields, linears)):
+    feedforwards = [path for path in chosen if _names_feedforward(theirs[path], fields)]
+    plain = feedforwards == [p for p in chosen if names_module(p, fields.get("feedforward_modules") or [])]
+    if chosen and (inner != ours or not plain or not _says_it_plainly(fields, linears)):
         fields["target_modules"] = chosen
         if "feedforward_modules" in fields:
-            names = fields["feedforward_modules"] or []
-            fields["feedforward_modules"] = [path for path in chosen if names_module(theirs[path], names)]
+            fields["feedforward_modules"] = feedforwards
         fields |= _patterns_by_path(fields, {path: theirs[path] for path in [*chosen, *experts]})
     if inner == ours:
         return replace(file, fields=fields)
@@ -210,6 +211,15 @@ def _chooses(fields: dict[str, Any], path: str) -> bool:
     numbered = [rf"(?:^|.*?\.){pattern}\.(\d+)\." for pattern in patterns] or [r".*?\.[^.]*\.(\d+)\."]
     match = next((m for pattern in numbered if (m := re.match(pattern, path))), None)
     return match is not None and int(match[1]) in (layers if isinstance(layers, list) else [layers])
+
+
+def _names_feedforward(path: str, fields: dict[str, Any]) -> bool:
+    """PEFT's rule, in which a name may begin in the middle of another: ``v_proj`` names ``qkv_proj`` too.
+
+    Source: ``peft/tuners/ia3/model.py`` (``_check_target_module_feedforward``).
+    """
+    names = fields.get("feedforward_modules") or []
+    return names_module(path, names) if isinstance(names, str) else path.endswith(tuple(names))
 
 
 def _says_it_plainly(fields: dict[str, Any], paths: dict[str, nn.Module]) -> bool:

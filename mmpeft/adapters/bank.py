@@ -270,8 +270,9 @@ class AdapterBank(nn.Module):
             if path == INPUTS:
                 self._put_input(stack)
             else:
-                stack.train(self._layer(path).base.training)
-                self._layer(path).put(place, stack)
+                layer = self._layer(path)
+                stack.train(layer.base.training if self.routing.base_says_mode else self.training)
+                layer.put(place, stack)
         return self.stacks[key]
 
     def _put_input(self, stack: Stack) -> None:

@@ -71,9 +71,7 @@ class AdaptedForward:
 
     def _forward(self, x: Tensor, *others: Any, **named: Any) -> Any:
         for stack in self.stacks.values():
-            if (
-                stack.training != self.base.training
-            ):  # of `model.train()`, which does not reach what lies beside it
+            if self.routing.base_says_mode and stack.training != self.base.training:
                 stack.train(self.base.training)
         routed = [(stack, *self._route(stack.method, x)) for stack in self.stacks.values()]
         scaled = x

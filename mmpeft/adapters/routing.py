@@ -60,6 +60,9 @@ class Routing:
     """(rows, tokens) bool: the tokens on which activated adapters act; None where no row has one."""
     awaits_invoked: bool = False
     """Whether rows have one, and nobody has said where it acts."""
+    base_says_mode: bool = True
+    """Whether stacks train where the layer that they change does, since ``model.train()`` does not reach what lies
+    beside the model; False where the model stays in eval mode while they train, and the bank's mode is theirs."""
     streams: list[Stream] = field(default_factory=list)
     """The random numbers of every finetune's dropout; none where it draws from torch's global generator."""
 

@@ -1,6 +1,7 @@
 """What a conversation is made of before it is ids: runs of tokens of one kind, and the layouts that write them."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,10 +42,14 @@ class Layout(ABC):
         self.end: list[int] = [tokenizer.eos_token_id]
         """What follows an answer."""
 
-    @property
-    def end_ids(self) -> frozenset[int]:
-        """The tokens of which each ends an answer that is being written."""
-        return frozenset({self.end[-1], self.tokenizer.eos_token_id})
+    def end_ids(self, of_model: Set[int]) -> Set[int]:
+        """The tokens of which each ends an answer that is being written.
+
+        Args:
+            of_model: those that end the model's own ``generate``: of instruct models one for a turn and one for a text,
+                of which a tokenizer names one. Where they are no control tokens an answer may write them.
+        """
+        return {self.end[-1], self.tokenizer.eos_token_id} | (of_model & self.pieces.controls.keys())
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Proof on the very model that a finetune changes the rows that it serves and no others.
 
 Three rows of the same tokens, of which the second is the finetune's, are read before and after its tensors are moved a
-little: the second must change, the others must be the base's.
+little: the second must change, the others must be the base's. Every layer of the finetune must be called: some models
+read the weight of a linear and multiply themselves, and an adapter there does nothing.
 """
 
 from collections import defaultdict
@@ -12,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmpeft.adapters.bank import INPUTS, AdapterBank
 from mmpeft.adapters.entry import Entry
+from mmpeft.adapters.experts import split_path
 from mmpeft.data.batch import collate
 from mmpeft.data.packing import pack
 from mmpeft.errors import RefusedError
@@ -79,11 +82,19 @@ def _check(model: MultimodalModel, name: str) -> None:
     call = model.bank.entry(name).invocation
     base = _logits(model, [None] * 3, call)
     try:
-        before = _logits(model, [None, name, None], call)
+        with uncalled(model.bank, name) as idle:
+            before = _logits(model, [None, name, None], call)
         with _moved(model, name):
             after = _logits(model, [None, name, None], call)
     except RuntimeError as error:
         raise RefusedError(f"{what} cannot be read by that model: {error}; use another method") from error
+    if idle:
+        places = len([path for path in model.bank.entry(name).sites if path != INPUTS])
+        raise RefusedError(
+            f"{what}: {len(idle)} of its {places} layers are never called, such as {min(idle)}: the model reads their "
+            f"weights in another way, or for other inputs than text, and whatever is trained there does nothing; leave "
+            f"them out of target_modules for {name!r} (layers: '0:' leaves out what is outside of the decoder)"
+        )
     for row in (0, 2):
         off = max(distance(before[row], base[row]), distance(after[row], base[row]))
         if not off <= tolerance(model):
@@ -96,6 +107,22 @@ def _check(model: MultimodalModel, name: str) -> None:
             f"{what} changes nothing, whatever its tensors are; name other target_modules for {name!r}, or use another "
             "method"
         )
+
+
+@contextmanager
+def uncalled(bank: AdapterBank, name: str) -> Iterator[set[str]]:
+    """Afterwards, the layers of an adapter that the model did not call inside."""
+    idle = {path for path in bank.entry(name).sites if path != INPUTS}
+    hooks = []
+    for path in tuple(idle):
+        experts = split_path(bank.model, path)
+        module = experts[0] if experts else bank.model.get_submodule(path)
+        hooks.append(module.register_forward_pre_hook(lambda *_, path=path: idle.discard(path)))
+    try:
+        yield idle
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _logits(model: MultimodalModel, names: list[str | None], call: Sequence[int]) -> Tensor:

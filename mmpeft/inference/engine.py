@@ -194,7 +194,7 @@ class Engine:
         """What has been written after every step."""
         samplings = [asked.requests[number].sampling for number in asked.numbers]
         with torch.inference_mode():
-            decoder = Decoder(self.model, self.template.layout.end_ids)
+            decoder = Decoder(self.model, self.template.layout.end_ids(self.model.reader.end_ids))
             writer = Writer(self.template, samplings, decoder.join(asked.batch(examples), samplings))
         while len(decoder):
             with torch.inference_mode():

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.utils.logging import set_tqdm_hook
 
 from mmpeft.errors import MissingFileError, RefusedError
+from mmpeft.models.frozen import recompute
 from mmpeft.paths import LANGUAGE_MODEL, resolve
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -91,7 +92,7 @@ def load_language_model(config: LanguageConfig, device: torch.device | str = "cp
     if wanted:
         _tell_what_is_dense(model, str(config.quantization))
     if config.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        recompute(model)
     return model.requires_grad_(False).eval()
 
 

@@ -16,6 +16,7 @@ from mmpeft.data.packing import PREFIX
 from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import hash_tensors
+from mmpeft.models import frozen
 from mmpeft.models.head import logits_of_tokens
 from mmpeft.models.invocation import invoked_columns
 from mmpeft.models.masks import additive, attention_mask, within_reach
@@ -30,7 +31,8 @@ from mmpeft.models.vision import NoVision, VisionEncoder
 class MultimodalModel(nn.Module):
     """A frozen language model that reads projected image features in place of image tokens.
 
-    Rows are never reordered, so that row b stays the row of adapter b.
+    Rows are never reordered, so that row b stays the row of adapter b. It begins in eval mode, as models of
+    transformers do.
     """
 
     def __init__(
@@ -41,9 +43,17 @@ class MultimodalModel(nn.Module):
         self.projector = projector
         self.language_model: Any = language_model
         self.bank = AdapterBank(language_model, (vision_encoder.num_tokens, vision_encoder.dim))
+        self.bank.routing.base_says_mode = False
         self.projector_slots: dict[str, int] = {}
         """Adapters that own a projector; any other row uses slot 0."""
         self.reader = LanguageReader(language_model)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "MultimodalModel":
+        """The language model stays in eval mode, see `mmpeft.models.frozen`."""
+        super().train(mode)
+        frozen.set_mode(self.language_model, mode)
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -174,7 +184,7 @@ class MultimodalModel(nn.Module):
 
     def _with_prefix(self, cache: DynamicCache | None, prefix: Tensor) -> DynamicCache:
         """The cache with every row's trained keys and values in it; a new one where there was none."""
-        if self.language_model.training and self.language_model.is_activation_checkpointing:
+        if self.training and self.language_model.is_activation_checkpointing:
             raise RefusedError(
                 "prefix tuning keeps its keys and values in the cache, which transformers drops under gradient "
                 "checkpointing; set model.language.gradient_checkpointing to false"

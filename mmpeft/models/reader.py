@@ -14,14 +14,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from mmpeft.errors import RefusedError
 from mmpeft.models.masks import Mask, Reach
-from mmpeft.models.positions import check_positions, table_length
+from mmpeft.models.positions import check_positions, position_limit
 
 EMBEDS = "inputs_embeds"
 CACHES = ("cache", "past_key_values", "cache_params", "state")
 """What the argument that carries the state of earlier tokens is called, newest name first."""
 
-DISTANCE = re.compile(r"window(_size)?$|attention_chunk_size|index.*(topk|budget)")
-"""Names of fields that say how far a layer sees, or how many tokens at most."""
+DISTANCE = re.compile(r"window(_size)?$|attention_chunk_size|index.*(topk|budget)|^floor_scale$")
+"""Names of fields that say how far a layer sees, how many tokens at most, or from which column on it sees otherwise."""
 FOLLOWED = ("sliding_window", "attention_chunk_size")
 
 
@@ -55,8 +55,7 @@ class LanguageReader:
         arguments = inspect.signature(self.decoder.forward).parameters
         self._arguments = set(arguments)
         self.cache_argument = next((name for name in CACHES if name in arguments), None)
-        self.num_positions = table_length(self.language_model)
-        """Of models that keep a table of positions; None where any position can be computed."""
+        self.position_limit = position_limit(self.language_model)
         self._distances = {
             name: value
             for name, value in self.config.to_dict().items()
@@ -78,6 +77,12 @@ class LanguageReader:
     def config(self) -> Any:
         """The decoder's; a composite's is another."""
         return getattr(self.decoder, "config", self.language_model.config)
+
+    @property
+    def end_ids(self) -> set[int]:
+        """The tokens of which each ends the model's own ``generate``."""
+        ends = getattr(getattr(self.language_model, "generation_config", None), "eos_token_id", None)
+        return {ends} if isinstance(ends, int) else {*(ends or ())}
 
     @property
     def reaches(self) -> Reach | dict[str, Reach]:
@@ -138,9 +143,9 @@ class LanguageReader:
             (rows, queries, dim) hidden states, and the cache or None.
 
         Raises:
-            RefusedError: a position that the model has not.
+            RefusedError: a position beyond those that the model reads alike.
         """
-        check_positions(self.num_positions, positions)
+        check_positions(self.position_limit, positions)
         using = keep or cache is not None
         given = {
             EMBEDS: embeds,

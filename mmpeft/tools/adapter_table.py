@@ -1,6 +1,5 @@
 """What an adapter file would change where in a base model, and whether it changes an answer."""
 
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from mmpeft.adapters.bank import INPUTS
 from mmpeft.adapters.blocks import last_name
 from mmpeft.adapters.peft_format import load_adapter, read_parts
 from mmpeft.errors import RefusedError
+from mmpeft.inference.adapter_check import uncalled
 from mmpeft.models.language import LanguageConfig, load_language_model
 from mmpeft.reporting.tables import make_table
 
@@ -62,21 +62,10 @@ def probe(bank: AdapterBank, name: str) -> tuple[float, list[str]]:
     call = torch.tensor([[*bank.entry(name).invocation]], dtype=ids.dtype)
     ids = torch.cat([ids[:, : PROBE_TOKENS // 2], call, ids[:, PROBE_TOKENS // 2 :]], 1)
     ids = ids.expand(2, -1).to(bank.model.get_input_embeddings().weight.device)
-    calls: dict[str, int] = defaultdict(int)
-    hooks = [
-        bank.model.get_submodule(path).register_forward_pre_hook(
-            lambda *_, path=path: calls.update({path: 1})
-        )
-        for path in bank.entry(name).sites
-        if path != INPUTS
-    ]
     bank.route([name, None], ids)
-    own, base = bank.model(input_ids=ids).logits.float()
-    for hook in hooks:
-        hook.remove()
-    return float((own - base).abs().max()), [
-        p for p in bank.entry(name).sites if p != INPUTS and p not in calls
-    ]
+    with uncalled(bank, name) as idle:
+        own, base = bank.model(input_ids=ids).logits.float()
+    return float((own - base).abs().max()), [path for path in bank.entry(name).sites if path in idle]
 
 
 def inspect_adapter(directory: str | Path, model: nn.Module) -> tuple[list[AdapterRow], float | None]:
@@ -92,11 +81,16 @@ def inspect_adapter(directory: str | Path, model: nn.Module) -> tuple[list[Adapt
     if reads:
         return adapter_rows(bank, NAME), None
     moved, uncalled = probe(bank, NAME)
-    if not moved or uncalled:
+    if not moved and not uncalled:
+        raise RefusedError(
+            f"{directory} changes nothing of {type(model).__name__}'s answer to a probe: its rows would be those of "
+            "the base; look at its scaling, and whether it was trained"
+        )
+    if uncalled:
         raise RefusedError(
             f"{directory} changes {'some' if moved else 'nothing'} of {type(model).__name__}'s answer to a probe; "
-            f"{len(uncalled)} of its layers are never called{f', such as {uncalled[0]}' if uncalled else ''}: this "
-            "base reads their weights in another way, and would serve the adapter in part or not at all"
+            f"{len(uncalled)} of its layers are never called, such as {uncalled[0]}: this base reads their weights in "
+            "another way, or for other inputs than text, and would serve the adapter in part or not at all"
         )
     return adapter_rows(bank, NAME), moved
 

@@ -124,12 +124,12 @@ class VisionLanguageModule(L.LightningModule):
                 *(data.template, source, self.start_adapter, own_run, self.left_out if asked else None),
             )
             self.model = self.started.model
+        started, longest = self.started, data.packing.max_length
+        check_length(self.model, longest)
         encoder = self.model.vision_encoder
         features = FeatureCache(data.cache, encoder)
         images = (image for record in first_of_image_sets(records) for image in record["images"])
         features.build(images, skip_unreadable=stage in ("test", "predict"))
-        started, longest = self.started, data.packing.max_length
-        check_length(self.model, longest)
         template = Template(started.tokenizer, encoder.num_tokens, started.layout, longest)
         self._learnt_from = {
             name: checkpoint.hash_records(own.records.get("train", []), features.key)
@@ -166,7 +166,7 @@ class VisionLanguageModule(L.LightningModule):
     # -- training -------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        # from_pretrained leaves modules in eval mode and Lightning keeps each as it is, so dropout would stay off.
+        # Lightning keeps each module in the mode that it has, so the dropout of adapters would stay off.
         self.model.train()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -77,11 +77,11 @@ def check_length(model: MultimodalModel, max_length: int) -> None:
     """Raises:
     RefusedError: rows may be longer than the language model has positions.
     """
-    positions = model.reader.num_positions
-    if positions is not None and max_length > positions:
+    limit = model.reader.position_limit
+    if limit is not None and max_length > limit.count:
         raise RefusedError(
-            f"data.packing.max_length is {max_length}, but the language model learned {positions} positions and knows "
-            f"none beyond: set data.packing.max_length to {positions} or less"
+            f"data.packing.max_length is {max_length}, but the language model {limit.why}: set data.packing.max_length "
+            f"to {limit.count} or less"
         )
 
 

@@ -24,6 +24,7 @@ from mmpeft.adapters import (
 from mmpeft.adapters.merge import merge
 from mmpeft.adapters.peft_format import load_adapter, save_adapter
 from mmpeft.errors import RefusedError
+from mmpeft.tools.tiny_models import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
@@ -80,6 +81,21 @@ def test_fields_that_choose_layers_ranks_and_alphas_are_read_and_written(
     with torch.no_grad():
         again = peft.PeftModel.from_pretrained(make_llama(), tmp_path / "ours")(ids).logits
     torch.testing.assert_close(again, want, **CLOSE)
+
+
+def test_feed_forwards_are_those_that_peft_takes_for_such(logits_of, tokens, tmp_path):
+    """To PEFT the name v_proj means a qkv_proj too, and its vector is one of inputs then."""
+    torch.manual_seed(0)
+    feedforwards = ["v_proj", "down_proj"]
+    fields = {"target_modules": ["qkv_proj", *feedforwards], "feedforward_modules": feedforwards}
+    theirs = peft.get_peft_model(tiny_model("phi3"), peft.IA3Config(**fields)).eval()
+    for parameter in (p for p in theirs.parameters() if p.requires_grad):
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    theirs.save_pretrained(tmp_path)
+    bank, ids = AdapterBank(tiny_model("phi3")), tokens(2)
+    load_adapter(bank, "a", tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(logits_of(bank, ["a", "a"], ids), theirs(ids).logits, **CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -250,6 +266,15 @@ def test_a_file_that_changes_nothing_is_refused(config, make_bank, make_llama, r
     stack.fill(slot, {key: tensor + 0.01 for key, tensor in stack.tensors(slot).items()})
     save_adapter(bank, "a", tmp_path / "trained", "tiny")
     load_adapter(AdapterBank(make_llama()), "a", tmp_path / "trained")
+
+
+def test_a_file_of_no_scaling_anywhere_changes_nothing(make_llama, tmp_path):
+    alphas = {"lora_alpha": 0, "target_modules": ["q_proj", "v_proj"]}
+    written(make_llama(), tmp_path / "none", alpha_pattern={"q_proj": 0}, **alphas)
+    with pytest.raises(ValueError, match="its tensors change nothing"):
+        load_adapter(AdapterBank(make_llama()), "a", tmp_path / "none")
+    written(make_llama(), tmp_path / "one", alpha_pattern={"q_proj": 1}, **alphas)
+    load_adapter(AdapterBank(make_llama()), "a", tmp_path / "one")
 
 
 def test_virtual_tokens_are_refused_where_nobody_reads_them(make_llama, tmp_path):

@@ -260,3 +260,20 @@ def test_one_stop_string_is_not_read_as_its_letters():
 def test_a_stream_is_of_one_question(vlm, images):
     with pytest.raises(RefusedError, match="a stream is of one question"):
         vlm.stream(images[:2], ["what?", "where?"])
+
+
+@pytest.mark.parametrize("control", [True, False])
+def test_every_control_token_at_which_the_model_would_stop_ends_an_answer(vlm, images, monkeypatch, control):
+    tokenizer = vlm.engine.template.tokenizer
+    end = tokenizer.bos_token_id if control else tokenizer("red")["input_ids"][0]
+    monkeypatch.setattr(
+        vlm.model.language_model.generation_config, "eos_token_id", [tokenizer.eos_token_id, end]
+    )
+    logits = vlm.model.logits
+    monkeypatch.setattr(
+        vlm.model,
+        "logits",
+        lambda hidden: logits(hidden).index_fill(-1, torch.tensor(end), 1e4),
+    )
+    (answer,) = vlm.engine.answer([ask(images[0], adapter="default")])
+    assert answer.finish_reason == ("stop" if control else "length")

@@ -236,6 +236,29 @@ def test_a_model_that_keeps_nothing_is_told_to_be_slow(capsys):
     assert "keeps nothing" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("model_type", "idle"),
+    [("jamba", "dt_proj"), ("longcat_flash", "router"), ("gemma3", "vision_tower")],
+)
+def test_layers_that_the_model_never_calls_are_refused_and_all_others_serve(model_type, idle):
+    """Some models read a linear's weight and multiply themselves; the towers of others are for other inputs."""
+    model = wrapped(model_type)
+    check_language_model(model)
+    model.bank.add("one", LoraConfig(rank=4, target_modules="all-linear"))
+    with pytest.raises(RefusedError, match=rf"layers are never called, such as \S*{idle}"):
+        check_adapters(model, {})
+    kept = [path for path in model.bank.entry("one").sites if idle not in path]
+    model.bank.remove("one")
+    model.bank.add("one", LoraConfig(rank=4, target_modules=kept))
+    check_adapters(model, {})
+
+
+def test_layers_called_as_parts_of_packed_experts_serve():
+    model = wrapped("qwen3_moe")
+    model.bank.add("one", LoraConfig(rank=4, target_modules=["experts.gate_up_proj", "experts.down_proj"]))
+    check_adapters(model, {})
+
+
 def test_checking_leaves_a_finetune_as_it_was():
     model = wrapped("llama")
     model.bank.add("one", LoraConfig(rank=4))

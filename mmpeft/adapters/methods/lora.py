@@ -170,7 +170,7 @@ class LoraConfig(LayersConfig):
 
     def changes_nothing(self, layer: nn.Module, tensors: dict[str, Tensor]) -> bool:
         """Where ``B A`` is zero, to rounding: also at an orthogonal start."""
-        if self.alpha == 0 and not self.alpha_pattern:
+        if not any((self.alpha, *self.alpha_pattern.values())):
             return True
         A, B = tensors["lora_A.weight"].double(), tensors["lora_B.weight"].double()
         return bool(_norm_of_product(A, B) <= ROUNDING * A.norm() * B.norm())
