@@ -31,6 +31,8 @@ Run = Callable[[list[str]], int | None]
 MMPEFT = ("-c", "from mmpeft.cli import main; main()")
 """Arguments of Python that start `mmpeft`."""
 """As in `runs.manifest`, whose import takes torch's."""
+KEEP_FEATURES = ("--data.cache.build=always",)
+"""The other steps train on the same images."""
 PEAK = "peak_bytes"
 
 
@@ -86,7 +88,8 @@ def fit_once(
         checkpoint.unlink(missing_ok=True)  # of other settings: nothing may resume from it later
     write_json(record, wanted)
     resume = ["--ckpt_path", str(checkpoint)] if resumed else []
-    peak = (run or run_here)(["fit", "--config", _write_config(config, settings), *resume])
+    words = ["fit", "--config", _write_config(config, settings), *resume, *KEEP_FEATURES]
+    peak = (run or run_here)(words)
     if peak is not None:
         write_json(record, wanted | {PEAK: peak})
     return Fitted(True, peak)

@@ -23,6 +23,7 @@ from mmpeft.runs.files import LeftOut
 from mmpeft.runs.manifest import LEAST_NEW_TOKENS
 from mmpeft.training import checkpoint
 from mmpeft.training.batches import Batches, ends_by_steps, total_steps
+from mmpeft.training.cache_use import fill_cache
 from mmpeft.training.datamodule import VisionLanguageData, all_records, refuse_images
 from mmpeft.training.finetune import FinetuneConfig, Schedule, Settings, Split, make_finetunes
 from mmpeft.training.objectives import ChoiceLosses
@@ -122,9 +123,8 @@ class VisionLanguageModule(L.LightningModule):
             )
             self.model = self.started.model
         encoder = self.model.vision_encoder
-        features = FeatureCache(data.cache, encoder)
-        images = (image for record in records for image in record["images"])
-        features.build(images, skip_unreadable=stage in ("test", "predict"))
+        features = FeatureCache(data.cache.path, encoder, data.cache.max_gb)
+        fill_cache(features, data, self.finetunes, self.trainer, stage)
         started, longest = self.started, data.packing.max_length
         check_length(self.model, longest)
         template = Template(started.tokenizer, encoder.num_tokens, started.layout, longest)
