@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -12,37 +11,9 @@ from PIL import Image
 from mmpeft.data import features
 from mmpeft.data.features import FEATURE_DTYPE, FeatureCache, encode_images
 from mmpeft.models.vision import VisionConfig, VisionEncoder
+from tests.data.counting_encoder import CountingEncoder
 
 NUM_IMAGES = 7
-
-
-class CountingEncoder:
-    """Features that are a function of the image alone, and the number of images encoded so far."""
-
-    def __init__(
-        self, layer: int = 0, stop_after: int | None = None, seconds: float = 0, dtype=FEATURE_DTYPE
-    ):
-        self.fingerprint = {"name": "counting", "weights": "abc", "layer": layer}
-        self.encoded, self.stop_after, self.seconds = 0, stop_after, seconds
-        self.num_tokens, self.dim, self.feature_dtype = 2, 3, dtype
-
-    def transform(self, image):
-        if self.stop_after is not None and self.encoded >= self.stop_after:
-            raise KeyboardInterrupt
-        self.encoded += 1
-        time.sleep(self.seconds)
-        return torch.tensor(image.getpixel((0, 0)), dtype=torch.float32)
-
-    def __call__(self, pixels):
-        return (pixels / 7 + self.fingerprint["layer"])[:, None].expand(-1, 2, -1).sqrt()
-
-
-@pytest.fixture
-def images(tmp_path):
-    paths = [tmp_path / f"{number}.png" for number in range(NUM_IMAGES)]
-    for number, path in enumerate(paths):
-        Image.new("RGB", (4, 4), (number, 10 * number, 255 - number)).save(path)
-    return [str(path) for path in paths]
 
 
 @pytest.fixture
