@@ -130,9 +130,9 @@ class FeatureCache:
         keys = [_or_refused(self.key, image) for image in images]
         by_key = {key: image for key, image in zip(keys, images, strict=True) if isinstance(key, str)}
         store = self.store
-        if store and (damaged := [image for key, image in by_key.items() if store.is_lost(key)]):
-            self.build(damaged, skip_unreadable=True)
-            store.give_up()  # those that did not fit are encoded as others are
+        if store and (damaged := {key: image for key, image in by_key.items() if store.is_lost(key)}):
+            self.build(damaged.values(), skip_unreadable=True)
+            store.give_up(damaged)  # those that did not fit are encoded as others are
         found: dict[str, Tensor | RefusedError] = {}
         for key in by_key:
             if (own := self._on_disk(key)) is not None or (own := self._kept.get(key)) is not None:

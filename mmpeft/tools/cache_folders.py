@@ -1,10 +1,8 @@
 """What the feature cache holds: listed, read byte by byte, deleted. No torch is needed for it."""
 
-import shutil
 from pathlib import Path
 
 from mmpeft.data.feature_cache.encoder_folder import (
-    ENCODER,
     EncoderFolder,
     earlier_folders,
     encoder_folders,
@@ -58,8 +56,7 @@ def clear_cache(folder: str | None, encoder: str | None) -> None:
     for path in _chosen(cache, encoder):
         size = size_of(path)
         with EncoderFolder(path).locked():
-            (path / ENCODER).unlink(missing_ok=True)
-            shutil.rmtree(path, ignore_errors=True)
+            EncoderFolder(path).clear()
         freed += size
     if encoder is None:
         for keys in cache.glob(f"{KEYS}*"):

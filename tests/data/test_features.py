@@ -104,6 +104,16 @@ def test_a_damaged_shard_is_encoded_again_and_no_other(tmp_path, images, small_s
     assert FeatureCache(tmp_path / "cache", CountingEncoder(stop_after=0)).build(images) == 0
 
 
+def test_images_of_a_damaged_shard_are_written_again_whenever_they_are_asked_for(tmp_path, images):
+    cache = FeatureCache(tmp_path / "cache", CountingEncoder())
+    cache.build(images)
+    shards(cache)[0].write_bytes(b"")
+    cache = FeatureCache(tmp_path / "cache", CountingEncoder())
+    for image in images:
+        cache([image])
+    assert FeatureCache(tmp_path / "cache", CountingEncoder(stop_after=0)).build(images) == 0
+
+
 def test_files_that_a_killed_build_left_are_ignored(tmp_path, images):
     cache = FeatureCache(tmp_path / "cache", CountingEncoder())
     cache.store.directory.mkdir(parents=True)

@@ -59,16 +59,25 @@ def test_verify_finds_a_flipped_bit_that_a_start_does_not_see(cache, capsys, pla
 
 def test_clear_deletes_one_encoder_or_all(cache, capsys, tmp_path):
     own, images = cache
-    (tmp_path / "home" / "features" / "0123").mkdir()
-    (tmp_path / "home" / "features" / "0123" / "index.json").write_text("{}")
-    (tmp_path / "home" / "features" / "0123" / "a.safetensors").write_text("of a version before")
+    earlier, theirs = (
+        tmp_path / "home" / "features" / "0123456789abcdef",
+        tmp_path / "home" / "features" / "theirs",
+    )
+    for folder in (earlier, theirs):
+        folder.mkdir()
+        for name in ("index.json", "encoder.json", "a.safetensors"):
+            (folder / name).write_text("{}")
+    (earlier / "encoder.json").unlink()
+    (earlier / "notes.txt").write_text("somebody else's")
     main(["cache", "list"])
     assert "of an earlier version" in capsys.readouterr().out
     main(["cache", "clear", "--encoder", own.store.directory.name])
     assert not own.store.directory.exists()
-    assert len(list((tmp_path / "home" / "features").glob("*/*.safetensors"))) == 2
+    assert len(list((tmp_path / "home" / "features").glob("*/*.safetensors"))) == 3
     main(["cache", "clear"])
-    assert not list((tmp_path / "home" / "features").iterdir())
+    assert sorted((tmp_path / "home" / "features").iterdir()) == [earlier, theirs]
+    assert len(list(theirs.iterdir())) == 3
+    assert [path.name for path in earlier.iterdir()] == ["notes.txt"]
     encoder = CountingEncoder()
     assert FeatureCache(tmp_path / "home" / "features", encoder).build(images) == encoder.encoded == 4
 

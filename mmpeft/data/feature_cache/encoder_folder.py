@@ -30,6 +30,10 @@ EARLIER = "index.json"
 """Of a version before, which had one index of all shards."""
 KEY_BYTES = 32
 """Of a sha256."""
+OURS = "[0-9a-f]" * 16
+"""What folders of encoders are called."""
+FILES = (ENCODER, EARLIER, LOCK, f"*{INDEX}", f"*{SHARD}", f".*{INDEX}.part", f".*{SHARD}.part")
+"""All that we write into one."""
 
 
 def tell(message: str) -> None:
@@ -139,6 +143,14 @@ class EncoderFolder:
                 if path not in kept:
                     path.unlink(missing_ok=True)
 
+    def clear(self) -> None:
+        """Deletes what we wrote, and the folder unless somebody else's files are in it. Under the lock."""
+        for pattern in FILES:
+            for path in self.directory.glob(pattern):
+                path.unlink(missing_ok=True)
+        if not any(self.directory.iterdir()):
+            self.directory.rmdir()
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Inside, this process alone writes here. The system frees the lock of a process that is killed."""
@@ -156,12 +168,12 @@ class EncoderFolder:
 
 def encoder_folders(cache: Path) -> list[EncoderFolder]:
     """The folders of all encoders in a cache folder."""
-    return [EncoderFolder(path.parent) for path in sorted(cache.glob(f"*/{ENCODER}"))]
+    return [EncoderFolder(path.parent) for path in sorted(cache.glob(f"{OURS}/{ENCODER}"))]
 
 
 def earlier_folders(cache: Path) -> list[Path]:
     """The folders that a version before wrote, and nobody reads any more."""
-    wrote = (path.parent for path in sorted(cache.glob(f"*/{EARLIER}")))
+    wrote = (path.parent for path in sorted(cache.glob(f"{OURS}/{EARLIER}")))
     return [path for path in wrote if not (path / ENCODER).exists()]
 
 

@@ -56,9 +56,9 @@ class FeatureStore:
         """Whether it was there, in a shard that is damaged."""
         return self.get(key) is None and bytes.fromhex(key) in self._lost
 
-    def give_up(self) -> None:
-        """What is lost stays so."""
-        self._lost.clear()
+    def give_up(self, keys: Iterable[str]) -> None:
+        """These are not looked for any more."""
+        self._lost -= {bytes.fromhex(key) for key in keys}
 
     @contextmanager
     def writing(self, keys: Iterable[str]) -> Iterator[list[str]]:
