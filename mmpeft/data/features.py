@@ -79,6 +79,12 @@ class FeatureCache:
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self._kept_bytes = 0
 
+    @property
+    def directory(self) -> Path:
+        """Of this encoder's features."""
+        assert self.store is not None, "asked for where there is one"
+        return self.store.directory
+
     def build(self, images: Iterable[ImageLike], batch_size: int = 64, skip_unreadable: bool = False) -> int:
         """Encodes what is not on disk yet, for good, and says before how much that is. Where there is no room for it,
         that is said, and nothing is written.
@@ -190,8 +196,7 @@ class FeatureCache:
 
     def _fits(self, missing: int) -> bool:
         """Says how large what is to come will be, or that it is not written."""
-        assert self.store is not None, "asked for where there is one"
-        root = self.store.directory.parent
+        root = self.directory.parent
         wanted, (allowed, rule) = missing * self._image_bytes, room(root, self.max_gb)
         size = (
             f"{missing:,} images x {self._image_bytes:,} bytes ({self.encoder.num_tokens:,} tokens x "
@@ -201,7 +206,7 @@ class FeatureCache:
         if wanted > allowed:
             tell(f"not written: {size}, and {limit}. {IN_THE_STEP}")
             return False
-        tell(f"{size}, to write into {self.store.directory}; {limit}")
+        tell(f"{size}, to write into {self.directory}; {limit}")
         if (earlier := root / _name(self.encoder.fingerprint) / EARLIER).exists():
             tell(
                 f"features of an earlier version in {earlier.parent} are not read, but encoded again; "

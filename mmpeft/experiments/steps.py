@@ -88,8 +88,7 @@ def fit_once(
         checkpoint.unlink(missing_ok=True)  # of other settings: nothing may resume from it later
     write_json(record, wanted)
     resume = ["--ckpt_path", str(checkpoint)] if resumed else []
-    words = ["fit", "--config", _write_config(config, settings), *resume, *KEEP_FEATURES]
-    peak = (run or run_here)(words)
+    peak = (run or run_here)(["fit", "--config", _write_config(config, settings), *resume])
     if peak is not None:
         write_json(record, wanted | {PEAK: peak})
     return Fitted(True, peak)
@@ -176,12 +175,16 @@ def run_here(words: Sequence[str]) -> None:
     """Runs `mmpeft fit` or `mmpeft test` in this process."""
     from mmpeft.training.cli import VisionLanguageCLI
 
-    VisionLanguageCLI.run([*words])
+    VisionLanguageCLI.run(_keeping_features(words))
 
 
 def in_child(log: Path) -> Run:
     """Runs `mmpeft` as a process of its own, which writes what it says into ``log``."""
-    return lambda words: run_process([*MMPEFT, *words], log)
+    return lambda words: run_process([*MMPEFT, *_keeping_features(words)], log)
+
+
+def _keeping_features(words: Sequence[str]) -> list[str]:
+    return [*words, *(KEEP_FEATURES if words[0] == "fit" else ())]
 
 
 def run_process(words: Sequence[str], log: Path) -> int:

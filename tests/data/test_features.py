@@ -22,7 +22,7 @@ def small_shards(monkeypatch):
 
 
 def shards(cache):
-    return sorted(cache.store.directory.glob("*.safetensors"))
+    return sorted(cache.directory.glob("*.safetensors"))
 
 
 def test_cached_features_equal_uncached_ones_bitwise(tmp_path, images):
@@ -116,16 +116,16 @@ def test_images_of_a_damaged_shard_are_written_again_whenever_they_are_asked_for
 
 def test_files_that_a_killed_build_left_are_ignored(tmp_path, images):
     cache = FeatureCache(tmp_path / "cache", CountingEncoder())
-    cache.store.directory.mkdir(parents=True)
+    cache.directory.mkdir(parents=True)
     left = [
         ".0123456789abcdef.safetensors.part",
         ".0123456789abcdef.index.json.part",
         "0123456789abcdef.safetensors",
     ]
     for name in left:
-        (cache.store.directory / name).write_bytes(b"half")
+        (cache.directory / name).write_bytes(b"half")
     cache.build(images)
-    assert not any((cache.store.directory / name).exists() for name in left)
+    assert not any((cache.directory / name).exists() for name in left)
     assert torch.equal(cache(images), encode_images(CountingEncoder(), images))
 
 
@@ -145,13 +145,13 @@ def test_a_damaged_index_is_rebuilt_and_no_other(tmp_path, images, small_shards,
 def test_features_of_another_encoder_in_the_folder_are_refused_by_field(tmp_path, images):
     cache = FeatureCache(tmp_path / "cache", CountingEncoder(layer=1))
     cache.build(images)
-    encoder = cache.store.directory / "encoder.json"
+    encoder = cache.directory / "encoder.json"
     content = json.loads(encoder.read_text())
     content["weights"] = "other"
     encoder.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="weights is 'other', wanted 'abc'") as error:
         FeatureCache(tmp_path / "cache", CountingEncoder(layer=1))
-    assert str(cache.store.directory) in str(error.value)
+    assert str(cache.directory) in str(error.value)
     assert "layer" not in str(error.value)
 
 

@@ -112,7 +112,7 @@ def test_what_a_training_has_encoded_is_not_encoded_again(counted, images):
     engine, seen = counted
     engine.features.build(images)
     encoded = len(seen)
-    engine.features = FeatureCache(engine.features.store.directory.parent, engine.features.encoder)
+    engine.features = FeatureCache(engine.features.directory.parent, engine.features.encoder)
     engine.answer([ask(image) for image in images])
     assert len(seen) == encoded
 

@@ -29,7 +29,7 @@ def cache(tmp_path, monkeypatch):
 def test_list(cache, capsys):
     main(["cache", "list"])
     first, second, last = capsys.readouterr().out.splitlines()
-    assert first.split()[0] == cache[0].store.directory.name
+    assert first.split()[0] == cache[0].directory.name
     assert first.endswith("4 images  counting layer 0 float16")
     assert second.endswith("1 images  counting layer 1 float16")
     assert last.endswith("of features of 2 encoders")
@@ -40,19 +40,19 @@ def test_verify_finds_a_flipped_bit_that_a_start_does_not_see(cache, capsys, pla
     own, images = cache
     main(["cache", "verify"])
     assert "3 shards are whole, 0 were damaged" in capsys.readouterr().out
-    victim = sorted(own.store.directory.glob("*.safetensors"))[1]
+    victim = sorted(own.directory.glob("*.safetensors"))[1]
     before, content = os.stat(victim), bytearray(victim.read_bytes())
     content[place] ^= 1
     victim.write_bytes(content)
     os.utime(victim, ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(SystemExit) as ended:
-        main(["cache", "verify", "--encoder", own.store.directory.name[:6]])
+        main(["cache", "verify", "--encoder", own.directory.name[:6]])
     assert ended.value.code == 1
     told = capsys.readouterr().out
     assert f"{victim} is damaged" in told
     assert "1 shards are whole, 1 were damaged" in told
     encoder = CountingEncoder()
-    assert FeatureCache(own.store.directory.parent, encoder).build(images) == encoder.encoded == 2
+    assert FeatureCache(own.directory.parent, encoder).build(images) == encoder.encoded == 2
     main(["cache", "verify"])
     assert "3 shards are whole, 0 were damaged" in capsys.readouterr().out
 
@@ -71,8 +71,8 @@ def test_clear_deletes_one_encoder_or_all(cache, capsys, tmp_path):
     (earlier / "notes.txt").write_text("somebody else's")
     main(["cache", "list"])
     assert "of an earlier version" in capsys.readouterr().out
-    main(["cache", "clear", "--encoder", own.store.directory.name])
-    assert not own.store.directory.exists()
+    main(["cache", "clear", "--encoder", own.directory.name])
+    assert not own.directory.exists()
     assert len(list((tmp_path / "home" / "features").glob("*/*.safetensors"))) == 3
     main(["cache", "clear"])
     assert sorted((tmp_path / "home" / "features").iterdir()) == [earlier, theirs]
@@ -93,7 +93,7 @@ def test_clear_deletes_one_encoder_or_all(cache, capsys, tmp_path):
 def test_what_it_cannot_find_is_refused(cache, words, message):
     with pytest.raises(SystemExit, match=message):
         main(["cache", "clear", *words])
-    assert cache[0].store.directory.exists()
+    assert cache[0].directory.exists()
 
 
 @pytest.mark.parametrize("words", [["--help"], ["list"], ["verify"]])

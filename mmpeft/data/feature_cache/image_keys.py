@@ -92,7 +92,7 @@ class ImageKeys:
             (os.fsencode(path), *version, bytes.fromhex(key))
             for path, (version, key) in self._pending.items()
         ]
-        self._use(lambda store: store.executemany("REPLACE INTO images VALUES (?, ?, ?, ?)", rows))
+        self._use(lambda store: _insert(store, rows))
         if self._path is None:  # it failed
             self._known |= self._pending
         self._pending = {}
@@ -107,11 +107,15 @@ class ImageKeys:
                 # a thread may begin what another goes on with, one at a time
                 self._connection = sqlite3.connect(self._path, WAIT_SECONDS, check_same_thread=False)
                 self._connection.execute(TABLE)
-            with self._connection:
-                return action(self._connection)
+            return action(self._connection)
         except (sqlite3.Error, OSError) as error:
             tell(
                 f"{self._path} cannot be used ({error}): every start reads all images again; delete it if it is damaged"
             )
             self._path = self._connection = None
             return None
+
+
+def _insert(store: sqlite3.Connection, rows: list[tuple[bytes, int, int, bytes]]) -> None:
+    with store:  # one transaction
+        store.executemany("REPLACE INTO images VALUES (?, ?, ?, ?)", rows)
