@@ -139,7 +139,9 @@ def test_what_is_written_into_loaded_features_does_not_reach_the_disk(tmp_path, 
     loaded = cache.load(images)[0]
     assert isinstance(loaded, torch.Tensor)
     loaded.zero_()
-    assert torch.equal(FeatureCache(tmp_path / "cache", CountingEncoder())(images), wanted)
+    encoder = CountingEncoder()
+    assert torch.equal(FeatureCache(tmp_path / "cache", encoder)(images), wanted)
+    assert encoder.encoded == 0
 
 
 def test_bfloat16_has_a_folder_of_its_own_and_takes_what_float16_cannot(tmp_path, images):
@@ -216,11 +218,11 @@ def test_the_key_of_a_file_that_has_just_changed_is_not_kept(tmp_path, images):
 def test_paths_are_told_apart_whatever_the_working_directory(tmp_path, monkeypatch):
     for number, name in enumerate(("a", "b")):
         (tmp_path / name).mkdir()
-        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / name / "1.png")
-        os.utime(tmp_path / name / "1.png", (1e9, 1e9))
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / name / "1.bmp")
+        os.utime(tmp_path / name / "1.bmp", (1e9, 1e9))
         monkeypatch.chdir(tmp_path / name)
-        cache = build(tmp_path / "cache", ["1.png"])
-        assert cache.key("1.png") == features.image_key("1.png")
+        cache = build(tmp_path / "cache", ["1.bmp"])
+        assert cache.key("1.bmp") == features.image_key("1.bmp")
 
 
 @pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\0" + bytes(200)])
