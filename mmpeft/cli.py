@@ -19,12 +19,14 @@ from mmpeft.experiments.compare_methods import compare_methods
 from mmpeft.experiments.few_shot import few_shot
 from mmpeft.options import TellsBriefly
 from mmpeft.samples import prepare
+from mmpeft.tools import commands as tools
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "prepare": prepare,
     "configs": commands.configs,
     "check": commands.check,
     "inspect": commands.inspect,
+    "cache": tools.cache,
     "sites": commands.sites,
     "adapter": commands.adapter,
     "fit": commands.fit,

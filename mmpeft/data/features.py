@@ -1,35 +1,42 @@
-"""The cache of frozen-vision features: a frozen encoder sees each image once.
+"""Features of images under a frozen encoder, which sees each image once: from disk, from memory, or encoded now.
 
-Features are kept per encoder in ``<directory>/<encoder>/``: shards of safetensors and an index from the image's
-hash to its place. An entry's key is (encoder weights, layer, pooling, transform; bytes of the image), so a
-changed image or encoder misses the cache instead of hitting a wrong entry. Shards are written whole
-(temporary file, then rename) under a lock: a killed build goes on where it stopped, two builds do not clash.
+On disk they are kept per encoder in ``<directory>/<encoder>/`` (`feature_cache.encoder_folder`). An entry's key is
+(encoder weights, layer, pooling, transform; bytes of the image), so a changed image or encoder misses the cache
+instead of hitting a wrong entry. Shards are written whole under a lock: a killed build goes on where it stopped, two
+builds do not clash.
 """
 
 import hashlib
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import RLock
 from typing import Any, Protocol, TypeVar
 
 import torch
-from filelock import FileLock
-from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mmpeft.data.feature_cache.encoder_folder import EARLIER, tell
+from mmpeft.data.feature_cache.image_keys import ImageKeys
+from mmpeft.data.feature_cache.settings import room
+from mmpeft.data.feature_cache.shard_file import rows_per_shard
+from mmpeft.data.feature_cache.store import FeatureStore
 from mmpeft.data.images import ImageLike, image_key, load_image
 from mmpeft.errors import RefusedError
-from mmpeft.files import save_tensors, write_whole
 
 FEATURE_DTYPE = torch.float16
-"""What features are, cached or not: rounding both the same way makes cached equal uncached."""
+"""What features are unless the encoder says otherwise, cached or not: rounding both the same way makes cached equal
+uncached."""
+LAYOUT = 2
+"""Of the files. Another layout has other folders, so that none is misread."""
 SHARD_IMAGES = 4096
 KEPT_BYTES = 2**28
 """Features in memory of images that are not on disk: 145,000 of the embedded encoder, 220 of 576 tokens of 1,024."""
+DOING = "encoding images"
+IN_THE_STEP = "Images are encoded in the step that needs them, again in each epoch"
 Item = TypeVar("Item")
 
 
@@ -37,6 +44,11 @@ class Encoder(Protocol):
     """What the cache needs of a vision encoder."""
 
     fingerprint: dict[str, Any]
+    num_tokens: int
+    dim: int
+
+    @property
+    def feature_dtype(self) -> torch.dtype: ...
 
     def transform(self, image: Any) -> Tensor: ...
 
@@ -49,27 +61,35 @@ class FeatureCache:
     `build` keeps them on disk for good. Any other image is encoded when it is asked for and kept in memory, the
     latest `KEPT_BYTES` of them, so that a million images to be captioned fill no disk.
 
+    Args:
+        directory: of the features of all encoders; None keeps nothing on disk.
+        max_gb: see `CacheConfig.max_gb`.
+
     Raises:
         RefusedError: the folder belongs to another encoder, layer, pooling or transform; the message names the
             fields that differ.
     """
 
-    def __init__(self, directory: str | Path, encoder: Encoder):
-        self.encoder = encoder
-        name = hashlib.sha256(json.dumps(encoder.fingerprint, sort_keys=True).encode()).hexdigest()[:16]
-        self.directory = Path(directory) / name
-        self._places: dict[str, tuple[str, int]] = {}
-        self._checksums: dict[str, str] = {}
-        self._shards: dict[str, Tensor] = {}
-        self._keys: dict[tuple[str, int, int], str] = {}
+    def __init__(self, directory: str | Path | None, encoder: Encoder, max_gb: float | None = None):
+        self.encoder, self.max_gb = encoder, max_gb
+        root = None if directory is None else Path(directory)
+        self.key = ImageKeys(root)
+        """An image's identity by its content; a file is read once, and again when it has changed."""
+        name, shape = _name({"layout": LAYOUT, **encoder.fingerprint}), (encoder.num_tokens, encoder.dim)
+        self.store = None if root is None else FeatureStore(root / name, encoder.fingerprint, shape)
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self._kept_bytes = 0
-        self._lost: set[str] = set()
         self._lock = RLock()  # batches are made in threads of their own
-        self._open()
+
+    @property
+    def directory(self) -> Path:
+        """Of this encoder's features."""
+        assert self.store is not None, "asked for where there is one"
+        return self.store.directory
 
     def build(self, images: Iterable[ImageLike], batch_size: int = 64, skip_unreadable: bool = False) -> int:
-        """Encodes what is not on disk yet, for good.
+        """Encodes what is not on disk yet, for good, and says before how much that is. Where there is no room for it,
+        that is said, and nothing is written.
 
         Args:
             images: of any number of duplicates.
@@ -80,7 +100,7 @@ class FeatureCache:
             The number of images encoded.
 
         Raises:
-            RefusedError: an image cannot be read.
+            RefusedError: an image cannot be read, or the disk is full.
         """
         wanted: dict[str, ImageLike] = {}
         for image in images:
@@ -89,29 +109,20 @@ class FeatureCache:
                 wanted[key] = image
             elif not skip_unreadable:
                 raise key
-        if all(self._on_disk(key) is not None for key in wanted):
+        self.key.flush()
+        missing = sum(self._on_disk(key) is None for key in wanted)
+        if self.store is None or not missing or not self._fits(missing):
             return 0
-        self.directory.mkdir(parents=True, exist_ok=True)
-        encoded = 0
-        with FileLock(self.directory / "lock"):
-            self._open()  # another process may have built them while this one waited
-            missing = [key for key in wanted if self._on_disk(key) is None]
-            with tqdm(total=len(missing), desc="encoding images", unit="image") as bar:
-                for start in range(0, len(missing), SHARD_IMAGES):
-                    part = {key: wanted[key] for key in missing[start : start + SHARD_IMAGES]}
-                    shard: dict[str, Tensor] = {}
-                    for key, features in self._encode_each(part, batch_size):
-                        bar.update()
-                        if isinstance(features, Tensor):
-                            shard[key] = features
-                        elif not skip_unreadable:
-                            raise features
-                    self._write(shard)
-                    encoded += len(shard)
+        with self.store.writing(wanted) as left, tqdm(total=len(left), desc=DOING, unit="image") as bar:
+            encoded, size = 0, min(SHARD_IMAGES, rows_per_shard(self._image_bytes))
+            for start in range(0, len(left), size):
+                part = {key: wanted[key] for key in left[start : start + size]}
+                features = self._readable(part, batch_size, skip_unreadable)
+                encoded += self.store.add(list(part), _counted(features, bar))
         return encoded
 
     def __call__(self, images: Sequence[ImageLike]) -> Tensor:
-        """(images, image tokens, vision dim) in `FEATURE_DTYPE`.
+        """(images, image tokens, vision dim) in the encoder's `feature_dtype`.
 
         Raises:
             RefusedError: one of them cannot be read.
@@ -130,10 +141,10 @@ class FeatureCache:
     def _load(self, images: Sequence[ImageLike]) -> list[Tensor | RefusedError]:
         keys = [_or_refused(self.key, image) for image in images]
         by_key = {key: image for key, image in zip(keys, images, strict=True) if isinstance(key, str)}
-        if damaged := [
-            image for key, image in by_key.items() if self._on_disk(key) is None and key in self._lost
-        ]:
-            self.build(damaged, skip_unreadable=True)
+        store = self.store
+        if store and (damaged := {key: image for key, image in by_key.items() if store.is_lost(key)}):
+            self.build(damaged.values(), skip_unreadable=True)
+            store.give_up(damaged)  # those that did not fit are encoded as others are
         found: dict[str, Tensor | RefusedError] = {}
         for key in by_key:
             if (own := self._on_disk(key)) is not None or (own := self._kept.get(key)) is not None:
@@ -144,30 +155,34 @@ class FeatureCache:
         found |= encoded
         return [key if isinstance(key, RefusedError) else found[key] for key in keys]
 
-    def key(self, image: ImageLike) -> str:
-        """An image's identity by its content; a file is read once, and again when it has changed."""
-        if not isinstance(image, str):
-            return image_key(image)
-        try:
-            state = os.stat(image)
-        except (OSError, ValueError):
-            return image_key(image)  # which says what is wrong
-        version = image, state.st_mtime_ns, state.st_size
-        if version not in self._keys:
-            self._keys[version] = image_key(image)
-        return self._keys[version]
-
     def _encode_each(
         self, images: dict[str, ImageLike], batch_size: int = 64
     ) -> Iterator[tuple[str, Tensor | RefusedError]]:
-        """Key -> features, or why the image cannot be read."""
+        """Key -> features, or why the image cannot be read. The next images are decoded meanwhile."""
         keys = list(images)
-        for start in range(0, len(keys), batch_size):
-            pixels = {key: _or_refused(self._pixels, images[key]) for key in keys[start : start + batch_size]}
-            readable = {key: each for key, each in pixels.items() if isinstance(each, Tensor)}
-            if readable:
-                yield from zip(readable, _encode(self.encoder, list(readable.values())), strict=True)
-            yield from ((key, each) for key, each in pixels.items() if isinstance(each, RefusedError))
+        batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
+
+        def decode(batch: list[str]) -> dict[str, Tensor | RefusedError]:
+            return {key: _or_refused(self._pixels, images[key]) for key in batch}
+
+        with ThreadPoolExecutor(1) as decoder:
+            coming = decoder.submit(decode, batches[0]) if batches else None
+            for following in [*batches[1:], None]:
+                pixels = coming.result() if coming else {}
+                coming = decoder.submit(decode, following) if following else None
+                readable = {key: each for key, each in pixels.items() if isinstance(each, Tensor)}
+                if readable:
+                    yield from zip(readable, _encode(self.encoder, list(readable.values())), strict=True)
+                yield from ((key, each) for key, each in pixels.items() if isinstance(each, RefusedError))
+
+    def _readable(
+        self, images: dict[str, ImageLike], batch_size: int, skip_unreadable: bool
+    ) -> Iterator[tuple[str, Tensor]]:
+        for key, features in self._encode_each(images, batch_size):
+            if isinstance(features, Tensor):
+                yield key, features
+            elif not skip_unreadable:
+                raise features
 
     def _pixels(self, image: ImageLike) -> Tensor:
         return self.encoder.transform(load_image(image))
@@ -178,79 +193,50 @@ class FeatureCache:
         while self._kept_bytes > KEPT_BYTES:
             self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
 
-    def _open(self) -> None:
-        self._places, self._checksums = {}, {}
-        content = self._index()
-        if content is None:
-            return
-        differ = [k for k, v in self.encoder.fingerprint.items() if content["encoder"].get(k) != v]
-        if differ:
-            raise RefusedError(
-                f"{self.directory} holds features of another encoder: "
-                + "; ".join(
-                    f"{k} is {content['encoder'].get(k)!r}, wanted {self.encoder.fingerprint[k]!r}"
-                    for k in differ
-                )
-                + ". Delete that folder, or choose another cache folder"
-            )
-        for shard in content["shards"]:
-            self._add(shard)
-
-    def _index(self) -> dict[str, Any] | None:
-        """The content of index.json; None where there is none that can be read."""
-        index = self.directory / "index.json"
-        try:
-            return json.loads(index.read_text()) if index.exists() else None
-        except ValueError:
-            print(f"feature cache: {index} is damaged; its images are encoded again")
-            return None
-
-    def _add(self, shard: dict[str, Any]) -> None:
-        self._checksums[shard["file"]] = shard["sha256"]
-        self._places |= {key: (shard["file"], row) for row, key in enumerate(shard["keys"])}
-
     def _on_disk(self, key: str) -> Tensor | None:
-        """The features of an image from its shard, which is checked when it is first needed."""
-        if key not in self._places:
-            return None
-        name, row = self._places[key]
-        if name not in self._shards:
-            path = self.directory / name
-            if not path.exists() or _checksum(path) != self._checksums[name]:
-                lost = {other for other, (file, _) in self._places.items() if file == name}
-                if not lost <= self._lost:
-                    print(
-                        f"feature cache: {path} is missing or damaged; its {len(lost)} images are encoded again"
-                    )
-                self._lost |= lost
-                for other in lost:
-                    del self._places[other]
-                return None
-            self._shards[name] = load_file(path)["features"]
-        return self._shards[name][row]
+        return None if self.store is None else self.store.get(key)
 
-    def _write(self, shard_features: dict[str, Tensor]) -> None:
-        """Adds a shard."""
-        if not shard_features:
-            return
-        keys = list(shard_features)
-        content = self._index() or {"shards": []}
-        intact = [s for s in content["shards"] if set(s["keys"]) <= self._places.keys()]
-        name = f"{hashlib.sha256(''.join(keys).encode()).hexdigest()[:16]}.safetensors"
-        save_tensors({"features": torch.stack(list(shard_features.values()))}, self.directory / name)
-        shard = {"file": name, "sha256": _checksum(self.directory / name), "keys": keys}
-        content = {"encoder": self.encoder.fingerprint, "shards": [*intact, shard]}
-        write_whole(self.directory / "index.json", json.dumps(content))
-        self._shards.pop(name, None)
-        self._lost -= set(keys)
-        self._add(shard)
+    @property
+    def _image_bytes(self) -> int:
+        return self.encoder.num_tokens * self.encoder.dim * self.encoder.feature_dtype.itemsize
+
+    def _fits(self, missing: int) -> bool:
+        """Says how large what is to come will be, or that it is not written."""
+        root = self.directory.parent
+        wanted, (allowed, rule) = missing * self._image_bytes, room(root, self.max_gb)
+        size = (
+            f"{missing:,} images x {self._image_bytes:,} bytes ({self.encoder.num_tokens:,} tokens x "
+            f"{self.encoder.dim:,} in {dtype_name(self.encoder)}) are {wanted / 1e9:,.3f} GB"
+        )
+        limit = f"{allowed / 1e9:,.3f} GB may be ({rule})"
+        if wanted > allowed:
+            tell(f"not written: {size}, and {limit}. {IN_THE_STEP}")
+            return False
+        tell(f"{size}, to write into {self.directory}; {limit}")
+        if (earlier := root / _name(self.encoder.fingerprint) / EARLIER).exists():
+            tell(
+                f"features of an earlier version in {earlier.parent} are not read, but encoded again; "
+                "`mmpeft cache clear` deletes them"
+            )
+        return True
+
+
+def _counted(features: Iterable[tuple[str, Tensor]], bar: Any) -> Iterator[tuple[str, Tensor]]:
+    for each in features:
+        bar.update()
+        yield each
+
+
+def _name(fingerprint: dict[str, Any]) -> str:
+    """Of an encoder's folder."""
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def encode_images(encoder: Encoder, images: Sequence[ImageLike], batch_size: int = 64) -> Tensor:
-    """(images, image tokens, vision dim) in `FEATURE_DTYPE`, computed now; an image that comes twice once.
+    """(images, image tokens, vision dim) in the encoder's `feature_dtype`, now; an image that comes twice once.
 
     Raises:
-        RefusedError: an image cannot be read, or a feature is too large for `FEATURE_DTYPE` or not a number.
+        RefusedError: an image cannot be read, or a feature is too large for it or not a number.
     """
     keys = [image_key(image) for image in images]
     different = list(dict(zip(keys, images, strict=True)).values())
@@ -268,12 +254,19 @@ def encode_images(encoder: Encoder, images: Sequence[ImageLike], batch_size: int
 @torch.no_grad()
 def _encode(encoder: Encoder, pixels: Sequence[Tensor]) -> list[Tensor | RefusedError]:
     """The features of every image from its pixels, or why they cannot be kept."""
-    features = encoder(torch.stack(list(pixels))).to("cpu", FEATURE_DTYPE)
+    features = encoder(torch.stack(list(pixels))).to("cpu", encoder.feature_dtype)
     finite = torch.isfinite(features).flatten(1).all(1).tolist()
     refusal = RefusedError(
-        "the vision encoder gave features that are NaN or beyond float16's 65504; choose a layer with its norm"
+        f"the vision encoder gave features that are NaN or beyond {dtype_name(encoder)}'s "
+        f"{torch.finfo(encoder.feature_dtype).max:.5g}; choose a layer with its norm, or set "
+        "model.vision.feature_dtype to bfloat16"
     )
     return [own if fits else refusal for own, fits in zip(features, finite, strict=True)]
+
+
+def dtype_name(encoder: Encoder) -> str:
+    """As in the settings."""
+    return str(encoder.feature_dtype).removeprefix("torch.")
 
 
 def _or_refused(action: Callable[[ImageLike], Item], image: ImageLike) -> Item | RefusedError:
@@ -281,8 +274,3 @@ def _or_refused(action: Callable[[ImageLike], Item], image: ImageLike) -> Item |
         return action(image)
     except RefusedError as error:
         return error
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

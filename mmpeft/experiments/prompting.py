@@ -1,6 +1,5 @@
 """k-shot prompting (in-context learning): examples with images and answers, as earlier turns of a conversation."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -65,7 +64,7 @@ class FewShotPrompt:
         Raises:
             RefusedError: it cannot be asked.
         """
-        nothing_kept = FeatureCache(os.devnull, self.model.vision_encoder)
+        nothing_kept = FeatureCache(None, self.model.vision_encoder)
         engine = Engine(self.model, self.template, nothing_kept)
         (done,) = engine.answer([Request(self._behind_examples(record), self.adapter, rank=True)])
         if done.refusal is not None:

@@ -31,6 +31,8 @@ Run = Callable[[list[str]], int | None]
 MMPEFT = ("-c", "from mmpeft.cli import main; main()")
 """Arguments of Python that start `mmpeft`."""
 """As in `runs.manifest`, whose import takes torch's."""
+KEEP_FEATURES = ("--data.cache.build=always",)
+"""The other steps train on the same images."""
 PEAK = "peak_bytes"
 
 
@@ -173,12 +175,16 @@ def run_here(words: Sequence[str]) -> None:
     """Runs `mmpeft fit` or `mmpeft test` in this process."""
     from mmpeft.training.cli import VisionLanguageCLI
 
-    VisionLanguageCLI.run([*words])
+    VisionLanguageCLI.run(_keeping_features(words))
 
 
 def in_child(log: Path) -> Run:
     """Runs `mmpeft` as a process of its own, which writes what it says into ``log``."""
-    return lambda words: run_process([*MMPEFT, *words], log)
+    return lambda words: run_process([*MMPEFT, *_keeping_features(words)], log)
+
+
+def _keeping_features(words: Sequence[str]) -> list[str]:
+    return [*words, *(KEEP_FEATURES if words[0] == "fit" else ())]
 
 
 def run_process(words: Sequence[str], log: Path) -> int:

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, overload
 
 import torch
 
 from mmpeft.data.choices import check_choices
+from mmpeft.data.feature_cache.settings import CacheConfig
 from mmpeft.data.features import FeatureCache
 from mmpeft.data.images import ImageLike
 from mmpeft.data.plan import PackingConfig
@@ -21,7 +23,7 @@ from mmpeft.inference.self_check import ensure_checked
 from mmpeft.models.language import LanguageConfig
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.names import RESERVED_NAME, unknown_finetune
-from mmpeft.paths import home
+from mmpeft.runs.cache_folder import cache_folder
 from mmpeft.runs.files import LeftOut, load_run, tell_left_out
 from mmpeft.runs.manifest import Manifest
 
@@ -52,7 +54,7 @@ def load(run: str, device: str = "auto", batch_size: int = 32) -> "VisionLanguag
     checked = ensure_checked(model, LanguageConfig(**manifest.language), manifest.self_check)
     check_adapters(model, checked, left_out)
     tell_left_out(run, left_out, model.bank.names)
-    return VisionLanguageModel(model, template, manifest, batch_size, left_out)
+    return VisionLanguageModel(model, template, manifest, batch_size, left_out, cache_folder(run))
 
 
 class VisionLanguageModel:
@@ -70,13 +72,14 @@ class VisionLanguageModel:
         manifest: Manifest,
         batch_size: int = 32,
         left_out: LeftOut | None = None,
+        features: Path | None = None,
     ):
         self.model, self.template, self.manifest = model.eval(), template, manifest
         self.left_out = left_out or {}
         """The finetunes of the run that cannot be asked, and why."""
-        features = FeatureCache(home() / "features", model.vision_encoder)
         packing = PackingConfig(batch_size, batch_size, template.max_length)
-        self.engine = Engine(model, template, features, packing)
+        cache = FeatureCache(features or CacheConfig().path, model.vision_encoder)
+        self.engine = Engine(model, template, cache, packing)
 
     @property
     def adapters(self) -> list[str]:

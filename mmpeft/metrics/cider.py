@@ -35,12 +35,10 @@ def cider_scores(predictions: Sequence[str], references: Sequence[Sequence[str]]
     An n-gram weighs log(rows / rows with a reference that has it), so what every row has weighs nothing.
 
     Raises:
-        RefusedError: there are fewer than two rows: every weight would be 0.
+        RefusedError: there are fewer than two rows: every weight would be 0. See `weighs_nothing`.
     """
     if len(references) < 2:
-        raise RefusedError(
-            f"found {len(references)} row(s); CIDEr weighs words by how many rows have them and wants at least 2"
-        )
+        raise RefusedError(weighs_nothing(references))
     counted = [[_count(text) for text in texts] for texts in references]
     rows_with = Counter(gram for texts in counted for gram in set().union(*texts))
     weight = {gram: math.log(len(counted) / rows) for gram, rows in rows_with.items()}
@@ -55,6 +53,20 @@ def cider_scores(predictions: Sequence[str], references: Sequence[Sequence[str]]
 def cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """The mean of `cider_scores`."""
     return fmean(cider_scores(predictions, references))
+
+
+def weighs_nothing(references: Sequence[Sequence[str]]) -> str | None:
+    """Why every n-gram of the references weighs 0, in words, so that no prediction can score; None if one does not."""
+    if len(references) < 2:
+        return f"found {len(references)} row(s); CIDEr weighs words by how many rows have them and wants at least 2"
+    grams = ({gram for text in texts for gram in _count(text)} for texts in references)
+    first = next(grams)
+    if all(first == others for others in grams):
+        return (
+            f"the references of all {len(references)} rows say the same, such as {references[0][0]!r:.80}; CIDEr "
+            "weighs words by how many rows have them, gives what every row has no weight, and would be 0"
+        )
+    return None
 
 
 def _count(text: str) -> Counter[Gram]:

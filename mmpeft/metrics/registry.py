@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ from statistics import median
 from mmpeft.errors import RefusedError
 from mmpeft.metrics import calibration, classification
 from mmpeft.metrics import text_overlap as overlap
+from mmpeft.metrics.anls import anls_score
 from mmpeft.metrics.answer import Answer as Answer
-from mmpeft.metrics.cider import cider
+from mmpeft.metrics.cider import cider, weighs_nothing
 from mmpeft.metrics.vqa import vqa_score
 from mmpeft.metrics.words import words
 
@@ -20,6 +22,8 @@ MAX_LABELS = 30
 """More different answers are not taken for classes."""
 SHORT = 3
 """Words: an answer of so many is a label or a fact, a longer one is a text."""
+PEOPLE = 5
+"""So many answers of a row are people's votes (ten in VQA v2); fewer are all right, as in DocVQA."""
 
 
 def exact_match(prediction: str, truth: str) -> bool:
@@ -41,6 +45,8 @@ class Metric:
     """Whether it is worth telling for these answers, none of which lacks anything."""
     lacks: Callable[[Answer], str | None] = lambda answer: None
     """What a row lacks for it, in words; None if nothing."""
+    lack_together: Callable[[Sequence[Answer]], str | None] = lambda answers: None
+    """What all rows lack for it together, in words; None if nothing. It reads no prediction."""
 
 
 def evaluate(answers: Sequence[Answer], names: Sequence[str] | None = None) -> dict[str, float]:
@@ -56,6 +62,9 @@ def evaluate(answers: Sequence[Answer], names: Sequence[str] | None = None) -> d
         raise RefusedError("there are no answers to evaluate; wanted at least one")
     if names is None:
         names = fitting_metrics(answers)
+        for name, metric in METRICS.items():
+            if (missing := metric.lack_together(answers)) and metric.fits(answers):
+                print(f"{name} is left out: {missing}", file=sys.stderr)
     else:
         check_metrics(names, answers)
     results: dict[str, float] = {}
@@ -70,7 +79,7 @@ def evaluate(answers: Sequence[Answer], names: Sequence[str] | None = None) -> d
 
 def check_metrics(names: Sequence[str], answers: Sequence[Answer]) -> None:
     """Raises:
-    RefusedError: no metric has this name, or a row lacks what it needs. What was predicted is not looked at.
+    RefusedError: no metric has this name, or a row or all together lack what it needs. No prediction is looked at.
     """
     for name in names:
         family = name.partition("/")[0]
@@ -79,6 +88,8 @@ def check_metrics(names: Sequence[str], answers: Sequence[Answer]) -> None:
         for answer in answers:
             if missing := METRICS[family].lacks(answer):
                 raise RefusedError(f"{family} does not fit {answer.row}: {missing}; or leave {family} out")
+        if answers and (missing := METRICS[family].lack_together(answers)):
+            raise RefusedError(f"{family} does not fit the data: {missing}; leave {family} out")
 
 
 def fitting_metrics(answers: Sequence[Answer]) -> list[str]:
@@ -88,16 +99,20 @@ def fitting_metrics(answers: Sequence[Answer]) -> list[str]:
     - accuracy: every row has choices, or the answers are classes.
     - precision, recall, f1: the answers are classes: 2 to 30 labels (first references and choices), and either
       every row has choices, or every first reference has at most 3 words and occurs at least twice.
-    - vqa_accuracy: every row has several references, and half of the first ones or more have at most 3 words.
-    - bleu, rouge1, rouge2, rougeL, chrf, cider (of two rows or more): most first references have more than 3 words;
-      of captions rouge and cider also where they are shorter.
+    - vqa_accuracy: every row has several references, most have at least 5, and half of the first ones or more have at
+      most 3 words.
+    - anls: the same, but some row has several references and most have at most 4.
+    - bleu, rouge1, rouge2, rougeL, chrf, cider: most first references have more than 3 words; of captions rouge and
+      cider also where they are shorter. cider is left out, aloud, where its formula can only give 0.
     - perplexity: every row has a log-likelihood.
     - calibration_error, brier: every row has choices with scores, its truth among them.
     """
     return [
         name
         for name, metric in METRICS.items()
-        if all(metric.lacks(answer) is None for answer in answers) and metric.fits(answers)
+        if all(metric.lacks(answer) is None for answer in answers)
+        and metric.lack_together(answers) is None
+        and metric.fits(answers)
     ]
 
 
@@ -155,6 +170,19 @@ def _are_texts_or_captions(answers: Sequence[Answer]) -> bool:
     return _are_texts(answers) or all(answer.is_caption for answer in answers)
 
 
+def _have_votes(answers: Sequence[Answer]) -> bool:
+    return median(len(answer.references) for answer in answers) >= PEOPLE
+
+
+def _fit_votes(answers: Sequence[Answer]) -> bool:
+    return not _are_texts(answers) and _have_votes(answers)
+
+
+def _fit_spellings(answers: Sequence[Answer]) -> bool:
+    several = any(len(answer.references) > 1 for answer in answers)
+    return several and not _are_texts(answers) and not _have_votes(answers)
+
+
 # The metrics.
 
 
@@ -191,15 +219,18 @@ METRICS: dict[str, Metric] = {
     "precision": Metric(classification.precision, _are_classes),
     "recall": Metric(classification.recall, _are_classes),
     "f1": Metric(classification.f1, _are_classes),
-    "vqa_accuracy": Metric(
-        _mean(lambda a: vqa_score(a.prediction, a.references)), lambda a: not _are_texts(a), _lacks_people
-    ),
+    "vqa_accuracy": Metric(_mean(lambda a: vqa_score(a.prediction, a.references)), _fit_votes, _lacks_people),
+    "anls": Metric(_mean(lambda a: anls_score(a.prediction, a.references)), _fit_spellings),
     "bleu": Metric(_texts(overlap.bleu), _are_texts),
     "rouge1": Metric(_texts(partial(overlap.rouge, kind="rouge1")), _are_texts_or_captions),
     "rouge2": Metric(_texts(partial(overlap.rouge, kind="rouge2")), _are_texts_or_captions),
     "rougeL": Metric(_texts(partial(overlap.rouge, kind="rougeL")), _are_texts_or_captions),
     "chrf": Metric(_texts(overlap.chrf), _are_texts),
-    "cider": Metric(_texts(cider), lambda a: len(a) > 1 and _are_texts_or_captions(a)),
+    "cider": Metric(
+        _texts(cider),
+        _are_texts_or_captions,
+        lack_together=lambda answers: weighs_nothing([a.references for a in answers]),
+    ),
     "perplexity": Metric(_perplexity, _always, _lacks_likelihood),
     "calibration_error": Metric(calibration.calibration_error, _always, calibration.lacks_scores),
     "brier": Metric(calibration.brier, _always, calibration.lacks_scores),

@@ -57,7 +57,8 @@ def normalise(text: str) -> str:
 
 
 def vqa_score(prediction: str, references: Sequence[str]) -> float:
-    """How right an answer is, 0..1: min(people who gave it / 3, 1), the mean over leaving out one person each.
+    """How right an answer is, 0..1: min(people who gave it / 3, 1), the mean over leaving out one person each. Who says
+    nothing agrees with nobody, also where a person said nothing.
 
     Args:
         references: one answer a person, ten in VQA v2. Of fewer than four no answer reaches 1.
@@ -70,6 +71,6 @@ def vqa_score(prediction: str, references: Sequence[str]) -> float:
             f"found {len(references)} reference(s); VQA accuracy wants several people's answers"
         )
     given = normalise(prediction)
-    agrees = [normalise(reference) == given for reference in references]
+    agrees = [normalise(reference) == given != "" for reference in references]
     shares = [min((sum(agrees) - own) / AGREEING, 1.0) for own in agrees]
     return sum(shares) / len(shares)

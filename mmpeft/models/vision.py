@@ -46,6 +46,9 @@ class VisionConfig:
     """Side of a square in pixels; None is the model's own. One whose border the model would not see is refused."""
     crop: bool = True
     """Cut the borders off as the model's own evaluation transform does; False squeezes the whole image in."""
+    feature_dtype: Literal["float16", "bfloat16"] = "float16"
+    """What features are rounded to, in the cache on disk and without it: bfloat16 for an encoder whose features go
+    beyond float16's 65,504."""
 
     def __post_init__(self):
         for name in ("pool", "image_size"):
@@ -81,7 +84,12 @@ class VisionEncoder(nn.Module):
             "layer": self.layer,
             "pooling": [config.pooling, config.pool if config.pooling != "none" else 1],
             "transform": " ".join(str(self.transform_image).split()),
+            **({} if config.feature_dtype == "float16" else {"feature_dtype": config.feature_dtype}),
         }
+
+    @property
+    def feature_dtype(self) -> torch.dtype:
+        return getattr(torch, self.config.feature_dtype)
 
     def train(self, mode: bool = True) -> "VisionEncoder":
         return super().train(False)  # frozen: its norms and dropout never see training mode
@@ -130,7 +138,7 @@ class VisionEncoder(nn.Module):
 class NoVision(nn.Module):
     """In place of an encoder in models of text alone: it refuses every image."""
 
-    num_tokens, dim = 1, 1
+    num_tokens, dim, feature_dtype = 1, 1, torch.float16
 
     def __init__(self):
         super().__init__()

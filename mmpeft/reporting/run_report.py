@@ -10,7 +10,7 @@ from mmpeft.reporting.report import ShownExample, draw_report
 from mmpeft.runs.layout import CONFIG, CURVES, PICTURES
 from mmpeft.runs.manifest import read_manifest
 
-SHOWN_METRICS, NUM_SCORES = ("exact_match", "vqa_accuracy", "perplexity", "cider"), 4
+SHOWN_METRICS, NUM_SCORES = ("exact_match", "vqa_accuracy", "anls", "perplexity", "cider"), 4
 """Metrics that the report names, and at most how many of them."""
 
 

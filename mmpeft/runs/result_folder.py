@@ -43,7 +43,13 @@ OF_A_FIT = (
 IDENTIFIED = ("model.vision", "model.vision.*", "model.language.name")
 """The base, which is known by its hashes."""
 OF_THE_COURSE = (
-    *("data.cache", "data.packing.batch_size", "data.packing.max_conversations", "trainer.default_root_dir"),
+    *(
+        "data.cache",
+        "data.cache.*",
+        "data.packing.batch_size",
+        "data.packing.max_conversations",
+        "trainer.default_root_dir",
+    ),
     *("model.language.gradient_checkpointing", "trainer.devices", "trainer.num_nodes", "trainer.benchmark"),
     *("trainer.logger*", "trainer.callbacks", "trainer.log_every_n_steps", "trainer.enable_*"),
     *("trainer.profiler*", "trainer.detect_anomaly", "trainer.barebones", "trainer.model_registry"),

@@ -27,6 +27,7 @@ from mmpeft.training.checkpoint_files import (
 )
 from mmpeft.training.curves import BoardLogger, CurvesLogger
 from mmpeft.training.datamodule import VisionLanguageData
+from mmpeft.training.folder_or_section import with_sections
 from mmpeft.training.interruption import Checkpoints, StopSignals
 from mmpeft.training.malloc import keep_freed_memory
 from mmpeft.training.module import VisionLanguageModule
@@ -80,12 +81,12 @@ class VisionLanguageCLI(LightningCLI):
     def run(cls, arguments: list[str]) -> "VisionLanguageCLI":
         """Parses ``arguments`` (the subcommand first) and runs."""
         keep_freed_memory()
-        return cls._make(of_run(arguments), run=True)
+        return cls._make(with_sections(of_run(arguments)), run=True)
 
     @classmethod
     def parse(cls, arguments: list[str]) -> "VisionLanguageCLI":
         """Parses ``arguments`` and builds model, data and trainer without running or loading anything."""
-        return cls._make(of_run(arguments), run=False)
+        return cls._make(with_sections(of_run(arguments)), run=False)
 
     @classmethod
     def _make(cls, arguments: list[str], run: bool) -> "VisionLanguageCLI":

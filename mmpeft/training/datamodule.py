@@ -4,12 +4,12 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import torch
 
+from mmpeft.data.feature_cache.settings import CacheConfig, cache_config
 from mmpeft.data.formats import DataError
 from mmpeft.data.layouts.columns import Columns
 from mmpeft.data.layouts.notes import Notes
@@ -21,7 +21,7 @@ from mmpeft.data.sources import OnBadSample, load_records, require_images, with_
 from mmpeft.data.store import first_of_image_sets
 from mmpeft.data.template import STYLES, LayoutName
 from mmpeft.errors import RefusedError
-from mmpeft.paths import home, resolve
+from mmpeft.paths import resolve
 from mmpeft.training.finetune import Finetune, Split
 
 SPLITS: dict[str, tuple[Split, ...]] = {
@@ -62,7 +62,7 @@ class VisionLanguageData(L.LightningDataModule):
         answer_by: has moved to test.answer_by.
         metrics: has moved to test.metrics.
         held_text: has moved to test.held_text.
-        cache: folder of vision features; None keeps them under the mmpeft home.
+        cache: folder of vision features, or a section: folder, max_gb, build; None keeps them under the mmpeft home.
         seed: order of the training data, and what dropout drops.
     """
 
@@ -88,7 +88,7 @@ class VisionLanguageData(L.LightningDataModule):
         answer_by: Literal["auto", "generate", "rank"] | None = None,
         metrics: list[str] | None = None,
         held_text: str | None = None,
-        cache: str | None = None,
+        cache: str | CacheConfig | None = None,
         seed: int = 0,
     ):
         super().__init__()
@@ -120,7 +120,7 @@ class VisionLanguageData(L.LightningDataModule):
         self.text_only = text_only
         self.notes: dict[Split, Notes] = {}
         """What reading left aside."""
-        self.cache = Path(cache) if cache else home() / "features"
+        self.cache = cache_config(cache)
 
     def setup(self, stage: str) -> None:
         """Reads the records of the splits that a stage of Lightning needs."""

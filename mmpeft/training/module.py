@@ -12,7 +12,6 @@ from torch import Tensor
 from mmpeft.adapters import AdapterConfig
 from mmpeft.data.batch import Batch
 from mmpeft.data.features import FeatureCache
-from mmpeft.data.store import first_of_image_sets
 from mmpeft.data.template import Template
 from mmpeft.errors import RefusedError
 from mmpeft.evaluation.evaluate import Evaluation, EvaluationConfig
@@ -24,6 +23,7 @@ from mmpeft.runs.files import LeftOut, tell_left_out
 from mmpeft.runs.manifest import LEAST_NEW_TOKENS
 from mmpeft.training import checkpoint
 from mmpeft.training.batches import Batches, ends_by_steps, total_steps
+from mmpeft.training.cache_use import fill_cache
 from mmpeft.training.datamodule import VisionLanguageData, all_records, refuse_images, require_some_image
 from mmpeft.training.finetune import FinetuneConfig, Schedule, Settings, Split, make_finetunes
 from mmpeft.training.objectives import ChoiceLosses
@@ -127,9 +127,8 @@ class VisionLanguageModule(L.LightningModule):
         started, longest = self.started, data.packing.max_length
         check_length(self.model, longest)
         encoder = self.model.vision_encoder
-        features = FeatureCache(data.cache, encoder)
-        images = (image for record in first_of_image_sets(records) for image in record["images"])
-        features.build(images, skip_unreadable=stage in ("test", "predict"))
+        features = FeatureCache(data.cache.path, encoder, data.cache.max_gb)
+        fill_cache(features, data, self.finetunes, self.trainer, stage)
         template = Template(started.tokenizer, encoder.num_tokens, started.layout, longest)
         self._learnt_from = {
             name: checkpoint.hash_records(own.records.get("train", []), features.key)

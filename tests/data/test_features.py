@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -12,34 +11,9 @@ from PIL import Image
 from mmpeft.data import features
 from mmpeft.data.features import FEATURE_DTYPE, FeatureCache, encode_images
 from mmpeft.models.vision import VisionConfig, VisionEncoder
+from tests.data.counting_encoder import CountingEncoder
 
 NUM_IMAGES = 7
-
-
-class CountingEncoder:
-    """Features that are a function of the image alone, and the number of images encoded so far."""
-
-    def __init__(self, layer: int = 0, stop_after: int | None = None, seconds: float = 0):
-        self.fingerprint = {"name": "counting", "weights": "abc", "layer": layer}
-        self.encoded, self.stop_after, self.seconds = 0, stop_after, seconds
-
-    def transform(self, image):
-        if self.stop_after is not None and self.encoded >= self.stop_after:
-            raise KeyboardInterrupt
-        self.encoded += 1
-        time.sleep(self.seconds)
-        return torch.tensor(image.getpixel((0, 0)), dtype=torch.float32)
-
-    def __call__(self, pixels):
-        return (pixels / 7 + self.fingerprint["layer"])[:, None].expand(-1, 2, -1).sqrt()
-
-
-@pytest.fixture
-def images(tmp_path):
-    paths = [tmp_path / f"{number}.png" for number in range(NUM_IMAGES)]
-    for number, path in enumerate(paths):
-        Image.new("RGB", (4, 4), (number, 10 * number, 255 - number)).save(path)
-    return [str(path) for path in paths]
 
 
 @pytest.fixture
@@ -126,35 +100,55 @@ def test_a_damaged_shard_is_encoded_again_and_no_other(tmp_path, images, small_s
     repaired = FeatureCache(tmp_path / "cache", encoder)
     assert torch.equal(repaired(images), encode_images(CountingEncoder(), images))
     assert 1 <= encoder.encoded <= 2
-    assert victim.name in capsys.readouterr().out
+    assert victim.name in capsys.readouterr().err
     assert FeatureCache(tmp_path / "cache", CountingEncoder(stop_after=0)).build(images) == 0
+
+
+def test_images_of_a_damaged_shard_are_written_again_whenever_they_are_asked_for(tmp_path, images):
+    cache = FeatureCache(tmp_path / "cache", CountingEncoder())
+    cache.build(images)
+    shards(cache)[0].write_bytes(b"")
+    cache = FeatureCache(tmp_path / "cache", CountingEncoder())
+    for image in images:
+        cache([image])
+    assert FeatureCache(tmp_path / "cache", CountingEncoder()).build(images) == 0
 
 
 def test_files_that_a_killed_build_left_are_ignored(tmp_path, images):
     cache = FeatureCache(tmp_path / "cache", CountingEncoder())
     cache.directory.mkdir(parents=True)
-    for name in ("0123456789abcdef.safetensors.part", "index.part", "0123456789abcdef.safetensors"):
+    left = [
+        ".0123456789abcdef.safetensors.part",
+        ".0123456789abcdef.index.json.part",
+        "0123456789abcdef.safetensors",
+    ]
+    for name in left:
         (cache.directory / name).write_bytes(b"half")
     cache.build(images)
+    assert not any((cache.directory / name).exists() for name in left)
     assert torch.equal(cache(images), encode_images(CountingEncoder(), images))
 
 
-@pytest.mark.parametrize("content", ["", '{"encoder": {"name": "coun'])
-def test_a_damaged_index_is_rebuilt(tmp_path, images, content):
+@pytest.mark.parametrize("content", ["", '{"size": 12, "mti', '{"size": 12}', "[]"])
+def test_a_damaged_index_is_rebuilt_and_no_other(tmp_path, images, small_shards, capsys, content):
     cache = FeatureCache(tmp_path / "cache", CountingEncoder())
     cache.build(images)
-    (cache.directory / "index.json").write_text(content)
-    rebuilt = FeatureCache(tmp_path / "cache", CountingEncoder())
+    victim = shards(cache)[0].with_suffix(".index.json")
+    victim.write_text(content)
+    encoder = CountingEncoder()
+    rebuilt = FeatureCache(tmp_path / "cache", encoder)
+    assert 1 <= rebuilt.build(images) == encoder.encoded <= 2
+    assert victim.name in capsys.readouterr().err
     assert torch.equal(rebuilt(images), encode_images(CountingEncoder(), images))
 
 
 def test_features_of_another_encoder_in_the_folder_are_refused_by_field(tmp_path, images):
     cache = FeatureCache(tmp_path / "cache", CountingEncoder(layer=1))
     cache.build(images)
-    index = cache.directory / "index.json"
-    content = json.loads(index.read_text())
-    content["encoder"]["weights"] = "other"
-    index.write_text(json.dumps(content))
+    encoder = cache.directory / "encoder.json"
+    content = json.loads(encoder.read_text())
+    content["weights"] = "other"
+    encoder.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="weights is 'other', wanted 'abc'") as error:
         FeatureCache(tmp_path / "cache", CountingEncoder(layer=1))
     assert str(cache.directory) in str(error.value)

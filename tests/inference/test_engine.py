@@ -273,7 +273,7 @@ def test_every_control_token_at_which_the_model_would_stop_ends_an_answer(vlm, i
     monkeypatch.setattr(
         vlm.model,
         "logits",
-        lambda hidden: logits(hidden).index_fill(-1, torch.tensor(end), 1e4),
+        lambda hidden, adapters: logits(hidden, adapters).index_fill(-1, torch.tensor(end), 1e4),
     )
     (answer,) = vlm.engine.answer([ask(images[0], adapter="default")])
     assert answer.finish_reason == ("stop" if control else "length")

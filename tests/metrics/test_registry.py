@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchmetrics.functional.text import perplexity
 
-from mmpeft.metrics.registry import METRICS, Answer, evaluate, exact_match, fitting_metrics
+from mmpeft.metrics.registry import METRICS, Answer, check_metrics, evaluate, exact_match, fitting_metrics
 
 CLASSES = ["accuracy", "precision", "recall", "f1"]
 TEXTS = ["bleu", "rouge1", "rouge2", "rougeL", "chrf", "cider"]
@@ -60,6 +60,34 @@ def test_long_repeated_references_are_no_classes(make):
     assert fitting_metrics(make(CAPTIONS[0])) == ["exact_match", *TEXTS[:-1]]  # CIDEr needs two rows
 
 
+@pytest.mark.parametrize(
+    ("references", "why"),
+    [
+        (
+            [["a red cat sits here", "A cat."], ["a cat", "A red cat sits here!"]],
+            "of all 2 rows say the same",
+        ),
+        ([["a red cat sits here"]], "at least 2"),
+    ],
+)
+def test_cider_says_where_it_could_only_be_0(make, capsys, references, why):
+    answers = make(*[(texts[0], texts) for texts in references])
+    assert "cider" not in evaluate(answers)
+    assert why in capsys.readouterr().err
+    with pytest.raises(ValueError, match=f"cider does not fit the data: .*{why}"):
+        check_metrics(["cider"], answers)
+    different = [*answers, *make(("", "a blue cat sits there"))]
+    assert evaluate(different)["cider"] > 1
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("names", [("หมา", "แมว"), ("কুকুর", "বিড়াল"), ("कुत्ता", "बिल्ली")])
+def test_classes_in_scripts_with_vowel_signs(make, names):
+    long = [" ".join([name] * 3) for name in names]  # as long as a class may be
+    answers = make(*[(long[0], long[0]), (long[1], long[0]), (long[1], long[1]), (long[0], long[1])])
+    assert fitting_metrics(answers) == ["exact_match", *CLASSES]
+
+
 def test_rows_with_choices(make):
     colours = [["red", "blue"]] * 2
     answers = make(("red", "red"), ("blue", "red"), choices=colours)
@@ -71,10 +99,23 @@ def test_rows_with_choices(make):
     assert fitting_metrics(scored) == ["exact_match", *CLASSES, "calibration_error", "brier"]
 
 
-def test_several_short_references_are_peoples_answers(make):
-    answers = make(("2", ["2", "two", "3"]), ("no", ["yes", "no"]))
+def test_many_short_references_are_peoples_votes(make):
+    answers = make(("2", ["2", "two", "3"] * 3 + ["2"]), ("no", ["yes"] * 6 + ["no"] * 4))
     assert fitting_metrics(answers) == ["exact_match", "vqa_accuracy"]
+    some_said_nothing = [*answers, *make(("no", ["no", "yes"]))]
+    assert fitting_metrics(some_said_nothing) == ["exact_match", "vqa_accuracy"]
     assert "vqa_accuracy" not in fitting_metrics([*answers, *make(("no", "no"))])
+
+
+def test_few_short_references_are_spellings_that_are_all_right(make):
+    answers = make(("ITC", ["itc", "ITC"]), ("p. 12", ["12", "p. 12", "page 12", "p.12"]), ("1980", "1980"))
+    assert fitting_metrics(answers) == ["exact_match", "anls"]
+    assert evaluate(answers) == {"exact_match": 1.0, "anls": 1.0}
+    assert evaluate(answers[:2], ["vqa_accuracy"])["vqa_accuracy"] < 0.5  # what they got before
+    assert fitting_metrics(answers[2:]) == ["exact_match"]
+
+
+def test_several_references_of_texts_are_texts(make):
     captions = make(*[(text, [text, text]) for text, _ in CAPTIONS])
     assert fitting_metrics(captions) == ["exact_match", *TEXTS]
 

@@ -81,6 +81,13 @@ def test_bleu_by_hand():
     assert bleu(["a cat is on"], [[MAT[1]]]) == pytest.approx(smoothed * math.exp(1 - 7 / 4), abs=1e-12)
 
 
+def test_of_two_equally_near_references_the_shorter_is_the_length():
+    # 5 words beside 4 and 6, all of whose n-grams are there: no brevity penalty, in either order
+    near = ["a b c d", "a b c d e f"]
+    assert bleu(["a b c d e"], [near]) == bleu(["a b c d e"], [near[::-1]]) == 1
+    assert bleu(["a b c d e"], [near[1:]]) == pytest.approx(math.exp(1 - 6 / 5), abs=1e-12)
+
+
 def test_bleu_is_of_the_whole_set_and_of_words():
     # n-grams of the first row as above, of the second 4/4 3/3 2/2 1/1, added up
     value = bleu(["The cat is on the mat.", "a dog runs fast"], [MAT, ["a dog runs fast"]])
@@ -122,6 +129,6 @@ def test_chrf_by_hand():
 
 
 def test_words_that_differ_in_a_vowel_sign_are_other_words():
-    for said, true in (("की", "का"), ("दिन", "दान")):
+    for said, true in (("की", "का"), ("दिन", "दान"), ("กิน", "กัน"), ("দিন", "দান")):
         assert [rouge([said], [[true]], kind) for kind in ("rouge1", "rougeL")] == [0, 0]
     assert cider_scores(["की", "दिन"], [["का"], ["दान"]]) == [0, 0]

@@ -82,3 +82,8 @@ def test_of_fewer_than_four_people_no_answer_is_wholly_right():
 )
 def test_an_answer_that_the_rules_leave_nothing_of_is_compared_as_it_was_said(prediction, reference, wanted):
     assert vqa_score(prediction, [reference] * 10) == wanted
+
+
+def test_who_says_nothing_agrees_with_nobody():
+    references = [""] * 6 + ["yes"] * 4
+    assert [vqa_score(said, references) for said in ("", " \n", "yes")] == [0, 0, 1]
