@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mmpeft.data.images import ImageLike, image_key, load_image
+from mmpeft.data.images import ImageConfig, ImageLike, image_file, image_key, load_image
 from mmpeft.errors import RefusedError
 from mmpeft.files import save_tensors, write_whole
 
@@ -36,6 +36,7 @@ class Encoder(Protocol):
     """What the cache needs of a vision encoder."""
 
     fingerprint: dict[str, Any]
+    image_config: ImageConfig
 
     def transform(self, image: Any) -> Tensor: ...
 
@@ -55,6 +56,8 @@ class FeatureCache:
 
     def __init__(self, directory: str | Path, encoder: Encoder):
         self.encoder = encoder
+        self.decode = load_image
+        """What reads an image; where many of unknown origin are, the `load` of an `ImageWorker` takes its place."""
         name = hashlib.sha256(json.dumps(encoder.fingerprint, sort_keys=True).encode()).hexdigest()[:16]
         self.directory = Path(directory) / name
         self._places: dict[str, tuple[str, int]] = {}
@@ -140,15 +143,16 @@ class FeatureCache:
 
     def key(self, image: ImageLike) -> str:
         """An image's identity by its content; a file is read once, and again when it has changed."""
+        config = self.encoder.image_config
         if not isinstance(image, str):
-            return image_key(image)
+            return image_key(image, config)
         try:
-            state = os.stat(image)
+            state = os.stat(image_file(image))
         except (OSError, ValueError):
-            return image_key(image)  # which says what is wrong
+            return image_key(image, config)  # which says what is wrong
         version = image, state.st_mtime_ns, state.st_size
         if version not in self._keys:
-            self._keys[version] = image_key(image)
+            self._keys[version] = image_key(image, config)
         return self._keys[version]
 
     def _encode_each(
@@ -164,7 +168,7 @@ class FeatureCache:
             yield from ((key, each) for key, each in pixels.items() if isinstance(each, RefusedError))
 
     def _pixels(self, image: ImageLike) -> Tensor:
-        return self.encoder.transform(load_image(image))
+        return self.encoder.transform(self.decode(image, self.encoder.image_config))
 
     def _keep(self, encoded: dict[str, Tensor]) -> None:
         self._kept |= encoded
@@ -246,12 +250,13 @@ def encode_images(encoder: Encoder, images: Sequence[ImageLike], batch_size: int
     Raises:
         RefusedError: an image cannot be read, or a feature is too large for `FEATURE_DTYPE` or not a number.
     """
-    keys = [image_key(image) for image in images]
+    config = encoder.image_config
+    keys = [image_key(image, config) for image in images]
     different = list(dict(zip(keys, images, strict=True)).values())
     parts = []
     for start in range(0, len(different), batch_size):
         chunk = different[start : start + batch_size]
-        for own in _encode(encoder, [encoder.transform(load_image(image)) for image in chunk]):
+        for own in _encode(encoder, [encoder.transform(load_image(image, config)) for image in chunk]):
             if isinstance(own, RefusedError):
                 raise own
             parts.append(own)

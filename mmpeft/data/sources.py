@@ -7,7 +7,7 @@ collected and raised as one `DataError`, so that one run shows them all.
 import os
 from pathlib import Path
 
-from mmpeft.data.images import ImageError, load_image
+from mmpeft.data.images import ImageConfig, ImageError, ImageWorker, image_file
 from mmpeft.data.readers import DataError, find_files, read_rows
 from mmpeft.data.records import ImageRoot, Record, make_record
 
@@ -60,17 +60,27 @@ def load_records(
     return records
 
 
-def check_images(records: list[Record], *, decode: bool = False) -> list[str]:
-    """One line for every image that is missing or empty or, with `decode`, cannot be decoded.
+def check_images(
+    records: list[Record], *, decode: bool = False, config: ImageConfig | None = None
+) -> list[str]:
+    """One line for every image that is missing or empty or, with `decode`, cannot be decoded in time.
 
     Each path is looked at once, however many records name it.
+
+    Args:
+        config: how they are decoded; by default as encoders do whose settings say nothing of it.
     """
+    with ImageWorker() as worker:
+        return _problems(records, worker if decode else None, config or ImageConfig())
+
+
+def _problems(records: list[Record], worker: ImageWorker | None, config: ImageConfig) -> list[str]:
     problems, seen = [], set()
     for record in records:
         for image in record["images"]:
             if isinstance(image, str) and image in seen:
                 continue
-            if problem := _problem(image, decode):
+            if problem := _problem(image, worker, config):
                 problems.append(f"{record['where']} (id {record['id']!r}): {problem}")
             if isinstance(image, str):
                 seen.add(image)
@@ -85,13 +95,13 @@ def require_images(records: list[Record], what: str) -> None:
         raise DataError(f"{what}: {len(problems)} images cannot be used\n" + "\n".join(problems[:MAX_LISTED]))
 
 
-def _problem(image: str | bytes, decode: bool) -> str | None:
-    if decode:
+def _problem(image: str | bytes, worker: ImageWorker | None, config: ImageConfig) -> str | None:
+    if worker is not None:
         try:
-            load_image(image)
+            worker.load(image, config)
         except ImageError as error:
             return str(error)
-    elif isinstance(image, str) and not (os.path.isfile(image) and os.path.getsize(image)):
+    elif isinstance(image, str) and not (os.path.isfile(file := image_file(image)) and os.path.getsize(file)):
         return (
             f"image {image!r} is missing, empty or no file; correct its name or image_root, or drop the row"
         )

@@ -11,6 +11,7 @@ from PIL import Image
 
 from mmpeft.data import features
 from mmpeft.data.features import FEATURE_DTYPE, FeatureCache, encode_images
+from mmpeft.data.images import ImageConfig
 from mmpeft.models.vision import VisionConfig, VisionEncoder
 
 NUM_IMAGES = 7
@@ -18,6 +19,8 @@ NUM_IMAGES = 7
 
 class CountingEncoder:
     """Features that are a function of the image alone, and the number of images encoded so far."""
+
+    image_config = ImageConfig()
 
     def __init__(self, layer: int = 0, stop_after: int | None = None, seconds: float = 0):
         self.fingerprint = {"name": "counting", "weights": "abc", "layer": layer}

@@ -15,8 +15,7 @@ from PIL import Image
 
 import mmpeft
 from mmpeft.cli import main
-from mmpeft.data import features
-from mmpeft.data.images import load_image
+from mmpeft.data.images import ImageWorker
 from mmpeft.inference.captioning import caption_folder, find_images
 from tests.tiny import make_config, run_directory
 
@@ -128,7 +127,10 @@ def test_a_single_error_is_no_plural(tiny_data, tiny_run, tmp_path, capsys):
 
 def test_every_image_is_decoded_once_also_beside_a_damaged_one(photos, tiny_run, tmp_path, monkeypatch):
     decoded = []
-    monkeypatch.setattr(features, "load_image", lambda image: decoded.append(image) or load_image(image))
+    load = ImageWorker.load
+    monkeypatch.setattr(
+        ImageWorker, "load", lambda self, image, config: decoded.append(image) or load(self, image, config)
+    )
     caption_folder(str(photos), str(tiny_run), str(tmp_path / "out.jsonl"), batch_size=4)
     times = [decoded.count(str(photos / f"{name}.png")) for name in range(8)]
     assert times == [1] * 8

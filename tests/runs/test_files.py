@@ -99,7 +99,8 @@ def test_another_encoder_is_refused_by_field(run, tmp_path):
     ("setting", "field"),
     [
         ({"image_size": 64}, "vision.transform"),
-        ({"crop": True}, "vision.transform"),
+        ({"fit": "crop"}, "vision.transform"),
+        ({"image": {"scale": "fixed:0:4095"}}, "vision.image.scale"),
         ({"layer": -2}, "vision.layer"),
         ({"pooling": "average"}, "vision.pooling"),
     ],
