@@ -31,8 +31,8 @@ class VisionConfig:
     image_size: int | None = None
     """Side of a square in pixels; None is the model's own. One whose border the model would not see is refused."""
     fit: Fit = "crop"
-    """How an image of another shape becomes the encoder's: "crop", as the model's own evaluation transform, which cuts
-    off what sticks out; "pad" keeps the shape and fills up with the mean colour; "squash" squeezes the whole image in."""
+    """How an image of another shape becomes the encoder's: "crop", as the model's own evaluation transform, cuts off
+    what sticks out; "pad" keeps the shape and fills up with the mean colour; "squash" squeezes the whole image in."""
     image: ImageConfig = field(default_factory=ImageConfig)
     """How image files become pixels: more than 8 bits, frames, limits."""
     crop: bool | None = None
@@ -45,7 +45,7 @@ class VisionConfig:
             moved: Fit = "crop" if self.crop else "squash"
             if self.fit not in ("crop", moved):
                 raise RefusedError(
-                    f"vision.crop ({self.crop}) is the old name of vision.fit ({self.fit}), and both are given; keep fit"
+                    f"vision.crop ({self.crop}) is an old name of vision.fit ({self.fit}), and both are given; keep fit"
                 )
             self.fit, self.crop = moved, None
         if self.fit not in WHOLE:

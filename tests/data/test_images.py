@@ -194,11 +194,10 @@ def test_transparency_is_composed_on_the_background():
         encode(palette, "GIF", transparency=1),
     ):
         assert pixels(data).tolist() == [[[10, 20, 30], [255, 255, 255]]]
-        assert np.asarray(load_image(data, config=ImageConfig(background=(1, 2, 3)))).tolist() == [
-            [[10, 20, 30], [1, 2, 3]]
-        ]
+        on_grey = load_image(data, ImageConfig(background=(1, 2, 3)))
+        assert np.asarray(on_grey).tolist() == [[[10, 20, 30], [1, 2, 3]]]
     half = Image.new("LA", (1, 1), (100, 128))
-    assert np.asarray(load_image(encode(half, "PNG"), config=ImageConfig(background=(0, 0, 0))))[0, 0, 0] in (
+    assert np.asarray(load_image(encode(half, "PNG"), ImageConfig(background=(0, 0, 0))))[0, 0, 0] in (
         50,
         51,
     )

@@ -112,7 +112,7 @@ def _decode(
         check_pixels(image.size, config.max_pixels)
         return as_samples(image), turn_of(image)
     file, frame = (image, None) if isinstance(image, bytes) else _named(image)
-    kind = formats.kind_of(file[:4096] if isinstance(file, bytes) else read_head(file))
+    kind = formats.kind_of(read_head(file))
     if kind is formats.VIDEO:
         from mmpeft.data.images.video_file import read_frame
 

@@ -36,13 +36,13 @@ def image_file(name: str | Path) -> str:
     return split_frame(name)[0]
 
 
-def read_head(file: str) -> bytes:
-    """The beginning of a file, enough to know its format.
+def read_head(file: str | bytes) -> bytes:
+    """The beginning of a file or of encoded bytes, enough to know its format.
 
     Raises:
         ImageError: it is not a readable regular file.
     """
-    return _read(file, _HEAD)
+    return file[:_HEAD] if isinstance(file, bytes) else _read(file, _HEAD)
 
 
 def read_bytes(image: str | Path | bytes, *, max_bytes: int = ImageConfig.max_bytes) -> bytes:
