@@ -19,8 +19,9 @@ from mmpeft.data.images.upright import turn_of
 
 WIDE_GREY = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 """Modes of more than 8 bits, whose `convert("RGB")` clips: a 16-bit ramp would turn white."""
-BITS, PHOTOMETRIC, SAMPLE_FORMAT, WHITE_IS_ZERO = 258, 262, 339, 0
-SIGNED = 2
+KIND_OF_PAGE, BITS, PHOTOMETRIC, PARTS, SAMPLE_FORMAT, DNG_VERSION = 254, 258, 262, 330, 339, 50706
+"""Tags of TIFF: NewSubfileType, BitsPerSample, PhotometricInterpretation, SubIFDs, SampleFormat, and DNG's."""
+PREVIEW, WHITE_IS_ZERO, SIGNED = 1, 0, 2
 
 Decoded = Image.Image | Samples
 
@@ -41,15 +42,17 @@ def open_file(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so that cut files decode half grey; leave it False"
         )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` decides
-            opened = Image.open(io.BytesIO(data), formats=formats)
+        opened = _open(data, formats)
     except Image.UnidentifiedImageError:
         if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") and data[8:10] != b"CR":
             return read_tiff(data, frame, config, source)
         raise unknown(data) from None
     with opened:
-        _go_to_frame(opened, frame, config, source)
+        try:
+            _go_to_frame(opened, frame, config, source)
+        except EOFError:
+            count = getattr(_open(data, formats), "n_frames", 1)  # which pillow miscounts after the end
+            raise no_such_frame(frame or 0, count) from None
         check_pixels(opened.size, config.max_pixels)
         return _samples(opened, data, config, source), turn_of(opened)
 
@@ -65,6 +68,13 @@ def as_samples(image: Image.Image) -> Decoded:
     return Samples(values, alpha=alpha)
 
 
+def _open(data: bytes, formats: tuple[str, ...]) -> Image.Image:
+    """With its header read and nothing decoded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` decides
+        return Image.open(io.BytesIO(data), formats=formats)
+
+
 def _go_to_frame(image: Image.Image, frame: int | None, config: ImageConfig, source: str) -> None:
     """Several pictures in a phone's JPEG (MPO) or HEIC are its preview and depth: its first is the picture meant."""
     is_photo = image.format in ("MPO", "HEIF")
@@ -74,10 +84,7 @@ def _go_to_frame(image: Image.Image, frame: int | None, config: ImageConfig, sou
         return
     if frame is None:
         frame = choose_frame(None, getattr(image, "n_frames", 1), config.frame, source)
-    try:
-        image.seek(frame)
-    except EOFError:
-        raise no_such_frame(frame, getattr(image, "n_frames", 1)) from None
+    image.seek(frame)
 
 
 def _has_more(image: Image.Image) -> bool:
@@ -103,6 +110,10 @@ def _samples(image: Image.Image, data: bytes, config: ImageConfig, source: str) 
 def _tiff(image: Image.Image, data: bytes, config: ImageConfig, source: str) -> Decoded:
     """By pillow where it keeps all bits, with the sign and the meaning of zero that it leaves out; else by tifffile."""
     tags = image.tag_v2  # pyright: ignore[reportAttributeAccessIssue]
+    if DNG_VERSION in tags or (PARTS in tags and tags.get(KIND_OF_PAGE, 0) & PREVIEW):
+        raise ImageError(
+            "found a camera raw file (DNG, NEF, ARW), whose first page is a preview; develop it to JPEG, PNG or TIFF"
+        )
     bits, signed = tags.get(BITS, (1,)), tags.get(SAMPLE_FORMAT, (1,))[0] == SIGNED
     if max(bits) > 8 and (len(bits) > 1 or image.mode not in WIDE_GREY):
         return read_tiff(data, image.tell(), config, source)[0]

@@ -27,16 +27,29 @@ def read_frame(file: str | bytes, frame: int | None, config: ImageConfig) -> Ima
     times = frame_times(file)
     if frame >= len(times):
         raise no_such_frame(frame, len(times))
+    ways = (False,) if None in times else (True, False)
+    for seek in ways:  # not every container finds the key frame before a time
+        if (image := _decoded(file, frame, times[frame], seek, config.max_pixels)) is not None:
+            return image
+    raise ImageError(f"frame {frame} of {len(times):,} cannot be decoded; the video is damaged or cut")
+
+
+def _decoded(file: str, frame: int, time: int | None, seek: bool, max_pixels: int) -> Image.Image | None:
+    """A frame, decoded from the beginning or from the key frame before it; None where it did not come."""
     with _open(file) as container:
         stream = container.streams.video[0]
-        check_pixels((stream.width, stream.height), config.max_pixels)
-        if None not in times:  # else decoded from the beginning
-            container.seek(times[frame], stream=stream, backward=True)
+        check_pixels((stream.width, stream.height), max_pixels)
+        if seek:
+            container.seek(time, stream=stream, backward=True)
         for number, shown in enumerate(container.decode(stream)):
-            if number == frame if None in times else shown.pts == times[frame]:
+            if number == frame if time is None else shown.pts == time:
+                if shown.is_corrupt:
+                    return None
                 image = shown.to_image()
                 return image.rotate(shown.rotation, expand=True) if shown.rotation else image
-    raise ImageError(f"frame {frame} of {len(times):,} cannot be decoded; the video is damaged or cut")
+            if seek and shown.pts is not None and shown.pts > time:
+                return None
+    return None
 
 
 def frame_times(file: str) -> list[int | None]:
