@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from mmpeft.data.images import ImageConfig, ImageError, image_key, load_image
-from tests.data.image_corpus import CASES, DEEP, GREY, RGB, dicom, pillow, png16, tiff
+from tests.data.image_corpus import CASES, DEEP, GREY, RGB
+from tests.data.image_writers import dicom, pillow, png16, tiff
 
 EXTRAS = {"tiff": "tifffile", "dicom": "pydicom", "nifti": "nibabel", "heic": "pillow_heif"}
 

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from mmpeft.data.images import ImageConfig, ImageError, ImageWorker, load_image
-from tests.data.image_corpus import DEEP, RGB, pillow, png16
+from tests.data.image_corpus import DEEP, RGB
+from tests.data.image_writers import pillow, png16
 
 SLOW = Image.new("RGB", (11_000, 11_000))
 

@@ -105,7 +105,8 @@ def test_what_is_no_usable_video_is_refused(tmp_path):
 
 def test_a_damaged_frame_is_refused(tmp_path):
     path = tmp_path / "clip.mkv"
-    data = bytearray(open(write(path), "rb").read())
+    write(path)
+    data = bytearray(path.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 4000] = bytes(4000)
     path.write_bytes(data)
     good = 0
