@@ -66,9 +66,9 @@ def caption_folder(
                 unreadable += _append(output, vlm, folder, names, skipped, named, batch_size)
     speed = (len(names) - skipped) / (time.perf_counter() - start)
     pace = f", {speed:.1f} images/s" if speed else ""
-    print(f"{output}: {_outcome(len(names), skipped, unreadable)}{pace}")
     if left:
         print(_others(left))
+    print(f"{output}: {_outcome(len(names), skipped, unreadable)}{pace}")
     return unreadable
 
 

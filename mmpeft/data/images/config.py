@@ -54,10 +54,9 @@ class ImageConfig:
     @property
     def identity(self) -> dict[str, Any]:
         """The settings that change pixels and are not the default: empty for most runs."""
-        default = asdict(ImageConfig())
-        return {
-            name: value for name, value in asdict(self).items() if name in IDENTITY and value != default[name]
-        }
+        own, default = asdict(self), asdict(ImageConfig())
+        plain = own | {"background": list(self.background)}
+        return {name: plain[name] for name in IDENTITY if own[name] != default[name]}
 
 
 def parse_scale(scale: str) -> tuple[str, list[float]]:

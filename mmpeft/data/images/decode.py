@@ -16,13 +16,12 @@ import functools
 import hashlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from mmpeft.data.images import formats
 from mmpeft.data.images.config import ImageConfig
-from mmpeft.data.images.depth import Samples, to_8_bits
-from mmpeft.data.images.pillow_file import as_samples, open_file
 from mmpeft.data.images.source import (
     ImageError,
     ImageLike,
@@ -34,6 +33,9 @@ from mmpeft.data.images.source import (
 )
 from mmpeft.data.images.upright import turn_of
 from mmpeft.hashing import hash_file
+
+if TYPE_CHECKING:
+    from mmpeft.data.images.pillow_file import Decoded
 
 DEFAULT = ImageConfig()
 DECODING = b"mmpeft-image 2\n"
@@ -105,9 +107,12 @@ def _file_key(file: str, mtime_ns: int, size: int) -> str:
     return hash_file(file)
 
 
-def _decode(
-    image: ImageLike, config: ImageConfig, source: str
-) -> tuple[Image.Image | Samples, Image.Transpose | None]:
+def _decode(image: ImageLike, config: ImageConfig, source: str) -> "tuple[Decoded, Image.Transpose | None]":
+    from mmpeft.data.images.pillow_file import (  # numpy, which naming images does not need
+        as_samples,
+        open_file,
+    )
+
     if isinstance(image, Image.Image):
         check_pixels(image.size, config.max_pixels)
         return as_samples(image), turn_of(image)
@@ -140,8 +145,10 @@ def _register_heic() -> None:
     pillow_heif.register_heif_opener()
 
 
-def _to_rgb(decoded: Image.Image | Samples, turn: Image.Transpose | None, config: ImageConfig) -> Image.Image:
-    image = to_8_bits(decoded, config.scale) if isinstance(decoded, Samples) else decoded
+def _to_rgb(decoded: "Decoded", turn: Image.Transpose | None, config: ImageConfig) -> Image.Image:
+    from mmpeft.data.images.depth import to_8_bits
+
+    image = decoded if isinstance(decoded, Image.Image) else to_8_bits(decoded, config.scale)
     if turn is not None:
         image = image.transpose(turn)
     if image.has_transparency_data:

@@ -121,7 +121,6 @@ def _tiff(image: Image.Image, data: bytes, config: ImageConfig, source: str) -> 
         return as_samples(image)
     if len(bits) > 1:
         raise ImageError("a TIFF of several signed channels; wanted unsigned colour or grey")
-    image.load()
     samples = as_samples(image)
     if not isinstance(samples, Samples):  # 8 bits with a sign, which pillow reads as if without
         samples = Samples(np.asarray(image).view(np.int8))
