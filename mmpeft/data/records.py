@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from mmpeft.data.images import image_file
 from mmpeft.data.readers import DataError
 from mmpeft.errors import RefusedError
 
@@ -88,8 +89,9 @@ class ImageRoot:
         if folder not in self._folders:
             self._folders[folder] = os.path.realpath(folder)
         path = os.path.join(self._folders[folder], base)
-        if base in ("", ".", "..") or os.path.islink(path):
-            path = os.path.realpath(path)
+        file = image_file(path)
+        if base in ("", ".", "..") or os.path.islink(file):
+            path = os.path.realpath(file) + path[len(file) :]
         if not path.startswith(self._inside):
             raise DataError(
                 f"image {name!r} leads to {path}, outside the image root {self._root}; "

@@ -25,7 +25,7 @@ def split_frame(name: str | Path) -> tuple[str, int | None]:
 
     Frames are counted from 0: pages of a TIFF, slices of a volume, frames of an animation, a DICOM file or a video.
     """
-    match = _FRAME.fullmatch(str(name))
+    match = _FRAME.fullmatch(str(name)) if "#frame=" in str(name) else None
     if match is None or os.path.lexists(name):
         return str(name), None
     return match[1], int(match[2])
