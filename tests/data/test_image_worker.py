@@ -49,6 +49,7 @@ def test_an_image_that_takes_too_long_is_refused_and_the_next_is_read(slow):
         ):
             worker.load(slow, ImageConfig(max_seconds=0.05))
         assert time.perf_counter() - start < 5, "it did not wait for the end"
+        assert worker._process is None, "nor does its process go on"
         np.testing.assert_array_equal(worker.load(png), RGB)
 
 

@@ -39,6 +39,9 @@ def _decoded(file: str, frame: int, time: int | None, seek: bool, max_pixels: in
     with _open(file) as container:
         stream = container.streams.video[0]
         check_pixels((stream.width, stream.height), max_pixels)
+        stream.codec_context.options = {
+            "err_detect": "explode"
+        }  # a damaged frame is an error, not painted over
         if seek:
             container.seek(time, stream=stream, backward=True)
         for number, shown in enumerate(container.decode(stream)):
