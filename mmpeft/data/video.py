@@ -15,7 +15,8 @@ def sample_frames(path: str | Path, n: int) -> list[str]:
     """Names of n frames, such as "clip.mp4#frame=12", evenly spaced from the first to the last.
 
     Of N frames the i-th is floor(i (N - 1) / (n - 1)), numpy's linspace(0, N - 1, n) cut to integers; one frame alone
-    is the middle one. They are spaced by number, not by time, where frames last differently long. A video of fewer than n frames gives each of its frames once.
+    is the middle one. They are spaced by number, not by time, where frames last differently long. A video of fewer
+    than n frames gives each of its frames once.
 
     Args:
         path: A file of one video stream or more, of which the first counts. Nothing of it is decoded.
