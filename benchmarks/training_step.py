@@ -27,7 +27,7 @@ from mmpeft.models.vision import VisionConfig
 from mmpeft.paths import home, resolve
 
 TARGETS = ["q_proj", "v_proj"]
-VISION = VisionConfig(weights="embedded/efficientnet-lite0/model.safetensors", image_size=96, crop=False)
+VISION = VisionConfig(weights="embedded/efficientnet-lite0/model.safetensors", image_size=96, fit="squash")
 
 
 def training_step(repeats: int = 5, images: int = 4, seed: int = 0) -> None:

@@ -122,7 +122,8 @@ def _answerer(vlm: mmpeft.VisionLanguageModel) -> Callable[..., tuple[str, str, 
         Returns the answer, the time it took, and the choices with their scores, a line each, the best first."""
         start = time.perf_counter()
         try:
-            loaded = load_image(Path(image).read_bytes(), source="the image") if image else None
+            how = vlm.manifest.image_config
+            loaded = load_image(Path(image).read_bytes(), how, source="the image") if image else None
             if task == QUESTION:
                 text, name = _checked(question), asked
             elif loaded is None:

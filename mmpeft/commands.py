@@ -89,9 +89,10 @@ def ask(
     given = None if choices is None else read_choices(choices)
     if given is not None:
         check_choices(given, "--choices")
+    manifest = read_manifest(run)
     if image is not None:
-        load_image(image)
-    read_manifest(run).finetune(adapter)
+        load_image(image, manifest.image_config)
+    manifest.finetune(adapter)
 
     from mmpeft.inference.reply import reply  # seconds of libraries, for what is not refused
     from mmpeft.inference.sampling import Sampling

@@ -99,7 +99,7 @@ def make_config(path: Path, base: Path, data: Path, /, **changes: dict) -> Path:
                 "name": "test_vit",
                 "weights": str(base / "vision.safetensors"),
                 "image_size": IMAGE_SIZE,
-                "crop": False,
+                "fit": "squash",
             },
             "adapter": {
                 "class_path": "mmpeft.adapters.LoraConfig",

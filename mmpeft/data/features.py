@@ -24,7 +24,7 @@ from mmpeft.data.feature_cache.image_keys import ImageKeys
 from mmpeft.data.feature_cache.settings import room
 from mmpeft.data.feature_cache.shard_file import rows_per_shard
 from mmpeft.data.feature_cache.store import FeatureStore
-from mmpeft.data.images import ImageLike, image_key, load_image
+from mmpeft.data.images import ImageConfig, ImageLike, image_key, load_image
 from mmpeft.errors import RefusedError
 
 FEATURE_DTYPE = torch.float16
@@ -44,6 +44,7 @@ class Encoder(Protocol):
     """What the cache needs of a vision encoder."""
 
     fingerprint: dict[str, Any]
+    image_config: ImageConfig
     num_tokens: int
     dim: int
 
@@ -72,8 +73,10 @@ class FeatureCache:
 
     def __init__(self, directory: str | Path | None, encoder: Encoder, max_gb: float | None = None):
         self.encoder, self.max_gb = encoder, max_gb
+        self.decode = load_image
+        """What reads an image; where many of unknown origin are, the `load` of an `ImageWorker` takes its place."""
         root = None if directory is None else Path(directory)
-        self.key = ImageKeys(root)
+        self.key = ImageKeys(root, encoder.image_config)
         """An image's identity by its content; a file is read once, and again when it has changed."""
         name, shape = _name({"layout": LAYOUT, **encoder.fingerprint}), (encoder.num_tokens, encoder.dim)
         self.store = None if root is None else FeatureStore(root / name, encoder.fingerprint, shape)
@@ -185,7 +188,7 @@ class FeatureCache:
                 raise features
 
     def _pixels(self, image: ImageLike) -> Tensor:
-        return self.encoder.transform(load_image(image))
+        return self.encoder.transform(self.decode(image, self.encoder.image_config))
 
     def _keep(self, encoded: dict[str, Tensor]) -> None:
         self._kept |= encoded
@@ -238,12 +241,13 @@ def encode_images(encoder: Encoder, images: Sequence[ImageLike], batch_size: int
     Raises:
         RefusedError: an image cannot be read, or a feature is too large for it or not a number.
     """
-    keys = [image_key(image) for image in images]
+    config = encoder.image_config
+    keys = [image_key(image, config) for image in images]
     different = list(dict(zip(keys, images, strict=True)).values())
     parts = []
     for start in range(0, len(different), batch_size):
         chunk = different[start : start + batch_size]
-        for own in _encode(encoder, [encoder.transform(load_image(image)) for image in chunk]):
+        for own in _encode(encoder, [encoder.transform(load_image(image, config)) for image in chunk]):
             if isinstance(own, RefusedError):
                 raise own
             parts.append(own)

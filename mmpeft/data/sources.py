@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from mmpeft.data.formats import DataError, DataFile, find_files, read_rows
-from mmpeft.data.images import ImageError, load_image
+from mmpeft.data.images import ImageConfig, ImageError, ImageWorker, image_file
 from mmpeft.data.kept_stores import read_or_open
 from mmpeft.data.layouts.columns import Columns
 from mmpeft.data.layouts.notes import Notes
@@ -153,21 +153,31 @@ def _repeated(records: RecordStore, ids: "array[int]") -> Iterator[tuple[int, in
                 yield number, first
 
 
-def check_images(records: Sequence[Record], *, decode: bool = False) -> list[str]:
-    """One line for every image that is missing or empty or, with `decode`, cannot be decoded.
+def check_images(
+    records: Sequence[Record], *, decode: bool = False, config: ImageConfig | None = None
+) -> list[str]:
+    """One line for every image that is missing or empty or, with `decode`, cannot be decoded in time.
 
     Each path is told once, however many records name it.
+
+    Args:
+        config: how they are decoded; by default as encoders do whose settings say nothing of it.
     """
+    with ImageWorker() as worker:
+        return _problems(records, worker if decode else None, config or ImageConfig())
+
+
+def _problems(records: Sequence[Record], worker: ImageWorker | None, config: ImageConfig) -> list[str]:
     problems, done = [], set()
     for record in first_of_image_sets(records):
         for image in record["images"]:
             if isinstance(image, str) and image in done:
                 continue
-            if problem := _problem(image, decode):
+            if problem := _problem(image, worker, config):
                 problems.append(f"{record['where']} (id {record['id']!r}): {problem}")
             if isinstance(image, str) and (
-                problem or decode
-            ):  # looking at a good one again costs less than memory
+                problem or worker
+            ):  # to look at a good one again costs less than memory
                 done.add(image)
     return problems
 
@@ -197,10 +207,10 @@ def require_images(records: Sequence[Record], what: str) -> None:
         raise DataError(f"{what}: {len(problems)} images cannot be used\n" + "\n".join(problems[:MAX_LISTED]))
 
 
-def _problem(image: str | bytes, decode: bool) -> str | None:
-    if decode:
+def _problem(image: str | bytes, worker: ImageWorker | None, config: ImageConfig) -> str | None:
+    if worker is not None:
         try:
-            load_image(image)
+            worker.load(image, config)
         except ImageError as error:
             return str(error)
     elif isinstance(image, str) and not _is_full_file(image):
@@ -212,7 +222,7 @@ def _problem(image: str | bytes, decode: bool) -> str | None:
 
 def _is_full_file(path: str) -> bool:
     try:
-        state = os.stat(path)
+        state = os.stat(image_file(path))
     except (OSError, ValueError):
         return False
     return stat.S_ISREG(state.st_mode) and state.st_size > 0

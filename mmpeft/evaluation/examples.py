@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mmpeft.data.images import load_image
+from mmpeft.data.images import ImageConfig, load_image
 from mmpeft.data.records import IMAGE_MARKER, Record
 from mmpeft.inference.engine import Engine
 from mmpeft.inference.requests import Request
@@ -28,8 +28,11 @@ def some_answers(engine: Engine, requests: Sequence[Request]) -> dict[int, str]:
     return answers
 
 
-def write_examples(directory: Path, records: Sequence[Record], answers: Mapping[int, str]) -> None:
-    """Examples spread over the answered ones, with their images, so that the directory can be moved."""
+def write_examples(
+    directory: Path, records: Sequence[Record], answers: Mapping[int, str], config: ImageConfig
+) -> None:
+    """Examples spread over the answered ones, with their images as the run reads them, so that the directory can be
+    moved."""
     folder = directory / "examples"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -41,7 +44,7 @@ def write_examples(directory: Path, records: Sequence[Record], answers: Mapping[
             question, truth = record["turns"][-1]
             name = f"{place:02d}.png" if record["images"] else None
             if name:
-                load_image(record["images"][0]).save(folder / name)
+                load_image(record["images"][0], config).save(folder / name)
             row = {
                 "image": name,
                 "question": question.replace(IMAGE_MARKER, "").strip(),

@@ -74,7 +74,7 @@ def write_results(
         manifest.metrics = flat
         manifest.facts |= told
         write_manifest(run, manifest)
-        write_examples(run, evaluation.records, evaluation.texts())
+        write_examples(run, evaluation.records, evaluation.texts(), manifest.image_config)
         write_report(run)
     print_metrics(measured)
     print(f"results are in {folder}")

@@ -8,6 +8,7 @@ hold the same images. The libraries come in only once there is something to capt
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 from tqdm.auto import tqdm
 
+from mmpeft.data.images import ImageWorker, is_image_file
 from mmpeft.data.records import CAPTION_TASK
 from mmpeft.errors import MissingFileError, RefusedError
 from mmpeft.files import read_json, write_json
@@ -25,8 +27,6 @@ from mmpeft.runs.manifest import Manifest, read_manifest
 if TYPE_CHECKING:
     from mmpeft.inference.requests import Completion
     from mmpeft.inference.vlm import VisionLanguageModel
-
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 def caption_folder(
@@ -52,7 +52,7 @@ def caption_folder(
         raise RefusedError(f"batch_size is {batch_size}; it must be at least 1")
     manifest = read_manifest(run)
     adapter = manifest.finetune(adapter)
-    names = find_images(folder)
+    names, left = find_images(folder)
     meta = {"run": _identity(run, manifest, adapter), "adapter": adapter, "images": _hash(folder, names)}
     with FileLock(f"{output}.lock", timeout=0):
         skipped, unreadable = _resume(Path(output), meta, names, overwrite)
@@ -61,9 +61,13 @@ def caption_folder(
             from mmpeft.inference.vlm import load
 
             vlm, named = load(run, batch_size=batch_size), adapter if manifest.adapters else None
-            unreadable += _append(output, vlm, folder, names, skipped, named, batch_size)
+            with ImageWorker() as worker:
+                vlm.engine.features.decode = worker.load  # of unknown origin: none may hang
+                unreadable += _append(output, vlm, folder, names, skipped, named, batch_size)
     speed = (len(names) - skipped) / (time.perf_counter() - start)
     pace = f", {speed:.1f} images/s" if speed else ""
+    if left:
+        print(_others(left))
     print(f"{output}: {_outcome(len(names), skipped, unreadable)}{pace}")
     return unreadable
 
@@ -74,6 +78,16 @@ def _outcome(total: int, skipped: int, unreadable: int) -> str:
     before = f" ({skipped} rows were there already)" if skipped else ""
     errors = f', {unreadable} error{"s" * (unreadable > 1)} (see the rows with "error")' if unreadable else ""
     return captioned + before + errors
+
+
+def _others(left: Mapping[str, int]) -> str:
+    """The files that are no images, in words."""
+    kinds = ", ".join(
+        f"{count} {ending or 'without an ending'}"
+        for ending, count in sorted(left.items(), key=lambda own: -own[1])
+    )
+    total = sum(left.values())
+    return f"{total} other file{'s' * (total > 1)} of the folder {'were' if total > 1 else 'was'} left out: {kinds}"
 
 
 def captions_or_errors(
@@ -94,8 +108,13 @@ def captions_or_errors(
     return found
 
 
-def find_images(folder: str) -> list[str]:
-    """Sorted paths of the image files below a folder, relative to it. Links to folders are not followed."""
+def find_images(folder: str) -> tuple[list[str], Counter[str]]:
+    """The images below a folder, and what else there is. Links to folders are not followed.
+
+    Returns:
+        Sorted paths, relative to the folder, of files called as images are, or without an ending and beginning like
+        one; and how many others there are of each ending.
+    """
 
     if not Path(folder).is_dir():
         raise MissingFileError(f"{folder} is no folder; name the one that holds the images")
@@ -104,10 +123,11 @@ def find_images(folder: str) -> list[str]:
         raise error  # by default, os.walk passes over a folder that it cannot read
 
     paths = [Path(parent, name) for parent, _, names in os.walk(folder, onerror=fail) for name in names]
-    images = sorted(path.relative_to(folder).as_posix() for path in paths if path.suffix.lower() in ENDINGS)
+    images = {path for path in paths if is_image_file(path)}
+    left = Counter(path.suffix.lower() for path in paths if path not in images)
     if not images:
-        raise RefusedError(f"{folder} holds no images ({', '.join(ENDINGS)})")
-    return images
+        raise RefusedError(f"{folder} holds no images" + (f"; {_others(left)}" if left else ""))
+    return sorted(path.relative_to(folder).as_posix() for path in images), left
 
 
 def _append(

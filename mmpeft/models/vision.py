@@ -2,58 +2,30 @@
 
 import difflib
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import timm
 import torch
 from PIL.Image import Image
 from safetensors.torch import load_file
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import resolve_model_data_config
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmpeft.data.images import ImageConfig
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import hash_tensors
 from mmpeft.models.cut_borders import Cut, CutBorders
+from mmpeft.models.image_transform import FITS, make_transform, transform_image
+from mmpeft.models.vision_config import Pooling
+from mmpeft.models.vision_config import VisionConfig as VisionConfig
 from mmpeft.paths import resolve
 
 FAILURES = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
 """What a model raises of an image size that it cannot take; there is no one error for it in timm."""
-
-Pooling = Literal["none", "average", "pixel_shuffle", "consecutive"]
-
-
-@dataclass
-class VisionConfig:
-    """Which encoder, and what becomes of its features."""
-
-    name: str = "tf_efficientnet_lite0"
-    """Name of a timm model."""
-    weights: str | None = None
-    """Local safetensors in timm's key names; without it timm fetches the pretrained weights."""
-    layer: int = -1
-    """Which of the model's feature levels (blocks of a ViT, stages of a CNN), counted as in a list. In some models more
-    follows the last level before the head (`docs/encoders.md`; `mmpeft check DATA --encoder NAME` says it of one)."""
-    pooling: Pooling = "none"
-    """How neighbouring tokens become one: "average" of a square, "pixel_shuffle" (a 2x2 square's channels side
-    by side), or "consecutive" (MiniGPT-v2: a run of tokens in reading order side by side)."""
-    pool: int = 2
-    """Side of the square, or length of the run for "consecutive" (MiniGPT-v2: 4)."""
-    image_size: int | None = None
-    """Side of a square in pixels; None is the model's own. One whose border the model would not see is refused."""
-    crop: bool = True
-    """Cut the borders off as the model's own evaluation transform does; False squeezes the whole image in."""
-    feature_dtype: Literal["float16", "bfloat16"] = "float16"
-    """What features are rounded to, in the cache on disk and without it: bfloat16 for an encoder whose features go
-    beyond float16's 65,504."""
-
-    def __post_init__(self):
-        for name in ("pool", "image_size"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise RefusedError(f"vision.{name} is {value}; it must be at least 1")
 
 
 class VisionEncoder(nn.Module):
@@ -74,7 +46,8 @@ class VisionEncoder(nn.Module):
         self.layer = self._resolve_layer(config.layer)
         self.model.to(memory_format=torch.channels_last)  # convolutions run 2x faster
         self.data_config = _data_config(self.model, config)
-        self.transform_image: Any = create_transform(**self.data_config, is_training=False)
+        self.transform_image = make_transform(self.data_config)
+        self.image_config = config.image
         super().train(False)
         self.norm = self.layer == self.num_layers - 1  # the final norm belongs to the last layer only
         self.num_tokens, self.dim = self._first_tokens().shape[1:]
@@ -86,6 +59,8 @@ class VisionEncoder(nn.Module):
             "transform": " ".join(str(self.transform_image).split()),
             **({} if config.feature_dtype == "float16" else {"feature_dtype": config.feature_dtype}),
         }
+        if config.image.identity:
+            self.fingerprint["image"] = config.image.identity
 
     @property
     def feature_dtype(self) -> torch.dtype:
@@ -95,8 +70,12 @@ class VisionEncoder(nn.Module):
         return super().train(False)  # frozen: its norms and dropout never see training mode
 
     def transform(self, image: Image) -> Tensor:
-        """RGB image -> (3, height, width)."""
-        return self.transform_image(image)
+        """RGB image -> (3, height, width).
+
+        Raises:
+            RefusedError: an image so long that resizing its shorter side would fill the memory.
+        """
+        return transform_image(image, self.transform_image, self.data_config)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(images, 3, height, width) -> (images, tokens, dim)."""
@@ -143,6 +122,7 @@ class NoVision(nn.Module):
     def __init__(self):
         super().__init__()
         self.fingerprint: dict[str, Any] = {"name": None}
+        self.image_config = ImageConfig()
 
     def transform(self, image: Image) -> Tensor:
         raise RefusedError(
@@ -294,6 +274,4 @@ def _data_config(model: nn.Module, config: VisionConfig) -> dict[str, Any]:
         )
     if config.image_size:
         data["input_size"] = (3, config.image_size, config.image_size)
-    if not config.crop:
-        data |= {"crop_pct": 1.0, "crop_mode": "squash"}
-    return data
+    return data | FITS[config.fit]

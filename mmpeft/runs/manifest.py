@@ -3,19 +3,18 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmpeft.data.choices import KnownChoices, choices_of
+from mmpeft.data.images import ImageConfig
 from mmpeft.data.records import Record
 from mmpeft.errors import RefusedError
 from mmpeft.files import write_json
+from mmpeft.models.vision_config import VisionConfig
 from mmpeft.names import RESERVED_NAME, unknown_finetune
 from mmpeft.options import command_line
 from mmpeft.runs.layout import CONFIG
 from mmpeft.runs.layout import MANIFEST as MANIFEST
-
-if TYPE_CHECKING:
-    from mmpeft.models.vision import VisionConfig
 
 LEAST_NEW_TOKENS = 64
 NEW_IN_FORMAT_2 = (
@@ -67,10 +66,13 @@ class Manifest:
     format: int = FORMAT
 
     @property
-    def vision_config(self) -> "VisionConfig | None":
-        from mmpeft.models.vision import VisionConfig  # here, so that a manifest is read without torch
-
+    def vision_config(self) -> VisionConfig | None:
         return None if self.vision is None else VisionConfig(**self.vision)
+
+    @property
+    def image_config(self) -> ImageConfig:
+        """How the run reads image files."""
+        return ImageConfig() if (config := self.vision_config) is None else config.image
 
     @property
     def default_task(self) -> str | None:

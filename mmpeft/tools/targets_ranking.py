@@ -52,7 +52,7 @@ def rank_sites(name: str, data: str, batches: int) -> tuple[dict[str, float], Mu
         print("images: by the embedded encoder and an untrained projector, so the ranking is about the text")
     language_model: Any = load_language_model(LanguageConfig(name))
     encoder = make_encoder(
-        VisionConfig(weights=VISION_WEIGHTS, image_size=96, crop=False) if has_images else None
+        VisionConfig(weights=VISION_WEIGHTS, image_size=96, fit="squash") if has_images else None
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -115,7 +115,8 @@ class RunWriter(L.Callback):
             manifest.facts["skipped"] = f"{skipped:,} bad rows of the training data"
         save_run(directory, manifest, module.model)
         remove_pictures(directory)
-        write_examples(directory, [request.record for request in self._requests], self._answers)
+        records = [request.record for request in self._requests]
+        write_examples(directory, records, self._answers, manifest.image_config)
         write_report(directory)
         table = Table(title=f"run {directory}", show_header=False)
         for name, value in manifest.facts.items():

@@ -5,10 +5,13 @@ import time
 import torch
 
 from mmpeft.data.features import FEATURE_DTYPE
+from mmpeft.data.images import ImageConfig
 
 
 class CountingEncoder:
     """Features that are a function of the image alone, and the number of images encoded so far."""
+
+    image_config = ImageConfig()
 
     def __init__(
         self, layer: int = 0, stop_after: int | None = None, seconds: float = 0, dtype=FEATURE_DTYPE

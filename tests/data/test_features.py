@@ -10,6 +10,7 @@ from PIL import Image
 
 from mmpeft.data import features
 from mmpeft.data.features import FEATURE_DTYPE, FeatureCache, encode_images
+from mmpeft.data.images import ImageConfig
 from mmpeft.models.vision import VisionConfig, VisionEncoder
 from tests.data.counting_encoder import CountingEncoder
 
@@ -41,6 +42,34 @@ def test_cached_features_of_a_real_encoder_equal_uncached_ones_bitwise(tmp_path,
     cache = FeatureCache(tmp_path, encoder)
     cache.build(squares)
     assert torch.equal(FeatureCache(tmp_path, encoder)(squares), encode_images(encoder, squares))
+
+
+def test_images_are_read_as_the_encoder_says(tmp_path):
+    wide = str(tmp_path / "wide.png")
+    Image.new("I;16", (4, 4), 2048).save(wide)
+    found = {}
+    for scale in ("file", "fixed:0:4095", "fixed:0:65535"):
+        encoder = CountingEncoder()
+        encoder.image_config = ImageConfig(scale=scale)
+        cache = FeatureCache(tmp_path / scale.replace(":", "-"), encoder)
+        (memory,) = cache([wide])
+        cache.build([wide])
+        (disk,) = FeatureCache(cache.directory.parent, encoder)([wide])
+        found[scale] = float(memory[0, 0] ** 2 * 7)
+        assert torch.equal(memory, disk)
+        assert torch.equal(memory, encode_images(encoder, [wide])[0])
+        with Image.open(wide) as opened:
+            assert torch.equal(memory, cache([opened])[0])
+    assert found == pytest.approx({"file": 0, "fixed:0:4095": 128, "fixed:0:65535": 8}, abs=0.5)
+
+
+def test_frames_of_one_file_have_features_of_their_own(tmp_path):
+    frames = [Image.new("RGB", (4, 4), (value, 0, 0)) for value in (10, 20, 30)]
+    frames[0].save(tmp_path / "pages.tif", save_all=True, append_images=frames[1:])
+    names = [f"{tmp_path / 'pages.tif'}#frame={number}" for number in range(3)]
+    cache = FeatureCache(tmp_path / "cache", CountingEncoder())
+    cache.build(names)
+    assert (cache(names)[:, 0, 0] ** 2 * 7).tolist() == pytest.approx([10, 20, 30], abs=0.1)
 
 
 def test_a_second_build_encodes_nothing(tmp_path, images, small_shards):

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, TiffImagePlugin
 
-from mmpeft.data.images import FORMATS, UPRIGHT, ImageError, image_key, load_image, read_bytes
+from mmpeft.data.images import FORMATS, UPRIGHT, ImageConfig, ImageError, image_key, load_image, read_bytes
 
 RNG = np.random.default_rng(0)
 PHOTO = Image.fromarray(RNG.integers(0, 256, (24, 36, 3), dtype=np.uint8))
@@ -76,7 +76,7 @@ def test_a_cut_file_is_an_error_even_if_another_library_allows_them(monkeypatch)
         (b"", "empty"),
         (b"not an image at all", "it begins b'not an image at"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "it begins b.<svg"),
-        (encode(PHOTO, "PPM"), "wanted one of JPEG, PNG"),
+        (b"8BPS\0\1", "found a Photoshop document; wanted one of JPEG, PNG"),
         (png_header(0, 5), "pixels|cannot be decoded|known format"),
     ],
 )
@@ -88,7 +88,7 @@ def test_what_is_no_image_is_named(content, message, tmp_path):
     assert "cat.jpg" in str(caught.value)
 
 
-@pytest.mark.parametrize("side", [20_000, 10_000, 7_072])
+@pytest.mark.parametrize("side", [20_000, 13_400, 11_314])
 def test_the_pixel_cap_is_checked_before_decoding(side):
     data = png_header(side, side)
     rss, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
@@ -100,9 +100,9 @@ def test_the_pixel_cap_is_checked_before_decoding(side):
 
 
 def test_the_pixel_cap_is_inclusive_and_holds_for_pil_images():
-    assert load_image(PHOTO, max_pixels=24 * 36).size == (36, 24)
+    assert load_image(PHOTO, ImageConfig(max_pixels=24 * 36)).size == (36, 24)
     with pytest.raises(ImageError, match="36 x 24"):
-        load_image(PHOTO, max_pixels=24 * 36 - 1)
+        load_image(PHOTO, ImageConfig(max_pixels=24 * 36 - 1))
     with pytest.raises(ImageError, match="0 x 3"):
         load_image(Image.new("RGB", (0, 3)))
 
@@ -194,9 +194,13 @@ def test_transparency_is_composed_on_the_background():
         encode(palette, "GIF", transparency=1),
     ):
         assert pixels(data).tolist() == [[[10, 20, 30], [255, 255, 255]]]
-        assert np.asarray(load_image(data, background=(1, 2, 3))).tolist() == [[[10, 20, 30], [1, 2, 3]]]
+        on_grey = load_image(data, ImageConfig(background=(1, 2, 3)))
+        assert np.asarray(on_grey).tolist() == [[[10, 20, 30], [1, 2, 3]]]
     half = Image.new("LA", (1, 1), (100, 128))
-    assert np.asarray(load_image(encode(half, "PNG"), background=(0, 0, 0)))[0, 0, 0] in (50, 51)
+    assert np.asarray(load_image(encode(half, "PNG"), ImageConfig(background=(0, 0, 0))))[0, 0, 0] in (
+        50,
+        51,
+    )
     assert pixels(encode(Image.new("RGB", (1, 1), "red"), "PNG", transparency=(255, 0, 0))).tolist() == [
         [[255] * 3]
     ]
@@ -289,4 +293,4 @@ def test_damaged_bytes_give_an_image_or_an_image_error(form, data):
     for _ in range(data.draw(st.integers(1, 6))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(ImageError):
-        assert load_image(bytes(content), max_pixels=10**6).mode == "RGB"
+        assert load_image(bytes(content), ImageConfig(max_pixels=10**6)).mode == "RGB"

@@ -299,7 +299,16 @@ def test_task_and_choices_of_the_row_win(folder):
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret.png", "sub/../../secret.png", "/etc/passwd", "link.png", "out/secret.png", ".."]
+    "name",
+    [
+        "../secret.png",
+        "sub/../../secret.png",
+        "/etc/passwd",
+        "link.png",
+        "link.png#frame=1",
+        "out/secret.png",
+        "..",
+    ],
 )
 def test_images_outside_the_root_are_refused(tmp_path, name):
     root = tmp_path / "root"

@@ -15,8 +15,7 @@ from PIL import Image
 
 import mmpeft
 from mmpeft.cli import main
-from mmpeft.data import features
-from mmpeft.data.images import load_image
+from mmpeft.data.images import ImageWorker
 from mmpeft.inference.captioning import caption_folder, find_images
 from tests.tiny import make_config, run_directory
 
@@ -128,11 +127,54 @@ def test_a_single_error_is_no_plural(tiny_data, tiny_run, tmp_path, capsys):
 
 def test_every_image_is_decoded_once_also_beside_a_damaged_one(photos, tiny_run, tmp_path, monkeypatch):
     decoded = []
-    monkeypatch.setattr(features, "load_image", lambda image: decoded.append(image) or load_image(image))
+    load = ImageWorker.load
+    monkeypatch.setattr(
+        ImageWorker, "load", lambda self, image, config: decoded.append(image) or load(self, image, config)
+    )
     caption_folder(str(photos), str(tiny_run), str(tmp_path / "out.jsonl"), batch_size=4)
     times = [decoded.count(str(photos / f"{name}.png")) for name in range(8)]
     assert times == [1] * 8
     assert decoded.count(str(photos / "deep" / "er" / "Z.PNG")) == 1
+
+
+def test_every_file_of_a_folder_is_captioned_or_counted(tiny_data, tiny_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    image = Image.open(tiny_data / "images" / "red0.png").convert("RGB")
+    image.save(folder / "1.png")
+    (folder / "2.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    image.save(folder / "3.avif")
+    image.save(folder / "4.jfif", "JPEG")
+    image.save(folder / "5", "PNG")
+    image.save(folder / "6.bin", "PNG")
+    (folder / "README").write_text("text")
+    for name in ("notes.txt", "more.TXT", "rows.jsonl"):
+        (folder / name).write_text("text")
+    caption_folder(str(folder), str(tiny_run), str(tmp_path / "out.jsonl"))
+    found = {row["image"]: row for row in rows(tmp_path / "out.jsonl")}
+    assert list(found) == ["1.png", "2.HEIC", "3.avif", "4.jfif", "5"]
+    assert [name for name, row in found.items() if "error" in row] == ["2.HEIC"]
+    assert "HEIC" in found["2.HEIC"]["error"]
+    told = capsys.readouterr().out
+    assert "5 other files of the folder were left out: 2 .txt, " in told
+    assert all(f"1 {kind}" in told for kind in (".bin", ".jsonl", "without an ending"))
+    assert ": 4 of 5 captioned, 1 error " in told
+
+
+def test_an_image_that_takes_too_long_is_an_error_and_the_others_are_captioned(tiny_data, tiny_run, tmp_path):
+    run, folder = shutil.copytree(tiny_run, tmp_path / "run"), tmp_path / "photos"
+    manifest = json.loads((run / "mmpeft.json").read_text())
+    manifest["vision"]["image"]["max_seconds"] = 0.5
+    (run / "mmpeft.json").write_text(json.dumps(manifest))
+    shutil.copytree(tiny_data / "images", folder)
+    Image.new("RGB", (11_000, 11_000)).save(folder / "large.png", compress_level=1)
+    with ImageWorker() as worker:  # the first image of a process also starts it
+        worker.load(str(folder / "red0.png"))
+    caption_folder(str(folder), str(run), str(tmp_path / "out.jsonl"))
+    errors = {row["image"]: row["error"] for row in rows(tmp_path / "out.jsonl") if "error" in row}
+    assert "large.png" in errors
+    assert "longer than 0.5 s" in errors["large.png"]
 
 
 def test_strange_names_round_trip(tiny_data, tiny_run, tmp_path):

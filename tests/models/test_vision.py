@@ -1,5 +1,8 @@
 """The vision encoder: frozen, its layers and pooling against naive loops, its transform against timm's."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import timm
 import torch
@@ -7,6 +10,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.data import create_transform, resolve_data_config
 
+from mmpeft.data.images import ImageConfig
+from mmpeft.models.image_transform import FITS, cut_share, make_transform
 from mmpeft.models.vision import VisionConfig, VisionEncoder, pool_tokens
 
 
@@ -133,13 +138,73 @@ def test_transform_is_timms_evaluation_transform(encoder, reference):
     assert torch.equal(encoder.transform(image), transform(image))
 
 
-def test_without_crop_the_borders_count(weights):
-    image = Image.new("RGB", (400, 100), (0, 0, 0))
-    image.paste((255, 255, 255), (0, 0, 40, 100))  # a stripe that a centre crop cuts off
-    seen = VisionEncoder(VisionConfig("test_vit", weights, crop=False)).transform(image)
-    cropped = VisionEncoder(VisionConfig("test_vit", weights, crop=True)).transform(image)
+STRIPE = Image.new("RGB", (400, 100), (0, 0, 0))
+STRIPE.paste((255, 255, 255), (0, 0, 40, 100))  # which a centre crop cuts off
+
+
+@pytest.mark.parametrize("fit", ["squash", "pad"])
+def test_without_crop_the_borders_count(weights, fit):
+    seen = VisionEncoder(VisionConfig("test_vit", weights, fit=fit)).transform(STRIPE)
+    cropped = VisionEncoder(VisionConfig("test_vit", weights)).transform(STRIPE)
     assert seen.shape == cropped.shape == (3, 160, 160)
     assert float(seen.max()) > float(cropped.max())
+
+
+def test_crop_is_the_old_name_of_fit(weights):
+    assert VisionConfig("test_vit", crop=False) == VisionConfig("test_vit", fit="squash")
+    assert VisionConfig("test_vit", crop=True) == VisionConfig("test_vit")
+    with pytest.raises(ValueError, match=r"vision\.crop \(False\) is an old name of vision\.fit \(pad\)"):
+        VisionConfig("test_vit", fit="pad", crop=False)
+    with pytest.raises(ValueError, match=r"vision\.fit is 'tile'.*pad with a larger image_size"):
+        VisionConfig("test_vit", fit="tile")
+
+
+def test_pad_keeps_the_shape_on_the_mean_colour(encoder, weights):
+    padded = VisionEncoder(VisionConfig("test_vit", weights, fit="pad"))
+    mean, std = (np.array(encoder.data_config[name])[:, None, None] for name in ("mean", "std"))
+    whole = STRIPE.resize((160, 40), Image.Resampling.BICUBIC)
+    expected = np.empty((3, 160, 160))
+    expected[:] = np.round(mean * 255) / 255
+    expected[:, 60:100] = np.asarray(whole).transpose(2, 0, 1) / 255
+    np.testing.assert_allclose(padded.transform(STRIPE), (expected - mean) / std, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(1, 10_000), (10_000, 1), (1, 1), (3, 2), (160, 160)])
+@pytest.mark.parametrize("fit", ["squash", "pad"])
+def test_thin_and_tiny_images_fit(weights, size, fit):
+    pixels = VisionEncoder(VisionConfig("test_vit", weights, fit=fit)).transform(
+        Image.new("RGB", size, "red")
+    )
+    assert pixels.shape == (3, 160, 160)
+    assert float(pixels[0].max()) > 0.9, "the image is in it"
+
+
+def test_an_image_that_a_crop_would_enlarge_beyond_memory_is_refused(encoder):
+    with pytest.raises(ValueError, match=r"1 x 60000 pixels would be resized to .*model\.vision\.fit to pad"):
+        encoder.transform(Image.new("RGB", (1, 60_000)))
+
+
+SIZES = [(160, 160), (3000, 200), (200, 3000), (640, 480), (481, 641), (37, 90), (161, 160)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+@pytest.mark.parametrize("settings", [{}, {"input_size": (3, 96, 160)}, {"crop_pct": 1.0}, {"crop_pct": 0.7}])
+def test_the_share_that_is_cut_is_what_the_transform_leaves_out(encoder, size, fit, settings):
+    data_config = encoder.data_config | settings | FITS[fit]
+    steps = make_transform(data_config).transforms
+    resized = steps[0](Image.new("RGB", size, "white"))
+    cut = steps[1](resized)
+    height, width = data_config["input_size"][1:]
+    assert cut.size == (width, height)
+    seen = min(width, resized.width) * min(height, resized.height) / (resized.width * resized.height)
+    assert cut_share(size, SimpleNamespace(data_config=data_config)) == pytest.approx(1 - seen, abs=1e-12)
+
+
+def test_what_is_cut_of_wide_and_ordinary_images(encoder, weights):
+    assert cut_share((3000, 200), encoder) > 0.93
+    assert cut_share((3000, 200), VisionEncoder(VisionConfig("test_vit", weights, fit="pad"))) == 0
+    assert cut_share((3000, 200), VisionEncoder(VisionConfig("test_vit", weights, fit="squash"))) == 0
 
 
 def test_fingerprint_tells_what_changes_features(weights, tmp_path):
@@ -149,7 +214,10 @@ def test_fingerprint_tells_what_changes_features(weights, tmp_path):
         "pooling": VisionConfig("test_vit", weights, pooling="average"),
         "consecutive": VisionConfig("test_vit", weights, pooling="consecutive"),
         "image size": VisionConfig("test_vit", weights, image_size=64),
-        "crop": VisionConfig("test_vit", weights, crop=False),
+        "squash": VisionConfig("test_vit", weights, fit="squash"),
+        "pad": VisionConfig("test_vit", weights, fit="pad"),
+        "scale": VisionConfig("test_vit", weights, image=ImageConfig(scale="percentile")),
+        "frame": VisionConfig("test_vit", weights, image=ImageConfig(frame="middle")),
     }
     other = {key: tensor.clone() for key, tensor in load_file(weights).items()}
     other["norm.bias"][0] += 1e-3
@@ -158,6 +226,8 @@ def test_fingerprint_tells_what_changes_features(weights, tmp_path):
     fingerprints = [VisionEncoder(config).fingerprint for config in configs.values()]
     assert all(one != two for n, one in enumerate(fingerprints) for two in fingerprints[:n])
     assert VisionEncoder(VisionConfig("test_vit", weights)).fingerprint == fingerprints[0]
+    limits = VisionConfig("test_vit", weights, image=ImageConfig(max_pixels=10**6))
+    assert VisionEncoder(limits).fingerprint == fingerprints[0], "limits change no pixel"
     same_layer = VisionEncoder(VisionConfig("test_vit", weights, layer=5))
     assert same_layer.fingerprint == fingerprints[0], "-1 and 5 are one layer"
 

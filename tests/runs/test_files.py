@@ -7,17 +7,20 @@ import shutil
 import pytest
 import torch
 from peft import PeftModel
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mmpeft.cli import main
+from mmpeft.data.features import encode_images
+from mmpeft.data.images import ImageConfig
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import hash_tensors
 from mmpeft.inference.vlm import VisionLanguageModel, load
 from mmpeft.models.projector import Projector
 from mmpeft.runs.files import PROJECTOR, adapter_folder, load_run, save_run
 from mmpeft.runs.manifest import FORMAT, MANIFEST, NEW_IN_FORMAT_2, read_manifest, write_manifest
-from tests.tiny import make_base, make_config
+from tests.tiny import make_base, make_config, run_directory
 
 QUESTIONS = ["what color is it?", "is it red?", "is it blue?"]
 
@@ -99,7 +102,8 @@ def test_another_encoder_is_refused_by_field(run, tmp_path):
     ("setting", "field"),
     [
         ({"image_size": 64}, "vision.transform"),
-        ({"crop": True}, "vision.transform"),
+        ({"fit": "crop"}, "vision.transform"),
+        ({"image": {"scale": "fixed:0:4095"}}, "vision.image.scale"),
         ({"layer": -2}, "vision.layer"),
         ({"pooling": "average"}, "vision.pooling"),
     ],
@@ -108,6 +112,39 @@ def test_other_features_of_the_same_encoder_are_refused_by_field(run, setting, f
     change(run, vision=setting)
     with pytest.raises(ValueError, match=f"{field}: trained with"):
         load_run(run)
+
+
+def test_a_run_keeps_how_it_reads_images(tiny_base, tiny_data, tmp_path):
+    config = make_config(tmp_path / "config.yaml", tiny_base, tiny_data)
+    settings = ["scale=fixed:0:4095", "frame=middle", "background=[0,0,0]", "max_pixels=9000"]
+    words = [f"--model.vision.image.{setting}" for setting in settings]
+    main(["fit", "--config", str(config), "--trainer.max_steps=1", *words])
+    run = run_directory(config)
+    manifest = read_manifest(run)
+    assert manifest.image_config == ImageConfig("fixed:0:4095", "middle", (0, 0, 0), 9000)
+    Image.new("I;16", (8, 8), 2048).save(tmp_path / "wide.png")
+    vlm = load(str(run), device="cpu")
+    encoder = vlm.model.vision_encoder
+    assert encoder.image_config == manifest.image_config
+    asked = vlm.engine.features([str(tmp_path / "wide.png")])
+    grey = encode_images(encoder, [Image.new("RGB", (8, 8), (128,) * 3)])
+    assert torch.equal(asked, grey)
+    assert encoder.fingerprint["image"] == manifest.image_config.identity
+    change(run, vision={"image": {}})
+    with pytest.raises(ValueError, match=r"vision.image.scale: trained with 'fixed:0:4095', found None"):
+        load(str(run), device="cpu")
+
+
+def test_a_run_of_before_there_was_fit_is_read(run, images):
+    before = load(str(run), device="cpu").ask(images, QUESTIONS)
+    path = run / MANIFEST
+    content = json.loads(path.read_text())
+    del content["vision"]["fit"], content["vision"]["image"]
+    content["vision"]["crop"] = False
+    path.write_text(json.dumps(content))
+    vlm = load(str(run), device="cpu")
+    assert vlm.ask(images, QUESTIONS) == before
+    assert vlm.manifest.vision_config.fit == "squash"
 
 
 def test_another_tokenizer_is_refused(run, tiny_base, tmp_path):

@@ -1,5 +1,6 @@
 """The keys of image files, kept on disk by path, size and time of change: a second start reads no image again."""
 
+import hashlib
 import os
 import sqlite3
 import time
@@ -10,7 +11,8 @@ from typing import Any
 
 from mmpeft.data.feature_cache.encoder_folder import tell
 from mmpeft.data.feature_cache.settings import KEYS
-from mmpeft.data.images import ImageLike, image_key
+from mmpeft.data.images import ImageConfig, ImageLike, image_file, image_key
+from mmpeft.data.images.decode import DECODING
 
 KEPT_BACK = 4096
 """Keys are written in groups of so many, each a short transaction."""
@@ -18,7 +20,9 @@ SETTLED_NS = 2 * 10**9
 """A file that changed less long ago may change again without another time of change, which some disks keep in steps
 of two seconds; its key is not kept on disk."""
 WAIT_SECONDS = 30.0
-TABLE = """CREATE TABLE IF NOT EXISTS images (path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, key BLOB)
+NAME = f"images_{hashlib.sha256(DECODING).hexdigest()[:8]}"
+"""Other decoding makes other keys."""
+TABLE = f"""CREATE TABLE IF NOT EXISTS {NAME} (path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, key BLOB)
 WITHOUT ROWID"""
 Version = tuple[int, int]
 """(bytes, time of change in ns)"""
@@ -30,10 +34,12 @@ class ImageKeys:
     The store is shared by processes. Without one, or where it cannot be used, keys are known for this process alone.
 
     Args:
+        config: how images are read.
         directory: of the store; None keeps nothing on disk. It is made with the first key that is written.
     """
 
-    def __init__(self, directory: Path | None):
+    def __init__(self, directory: Path | None, config: ImageConfig | None = None):
+        self._config = config or ImageConfig()
         self._path = None if directory is None else directory / KEYS
         self._known: dict[str, tuple[Version, str]] = {}
         """Of this process; those on disk stay there."""
@@ -49,17 +55,17 @@ class ImageKeys:
             ImageError: it cannot be read.
         """
         if not isinstance(image, str | Path):
-            return image_key(image)
+            return image_key(image, self._config)
         try:
-            state = os.stat(image)
+            state = os.stat(image_file(image))
         except (OSError, ValueError):
-            return image_key(image)  # which says what is wrong
+            return image_key(image, self._config)  # which says what is wrong
         version, path = (state.st_size, state.st_mtime_ns), os.path.abspath(image)
         with self._lock:
             known = self._known.get(path) or self._pending.get(path) or self._stored(path)
         if known and known[0] == version:
             return known[1]
-        key = image_key(image)
+        key = image_key(image, self._config)
         with self._lock:
             self._remember(path, version, key)
         return key
@@ -81,7 +87,7 @@ class ImageKeys:
     def _stored(self, path: str) -> tuple[Version, str] | None:
         if self._path is None or (self._connection is None and not self._path.exists()):
             return None
-        query = "SELECT size, mtime_ns, key FROM images WHERE path = ?"
+        query = f"SELECT size, mtime_ns, key FROM {NAME} WHERE path = ?"
         row = self._use(lambda store: store.execute(query, (os.fsencode(path),)).fetchone())
         return None if row is None else ((row[0], row[1]), row[2].hex())
 
@@ -118,4 +124,4 @@ class ImageKeys:
 
 def _insert(store: sqlite3.Connection, rows: list[tuple[bytes, int, int, bytes]]) -> None:
     with store:  # one transaction
-        store.executemany("REPLACE INTO images VALUES (?, ?, ?, ?)", rows)
+        store.executemany(f"REPLACE INTO {NAME} VALUES (?, ?, ?, ?)", rows)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mmpeft.data.formats import DataError
 from mmpeft.data.image_names import ImageNames
+from mmpeft.data.images import image_file
 from mmpeft.data.layouts.values import as_text, short
 from mmpeft.errors import RefusedError
 
@@ -63,9 +64,11 @@ class ImageRoot:
         if not name.strip() or "\0" in name or name.startswith(("http://", "https://", "data:")):
             raise DataError(f"found the image {short(name)}; wanted a local path; download URLs first")
         name = name.removeprefix("file://")
-        if not os.path.lexists(os.path.join(self.folder, name)):
+        if not os.path.lexists(image_file(os.path.join(self.folder, name))):
             name = self.find(name) or name
-        folder, base = os.path.split(os.path.join(self.folder, name))
+        named = os.path.join(self.folder, name)
+        file = image_file(named)
+        folder, base = os.path.split(file)
         if folder not in self._folders:
             self._folders[folder] = self._real(folder)
         path = os.path.join(self._folders[folder], base)
@@ -76,7 +79,7 @@ class ImageRoot:
                 f"image {name!r} leads to {path}, outside the image root {self.folder}; "
                 "move the file inside, or pass the folder that holds all images as image_root"
             )
-        return path
+        return path + named[len(file) :]  # the frame that is meant
 
     def _real(self, path: str) -> str:
         real = os.path.realpath(path)

@@ -1,0 +1,106 @@
+"""Decoding with a time limit: in a process of its own, which is ended where an image takes too long."""
+
+import contextlib
+import os
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as Late
+from typing import Any
+
+from PIL import Image
+
+from mmpeft.data.images.config import ImageConfig
+from mmpeft.data.images.decode import DEFAULT, load_image
+from mmpeft.data.images.source import ImageError, ImageLike
+
+
+class ImageWorker:
+    """`load_image` for many files of unknown origin: none hangs, and one that kills its decoder harms no other.
+
+    The process starts with the first image, and again after one that it did not survive. A context manager.
+    """
+
+    def __init__(self):
+        self._process: Any = None
+        self._reader = ThreadPoolExecutor(1)
+
+    def __enter__(self) -> "ImageWorker":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
+        self._reader.shutdown()
+
+    def load(
+        self, image: ImageLike, config: ImageConfig = DEFAULT, *, source: str | None = None
+    ) -> Image.Image:
+        """As `load_image`, within `config.max_seconds`.
+
+        Raises:
+            ImageError: also of an image that takes longer, or that ends the process.
+        """
+        if isinstance(image, Image.Image):
+            return load_image(image, config, source=source)  # its bytes were decoded already
+        name = source or (repr(str(image)) if not isinstance(image, bytes) else "image")
+        process = self._started()
+        try:
+            pickle.dump((image, config, source), process.stdin)
+            process.stdin.flush()
+            answer = self._reader.submit(pickle.load, process.stdout).result(config.max_seconds)
+        except Late:
+            self.end()
+            raise ImageError(
+                f"{name}: decoding took longer than {config.max_seconds:g} s (image.max_seconds); save it in a simpler "
+                "form, raise the limit, or drop it"
+            ) from None
+        except (EOFError, OSError, pickle.UnpicklingError):
+            code = process.wait()
+            self.end()
+            raise ImageError(
+                f"{name}: its decoder ended with code {code}; save it again, or drop it"
+            ) from None
+        if isinstance(answer, str):
+            raise ImageError(answer)
+        return Image.frombytes("RGB", *answer)
+
+    def end(self) -> None:
+        """Ends the process, whatever it is doing."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        self._process = None
+
+    def _started(self) -> Any:
+        if self._process is None or self._process.poll() is not None:
+            self.end()
+            path = os.pathsep.join(sys.path)  # the same packages, however this process found them
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", "from mmpeft.data.images.worker import serve; serve()"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=os.environ | {"PYTHONPATH": path},
+            )
+        return self._process
+
+
+def serve() -> None:
+    """The process: (image, config, source) in, (size, RGB bytes) or the text of an error out, until nothing comes."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a decoder prints is no answer
+    while True:
+        try:
+            image, config, source = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        try:
+            loaded = load_image(image, config, source=source)
+            answer: Any = loaded.size, loaded.tobytes()
+        except ImageError as error:
+            answer = str(error)
+        pickle.dump(answer, answers)
+        answers.flush()
