@@ -74,7 +74,7 @@ def test_of_many_members_of_a_tar_no_index_is_held(tmp_path):
     assert sum(1 for _ in read_rows(file)) == 10_000
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 3_000_000  # tarfile's own index has 10 MB
+    assert peak < 3_000_000  # with tarfile's own index 5 MB
 
 
 READ_AND_MEASURE = """
