@@ -67,6 +67,16 @@ def test_no_more_is_held_than_rows_need(tmp_path, name):
     assert peak < 10 * CHUNK  # a sixth of the file
 
 
+def test_of_many_members_of_a_tar_no_index_is_held(tmp_path):
+    path = tmp_path / tar(tmp_path, "a.tar", [(f"{n}.json", json.dumps(ROW)) for n in range(10_000)])
+    (file,) = find_files(path)
+    tracemalloc.start()
+    assert sum(1 for _ in read_rows(file)) == 10_000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3_000_000  # with tarfile's own index 5 MB
+
+
 READ_AND_MEASURE = """
 import sys
 import pyarrow.parquet

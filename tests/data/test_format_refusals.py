@@ -77,7 +77,7 @@ NEVER_DROPPED = {
     "a member without ending": (members("LICENSE"), "'LICENSE' at byte 0 has no base name and ending"),
     "an unknown member": (members("1.foo"), r"its member \.foo is not known"),
     "two images of an imagefolder's row": (
-        in_folder({"file_name": "1.png", "image_file_name": "2.png", "text": "a cat"}),
+        in_folder({"file_names": ["1.png"], "image_file_names": ["2.png"], "text": "a cat"}),
         "more than once, under",
     ),
     "two names of files": (
