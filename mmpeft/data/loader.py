@@ -94,9 +94,8 @@ class PackedLoader:
         make = partial(self._make, self._plan, self.epoch)
         with closing(one_ahead(make, range(self.position, len(self._plan)))) as batches:
             for batch in batches:
-                self.position += (
-                    1  # before the yield: a checkpoint taken after this batch goes on with the next
-                )
+                # before the yield: a checkpoint taken after this batch goes on with the next
+                self.position += 1
                 yield batch
 
     def state_dict(self) -> dict[str, int]:
