@@ -39,15 +39,11 @@ def _decoded(file: str, frame: int, time: int | None, seek: bool, max_pixels: in
     with _open(file) as container:
         stream = container.streams.video[0]
         check_pixels((stream.width, stream.height), max_pixels)
-        stream.codec_context.options = {
-            "err_detect": "explode"
-        }  # a damaged frame is an error, not painted over
+        stream.codec_context.options = {"err_detect": "explode"}  # what is damaged is not painted over
         if seek:
             container.seek(time, stream=stream, backward=True)
         for number, shown in enumerate(container.decode(stream)):
             if number == frame if time is None else shown.pts == time:
-                if shown.is_corrupt:
-                    return None
                 image = shown.to_image()
                 return image.rotate(shown.rotation, expand=True) if shown.rotation else image
             if seek and shown.pts is not None and shown.pts > time:
