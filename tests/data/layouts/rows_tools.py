@@ -5,7 +5,7 @@ import base64
 from tests.data.layouts.writing import A, chat, meant, png, read, refused, said
 
 URL = f"data:image/png;base64,{base64.b64encode(png()).decode()}"
-IMAGE_PART, ASKED = {"type": "image"}, {"type": "text", "text": "What is it?"}
+ASKED = {"type": "text", "text": "What is it?"}
 PLAIN = meant("What is it?", "A cat.", images=())
 ONE = meant("What is it?", "A cat.")
 SYSTEM = {"role": "system", "content": "Be brief."}
