@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -10,8 +12,11 @@ from PIL import Image
 from mmpeft.cli import main
 from mmpeft.data.sources import DataError
 from mmpeft.errors import RefusedError
+from mmpeft.evaluation.evaluate import Evaluation
+from mmpeft.inference.requests import Request
+from mmpeft.training.checkpoint import hash_records
 from mmpeft.training.cli import VisionLanguageCLI
-from tests.tiny import make_config, run_directory, write_jsonl
+from tests.tiny import make_config, make_record, run_directory, write_jsonl
 
 
 @pytest.fixture
@@ -116,3 +121,13 @@ def test_data_without_an_image_for_a_model_with_an_encoder_is_refused(tmp_path, 
     ):
         main(["fit", "--config", str(config)])
     main(["fit", "--config", str(config), "--data.text_only=true"])
+
+
+def test_a_system_turn_is_part_of_what_is_learnt_and_asked():
+    """A resumed fit or test must not go on with another one."""
+    bare, one, other = (make_record(**own) for own in ({}, {"system": "be sure"}, {"system": "be brief"}))
+    assert len({hash_records([record], str) for record in (bare, one, other)}) == 3
+    evaluation: Any = SimpleNamespace(_key=str)
+    asked = [Evaluation._asked(evaluation, Request(record)) for record in (bare, one, other)]
+    assert asked[0] == ["1", [("what?", "red")], None, None, [], None], "as it was before there were any"
+    assert [told[len(asked[0]) :] for told in asked] == [[], ["be sure"], ["be brief"]]

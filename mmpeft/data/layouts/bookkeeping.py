@@ -3,6 +3,7 @@
 Everything else that is not understood is refused, so each name here has its reason. They are counted and told.
 """
 
+from functools import lru_cache
 from typing import Any
 
 from mmpeft.data.layouts.fields import Fields
@@ -97,10 +98,19 @@ _ANY_PUBLISHED = frozenset().union(*(harmless for _, harmless in PUBLISHED.value
 
 def rename_published(row: dict[str, Any]) -> dict[str, Any]:
     """The row of a published data set with our keys in place of what means something there alone."""
-    for signature, renamed in RENAMED.values():
-        if signature <= sort_keys(tuple(row)).names:
-            row = {renamed.get(plain(key), key): value for key, value in row.items()}
-    return row
+    renamed = _renamed(tuple(row))
+    return {renamed.get(key, key): value for key, value in row.items()} if renamed else row
+
+
+@lru_cache(1000)
+def _renamed(keys: tuple[str, ...]) -> dict[str, str]:
+    names = sort_keys(keys).names
+    return {
+        key: renamed[plain(key)]
+        for signature, renamed in RENAMED.values()
+        for key in keys
+        if signature <= names and plain(key) in renamed
+    }
 
 
 def take_published(fields: Fields) -> list[str]:
@@ -115,7 +125,7 @@ def take_published(fields: Fields) -> list[str]:
 
 def take_bookkeeping(fields: Fields, has_image: bool, has_answer: bool) -> list[str]:
     """The keys that are left and harmless in such a row."""
-    if not fields.left:
+    if not fields.some_left:
         return []
     harmless = _ALWAYS | (_BESIDE_IMAGE if has_image else set()) | (_BESIDE_ANSWER if has_answer else set())
     if fields.names & TRANSLATED:

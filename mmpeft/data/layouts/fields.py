@@ -16,10 +16,12 @@ class Fields:
         written: its keys as they stand in the file.
     """
 
-    def __init__(self, row: dict[str, Any], written: Iterable[str] = ()):
+    def __init__(self, row: dict[str, Any], written: dict[str, Any] | None = None):
         self.row = {key: value for key, value in row.items() if not is_absent(value)}
         self.keys = sort_keys(tuple(self.row))
-        self.names = self.keys.names | sort_keys(tuple(written)).names
+        self.names = self.keys.names
+        if written is not None and written is not row:
+            self.names |= sort_keys(tuple(written)).names
         """Names of all keys, also of those that were mapped."""
         self._meant = self.keys.meant
         self._left = dict.fromkeys(self.row)
@@ -49,12 +51,15 @@ class Fields:
 
     def take(self, meaning: str) -> Any:
         """The value of a meaning; None where the row has none."""
+        if meaning not in self._meant:
+            return None
         key = self.key(meaning)
         if key is None:
             return None
-        for other in self._meant[meaning]:
-            if is_empty(self.row[other]):
-                self._left.pop(other, None)
+        if len(keys := self._meant[meaning]) > 1:
+            for other in keys:
+                if is_empty(self.row[other]):
+                    self._left.pop(other, None)
         return self.take_key(key)
 
     def take_key(self, key: str) -> Any:
@@ -63,6 +68,10 @@ class Fields:
 
     def take_all(self, keys: Iterable[str]) -> list[Any]:
         return [self.take_key(key) for key in keys]
+
+    @property
+    def some_left(self) -> bool:
+        return bool(self._left)
 
     @property
     def left(self) -> list[str]:

@@ -44,7 +44,9 @@ def take_turns(fields: Fields, has_image: bool, inline: list) -> list[Turn]:
 
 def asks(fields: Fields) -> bool:
     """Whether a row asks a question of its own."""
-    own = any(fields.has(meaning) for meaning in ("conversations", "question", "input", "chosen"))
+    if fields.has("conversations"):
+        return True
+    own = any(fields.has(meaning) for meaning in ("question", "input", "chosen"))
     return (own and not is_caption(fields)) or bool(fields.has("text") and fields.names & ASKED_IN_TEXT)
 
 

@@ -171,8 +171,9 @@ class RowReader:
                 raise DataError(
                     f"the id {sample.id!r} names an image, and the row has none; say so (data.columns: {{image: id}})"
                 )
-            named = any(_names(str(sample.id), image) for image in sample.images if isinstance(image, str))
-            sample.id_of_image = conversation or named
+            sample.id_of_image = conversation or any(
+                _names(str(sample.id), image) for image in sample.images if isinstance(image, str)
+            )
             return
         keys = [key for key in fields.of("question id") if isinstance(fields.row[key], int | str)]
         if keys:

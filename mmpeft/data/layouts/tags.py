@@ -40,7 +40,8 @@ def read_tags(
     if not any("<" in text for _, text in turns):
         return turns, []
     for _, text in turns:
-        if unread := next((tag for tag in UNREAD.findall(text) if tag not in as_text), None):
+        found = UNREAD.findall(text) if "<" in text else ()
+        if unread := next((tag for tag in found if tag not in as_text), None):
             raise DataError(
                 f"a text holds {unread}, which stands for something that is not read; drop the row, or name "
                 f'"{unread}" in data.ignore to learn it as text'

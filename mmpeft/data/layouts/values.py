@@ -13,7 +13,7 @@ def short(value: Any) -> str:
 
 def is_absent(value: Any) -> bool:
     """Null, or the NaN that tables hold in its place."""
-    return value is None or (isinstance(value, float) and value != value)
+    return value is None or (type(value) is float and value != value)
 
 
 def is_empty(value: Any) -> bool:

@@ -6,11 +6,6 @@ from tests.data.layouts.rows import A, meant, read, refused
 from tests.data.layouts.writing import png
 
 ONE, PLAIN = meant("What is it?", "a cat"), meant("What is it?", "a cat", images=())
-PEOPLE = [
-    {"answer": text, "answer_id": n, "answer_confidence": "yes"}
-    for n, text in enumerate(["a cat", "cat", "cat"])
-]
-SEVERAL = {**meant("What is it?", "cat"), "references": ["cat", "a cat", "cat"]}
 PICKED = {**ONE, "choices": ["a dog", "a cat"]}
 ASKED = {"image": A, "question": "What is it?"}
 LONG = base64.b64encode(png() + bytes(2000)).decode()

@@ -12,6 +12,14 @@ ONE = meant("What is it?", "A cat.")
 SYSTEM = {"role": "system", "content": "Be brief."}
 
 LAYOUTS = [
+    refused(
+        "A system turn that holds <image>",
+        {
+            "image": A,
+            "messages": [{"role": "system", "content": "See <image>."}, *chat("What is it?", "A cat.")],
+        },
+        "the system turn holds <image>",
+    ),
     read("OpenAI messages", {"messages": chat("What is it?", "A cat.")}, PLAIN),
     read(
         "OpenAI messages, a system turn",

@@ -6,7 +6,7 @@ from tests.data.layouts.rows import A, chat, meant, read, refused, said
 from tests.data.layouts.writing import png
 
 URL = f"data:image/png;base64,{base64.b64encode(png()).decode()}"
-IMAGE_PART, ASKED = {"type": "image"}, {"type": "text", "text": "What is it?"}
+ASKED = {"type": "text", "text": "What is it?"}
 PLAIN = meant("What is it?", "A cat.", images=())
 ONE = meant("What is it?", "A cat.")
 SYSTEM = {"role": "system", "content": "Be brief."}

@@ -1,19 +1,14 @@
 """Questions about images, documents and scans, with one answer or those of several people."""
 
-import base64
-
 from tests.data.layouts.rows import A, meant, read, refused
-from tests.data.layouts.writing import png
 
-ONE, PLAIN = meant("What is it?", "a cat"), meant("What is it?", "a cat", images=())
+ONE = meant("What is it?", "a cat")
 PEOPLE = [
     {"answer": text, "answer_id": n, "answer_confidence": "yes"}
     for n, text in enumerate(["a cat", "cat", "cat"])
 ]
 SEVERAL = {**meant("What is it?", "cat"), "references": ["cat", "a cat", "cat"]}
-PICKED = {**ONE, "choices": ["a dog", "a cat"]}
 ASKED = {"image": A, "question": "What is it?"}
-LONG = base64.b64encode(png() + bytes(2000)).decode()
 
 LAYOUTS = [
     read(
