@@ -128,6 +128,7 @@ def test_a_single_error_is_no_plural(tiny_data, tiny_run, tmp_path, capsys):
 
 def test_every_image_is_decoded_once_also_beside_a_damaged_one(photos, tiny_run, tmp_path, monkeypatch):
     decoded = []
+    monkeypatch.setattr("mmpeft.inference.vlm.cache_folder", lambda run: tmp_path / "no features")
     monkeypatch.setattr(features, "load_image", lambda image: decoded.append(image) or load_image(image))
     caption_folder(str(photos), str(tiny_run), str(tmp_path / "out.jsonl"), batch_size=4)
     times = [decoded.count(str(photos / f"{name}.png")) for name in range(8)]
