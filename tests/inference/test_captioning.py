@@ -127,6 +127,7 @@ def test_a_single_error_is_no_plural(tiny_data, tiny_run, tmp_path, capsys):
 
 def test_every_image_is_decoded_once_also_beside_a_damaged_one(photos, tiny_run, tmp_path, monkeypatch):
     decoded = []
+    monkeypatch.setattr("mmpeft.inference.vlm.cache_folder", lambda run: tmp_path / "no features")
     load = ImageWorker.load
     monkeypatch.setattr(
         ImageWorker, "load", lambda self, image, config: decoded.append(image) or load(self, image, config)
