@@ -86,6 +86,15 @@ def test_streamed_batches_are_those_of_examples_in_memory(kept, template, ranks,
             same(one, other)
 
 
+def test_a_row_is_about_one_list_of_images_and_one_task(kept, template):
+    records = load_records(write(kept))
+    loader = loaders(records, template, True, seed=0)[0]
+    rows = [[records[number] for number in row] for batch in loader._plan for row in batch]
+    assert all(len({(*record["images"], record["task"]) for record in row}) == 1 for row in rows)
+    assert all(len(row) == 1 for row in rows if any("choices" in record for record in row))
+    assert max(map(len, rows)) > 1
+
+
 @pytest.mark.parametrize("taken", [1, 4])
 def test_streamed_goes_on_in_the_middle_of_an_epoch(kept, template, taken):
     records = load_records(write(kept))

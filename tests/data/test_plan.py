@@ -3,11 +3,13 @@
 import bisect
 import random
 from collections import defaultdict
+from unittest.mock import patch
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmpeft.data.plan import BATCHES_SORTED_TOGETHER, PackingConfig, plan_batches
+from mmpeft.data import plan as module
+from mmpeft.data.plan import PackingConfig, plan_batches
 
 
 def plan_in_lists(keys, lengths, packing, order, shuffle):
@@ -18,7 +20,7 @@ def plan_in_lists(keys, lengths, packing, order, shuffle):
         groups[keys[number]].append(number)
     rows = [row for own in groups.values() for row in best_fit(own, lengths, packing.max_length, most)]
     shuffle(rows)
-    window, seen, places = BATCHES_SORTED_TOGETHER * packing.batch_size, 0, []
+    window, seen, places = module.BATCHES_SORTED_TOGETHER * packing.batch_size, 0, []
     for row in rows:
         tokens = sum(lengths[number] for number in row)
         places.append((seen // window, -tokens if seen // window % 2 else tokens))
@@ -61,6 +63,7 @@ def test_it_is_that_of_lists(data):
     seed, numbers = data.draw(st.integers(0, 9)), range(len(examples))
     order = random.Random(seed).choices(numbers, k=len(numbers))  # as where files are mixed by weight
     one, other = random.Random(seed), random.Random(seed)
-    plan = plan_batches(keys, lengths, packing, order, one.shuffle)
-    assert list(plan) == plan_in_lists(keys, lengths, packing, order, other.shuffle)
+    with patch.object(module, "BATCHES_SORTED_TOGETHER", data.draw(st.integers(1, 3))):
+        plan = plan_batches(keys, lengths, packing, order, one.shuffle)
+        assert list(plan) == plan_in_lists(keys, lengths, packing, order, other.shuffle)
     assert [plan[number] for number in range(-len(plan), 0)] == list(plan)
