@@ -180,16 +180,20 @@ def test_a_step_without_any_label_changes_nothing(make_module, fit, micro_batche
 
 
 def test_the_modes_of_training(make_module, fit, micro_batches):
-    """Dropout of the adapter is on while training, the vision encoder stays in eval mode."""
+    """Dropout of the adapter is on while training; what is frozen stays in eval mode."""
 
     class Modes(L.Callback):
         def on_train_batch_start(self, trainer, pl_module, *_):
-            self.language = pl_module.model.language_model.training
-            self.vision = any(module.training for module in pl_module.model.vision_encoder.modules())
+            model = pl_module.model
+            self.stacks = [stack.training for stack in model.bank.stacks.values()]
+            frozen = [*model.language_model.modules(), *model.vision_encoder.modules()]
+            self.frozen = any(module.training for module in frozen)
 
     modes = Modes()
     fit(make_module(), micro_batches[:1], callbacks=[modes])
-    assert (modes.language, modes.vision) == (True, False)
+    assert modes.stacks
+    assert all(modes.stacks)
+    assert not modes.frozen
 
 
 def test_nothing_to_train_is_refused(make_module, fit, micro_batches):
