@@ -7,6 +7,7 @@ from mmpeft.adapters import FullConfig, HybridConfig, LoraConfig
 from mmpeft.adapters.peft_format import save_adapter
 from mmpeft.cli import main
 from mmpeft.tools.adapter_table import inspect_adapter
+from mmpeft.tools.tiny_models import tiny_model
 
 
 def test_every_method_and_name_is_a_row(make_llama, make_bank, tmp_path):
@@ -43,6 +44,14 @@ def test_layers_that_the_model_never_calls_are_refused(make_llama, make_bank, tm
         ValueError, match=r"changes some of .* 2 of its layers are never called, such as .*layers\.1\."
     ):
         inspect_adapter(tmp_path, model)
+
+
+def test_packed_experts_are_layers_too(make_bank, tmp_path):
+    experts = LoraConfig(rank=2, target_modules=["experts.gate_up_proj", "experts.down_proj"])
+    save_adapter(make_bank({"a": experts}, tiny_model("qwen3_moe")), "a", tmp_path, "tiny")
+    rows, moved = inspect_adapter(tmp_path, tiny_model("qwen3_moe"))
+    assert [(row.layer, row.sites) for row in rows] == [("gate_up_proj", 4), ("down_proj", 4)]
+    assert moved
 
 
 def test_the_command_prints_the_table(tiny_base, tiny_run, capsys):
