@@ -78,7 +78,7 @@ def test_examples_are_earlier_turns_with_their_images_and_answers(model, templat
 
 def test_an_image_that_comes_twice_is_encoded_once(model, template, records, monkeypatch):
     seen = []
-    monkeypatch.setattr("mmpeft.data.features.load_image", seen.append)
+    monkeypatch.setattr("mmpeft.data.features.load_image", lambda image, _: seen.append(image))
     monkeypatch.setattr(
         "mmpeft.data.features._encode",
         lambda _, pixels: torch.arange(float(len(pixels)))[:, None, None],
