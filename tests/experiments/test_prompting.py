@@ -90,7 +90,7 @@ def test_examples_and_question_share_one_system_turn(model, template, records):
 
 def test_an_image_that_comes_twice_is_encoded_once(model, template, records, monkeypatch):
     seen = []
-    monkeypatch.setattr("mmpeft.data.features.load_image", seen.append)
+    monkeypatch.setattr("mmpeft.data.features.load_image", lambda image, _: seen.append(image))
     monkeypatch.setattr(
         "mmpeft.data.features._encode",
         lambda _, pixels: torch.arange(float(len(pixels)))[:, None, None],
