@@ -11,9 +11,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mmpeft.errors import RefusedError
-from mmpeft.files import save_tensors, write_whole
+from mmpeft.evaluation.answer_log import AnswerLog
+from mmpeft.files import no_space, save_tensors, whole_folder, write_whole
+from mmpeft.inference.requests import Completion
 from mmpeft.training.checkpoint_files import AtomicCheckpointIO, newest_whole_checkpoint
-from tests.training.run_life import fit, make
+from mmpeft.training.curves import CurvesLogger
+from tests.tiny import run_directory
+from tests.training.run_life import STEPS, fit, make
 
 
 @contextmanager
@@ -70,3 +74,67 @@ def test_checkpoints_have_ordinary_permissions(whole, tmp_path):
     (plain := tmp_path / "plain").touch()
     for path in (whole / "checkpoints").iterdir():
         assert path.stat().st_mode == plain.stat().st_mode
+
+
+def test_what_grows_is_told_with_path_and_bytes_too(tmp_path):
+    """The system's own words name neither."""
+    log = AnswerLog(tmp_path / "test.partial.jsonl", "this")
+    writer = CurvesLogger(tmp_path)
+    writer.log_metrics({"loss": 1.0})
+    with small_files():
+        with pytest.raises(
+            RefusedError, match=r"test\.partial\.jsonl: no space left.*[45],\d{3} bytes are needed"
+        ):
+            log.append([(0, Completion("x" * 4096, "stop"))])
+        for step in range(1, 1000):
+            writer.experiment.log_metrics({"loss": 1.0}, step)
+        with pytest.raises(RefusedError, match=r"metrics\.csv: no space left"):
+            writer.save()
+
+
+def test_a_new_column_leaves_the_curve_whole_where_there_is_no_room(tmp_path):
+    writer = CurvesLogger(tmp_path)
+    for step in range(1000):
+        writer.experiment.log_metrics({"loss": 1.0}, step)
+    writer.save()
+    before = (tmp_path / "metrics.csv").read_bytes()
+    writer.experiment.log_metrics({"val_loss": 1.0}, 1000)
+    with pytest.raises(RefusedError, match=r"metrics\.csv: no space left"), small_files():
+        writer.save()
+    assert (tmp_path / "metrics.csv").read_bytes() == before
+
+
+def test_a_fit_that_an_error_ends_says_what_it_keeps(tmp_path, tiny_base, tiny_data, monkeypatch, capsys):
+    """A full disk at the end of it: the same command would begin from the start."""
+
+    def full(path, *_, **__):
+        raise no_space(tmp_path / "adapter_model.safetensors", 5)
+
+    monkeypatch.setattr("mmpeft.training.run_writer.save_run", full)
+    config = make(tmp_path, tiny_base, tiny_data)
+    with pytest.raises(SystemExit, match="5 bytes are needed"):
+        fit(config)
+    run = run_directory(config)
+    assert (
+        f"last.ckpt keeps step {STEPS}. Go on with: mmpeft fit --run {run} --resume"
+        in capsys.readouterr().err
+    )
+    with pytest.raises(SystemExit, match="is no run"):
+        fit(config, "--model.start_from=gone", f"--trainer.default_root_dir={tmp_path / 'other'}")
+    assert "keeps step" not in capsys.readouterr().err
+
+
+def test_a_folder_is_filled_beside_its_place_and_gone_where_it_is_not_filled(tmp_path):
+    path = tmp_path / "merged"
+    with pytest.raises(RefusedError, match=r"merged: no space left"), small_files():
+        with whole_folder(path, 5000) as unfinished:
+            (unfinished / "model.safetensors").write_bytes(b"x" * 5000)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / ".merged.part").mkdir()
+    (tmp_path / ".merged.part" / "of one that was killed").touch()
+    path.mkdir()
+    with whole_folder(path, 1) as unfinished:
+        (unfinished / "config.json").touch()
+        assert not list(path.iterdir())
+    assert [file.name for file in path.iterdir()] == ["config.json"]
+    assert [file.name for file in tmp_path.iterdir()] == ["merged"]
