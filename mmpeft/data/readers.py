@@ -45,9 +45,10 @@ def find_files(path: Path) -> list[Path]:
         return files
     if not path.is_file():
         beside = os.listdir(path.parent) if path.parent.is_dir() else []
+        seen_from = "" if path.is_absolute() else f", seen from {Path.cwd()}"
         close = difflib.get_close_matches(path.name, beside, n=3)
         raise DataError(
-            f"{str(path)!r} is neither a file nor a folder; closest names in {str(path.parent)!r}: {close}; "
+            f"{str(path)!r} is neither a file nor a folder{seen_from}; closest names in {str(path.parent)!r}: {close}; "
             "a hub data set must be downloaded first"
         )
     if path.suffix.lower() not in _READERS:

@@ -131,6 +131,7 @@ def _as_base(manifest: Manifest, adapter: str, language: LanguageConfig) -> Mani
     return Manifest(
         language=asdict(language) | {"name": HERE},
         vision=manifest.vision,
+        places={part: place for part, place in manifest.places.items() if part != "language"},
         template=manifest.template,
         identity={},
         instructions=manifest.instructions,

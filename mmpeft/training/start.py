@@ -147,6 +147,10 @@ def build_start(
     """
     if source is not None and not own_run:
         _check_source(source)
+    earlier = None if source is None else read_manifest(source)
+    if earlier is not None and own_run:
+        language = earlier.located_language(language)
+        vision = earlier.located_vision(vision) if vision else None
     tokenizer = load_tokenizer(language.name)
     layout = _layout(tokenizer, template, source if own_run else None)
     names = list(finetunes)
@@ -155,7 +159,6 @@ def build_start(
         torch.manual_seed(seed)
         model = build_model(language, vision, device, slots)
     identity = describe(language, model, tokenizer)
-    earlier = None if source is None else read_manifest(source)
     if earlier is not None:
         check_identity(earlier, identity, str(source))
     checked = ensure_checked(model, language, earlier.self_check if earlier else {})
