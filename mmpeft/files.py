@@ -67,15 +67,67 @@ def whole_file(path: Path, num_bytes: int) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     require_space(path, num_bytes)
     unfinished = path.with_name(f".{path.name}.part")
+    with told_if_full(path, num_bytes):
+        try:
+            yield unfinished
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
+    ordinary_permissions(unfinished)  # safetensors' own are 0600
+    os.replace(unfinished, path)
+
+
+@contextmanager
+def whole_folder(path: Path, num_bytes: int) -> Iterator[Path]:
+    """Inside, a folder beside ``path`` is filled, which takes its place at the end. Where an error comes between,
+    nothing is there; a process that was killed leaves the hidden folder ``.NAME.part``, which the next one clears away.
+
+    Args:
+        path: the folder, empty or not there.
+        num_bytes: that it will have.
+
+    Raises:
+        RefusedError: there is no room.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    require_space(path, num_bytes)
+    unfinished = path.with_name(f".{path.name}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    with told_if_full(path, num_bytes):
+        try:
+            yield unfinished
+        except BaseException:
+            shutil.rmtree(unfinished)
+            raise
+    os.replace(unfinished, path)
+
+
+def append(path: Path, content: bytes) -> None:
+    """Adds to a file, and has it on disk before it returns.
+
+    Raises:
+        RefusedError: there is no room. A part may have been written.
+    """
+    with told_if_full(path, len(content)), path.open("ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def told_if_full(path: Path, num_bytes: int) -> Iterator[None]:
+    """Inside, so many bytes are written to a file.
+
+    Raises:
+        RefusedError: there is no room for them; the system itself names no file.
+    """
     try:
-        yield unfinished
-    except BaseException as error:
-        unfinished.unlink(missing_ok=True)
+        yield
+    except Exception as error:
         if is_full(error):
             raise no_space(path, num_bytes) from error
         raise
-    ordinary_permissions(unfinished)  # safetensors' own are 0600
-    os.replace(unfinished, path)
 
 
 def require_space(path: Path, wanted: int) -> None:
@@ -89,9 +141,10 @@ def require_space(path: Path, wanted: int) -> None:
 def no_space(path: Path, wanted: int) -> RefusedError:
     """For a file of so many bytes that cannot be written."""
     free = shutil.disk_usage(path.parent).free
+    needed = f"{wanted / 1e6:,.1f} MB" if wanted >= 1e5 else f"{wanted:,} bytes"
     return RefusedError(
-        f"{path}: no space left on its disk, or beyond a limit on files: {wanted / 1e6:,.1f} MB are needed, "
-        f"{free / 1e6:,.1f} MB are free. What was there is kept: make room and run the same command again"
+        f"{path}: no space left on its disk, or beyond a limit on files: {needed} are needed, "
+        f"{free / 1e6:,.1f} MB are free. What was there is kept: make room, then go on"
     )
 
 

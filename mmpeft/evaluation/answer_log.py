@@ -1,10 +1,10 @@
 """Resuming an evaluation: answers on disk as they come, so that a killed one goes on where it stopped."""
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from mmpeft.files import append, write_whole
 from mmpeft.inference.requests import Completion
 
 
@@ -22,31 +22,33 @@ class AnswerLog:
         """Number of the example -> its answer."""
         if path is None:
             return
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
         same = bool(lines) and lines[0] == json.dumps({"belongs_to": belongs_to})
         if same:
             # the last line may be half an answer, and an evaluation of nothing would never end
-            for line in lines[1:-1]:
-                row = json.loads(line)
-                number = row.pop("number")
-                self.answers[number] = Completion(**row)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        begun = path.with_suffix(".part")
-        begun.write_text(json.dumps({"belongs_to": belongs_to}) + "\n" + _lines(self.answers.items()))
-        os.replace(begun, path)
+            self.answers = dict(answer for line in lines[1:-1] if (answer := _read(line)) is not None)
+        write_whole(path, json.dumps({"belongs_to": belongs_to}) + "\n" + _lines(self.answers.items()))
 
     def append(self, answers: Iterable[tuple[int, Completion]]) -> None:
         """Adds answers, and has them on disk before it returns."""
         answers = list(answers)
         self.answers.update(answers)
         if self.path is not None:
-            with self.path.open("a") as file:
-                file.write(_lines(answers))
+            append(self.path, _lines(answers).encode())
 
     def discard(self) -> None:
         """Removes the file: all is answered and written where it belongs."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+def _read(line: str) -> tuple[int, Completion] | None:
+    """An answer and its number; None of a damaged line, whose question is asked again."""
+    try:
+        row = json.loads(line)
+        return row.pop("number"), Completion(**row)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 def _lines(answers: Iterable[tuple[int, Completion]]) -> str:

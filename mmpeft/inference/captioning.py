@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from mmpeft.data.images import ImageWorker, is_image_file
 from mmpeft.data.records import CAPTION_TASK
 from mmpeft.errors import MissingFileError, RefusedError
-from mmpeft.files import read_json, write_json
+from mmpeft.files import append, read_json, write_json
 from mmpeft.hashing import hash_file, hash_json
 from mmpeft.runs.layout import adapter_folder
 from mmpeft.runs.manifest import Manifest, read_manifest
@@ -143,15 +143,13 @@ def _append(
     of captions that trained the projector alone, ``adapter`` is None and no row names one: "base" would read as if
     nothing had been trained."""
     unreadable, total = 0, len(names)
-    with Path(output).open("ab") as file, tqdm(total=total, initial=done, unit="image") as bar:
+    with tqdm(total=total, initial=done, unit="image") as bar:
         while done < total:
             first = done - done % batch_size  # resumed, a batch holds the images that it held before
             own = names[first : first + batch_size]
             answers = captions_or_errors(vlm, {name: Path(folder, name) for name in own}, adapter)
             rows = [_row(*pair, adapter) for pair in answers.items()][done - first :]
-            file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
-            file.flush()
-            os.fsync(file.fileno())
+            append(Path(output), b"".join(json.dumps(row).encode() + b"\n" for row in rows))
             unreadable += sum("error" in row for row in rows)
             done += len(rows)
             bar.update(len(rows))
@@ -166,6 +164,10 @@ def _row(name: str, answer: "Completion", adapter: str | None) -> dict[str, str]
 
 def _resume(output: Path, meta: dict[str, str], names: list[str], overwrite: bool) -> tuple[int, int]:
     """How many rows the output holds, and how many are errors. Cuts off an unfinished last line."""
+    if output.is_dir():
+        raise RefusedError(
+            f"{output} is a folder; name a file for the captions, such as {output / 'captions.jsonl'}"
+        )
     sidecar = Path(f"{output}.meta.json")
     if overwrite:
         output.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from mmpeft.adapters.bank import AdapterBank
 from mmpeft.adapters.combine import combine, federated_average
 from mmpeft.data.choices import KnownChoices
 from mmpeft.errors import RefusedError
+from mmpeft.files import whole_folder
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.runs.files import load_run, require_empty, save_run
 from mmpeft.runs.manifest import Manifest, read_manifest, require_adapters
@@ -57,7 +58,8 @@ def combine_run(
     manifest.metrics = {}
     manifest.choices = {name: own} if (own := _shared_choices(manifest, chosen)) else {}
     manifest.without_images = [name] if {*chosen} <= {*manifest.without_images} else []
-    save_run(directory, manifest, model)
+    with whole_folder(directory, sum(own.nbytes for own in model.bank.parameters())) as unfinished:
+        save_run(unfinished, manifest, model)
     return directory
 
 

@@ -98,7 +98,9 @@ def load_run(
 def language_of(directory: str | Path, manifest: Manifest) -> LanguageConfig:
     """The language model of a run; that of a merged folder is the folder itself, wherever it was moved to."""
     config = LanguageConfig(**manifest.language)
-    return replace(config, name=str(Path(directory).resolve())) if config.name == HERE else config
+    if config.name == HERE:
+        return replace(config, name=str(Path(directory).resolve()))
+    return manifest.located_language(config)
 
 
 def load_trained(

@@ -1,20 +1,23 @@
 """The manifest, ``mmpeft.json``: what a run belongs to, in plain data."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmpeft.data.choices import KnownChoices, choices_of
 from mmpeft.data.images import ImageConfig
 from mmpeft.data.records import Record
-from mmpeft.errors import RefusedError
+from mmpeft.errors import MissingFileError, RefusedError
 from mmpeft.files import write_json
 from mmpeft.models.vision_config import VisionConfig
 from mmpeft.names import RESERVED_NAME, unknown_finetune
 from mmpeft.options import command_line
 from mmpeft.runs.layout import CONFIG
 from mmpeft.runs.layout import MANIFEST as MANIFEST
+
+if TYPE_CHECKING:
+    from mmpeft.models.language import LanguageConfig
 
 LEAST_NEW_TOKENS = 64
 NEW_IN_FORMAT_2 = (
@@ -24,6 +27,7 @@ NEW_IN_FORMAT_2 = (
     "choices",
     "without_images",
     "self_check",
+    "places",
 )
 FORMAT = 2
 """Format 1 kept all projectors in one file beside the adapters; it is read, never written."""
@@ -63,11 +67,38 @@ class Manifest:
     """Finetunes, or "base", that were trained on questions without an image too."""
     self_check: dict[str, Any] = field(default_factory=dict)
     """How the base must be read for its numbers to be its own, and under which versions that was found out."""
+    places: dict[str, str] = field(default_factory=dict)
+    """"language" and "vision" -> where their files lay, for those that were named by a relative path."""
     format: int = FORMAT
 
     @property
     def vision_config(self) -> VisionConfig | None:
-        return None if self.vision is None else VisionConfig(**self.vision)
+        return None if self.vision is None else self.located_vision(VisionConfig(**self.vision))
+
+    def located_language(self, config: "LanguageConfig") -> "LanguageConfig":
+        """The config of the run's language model, with the folder where it is found; any other as it is."""
+        return replace(config, name=self._located("language", config.name, self.language["name"]))
+
+    def located_vision(self, config: VisionConfig) -> VisionConfig:
+        """The config of the run's encoder, with the file where its weights are found; any other as it is."""
+        own = self.vision["weights"] if self.vision else None
+        return replace(config, weights=self._located("vision", config.weights, own))
+
+    def _located(self, part: str, name: Any, own: str | None) -> Any:
+        """Seen from the working directory, or where it lay in the training: a run may be asked from any folder.
+
+        Raises:
+            MissingFileError: neither; a hub must not be asked for a model that is called like a folder.
+        """
+        place = self.places.get(part)
+        if name != own or place is None or Path(name).exists():
+            return name
+        if Path(place).exists():
+            return place
+        raise MissingFileError(
+            f"the run's {part} model {name!r} is neither in {Path.cwd()} nor at {place}, where it was trained with it; "
+            f"put it back, or write its place into {MANIFEST}"
+        )
 
     @property
     def image_config(self) -> ImageConfig:
@@ -98,6 +129,16 @@ class Manifest:
     def max_new_tokens(self) -> int:
         """Tokens that an answer may have where nobody says otherwise: as many as the longest that was learnt."""
         return max(LEAST_NEW_TOKENS, self.answer_tokens)
+
+
+def places_of(language: "LanguageConfig", vision: "VisionConfig | None") -> dict[str, str]:
+    """What `Manifest.places` says of a base that is being trained on."""
+    named = {"language": language.name, "vision": vision.weights if vision else None}
+    return {
+        part: str(Path(name).absolute())
+        for part, name in named.items()
+        if name is not None and not Path(name).is_absolute() and Path(name).exists()
+    }
 
 
 def write_manifest(directory: str | Path, manifest: Manifest) -> None:

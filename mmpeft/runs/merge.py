@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmpeft.adapters.merge import merge, unwrap
 from mmpeft.errors import RefusedError
-from mmpeft.files import ordinary_permissions, save_tensors
+from mmpeft.files import ordinary_permissions, save_tensors, whole_folder
 from mmpeft.hashing import hash_tensors
 from mmpeft.models.build import build_model
 from mmpeft.models.language import LanguageConfig, late_bars, load_tokenizer
@@ -111,16 +111,16 @@ def merge_run(
     plain: Any = unwrap(model.bank)
     merged = _logits(plain, ids)
 
-    directory.mkdir(parents=True, exist_ok=True)
-    with late_bars():
-        plain.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    for path in directory.glob("*.safetensors"):
-        ordinary_permissions(path)
     projector = model.projector.tensors(model.projector_slots.get(adapter, 0))
     own = _as_base(manifest, adapter, language)
     own.facts = {"merged": f"{adapter} of {run}"}
-    _write_run(directory, own, projector, model)
+    with whole_folder(directory, sum(weights.nbytes for weights in plain.parameters())) as unfinished:
+        with late_bars():
+            plain.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        for path in unfinished.glob("*.safetensors"):
+            ordinary_permissions(path)
+        _write_run(unfinished, own, projector, model)
     step = max(torch.finfo(plain.dtype).eps, INT8_STEP if quantization == "int8" else 0.0)
     differences = _largest(merged - adapted), _largest(adapted - base)
     return Merged(adapter, directory, *differences, largest=_largest(adapted), step=step)
@@ -131,6 +131,7 @@ def _as_base(manifest: Manifest, adapter: str, language: LanguageConfig) -> Mani
     return Manifest(
         language=asdict(language) | {"name": HERE},
         vision=manifest.vision,
+        places={part: place for part, place in manifest.places.items() if part != "language"},
         template=manifest.template,
         identity={},
         instructions=manifest.instructions,

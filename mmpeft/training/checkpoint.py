@@ -133,6 +133,19 @@ def verify(checkpoint: dict[str, Any], belongs_to: dict[str, Any], answering: bo
         )
 
 
+def verify_end(checkpoint: dict[str, Any], trainer: Any) -> None:
+    """Raises:
+    RefusedError: more steps were taken than the run is to have. Lightning would train nothing, and the checkpoint's
+        weights would be written as those of the fewer steps.
+    """
+    taken = checkpoint["global_step"]
+    if 0 <= trainer.max_steps < taken:
+        raise RefusedError(
+            f"trainer.max_steps is {trainer.max_steps}, but the checkpoint has taken {taken} steps; set it to {taken} "
+            "or more, or begin a new run"
+        )
+
+
 def _of_weights(belongs_to: dict[str, Any]) -> dict[str, Any]:
     """What the weights mean, however they were come by."""
     adapters = {name: own["adapter"] for name, own in belongs_to["finetunes"].items()}

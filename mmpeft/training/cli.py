@@ -9,9 +9,8 @@ from typing import Any
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from mmpeft.errors import RefusedError, refusal_in
+from mmpeft.errors import RefusedError
 from mmpeft.evaluation.evaluate import EvaluationConfig
 from mmpeft.options import TellsBriefly, command_line
 from mmpeft.runs.files import HERE
@@ -29,10 +28,12 @@ from mmpeft.training.curves import BoardLogger, CurvesLogger
 from mmpeft.training.datamodule import VisionLanguageData
 from mmpeft.training.folder_or_section import with_sections
 from mmpeft.training.interruption import Checkpoints, StopSignals
+from mmpeft.training.lightning_refusals import refusals_of_lightning
 from mmpeft.training.malloc import keep_freed_memory
 from mmpeft.training.module import VisionLanguageModule
 from mmpeft.training.progress import LastValidation, progress
 from mmpeft.training.run_writer import EvaluationWriter, RunWriter
+from mmpeft.training.start import check_processes
 
 EXPECTED_WARNINGS = [
     r"LightningCLI's args parameter",
@@ -49,8 +50,14 @@ OPTIONS = {
     "resume": (("fit",), "go on from the newest whole checkpoint of the run directory"),
     "forgetting": (("test",), "also compare base and finetune on test.held_text"),
     "untrained": (ASK, "ask what a fit would begin from, not a finished run"),
+    "output": (
+        ("test", "predict"),
+        "folder for the results; by default the run directory, or RUN/tests/WHAT_DIFFERS where other data, a limit or "
+        "other settings than the run's own are given",
+    ),
 }
 """Option -> the commands that have it, and what it does."""
+WITH_A_VALUE = ("output",)
 WHAT_WAS_WANTED = ("seed_everything", "trainer", "model", "data", "test")
 """The sections of a run's config: what decides about the outcome, not how a command was called."""
 
@@ -70,12 +77,8 @@ class VisionLanguageCLI(LightningCLI):
             help="run directory, instead of --config and trainer.default_root_dir: its own config.yaml",
         )
         for name, (commands, text) in OPTIONS.items():
-            parser.add_argument(f"--{name}", action="store_true", help=f"of {', '.join(commands)}: {text}")
-        parser.add_argument(
-            "--output",
-            help="folder for the results of `mmpeft test` and `predict`; by default the run directory, or "
-            "RUN/tests/WHAT_DIFFERS where other data, a limit or other settings than the run's own are given",
-        )
+            how = {} if name in WITH_A_VALUE else {"action": "store_true"}
+            parser.add_argument(f"--{name}", help=f"of {', '.join(commands)}: {text}", **how)
 
     @classmethod
     def run(cls, arguments: list[str]) -> "VisionLanguageCLI":
@@ -121,7 +124,7 @@ class VisionLanguageCLI(LightningCLI):
         """What is wrong with the command is told before anything is built."""
         own: Any = self._own(self.config)
         for name, (commands, _) in OPTIONS.items():
-            if own[name] and self.subcommand not in (None, *commands):
+            if own[name] not in (None, False) and self.subcommand not in (None, *commands):
                 raise RefusedError(
                     f"--{name} belongs to `mmpeft {commands[0]}`, not to `mmpeft {self.subcommand}`"
                 )
@@ -147,10 +150,9 @@ class VisionLanguageCLI(LightningCLI):
         kwargs |= {"default_root_dir": str(directory)}
         if settings.logger is None:
             kwargs["logger"] = [CurvesLogger(directory), BoardLogger(directory)] if fitting else False
-        try:
+        with refusals_of_lightning():
             trainer: Any = super().instantiate_trainer(**kwargs, **self._callbacks(settings))
-        except MisconfigurationException as error:  # Lightning's own word for impossible settings
-            raise RefusedError(f"trainer: {error}") from error
+        check_processes(trainer)
         wanted, self._results = self._wanted(), directory
         if self.subcommand in ("test", "predict"):
             asked = wanted | ({"ckpt_path": str(own.ckpt_path)} if own.ckpt_path else {})
@@ -181,8 +183,12 @@ class VisionLanguageCLI(LightningCLI):
         if subcommand in ("test", "predict"):
             self._signals.kept = "the answers so far are kept, and the same command goes on from them"
         writes = subcommand != "validate" and not self.trainer.fast_dev_run  # pyright: ignore
-        with held(self._directory) if writes else nullcontext(), self._signals:
+        with held(self._directory) if writes else nullcontext(), self._signals, refusals_of_lightning():
             super()._run_subcommand(subcommand)
+
+    def _set_seed(self) -> None:
+        with refusals_of_lightning("seed_everything"):
+            super()._set_seed()
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would look into the checkpoint for settings, of which ours have none; here damage is told early."""
@@ -215,12 +221,8 @@ class VisionLanguageCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Hands the section ``test:`` to the module; its keys were once under ``data:``."""
-        try:
+        with refusals_of_lightning():
             super().instantiate_classes()
-        except ValueError as error:  # jsonargparse's, of a setting that may be of several types
-            if refused := refusal_in(error):
-                raise refused from None
-            raise
         section = self._own(self.config_init).test
         moved = self.datamodule.moved
         for name, value in moved.items():

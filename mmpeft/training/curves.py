@@ -9,7 +9,7 @@ from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyExperiment
 
-from mmpeft.files import write_whole
+from mmpeft.files import told_if_full, write_whole
 from mmpeft.runs.layout import BOARD, CURVES
 
 
@@ -38,11 +38,7 @@ class CurvesLogger(CSVLogger):
             reader = csv.DictReader(file)
             rows = [row for row in reader if (row.get("step") or "").isdigit() and int(row["step"]) < step]
             columns = list(reader.fieldnames or [])
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_whole(path, text.getvalue())
+        _write_rows(path, columns, rows)
         self.experiment.metrics_keys = columns
 
 
@@ -72,5 +68,28 @@ class _Writer(_ExperimentWriter):
     def _check_log_dir_exists(self) -> None:
         """Nothing is deleted."""
 
+    def save(self) -> None:
+        """Raises:
+        RefusedError: there is no room for the rows.
+        """
+        path = Path(self.metrics_file_path)
+        with told_if_full(path, sum(len(str(value)) + 1 for row in self.metrics for value in row.values())):
+            super().save()
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        """A curve that begins later; what there was is never half there."""
+        path = Path(self.metrics_file_path)
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        _write_rows(path, fieldnames, rows)
+
     def log_hparams(self, params: dict[str, Any]) -> None:
         """Nothing: config.yaml has them."""
+
+
+def _write_rows(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue())

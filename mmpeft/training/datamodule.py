@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 
 from mmpeft.data.feature_cache.settings import CacheConfig, cache_config
 from mmpeft.data.formats import DataError
@@ -124,7 +125,7 @@ class VisionLanguageData(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Reads the records of the splits that a stage of Lightning needs."""
-        self.read(stage, self._module.finetunes)
+        self.read(TrainerFn(stage).value, self._module.finetunes)  # in text the enum is its class and member
 
     def read(self, stage: str, finetunes: Mapping[str, Finetune]) -> None:
         """Gives every finetune its records of the splits that a stage needs.

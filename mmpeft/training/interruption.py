@@ -24,7 +24,7 @@ NUM_COPIES = 7
 
 class StopSignals:
     """Inside, SIGTERM and Ctrl-C end the process with exit code 143 or 130; while `deferred`, they wait to be looked
-    at, and only a second one ends it at once."""
+    at, and only a second one ends it at once. An error, too, ends with what is kept of the fit."""
 
     def __init__(self):
         self.deferred = False
@@ -32,13 +32,17 @@ class StopSignals:
         """The signal that waits."""
         self.kept = "nothing was written"
         """What an end at once leaves, and how to go on."""
+        self.go_on: str | None = None
+        """The same of a fit that has a checkpoint."""
 
     def __enter__(self) -> Self:
         self._replaced = {number: signal.getsignal(number) for number in SIGNALS}
         self.install()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if self.go_on is not None and kind is not None and issubclass(kind, Exception):
+            print(self.go_on, file=sys.stderr)
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._replaced.items():
                 signal.signal(number, handler)
@@ -128,4 +132,5 @@ class Checkpoints(L.Callback):
         self._saved_step = trainer.global_step
         self._next = now + max(SECONDS_BETWEEN, (now - begun) / SHARE_OF_TIME)
         go_on = command_line("fit", "--run", self.directory, "--resume")
-        self.signals.kept = f"{last} keeps step {self._saved_step}. Go on with: {go_on}"
+        self.signals.go_on = f"{last} keeps step {self._saved_step}. Go on with: {go_on}"
+        self.signals.kept = self.signals.go_on

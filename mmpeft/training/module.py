@@ -260,6 +260,8 @@ class VisionLanguageModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint_dict: dict[str, Any]) -> None:
         answering = self.trainer.state.fn != "fit"
         checkpoint.verify(checkpoint_dict, self._belongs_to(), answering)
+        if not answering:
+            checkpoint.verify_end(checkpoint_dict, self.trainer)
         self._resumed = checkpoint_dict["mmpeft"]
 
     def on_train_start(self) -> None:

@@ -28,7 +28,7 @@ from mmpeft.reporting.run_report import remove_pictures, write_report
 from mmpeft.runs.files import BASE, save_run
 from mmpeft.runs.identity import base_hash
 from mmpeft.runs.layout import CONFIG, config_of
-from mmpeft.runs.manifest import MANIFEST, Manifest, no_run
+from mmpeft.runs.manifest import MANIFEST, Manifest, no_run, places_of
 from mmpeft.runs.occupancy import put_aside
 from mmpeft.training.batches import longest_answer
 from mmpeft.training.curves import BoardLogger, CurvesLogger
@@ -131,6 +131,7 @@ class RunWriter(L.Callback):
         return Manifest(
             language=asdict(module.language),
             vision=asdict(module.vision) if module.vision else None,
+            places=places_of(module.language, module.vision),
             template=module.engine.template.settings,
             identity=module.started.identity,
             self_check=module.started.self_check,

@@ -40,11 +40,7 @@ def check_settings(
     """Raises:
     RefusedError: settings that cannot be together.
     """
-    if trainer.world_size > 1:
-        raise RefusedError(
-            f"the trainer has {trainer.world_size} processes, among which batches are not divided yet; "
-            "set trainer.devices to 1"
-        )
+    check_processes(trainer)
     if stage == "fit" and not (train_projector or any(own.adapter for own in finetunes.values())):
         raise RefusedError("nothing would train: give an adapter, or set train_projector to true")
     if len(finetunes) > 1 and trainer.accumulate_grad_batches > 1:
@@ -53,6 +49,19 @@ def check_settings(
         )
     if stage == "fit":
         _check_numbers(trainer)
+
+
+def check_processes(trainer: Any) -> None:
+    """To be told before they are started, each of which would only find that another one writes the run.
+
+    Raises:
+        RefusedError: there are several.
+    """
+    if trainer.world_size > 1:
+        raise RefusedError(
+            f"the trainer has {trainer.world_size} processes, among which batches are not divided yet; "
+            "set trainer.devices to 1"
+        )
 
 
 def _check_numbers(trainer: Any) -> None:
@@ -138,6 +147,10 @@ def build_start(
     """
     if source is not None and not own_run:
         _check_source(source)
+    earlier = None if source is None else read_manifest(source)
+    if earlier is not None and own_run:
+        language = earlier.located_language(language)
+        vision = earlier.located_vision(vision) if vision else None
     tokenizer = load_tokenizer(language.name)
     layout = _layout(tokenizer, template, source if own_run else None)
     names = list(finetunes)
@@ -146,7 +159,6 @@ def build_start(
         torch.manual_seed(seed)
         model = build_model(language, vision, device, slots)
     identity = describe(language, model, tokenizer)
-    earlier = None if source is None else read_manifest(source)
     if earlier is not None:
         check_identity(earlier, identity, str(source))
     checked = ensure_checked(model, language, earlier.self_check if earlier else {})

@@ -51,3 +51,10 @@ def test_nothing_is_left_when_all_is_answered(path):
     log.append(ANSWERS)
     log.discard()
     assert not path.exists()
+
+
+def test_a_damaged_line_is_asked_again(path):
+    AnswerLog(path, "a model").append((number, Completion(str(number))) for number in range(4))
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], b"\xff\0\0\n", b"7\n", *lines[3:]]))
+    assert list(AnswerLog(path, "a model").answers) == [2]

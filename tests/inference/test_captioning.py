@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import runpy
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from PIL import Image
 import mmpeft
 from mmpeft.cli import main
 from mmpeft.data.images import ImageWorker
+from mmpeft.errors import RefusedError
 from mmpeft.inference.captioning import caption_folder, find_images
 from tests.tiny import make_config, run_directory
 
@@ -224,6 +226,27 @@ def test_two_runs_on_one_output(photos, tiny_run, tmp_path):
     with FileLock(f"{output}.lock"), pytest.raises(Timeout):
         caption_folder(str(photos), str(tiny_run), str(output))
     assert not output.exists()
+
+
+def test_a_full_disk_is_told_with_the_file_and_the_rows_so_far_are_gone_on_with(
+    photos, tiny_run, tmp_path, whole
+):
+    output, (soft, hard) = tmp_path / "captions.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) - 50, hard))
+    try:
+        with pytest.raises(RefusedError, match=r"captions\.jsonl: no space left.*bytes are needed"):
+            caption_folder(str(photos), str(tiny_run), str(output), batch_size=4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    caption_folder(str(photos), str(tiny_run), str(output), batch_size=4)
+    assert output.read_bytes() == whole
+
+
+def test_a_folder_is_no_output(photos, tiny_run, tmp_path):
+    """It was not made with another run, and must not be overwritten."""
+    for overwrite in (False, True):
+        with pytest.raises(RefusedError, match=r"is a folder; name a file.*photos/captions\.jsonl"):
+            caption_folder(str(photos), str(tiny_run), str(photos), overwrite=overwrite)
 
 
 def test_wrong_arguments(tiny_run, tiny_data, tmp_path):

@@ -1,5 +1,6 @@
 """`mmpeft merge`: a folder that plain transformers loads and that says what the adapted model said."""
 
+import errno
 import json
 import re
 import shutil
@@ -129,6 +130,22 @@ def test_nothing_is_overwritten(run, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=r"error: .* is not an empty folder"):
         main(["merge", str(run), "--output", str(folder)])
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+def test_a_merge_that_does_not_end_leaves_nothing_in_its_way(run, tmp_path, monkeypatch):
+    """Half a folder would be neither a model nor empty: the same command could not be given again."""
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = tmp_path / "out" / "merged"
+    with monkeypatch.context() as patched:
+        patched.setattr("mmpeft.runs.merge.write_manifest", full)
+        with pytest.raises(SystemExit, match=rf"error: {folder}: no space left on its disk"):
+            main(["merge", str(run), "--output", str(folder)])
+    assert not list(folder.parent.iterdir())
+    main(["merge", str(run), "--output", str(folder)])
+    assert read_manifest(folder).facts == {"merged": f"default of {run}"}
 
 
 def test_what_is_not_there_is_told(run, tmp_path, monkeypatch):
