@@ -104,7 +104,7 @@ class MultimodalModel(nn.Module):
         """
         each = [owner for owner in owners for _ in range(hidden.shape[1])] if hidden.dim() == 3 else owners
         logits = logits_of_tokens(self.reader, self.bank, hidden.flatten(0, -2), each, dropout_seeds)
-        return logits.view(*hidden.shape[:-1], -1)
+        return logits.unflatten(0, hidden.shape[:-1])
 
     def hidden_states(
         self, batch: Batch, cache: DynamicCache | None = None, new: int | None = None

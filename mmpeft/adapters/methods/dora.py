@@ -97,7 +97,7 @@ class DoraStack(LoraStack):
         super().attach(base, forward)
         self._base = [base]  # in a list: the base stays the layer's module, not this one's
         self._forward = forward
-        if self._is_dense:
+        if isinstance(base, nn.Embedding):  # as many columns as the vocabulary has tokens
             self._squares = dense_weight(base).float().square().sum(1)
             return
         identity = torch.eye(self.lora_A.shape[-1], device=self.lora_A.device)
