@@ -31,6 +31,9 @@ class Lazy(Sequence[Item]):
     def __iter__(self) -> Iterator[Item]:
         return map(self.item, range(len(self)))
 
+    def __add__(self, other: Sequence[Item]) -> "Lazy[Item]":
+        return Chained([self, other])
+
     def _part(self, index: slice) -> tuple[Sequence[Item], Sequence[int]]:
         return self, range(len(self))[index]
 

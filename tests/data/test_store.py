@@ -99,6 +99,7 @@ def test_a_sequence_like_any_other(folder, kept):
         assert list(records[some]) == held[some]
         assert list(records[some][1:-1]) == held[some][1:-1]
         chained = Chained([records[:7], [], records[some]])
+        assert list(records[:7] + records[some]) == list(chained)
         assert list(chained) == [*held[:7], *held[some]] == [chained[n] for n in range(len(chained))]
         firsts = {tuple(record["images"]): record for record in reversed(held[some])}
         assert list(first_of_image_sets(records[some])) == [r for r in held[some] if r in firsts.values()]
