@@ -18,11 +18,11 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from mmpeft.data.images import ImageLike, image_key, load_image
 from mmpeft.errors import RefusedError
 from mmpeft.files import save_tensors, write_whole
+from mmpeft.progress_bar import progress_bar
 
 FEATURE_DTYPE = torch.float16
 """What features are, cached or not: rounding both the same way makes cached equal uncached."""
@@ -94,12 +94,12 @@ class FeatureCache:
         with FileLock(self.directory / "lock"):
             self._open()  # another process may have built them while this one waited
             missing = [key for key in wanted if self._on_disk(key) is None]
-            with tqdm(total=len(missing), desc="encoding images", unit="image") as bar:
+            with progress_bar("encoding images", "image", len(missing)) as update:
                 for start in range(0, len(missing), SHARD_IMAGES):
                     part = {key: wanted[key] for key in missing[start : start + SHARD_IMAGES]}
                     shard: dict[str, Tensor] = {}
                     for key, features in self._encode_each(part, batch_size):
-                        bar.update()
+                        update(1)
                         if isinstance(features, Tensor):
                             shard[key] = features
                         elif not skip_unreadable:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
-from tqdm.auto import tqdm
 
 from mmpeft.data.records import CAPTION_TASK
 from mmpeft.errors import MissingFileError, RefusedError
 from mmpeft.files import append, read_json, write_json
 from mmpeft.hashing import hash_file, hash_json
+from mmpeft.progress_bar import progress_bar
 from mmpeft.runs.layout import adapter_folder
 from mmpeft.runs.manifest import Manifest, read_manifest
 
@@ -123,7 +123,7 @@ def _append(
     of captions that trained the projector alone, ``adapter`` is None and no row names one: "base" would read as if
     nothing had been trained."""
     unreadable, total = 0, len(names)
-    with tqdm(total=total, initial=done, unit="image") as bar:
+    with progress_bar("captioning", "image", total, done) as update:
         while done < total:
             first = done - done % batch_size  # resumed, a batch holds the images that it held before
             own = names[first : first + batch_size]
@@ -132,7 +132,7 @@ def _append(
             append(Path(output), b"".join(json.dumps(row).encode() + b"\n" for row in rows))
             unreadable += sum("error" in row for row in rows)
             done += len(rows)
-            bar.update(len(rows))
+            update(len(rows))
     return unreadable
 
 

@@ -8,6 +8,7 @@ CONFIG = "config.yaml"
 """What the run was trained with."""
 CURVES = "metrics.csv"
 BOARD = "tensorboard"
+CARD = "README.md"
 CHECKPOINTS, LAST = "checkpoints", "last.ckpt"
 PICTURES = ("confusion", "calibration", "changes")
 """What `mmpeft test` draws beside the report."""
