@@ -12,7 +12,7 @@ from mmpeft.data.batch import Batch, collate, concatenate
 from mmpeft.data.packing import PackedRow, pack, pack_choices, plan_rows
 from mmpeft.data.sampling import mixed_order
 from mmpeft.data.template import ChoiceSet, Example
-from mmpeft.errors import RefusedError
+from mmpeft.errors import require_positive
 from mmpeft.hashing import seed_of
 
 BATCHES_SORTED_TOGETHER = 32
@@ -34,8 +34,7 @@ class PackingConfig:
 
     def __post_init__(self):
         for name in ("batch_size", "max_conversations", "max_length"):
-            if getattr(self, name) < 1:
-                raise RefusedError(f"packing.{name} is {getattr(self, name)}; it must be at least 1")
+            require_positive(f"packing.{name}", getattr(self, name))
 
 
 def plan_batches(

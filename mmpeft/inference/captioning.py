@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from mmpeft.data.records import CAPTION_TASK
-from mmpeft.errors import MissingFileError, RefusedError
+from mmpeft.errors import MissingFileError, RefusedError, require_positive
 from mmpeft.files import append, read_json, write_json
 from mmpeft.hashing import hash_file, hash_json
 from mmpeft.progress_bar import progress_bar
@@ -48,8 +48,7 @@ def caption_folder(
         RefusedError: an unknown adapter, a folder without images, or an output that belongs to something else.
         Timeout: another process is writing the output.
     """
-    if batch_size < 1:
-        raise RefusedError(f"batch_size is {batch_size}; it must be at least 1")
+    require_positive("batch_size", batch_size)
     manifest = read_manifest(run)
     adapter = manifest.finetune(adapter)
     names = find_images(folder)

@@ -15,7 +15,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmpeft.errors import RefusedError
+from mmpeft.errors import RefusedError, require_positive
 from mmpeft.hashing import hash_tensors
 from mmpeft.models.cut_borders import Cut, CutBorders
 from mmpeft.paths import resolve
@@ -49,8 +49,7 @@ class VisionConfig:
 
     def __post_init__(self):
         for name in ("pool", "image_size"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise RefusedError(f"vision.{name} is {value}; it must be at least 1")
+            require_positive(f"vision.{name}", getattr(self, name))
 
 
 class VisionEncoder(nn.Module):
