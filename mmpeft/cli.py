@@ -13,7 +13,7 @@ from itertools import takewhile
 from typing import Any, get_args, get_origin
 
 from mmpeft import commands
-from mmpeft.errors import RefusedError
+from mmpeft.errors import RefusedError, told
 from mmpeft.experiments import commands as experiments
 from mmpeft.experiments.compare_methods import compare_methods
 from mmpeft.experiments.few_shot import few_shot
@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (RefusedError, OSError) as error:  # of the system: no such file, no space, no network
         if os.environ.get("MMPEFT_TRACEBACK"):
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {error if isinstance(error, RefusedError) else told(error)}")
 
 
 def _stop_by_signals(command: str) -> None:

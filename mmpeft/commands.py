@@ -7,9 +7,10 @@ import sys
 from argparse import ArgumentParser, RawTextHelpFormatter
 from typing import Literal
 
-from mmpeft.errors import RefusedError
+from mmpeft.errors import RefusedError, require_positive
 from mmpeft.options import TellsBriefly, command_line
 from mmpeft.paths import resolve
+from mmpeft.runs.layout import WHAT_WAS_WANTED
 
 
 class _Parser(TellsBriefly, ArgumentParser):
@@ -29,8 +30,7 @@ def configs(action: Literal["list", "copy"], folder: str = "configs") -> None:
         for name, purpose in list_configs():
             print(f"{name:<38} {purpose}")
         return
-    copied = copy_configs(folder)
-    print(f"{len(copied)} configs copied into {folder}; what was there already is kept")
+    print(f"{len(copy_configs(folder))} configs copied into {folder}; what was there already is kept")
 
 
 def fit(arguments: list[str]) -> None:
@@ -92,6 +92,7 @@ def ask(
     manifest = read_manifest(run)
     if image is not None:
         load_image(image, manifest.image_config)
+    require_positive("--max_new_tokens", max_new_tokens)
     manifest.finetune(adapter)
 
     from mmpeft.inference.reply import reply  # seconds of libraries, for what is not refused
@@ -158,7 +159,7 @@ def inspect(arguments: list[str]) -> None:
     where.add_argument("--run", help="a run directory, whose own config.yaml is taken")
     parser.add_argument("--split", choices=("train", "val"), default="train", help="which data")
     parser.add_argument("--rows", type=int, default=1, help="how many packed rows of the first batch")
-    own, overrides = parser.parse_known_args(arguments)
+    own, overrides = parser.parse_beside(arguments, WHAT_WAS_WANTED)
 
     from mmpeft.tools.inspect_rows import print_rows
     from mmpeft.training.cli import VisionLanguageCLI

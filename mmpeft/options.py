@@ -4,7 +4,7 @@ is, and where help is."""
 import re
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -24,6 +24,15 @@ class TellsBriefly:
 
     prog: str
     _option_string_actions: dict[str, Any]
+    parse_known_args: Any
+
+    def parse_beside(self, arguments: list[str], sections: Sequence[str]) -> tuple[Any, list[str]]:
+        """Own options, and the words that set something in these sections of a config; no other word is passed on."""
+        own, rest = self.parse_known_args(arguments)
+        settings = tuple(f"--{section}" for section in sections)
+        if foreign := [word for word in rest if word.startswith("--") and not word.startswith(settings)]:
+            self.error(f"unrecognized arguments: {' '.join(foreign)}")
+        return own, rest
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Ends the program with exit code 2, as every parser does."""

@@ -12,7 +12,17 @@ from mmpeft.adapters.methods.registry import METHODS
 
 ROOT = Path(mmpeft.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-GROUND = ("files", "hashing", "paths", "errors", "names", "options", "config_files")
+GROUND = (
+    "files",
+    "hashing",
+    "paths",
+    "errors",
+    "names",
+    "options",
+    "config_files",
+    "typed_json",
+    "progress_bar",
+)
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli", "commands", "__init__"),
     ("experiments", "tools"),

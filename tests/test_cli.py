@@ -1,5 +1,6 @@
 """The command line: what a user gets wrong is told in one message, and before any model is loaded."""
 
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from mmpeft.cli import COMMANDS, HELP, main, spelt_out
+from mmpeft.errors import told
 from mmpeft.runs.files import PROJECTOR
 from mmpeft.runs.manifest import MANIFEST
 from tests.tiny import make_config, make_data, run_directory, write_jsonl
@@ -80,6 +82,7 @@ REFUSED = [
     (["ask", "what?", "--adapter", "nobody"], "no finetune 'nobody'; there are: default, base"),
     (["ask", "what?", "--choices", "red"], "--choices: choices must be at least two different"),
     (["ask", " "], "the question is empty; write one"),
+    (["ask", "what?", "--max_new_tokens", "0"], "--max_new_tokens is 0; it must be at least 1"),
     (["caption", "gone"], "gone is no folder; name the one that holds the images"),
     (["caption", ".", "--adapter", "nobody"], "no finetune 'nobody'; there are: default, base"),
 ]
@@ -153,6 +156,8 @@ def test_options_may_be_written_as_people_write_them(command, words, wanted):
         ("ask what? --zzz", "there is no option --zzz"),
         ("ask what is it?", "'is it?' is one argument too many; text of several words stands in quotes"),
         ("inspect --run=r --data.trian=3", "there is no option --data.trian; the closest is --data.train"),
+        ("inspect --run=r --rowz=3", "there is no option --rowz; the closest is --rows"),
+        ("inspect --run=r --output=o", "there is no option --output"),
         ("fit --trainer.max_stepz=3", "there is no option --trainer.max_stepz; the closest is --trainer.max_steps"),
         ("ask", "the following arguments are required: question"),
     ],
@@ -161,7 +166,7 @@ def test_a_command_that_cannot_be_parsed_is_told_in_two_lines(tiny_run, capsys, 
     with pytest.raises(SystemExit) as ended:
         main([word.replace("--run=r", f"--run={tiny_run}") for word in words.split()])
     assert ended.value.code == 2
-    command = "fit" if "inspect" in words else words.split()[0]  # whose settings it takes
+    command = "fit" if "--data.trian" in words else words.split()[0]  # whose settings inspect takes
     assert capsys.readouterr().err == f"error: {told}\n`mmpeft {command} --help` lists the options\n"
 
 
@@ -499,3 +504,28 @@ def test_a_learning_rate_of_zero_is_meant(tiny_base, tiny_data, tmp_path):
     config = make_config(tmp_path / "config.yaml", tiny_base, tiny_data, model={"learning_rate": 0.0})
     main(["fit", "--config", str(config), "--trainer.max_steps=1"])
     assert (run_directory(config) / MANIFEST).is_file()
+
+
+def test_errors_of_the_system_name_the_file_and_what_to_do(fit, tmp_path):
+    (file := tmp_path / "a file").touch()
+    message = fit(trainer={"default_root_dir": str(file)})
+    assert message == f"error: {file}: File exists: a file lies where a folder is wanted; name another place"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            PermissionError(errno.EACCES, "Permission denied", "runs"),
+            "runs: Permission denied: that is not allowed",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "runs"),
+            "runs: Read-only file system: that is not allowed",
+        ),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        (OSError("no network"), "no network"),
+    ],
+)
+def test_errors_of_the_system_are_words(error, message):
+    assert told(error).startswith(message)

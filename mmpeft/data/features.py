@@ -17,7 +17,6 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from mmpeft.data.feature_cache.encoder_folder import EARLIER, tell
 from mmpeft.data.feature_cache.image_keys import ImageKeys
@@ -26,6 +25,7 @@ from mmpeft.data.feature_cache.shard_file import rows_per_shard
 from mmpeft.data.feature_cache.store import FeatureStore
 from mmpeft.data.images import ImageConfig, ImageLike, image_key, load_image
 from mmpeft.errors import RefusedError
+from mmpeft.progress_bar import progress_bar
 
 FEATURE_DTYPE = torch.float16
 """What features are unless the encoder says otherwise, cached or not: rounding both the same way makes cached equal
@@ -116,12 +116,12 @@ class FeatureCache:
         missing = sum(self._on_disk(key) is None for key in wanted)
         if self.store is None or not missing or not self._fits(missing):
             return 0
-        with self.store.writing(wanted) as left, tqdm(total=len(left), desc=DOING, unit="image") as bar:
+        with self.store.writing(wanted) as left, progress_bar(DOING, "image", len(left)) as update:
             encoded, size = 0, min(SHARD_IMAGES, rows_per_shard(self._image_bytes))
             for start in range(0, len(left), size):
                 part = {key: wanted[key] for key in left[start : start + size]}
                 features = self._readable(part, batch_size, skip_unreadable)
-                encoded += self.store.add(list(part), _counted(features, bar))
+                encoded += self.store.add(list(part), _counted(features, update))
         return encoded
 
     def __call__(self, images: Sequence[ImageLike]) -> Tensor:
@@ -224,9 +224,11 @@ class FeatureCache:
         return True
 
 
-def _counted(features: Iterable[tuple[str, Tensor]], bar: Any) -> Iterator[tuple[str, Tensor]]:
+def _counted(
+    features: Iterable[tuple[str, Tensor]], update: Callable[[int], object]
+) -> Iterator[tuple[str, Tensor]]:
     for each in features:
-        bar.update()
+        update(1)
         yield each
 
 

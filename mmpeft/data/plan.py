@@ -7,7 +7,7 @@ import numpy as np
 
 from mmpeft.data.packing import Rows, plan_rows
 from mmpeft.data.sequences import Lazy
-from mmpeft.errors import RefusedError
+from mmpeft.errors import require_positive
 
 BATCHES_SORTED_TOGETHER = 32
 """Rows of similar length share a batch within windows of about this many batches, to pad less."""
@@ -26,8 +26,7 @@ class PackingConfig:
 
     def __post_init__(self):
         for name in ("batch_size", "max_conversations", "max_length"):
-            if getattr(self, name) < 1:
-                raise RefusedError(f"packing.{name} is {getattr(self, name)}; it must be at least 1")
+            require_positive(f"packing.{name}", getattr(self, name))
 
 
 class Plan(Lazy[list[list[int]]]):

@@ -180,11 +180,15 @@ def layout_of(tokenizer: Any, settings: dict[str, Any], where: str) -> Layout:
     """The layout of a run, from its `Template.settings`.
 
     Raises:
-        RefusedError: the tokenizer's chat template is another one now.
+        RefusedError: the settings are damaged, or the tokenizer's chat template is another one now.
     """
     told = current_settings(settings)
+    if told.get("layout") not in LAYOUTS or not isinstance(told.get("max_length"), int):
+        raise RefusedError(
+            f"{where} has the template {told}; wanted a layout of {', '.join(LAYOUTS)} and a max_length"
+        )
     layout = LAYOUTS[told["layout"]](tokenizer, told.get("control_markers", True))
-    if any(layout.settings[key] != told[key] for key in layout.settings):
+    if any(layout.settings[key] != told.get(key) for key in layout.settings):
         raise RefusedError(
             f"{where} was trained with another chat template than the tokenizer has now; put the old one back"
         )

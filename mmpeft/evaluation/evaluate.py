@@ -9,7 +9,7 @@ from mmpeft.data.formats import DataError
 from mmpeft.data.records import Record, is_caption
 from mmpeft.data.sequences import Chained, Lazy
 from mmpeft.data.sources import load_records
-from mmpeft.errors import RefusedError
+from mmpeft.errors import RefusedError, require_positive
 from mmpeft.evaluation.answer_log import AnswerLog
 from mmpeft.hashing import hash_json, hash_rows
 from mmpeft.inference.decoding import Sampling
@@ -37,8 +37,7 @@ class EvaluationConfig:
     """Data file whose answers `mmpeft test --forgetting` reads as plain text."""
 
     def __post_init__(self):
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise RefusedError(f"test.max_new_tokens is {self.max_new_tokens}; it must be at least 1")
+        require_positive("test.max_new_tokens", self.max_new_tokens)
         check_metrics(self.metrics or [], [])  # the names; whether they fit is seen with the data
 
     def ranks(self, record: Record) -> bool:

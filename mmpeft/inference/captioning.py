@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
-from tqdm.auto import tqdm
 
 from mmpeft.data.images import ImageWorker, is_image_file
 from mmpeft.data.records import CAPTION_TASK
-from mmpeft.errors import MissingFileError, RefusedError
+from mmpeft.errors import MissingFileError, RefusedError, require_positive
 from mmpeft.files import append, read_json, write_json
 from mmpeft.hashing import hash_file, hash_json
+from mmpeft.progress_bar import progress_bar
 from mmpeft.runs.layout import adapter_folder
 from mmpeft.runs.manifest import Manifest, read_manifest
 
@@ -48,8 +48,7 @@ def caption_folder(
         RefusedError: an unknown adapter, a folder without images, or an output that belongs to something else.
         Timeout: another process is writing the output.
     """
-    if batch_size < 1:
-        raise RefusedError(f"batch_size is {batch_size}; it must be at least 1")
+    require_positive("batch_size", batch_size)
     manifest = read_manifest(run)
     adapter = manifest.finetune(adapter)
     names, left = find_images(folder)
@@ -143,7 +142,7 @@ def _append(
     of captions that trained the projector alone, ``adapter`` is None and no row names one: "base" would read as if
     nothing had been trained."""
     unreadable, total = 0, len(names)
-    with tqdm(total=total, initial=done, unit="image") as bar:
+    with progress_bar("captioning", "image", total, done) as update:
         while done < total:
             first = done - done % batch_size  # resumed, a batch holds the images that it held before
             own = names[first : first + batch_size]
@@ -152,7 +151,7 @@ def _append(
             append(Path(output), b"".join(json.dumps(row).encode() + b"\n" for row in rows))
             unreadable += sum("error" in row for row in rows)
             done += len(rows)
-            bar.update(len(rows))
+            update(len(rows))
     return unreadable
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmpeft.errors import RefusedError
+from mmpeft.errors import RefusedError, require_positive
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,7 @@ class Sampling:
         for name in ("temperature", "top_p"):
             if not isinstance(value := getattr(self, name), int | float | None):
                 raise RefusedError(f"{name} is {value!r}; it must be a number")
-        if self.max_new_tokens < 1:
-            raise RefusedError(f"max_new_tokens is {self.max_new_tokens!r}; it must be at least 1")
+        require_positive("max_new_tokens", self.max_new_tokens)
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise RefusedError(
                 f"temperature is {self.temperature!r}; it must be a finite number of at least 0, where 0 is greedy"

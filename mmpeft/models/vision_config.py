@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mmpeft.data.images import ImageConfig
-from mmpeft.errors import RefusedError
+from mmpeft.errors import RefusedError, require_positive
 
 Pooling = Literal["none", "average", "pixel_shuffle", "consecutive"]
 Fit = Literal["crop", "pad", "squash", "tile"]
@@ -58,5 +58,4 @@ class VisionConfig:
                 "several images"
             )
         for name in ("pool", "image_size"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise RefusedError(f"vision.{name} is {value}; it must be at least 1")
+            require_positive(f"vision.{name}", getattr(self, name))

@@ -4,10 +4,11 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from mmpeft.files import write_whole
 from mmpeft.options import command_line
 from mmpeft.reporting.card import model_card
 from mmpeft.reporting.report import ShownExample, draw_report
-from mmpeft.runs.layout import CONFIG, CURVES, PICTURES
+from mmpeft.runs.layout import CARD, CONFIG, CURVES, PICTURES
 from mmpeft.runs.manifest import read_manifest
 
 SHOWN_METRICS, NUM_SCORES = ("exact_match", "vqa_accuracy", "anls", "perplexity", "cider"), 4
@@ -48,7 +49,7 @@ def write_report(directory: Path) -> None:
         command=command_line("fit", "--config", directory / CONFIG),
         pictures=[path.name for stem in PICTURES for path in sorted(directory.glob(f"{stem}*.png"))],
     )
-    (directory / "README.md").write_text(card)
+    write_whole(directory / CARD, card)  # last of all: where it is, all is
 
 
 def _scores(metrics: dict[str, float]) -> dict[str, str]:

@@ -33,6 +33,7 @@ from mmpeft.runs.identity import check_identity, describe
 from mmpeft.runs.layout import PROJECTOR as PROJECTOR
 from mmpeft.runs.layout import adapter_folder as adapter_folder
 from mmpeft.runs.manifest import FORMAT, MANIFEST, Manifest, read_manifest, write_manifest
+from mmpeft.typed_json import as_dataclass
 
 HERE = "."
 """The language model of a merged folder: the folder itself."""
@@ -97,7 +98,7 @@ def load_run(
 
 def language_of(directory: str | Path, manifest: Manifest) -> LanguageConfig:
     """The language model of a run; that of a merged folder is the folder itself, wherever it was moved to."""
-    config = LanguageConfig(**manifest.language)
+    config = as_dataclass(LanguageConfig, manifest.language, f"{Path(directory) / MANIFEST}, language")
     if config.name == HERE:
         return replace(config, name=str(Path(directory).resolve()))
     return manifest.located_language(config)

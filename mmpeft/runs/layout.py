@@ -6,8 +6,11 @@ MANIFEST = "mmpeft.json"
 PROJECTOR = "projector.safetensors"
 CONFIG = "config.yaml"
 """What the run was trained with."""
+WHAT_WAS_WANTED = ("seed_everything", "trainer", "model", "data", "test")
+"""The sections of a run's config: what decides about the outcome, not how a command was called."""
 CURVES = "metrics.csv"
 BOARD = "tensorboard"
+CARD = "README.md"
 CHECKPOINTS, LAST = "checkpoints", "last.ckpt"
 PICTURES = ("confusion", "calibration", "changes")
 """What `mmpeft test` draws beside the report."""

@@ -15,6 +15,7 @@ from mmpeft.names import RESERVED_NAME, unknown_finetune
 from mmpeft.options import command_line
 from mmpeft.runs.layout import CONFIG
 from mmpeft.runs.layout import MANIFEST as MANIFEST
+from mmpeft.typed_json import as_dataclass
 
 if TYPE_CHECKING:
     from mmpeft.models.language import LanguageConfig
@@ -73,15 +74,17 @@ class Manifest:
 
     @property
     def vision_config(self) -> VisionConfig | None:
-        return None if self.vision is None else self.located_vision(VisionConfig(**self.vision))
+        if self.vision is None:
+            return None
+        return self.located_vision(as_dataclass(VisionConfig, self.vision, f"{MANIFEST}, vision"))
 
     def located_language(self, config: "LanguageConfig") -> "LanguageConfig":
         """The config of the run's language model, with the folder where it is found; any other as it is."""
-        return replace(config, name=self._located("language", config.name, self.language["name"]))
+        return replace(config, name=self._located("language", config.name, self.language.get("name")))
 
     def located_vision(self, config: VisionConfig) -> VisionConfig:
         """The config of the run's encoder, with the file where its weights are found; any other as it is."""
-        own = self.vision["weights"] if self.vision else None
+        own = self.vision.get("weights") if self.vision else None
         return replace(config, weights=self._located("vision", config.weights, own))
 
     def _located(self, part: str, name: Any, own: str | None) -> Any:
@@ -183,15 +186,8 @@ def read_manifest(directory: str | Path) -> Manifest:
         content = json.loads(path.read_text())
     except ValueError as error:
         raise RefusedError(f"{path} is damaged ({error}); write it again with `mmpeft fit`") from None
-    if not isinstance(content, dict):
-        raise RefusedError(f"{path} holds a {type(content).__name__}; wanted a run's manifest")
-    if content.get("format") not in range(1, FORMAT + 1):
+    if isinstance(content, dict) and content.get("format") not in range(1, FORMAT + 1):
         raise RefusedError(
             f"{path} has format {content.get('format')!r}; this version reads formats 1 to {FORMAT}"
         )
-    try:
-        return Manifest(**content)
-    except TypeError as error:
-        raise RefusedError(
-            f"{path} is no whole manifest ({error}); write it again with `mmpeft fit`"
-        ) from None
+    return as_dataclass(Manifest, content, str(path))

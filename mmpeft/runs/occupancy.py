@@ -10,6 +10,7 @@ from filelock import FileLock, Timeout
 from mmpeft.errors import RefusedError
 from mmpeft.runs.layout import (
     BOARD,
+    CARD,
     CHECKPOINTS,
     CONFIG,
     CURVES,
@@ -25,7 +26,7 @@ from mmpeft.runs.manifest import no_run
 
 OF_A_FIT = (
     *(MANIFEST, PROJECTOR, CONFIG, CURVES, BOARD, CHECKPOINTS),
-    *("adapters", "examples", "report.png", "README.md"),
+    *("adapters", "examples", "report.png", CARD),
 )
 OF_TESTS = (
     *("predictions.jsonl", "metrics.json", "answers.jsonl", TESTS, config_of("test"), config_of("predict")),

@@ -9,7 +9,7 @@ from rich.table import Table
 from mmpeft.data.loader import JointLoader, PackedLoader
 from mmpeft.data.packing import PREFIX, PackedRow
 from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN, Template
-from mmpeft.errors import RefusedError
+from mmpeft.errors import RefusedError, require_positive
 from mmpeft.models.language import load_tokenizer
 from mmpeft.models.vision import make_encoder
 from mmpeft.reporting.tables import make_table
@@ -21,6 +21,7 @@ from mmpeft.training.module import VisionLanguageModule
 
 def print_rows(module: VisionLanguageModule, data: VisionLanguageData, split: Split, rows: int) -> None:
     """Prints packed rows of a split's first batch. Needs the tokenizer and the encoder's shape, no weights."""
+    require_positive("--rows", rows)
     data.read("fit", module.finetunes)
     tokenizer = load_tokenizer(module.language.name)
     encoder = make_encoder(module.vision, load_weights=False)

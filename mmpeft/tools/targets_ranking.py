@@ -15,7 +15,7 @@ from mmpeft.data.loader import PackedLoader
 from mmpeft.data.plan import PackingConfig
 from mmpeft.data.sources import load_records, require_images
 from mmpeft.data.template import Template
-from mmpeft.errors import RefusedError
+from mmpeft.errors import require_positive
 from mmpeft.inference.self_check import check_language_model
 from mmpeft.models.language import LanguageConfig, load_language_model, load_tokenizer
 from mmpeft.models.multimodal import MultimodalModel
@@ -43,8 +43,7 @@ def rank_sites(name: str, data: str, batches: int) -> tuple[dict[str, float], Mu
     Raises:
         RefusedError: fewer than one batch, or see `sensitivity`.
     """
-    if batches < 1:
-        raise RefusedError(f"batches is {batches}; it must be at least 1")
+    require_positive("batches", batches)
     records = load_records(resolve(data))
     require_images(records, data)
     has_images = any(record["images"] for record in records)

@@ -14,7 +14,7 @@ from mmpeft.errors import RefusedError
 from mmpeft.evaluation.evaluate import EvaluationConfig
 from mmpeft.options import TellsBriefly, command_line
 from mmpeft.runs.files import HERE
-from mmpeft.runs.layout import CONFIG
+from mmpeft.runs.layout import CONFIG, WHAT_WAS_WANTED
 from mmpeft.runs.manifest import MANIFEST, no_run, read_manifest
 from mmpeft.runs.occupancy import held, require_finished
 from mmpeft.runs.result_folder import results_folder
@@ -24,6 +24,7 @@ from mmpeft.training.checkpoint_files import (
     last_checkpoint,
     newest_whole_checkpoint,
 )
+from mmpeft.training.config_file import check_config_files
 from mmpeft.training.curves import BoardLogger, CurvesLogger
 from mmpeft.training.datamodule import VisionLanguageData
 from mmpeft.training.folder_or_section import with_sections
@@ -58,8 +59,6 @@ OPTIONS = {
 }
 """Option -> the commands that have it, and what it does."""
 WITH_A_VALUE = ("output",)
-WHAT_WAS_WANTED = ("seed_everything", "trainer", "model", "data", "test")
-"""The sections of a run's config: what decides about the outcome, not how a command was called."""
 
 
 class _Parser(TellsBriefly, LightningArgumentParser):
@@ -93,6 +92,7 @@ class VisionLanguageCLI(LightningCLI):
 
     @classmethod
     def _make(cls, arguments: list[str], run: bool) -> "VisionLanguageCLI":
+        check_config_files(arguments)
         for expected in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=expected)
         # Without Lightning's lines about hardware, its tips, and the seed, which config.yaml holds.

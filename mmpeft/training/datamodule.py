@@ -21,7 +21,7 @@ from mmpeft.data.sequences import Chained
 from mmpeft.data.sources import OnBadSample, load_records, require_images, with_images
 from mmpeft.data.store import first_of_image_sets
 from mmpeft.data.template import STYLES, LayoutName
-from mmpeft.errors import RefusedError
+from mmpeft.errors import RefusedError, require_positive
 from mmpeft.paths import resolve
 from mmpeft.training.finetune import Finetune, Split
 
@@ -108,8 +108,7 @@ class VisionLanguageData(L.LightningDataModule):
             if "" in given:
                 raise RefusedError(f"data.{split} is an empty path; wanted a data file or folder, or null")
         for name, value in (("shots", shots), ("limit", limit)):
-            if value is not None and value < 1:
-                raise RefusedError(f"data.{name} is {value}; it must be at least 1")
+            require_positive(f"data.{name}", value)
         if weights is not None and (
             shots is not None or not all(0 < weight < math.inf for weight in weights)
         ):

@@ -1,5 +1,6 @@
 """What a person sees while a model trains: the progress bar, lines in a log file, and the loss at the end."""
 
+import math
 import sys
 import time
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 
-SECONDS_BETWEEN_LINES = 10.0
+from mmpeft.progress_bar import SECONDS_BETWEEN_LINES
 
 
 def progress() -> L.Callback:
@@ -55,6 +56,7 @@ class LogLines(L.Callback):
     def __init__(self) -> None:
         self._last = self._begun = time.monotonic()
         self._first_step = 0
+        self._told_step = -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._last = self._begun = time.monotonic()
@@ -65,7 +67,8 @@ class LogLines(L.Callback):
             self._tell_step(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._tell_step(trainer)
+        if self._told_step != trainer.global_step:
+            self._tell_step(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -78,6 +81,7 @@ class LogLines(L.Callback):
         self._tell_batch(trainer, arguments[3], trainer.num_predict_batches)
 
     def _tell_step(self, trainer: L.Trainer) -> None:
+        self._told_step = trainer.global_step
         self._last, steps = time.monotonic(), max(1, trainer.global_step - self._first_step)
         pace = f"{(self._last - self._begun) / steps:.2f} s a step"
         self._tell(f"step {trainer.global_step}{_of(trainer)}, {pace}", trainer)
@@ -115,4 +119,6 @@ class LastValidation(L.Callback):
 
 
 def _of(trainer: L.Trainer) -> str:
-    return f" of {trainer.max_steps}" if trainer.max_steps > 0 else f", epoch {trainer.current_epoch + 1}"
+    total = trainer.estimated_stepping_batches
+    epoch = "" if trainer.max_steps > 0 else f", epoch {trainer.current_epoch + 1}"
+    return (f" of {total}" if math.isfinite(total) else "") + epoch

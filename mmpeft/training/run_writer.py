@@ -27,7 +27,7 @@ from mmpeft.options import command_line
 from mmpeft.reporting.run_report import remove_pictures, write_report
 from mmpeft.runs.files import BASE, save_run
 from mmpeft.runs.identity import base_hash
-from mmpeft.runs.layout import CONFIG, config_of
+from mmpeft.runs.layout import CARD, CONFIG, config_of
 from mmpeft.runs.manifest import MANIFEST, Manifest, no_run, places_of
 from mmpeft.runs.occupancy import put_aside
 from mmpeft.training.batches import longest_answer
@@ -36,6 +36,7 @@ from mmpeft.training.datamodule import VisionLanguageData, all_records, instruct
 from mmpeft.training.finetune import Split
 from mmpeft.training.module import VisionLanguageModule
 
+HAS_ENDED = "has ended already; raise trainer.max_steps or max_epochs to train it further"
 NOT_WRITTEN = "trainer.fast_dev_run tries a batch: no results were written"
 
 
@@ -102,12 +103,12 @@ class RunWriter(L.Callback):
             return
         directory = Path(trainer.default_root_dir)
         if not hasattr(self, "manifest"):  # resumed after the last step, Lightning trains nothing
-            if (directory / MANIFEST).exists():
-                print(
-                    f"{directory} has ended already; raise trainer.max_steps or max_epochs to train it further"
-                )
-                return
+            if (written := (directory / MANIFEST).exists()) and (directory / CARD).exists():
+                return print(f"{directory} {HAS_ENDED}")
             self.on_train_end(trainer, pl_module)
+            if written:  # stopped between its finetunes and its card
+                self._report(directory)
+                return print(f"{directory} {HAS_ENDED}")
         manifest = self.manifest
         manifest.base = base_hash(module.model)
         manifest.facts = cost(module, self._before + time.monotonic() - self._started)
@@ -115,14 +116,17 @@ class RunWriter(L.Callback):
             manifest.facts["skipped"] = f"{skipped:,} bad rows of the training data"
         save_run(directory, manifest, module.model)
         remove_pictures(directory)
-        records = [request.record for request in self._requests]
-        write_examples(directory, records, self._answers, manifest.image_config)
-        write_report(directory)
+        self._report(directory)
         table = Table(title=f"run {directory}", show_header=False)
         for name, value in manifest.facts.items():
             table.add_row(name, value)
         Console().print(table)
         print(f"next: {command_line('test', '--run', directory)}")
+
+    def _report(self, directory: Path) -> None:
+        records = [request.record for request in self._requests]
+        write_examples(directory, records, self._answers, self.manifest.image_config)
+        write_report(directory)
 
     def _describe(self, module: VisionLanguageModule, data: VisionLanguageData) -> Manifest:
         earlier = module.started.manifest

@@ -232,6 +232,27 @@ def test_a_damaged_manifest_is_refused(run, content):
         load_run(run)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("adapters", [1], r"mmpeft\.json: adapters is \[1\]; wanted list\[str\]"),
+        ("metrics", {"loss": "low"}, "metrics is .*wanted"),
+        ("answer_tokens", True, "answer_tokens is True; wanted int"),
+        ("choices", {"default": []}, "choices is"),
+        ("language", {"name": "x", "foo": 7}, "language has 'foo', which this version does not know"),
+        ("language", {"name": "x", "dtype": "half"}, "language: dtype is 'half'; wanted Literal"),
+        ("vision", {"name": 7}, "vision: name is 7; wanted str"),
+        ("template", {}, r"has the template \{\}; wanted a layout of minigpt"),
+        ("new", 1, "has 'new', which this version does not know"),
+    ],
+)
+def test_a_manifest_that_was_edited_is_refused_by_field(run, field, value, message):
+    content = json.loads((run / MANIFEST).read_text())
+    (run / MANIFEST).write_text(json.dumps(content | {field: value}))
+    with pytest.raises(RefusedError, match=message):
+        load_run(run)
+
+
 def test_finetunes_with_equal_projectors_share_a_slot_and_others_have_their_own(run, randomise):
     """Equal ones go through the plain product as alone, so that answers stay the same to the bit."""
     model, _, manifest = load_run(run)

@@ -38,6 +38,12 @@ def test_a_split_without_data_is_told(inspect):
         inspect("--split", "val", data={"val": None})
 
 
+@pytest.mark.parametrize("rows", ["0", "-1"])
+def test_less_than_a_row_is_refused(inspect, rows):
+    with pytest.raises(SystemExit, match=rf"--rows is {rows}; it must be at least 1"):
+        inspect("--rows", rows)
+
+
 def test_no_weights_are_loaded(inspect, monkeypatch):
     monkeypatch.setattr("mmpeft.training.start.build_model", None)
     vision = {"name": "test_vit", "weights": "not/there.safetensors", "image_size": 32, "crop": False}

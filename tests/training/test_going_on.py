@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,6 +68,22 @@ def test_to_resume_a_run_that_has_ended_changes_nothing_and_says_so(whole, tmp_p
     after = contents(run)
     assert {path: after[path] for path in before} == before
     assert {path.parts[0] for path in after.keys() - before.keys()} <= {"tensorboard"}
+
+
+def test_a_run_that_was_stopped_before_its_card_gets_it_and_nothing_else(whole, tmp_path, capsys):
+    run = shutil.copytree(whole, tmp_path / "ended")
+    before = contents(run)
+    shutil.rmtree(run / "examples")
+    drawn = [Path("README.md"), Path("report.png")]  # which show the name of the directory
+    for path in drawn:
+        (run / path).unlink()
+    main(["fit", "--run", str(run), "--resume"])
+    assert "has ended already" in capsys.readouterr().out
+    after = contents(run)
+    assert all(after[path] for path in drawn)
+    assert {path: after[path] for path in before if path not in drawn} == {
+        path: content for path, content in before.items() if path not in drawn
+    }
 
 
 def test_a_run_that_was_killed_before_it_was_written_is_written_by_resume(stopped, whole):

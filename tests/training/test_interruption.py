@@ -89,7 +89,14 @@ def test_ctrl_c_while_the_libraries_come_in_is_one_line(tmp_path, tiny_run, comm
     Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
     words = {
         "fit": ["fit", "--config", "configs/tfew.yaml"],
-        "caption": ["caption", str(tmp_path), "--run", str(tiny_run), "--output", str(tmp_path / "out.jsonl")],
+        "caption": [
+            "caption",
+            str(tmp_path),
+            "--run",
+            str(tiny_run),
+            "--output",
+            str(tmp_path / "out.jsonl"),
+        ],
     }[command]
     process = subprocess.Popen(
         [sys.executable, *MMPEFT, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

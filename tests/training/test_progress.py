@@ -78,6 +78,21 @@ def test_a_log_file_gets_a_line_every_ten_seconds(tmp_path, tiny_base, tiny_data
     assert all(" of 8, " in line and "train_loss" in line and "s a step" in line for line in lines)
 
 
+def test_a_log_says_how_many_steps_there_will_be_and_ends_with_one_line(
+    tmp_path, tiny_base, tiny_data, capsys, monkeypatch
+):
+    """Epochs of four steps."""
+    monkeypatch.setattr("mmpeft.training.progress.SECONDS_BETWEEN_LINES", 0)
+    trainer = {"enable_progress_bar": True, "max_steps": -1, "max_epochs": 2}
+    config = make_config(tmp_path / "fit.yaml", tiny_base, tiny_data, trainer=trainer)
+    main(["fit", "--config", str(config)])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    epochs = [1] * 4 + [2] * 4
+    assert [line.split(", ")[:2] for line in lines] == [
+        [f"step {step} of 8", f"epoch {epoch}"] for step, epoch in enumerate(epochs, start=1)
+    ]
+
+
 @pytest.mark.parametrize(("steps", "validated"), [(6, ["3", "5"]), (4, ["3"])], ids=["between", "at the end"])
 def test_every_fit_ends_with_a_validation(tmp_path, tiny_base, tiny_data, steps, validated):
     """Epochs of four steps: once in every one, and once more where it ends in between."""

@@ -66,8 +66,8 @@ def find_files(path: Path | str, require_answers: bool = True) -> list[DataFile]
     close = difflib.get_close_matches(only.name, beside, n=3)
     seen_from = "" if only.is_absolute() else f", seen from {Path.cwd()}"
     raise DataError(
-        f"{name!r} is neither a file nor a folder{seen_from}; closest names in {str(only.parent)!r}: {close}; a data set of "
-        "the hub is written user/name:split"
+        f"{name!r} is neither a file nor a folder{seen_from}; closest names in {str(only.parent)!r}: {close}; a data "
+        "set of the hub is written user/name:split"
     )
 
 
