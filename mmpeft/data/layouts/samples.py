@@ -16,7 +16,7 @@ from mmpeft.data.layouts.answers import (
 )
 from mmpeft.data.layouts.bookkeeping import rename_published, take_bookkeeping, take_published
 from mmpeft.data.layouts.choices import Choices, take_choices, take_right_choice
-from mmpeft.data.layouts.columns import Columns, describe_unknown
+from mmpeft.data.layouts.columns import Columns, UnknownKeysError
 from mmpeft.data.layouts.conversations import read_turns, split_system
 from mmpeft.data.layouts.fields import Fields
 from mmpeft.data.layouts.image_root import ImageRoot
@@ -99,7 +99,7 @@ class RowReader:
         if left := fields.left:
             if fields.of("tools"):
                 raise DataError(f"found {fields.of('tools')[0]!r}: tools are not read; drop the row")
-            raise DataError(describe_unknown(left, fields.row))
+            raise UnknownKeysError(left, fields.row)
         return sample
 
     def _answered(
