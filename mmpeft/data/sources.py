@@ -24,6 +24,8 @@ from mmpeft.data.sequences import pick
 from mmpeft.data.store import RecordStore, StoreWriter, first_of_image_sets
 
 OnBadSample = Literal["raise", "skip"]
+Read = tuple[str, Any, list[Record] | DataError]
+"""File and line, the row as it stands there, and its records or what is wrong with it."""
 
 
 def load_records(
@@ -118,7 +120,7 @@ class Reading:
             DataError: a row has a problem and is not skipped, or none is left.
         """
         problems, notes, ids, places = Problems(), Notes(), array("q"), array("q")
-        for number, (_, records) in enumerate(self.rows(images, notes), 1):
+        for number, (_, _, records) in enumerate(self.rows(images, notes), 1):
             if isinstance(records, DataError):
                 problems.add(number, str(records))
                 continue
@@ -141,17 +143,19 @@ class Reading:
         writer.notes.update({"left aside": notes.told, "repeated": repeated})
         return store
 
-    def rows(self, images: ImageRoot, notes: Notes) -> Iterator[tuple[Any, list[Record] | DataError]]:
-        """(row as its file has it, its records or what is wrong with it) of every row."""
+    def rows(self, images: ImageRoot, notes: Notes) -> Iterator[Read]:
+        """Every row."""
         reader = RecordReader(images, self.task, self.require_answers, self.columns, notes)
         for file in self.files:
             for place, row in read_rows(file):
                 where = f"{file.name}:{place}"
                 try:
-                    yield row, reader.read(row, f"{file.stem}-{place}", where)
+                    yield where, row, reader.read(row, f"{file.stem}-{place}", where)
                 except DataError as error:
-                    name = f" (id {row['id']!r})" if isinstance(row, dict) and row.get("id") is not None else ""
-                    yield row, _placed(error, f"{where}{name}")
+                    name = (
+                        f" (id {row['id']!r})" if isinstance(row, dict) and row.get("id") is not None else ""
+                    )
+                    yield where, row, _placed(error, f"{where}{name}")
 
 
 def _placed(error: DataError, where: str) -> DataError:
@@ -235,16 +239,20 @@ def require_images(records: Sequence[Record], what: str) -> None:
 
 
 def _problem(image: str | bytes, worker: ImageWorker | None, config: ImageConfig) -> str | None:
-    if worker is not None:
-        try:
-            worker.load(image, config)
-        except ImageError as error:
-            return str(error)
-    elif isinstance(image, str) and not _is_full_file(image):
-        return (
-            f"image {image!r} is missing, empty or no file; correct its name or image_root, or drop the row"
-        )
+    if worker is None:
+        return missing_image(image)
+    try:
+        worker.load(image, config)
+    except ImageError as error:
+        return str(error)
     return None
+
+
+def missing_image(image: str | bytes) -> str | None:
+    """What is wrong with an image whose file cannot be there; its content is not looked at."""
+    if isinstance(image, bytes) or _is_full_file(image):
+        return None
+    return f"image {image!r} is missing, empty or no file; correct its name or image_root, or drop the row"
 
 
 def _is_full_file(path: str) -> bool:
