@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import torch
 from PIL import Image
-from torchvision.transforms.functional import to_pil_image
 
 from mmpeft.models.image_transform import cut_share
 from mmpeft.models.vision import VisionConfig, VisionEncoder
@@ -43,4 +42,5 @@ def cut_warning(encoder: VisionEncoder, sizes: Mapping[tuple[int, int], int]) ->
 def as_seen(encoder: VisionEncoder, image: Image.Image) -> Image.Image:
     """An RGB image behind the encoder's transform, at its size, in its own colours."""
     mean, std = (torch.tensor(encoder.data_config[name]).view(3, 1, 1) for name in ("mean", "std"))
-    return to_pil_image((encoder.transform(image) * std + mean).clamp(0, 1))
+    pixels = (encoder.transform(image) * std + mean).clamp(0, 1).mul(255).round().byte()
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())

@@ -36,8 +36,8 @@ def propose_mapping(
     if not found and new:
         left = sorted({key for row in rows for key in row} - {*mapping.values(), *ignored})
         return [
-            f"{source}: columns that seem to be known: {flow(mapping)}; say in --columns too what the others are, or in "
-            f"--ignore that they are nothing: {', '.join(left)}"
+            f"{source}: columns that seem to be known: {flow(mapping)}; say in --columns too what the others are, or "
+            f"in --ignore that they are nothing: {', '.join(left)}"
         ]
     if not found or (mapping, ignored) == (columns.mapping, columns.ignored):
         return []
