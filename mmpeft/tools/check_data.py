@@ -208,8 +208,9 @@ def _show(
     pictures: str | None,
 ) -> None:
     """Some conversations as the model reads them, and a picture of them."""
-    for record in records[:NUM_READ] if tokens else []:
-        console.print(tokens.shown(record), soft_wrap=True)
+    if tokens:
+        for record in records[:NUM_READ]:
+            console.print(tokens.shown(record), soft_wrap=True)
     if pictures and records:
         from mmpeft.tools.sample_picture import draw_samples
 

@@ -49,7 +49,8 @@ class Notes:
     @classmethod
     def read(cls, told: dict[str, Any]) -> "Notes":
         """Of `told`."""
-        return cls(**{k: Counter(v) if isinstance(v, dict) else v for k, v in told.items()})
+        values: dict[str, Any] = {k: Counter(v) if isinstance(v, dict) else v for k, v in told.items()}
+        return cls(**values)
 
     def lines(self) -> list[str]:
         """What is to be told, a line each."""
