@@ -3,6 +3,7 @@
 import atexit
 import gc
 import inspect
+import json
 import os
 import signal
 import sys
@@ -24,7 +25,7 @@ from mmpeft.tools import commands as tools
 COMMANDS: dict[str, Callable[..., Any]] = {
     "prepare": prepare,
     "configs": commands.configs,
-    "check": commands.check,
+    "check": tools.check,
     "inspect": commands.inspect,
     "cache": tools.cache,
     "sites": commands.sites,
@@ -141,7 +142,8 @@ def _run(function: Callable[..., Any], words: list[str], program: str) -> None:
 
 def spelt_out(function: Callable[..., Any], words: list[str]) -> list[str]:
     """The words as jsonargparse wants them: ``--again`` as ``--again=true``, ``--shots 1 4`` as ``--shots=[1,4]``, and
-    ``--limit-test`` as ``--limit_test``; of the only argument without a name its value: ``merge --run DIR``."""
+    ``--limit-test`` as ``--limit_test``; of the only argument without a name its value: ``merge --run DIR``, and where
+    that is a list, all values as one: ``check a b``."""
     parameters = inspect.signature(function).parameters
     positional = [
         name for name, own in parameters.items() if own.default is own.empty and own.kind != own.KEYWORD_ONLY
@@ -165,7 +167,18 @@ def spelt_out(function: Callable[..., Any], words: list[str]) -> list[str]:
             spelt.insert(0, value if equals else rest.pop(0))
             continue
         spelt.append(f"--{option}{equals}{value}")
-    return spelt
+    return (
+        _as_one(spelt) if len(positional) == 1 and _is_list(parameters[positional[0]].annotation) else spelt
+    )
+
+
+def _as_one(words: list[str]) -> list[str]:
+    """The words with those that are no option's as one list in front."""
+    bare, rest = [], []
+    for before, word in zip(["", *words], words, strict=False):
+        of_option = before.startswith("--") and "=" not in before
+        (rest if word.startswith("-") or of_option else bare).append(word)
+    return [bare[0] if bare[0].startswith("[") else json.dumps(bare), *rest] if bare else rest
 
 
 def _is_list(kind: Any) -> bool:

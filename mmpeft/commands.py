@@ -169,55 +169,6 @@ def inspect(arguments: list[str]) -> None:
     print_rows(cli.model, cli.datamodule, own.split, own.rows)
 
 
-def check(
-    data: str,
-    image_root: str | None = None,
-    task: str | None = None,
-    columns: dict[str, str] | None = None,
-    ignore: list[str] | None = None,
-    encoder: str | None = None,
-    layer: int = -1,
-    image_size: int | None = None,
-) -> None:
-    """Reads a data file and decodes every image of it, and lists everything that is wrong.
-
-    Args:
-        data: data file or folder, as in the configs' data.train.
-        image_root: folder that image paths start from; by default the data file's.
-        task: identifier for rows that have none.
-        columns: as data.columns, such as "{image: img_name, answer: response}".
-        ignore: as data.ignore, columns to leave out.
-        encoder: a timm model to try too, without its weights: its tokens, and whether its layer is the last before its
-            head.
-        layer: of the encoder, as in the configs' model.vision.layer.
-        image_size: of the encoder, as in the configs' model.vision.image_size.
-    """
-    from mmpeft.data.sources import DataError, check_images, load_records
-
-    if encoder is not None:
-        from mmpeft.tools.encoder_facts import look_at_encoder
-
-        print(f"{encoder}: {look_at_encoder(encoder, layer, image_size)}")
-    elif (layer, image_size) != (-1, None):
-        raise RefusedError(
-            "--layer and --image_size are of an encoder, and none is named; add --encoder NAME"
-        )
-
-    from mmpeft.data.layouts.columns import Columns
-    from mmpeft.data.layouts.notes import Notes
-
-    notes, mapping = Notes(), Columns(columns or {}, ignore or [])
-    records = load_records(resolve(data), mapping, image_root=image_root, task=task, notes=notes)
-    mapping.check_used(notes, data)
-    problems = check_images(records, decode=True)
-    if problems:
-        raise DataError(f"{len(problems)} images cannot be used:\n" + "\n".join(problems))
-    images = {image for record in records for image in record["images"]}
-    for line in notes.lines():
-        print(f"{data}: {line}")
-    print(f"{data}: {len(records):,} conversations about {len(images):,} images; nothing to object to")
-
-
 def sites(model: str, data: str | None = None, batches: int = 8, budget: int | None = None) -> None:
     """Prints which linears of a language model adapters would touch, and how many parameters each method trains.
 

@@ -32,11 +32,15 @@ class Problems:
         """The first one that is told."""
         return self._told[0][1]
 
+    def told(self, what: str, hint: str = "") -> str:
+        """The first ones, and how many there are."""
+        rest = f"\n  and {self.count - MAX_LISTED} more" if self.count > MAX_LISTED else ""
+        lines = [f"{what}: {self.count} problem(s){hint}", *(told for _, told in self._told)]
+        return "\n  ".join(lines) + rest
+
     def refuse(self, what: str, hint: str = "") -> None:
         """Raises:
         DataError: there are any.
         """
         if self.count:
-            rest = f"\n  and {self.count - MAX_LISTED} more" if self.count > MAX_LISTED else ""
-            lines = [f"{what}: {self.count} problem(s){hint}", *(told for _, told in self._told)]
-            raise DataError("\n  ".join(lines) + rest)
+            raise DataError(self.told(what, hint))

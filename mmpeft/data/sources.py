@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mmpeft.data.formats import DataError, DataFile, find_files, read_rows
 from mmpeft.data.images import ImageConfig, ImageError, ImageWorker, image_file
@@ -24,6 +24,8 @@ from mmpeft.data.sequences import pick
 from mmpeft.data.store import RecordStore, StoreWriter, first_of_image_sets
 
 OnBadSample = Literal["raise", "skip"]
+Read = tuple[str, Any, list[Record] | DataError]
+"""File and line, the row as it stands there, and its records or what is wrong with it."""
 
 
 def load_records(
@@ -55,21 +57,36 @@ def load_records(
         DataError: If a row is not a valid sample, two rows share an id, or there is no row. Whether the image
             files exist is not looked at: see `check_images`.
     """
-    files = find_files(path, require_answers)
-    root = Path(image_root) if image_root is not None else files[0].root
-    if not root.is_dir():
-        raise DataError(f"image_root {str(root)!r} is not a folder; pass the one image names are relative to")
-    columns = columns or Columns()
-    reading = Reading(str(path), files, columns, task, require_answers, on_bad_sample)
-    parts = [part for file in files for part in file.parts]
+    reading, root = open_reading(path, columns, image_root, task, require_answers, on_bad_sample)
+    parts = [part for file in reading.files for part in file.parts]
     store = read_or_open(parts, root, reading.settings, reading.read)
     noted = Notes.read(store.notes["left aside"])
     if notes is None:
-        columns.check_used(noted, str(path))
+        reading.columns.check_used(noted, str(path))
     else:
         notes.add(noted)
     left_out = set(store.notes["repeated"])
     return pick(store, [n for n in range(len(store)) if n not in left_out]) if left_out else store
+
+
+def open_reading(
+    path: str | Path,
+    columns: Columns | None = None,
+    image_root: str | Path | None = None,
+    task: str | None = None,
+    require_answers: bool = True,
+    on_bad_sample: OnBadSample = "raise",
+) -> "tuple[Reading, Path]":
+    """How a data file or folder is read, and the folder of its images.
+
+    Raises:
+        DataError: there is no such file, or no such folder.
+    """
+    files = find_files(path, require_answers)
+    root = Path(image_root) if image_root is not None else files[0].root
+    if not root.is_dir():
+        raise DataError(f"image_root {str(root)!r} is not a folder; pass the one image names are relative to")
+    return Reading(str(path), files, columns or Columns(), task, require_answers, on_bad_sample), root
 
 
 @dataclass(frozen=True)
@@ -103,13 +120,9 @@ class Reading:
             DataError: a row has a problem and is not skipped, or none is left.
         """
         problems, notes, ids, places = Problems(), Notes(), array("q"), array("q")
-        reader = RecordReader(images, self.task, self.require_answers, self.columns, notes)
-        for number, (where, made_id, row) in enumerate(self._rows(), 1):
-            try:
-                records = reader.read(row, made_id, where)
-            except DataError as error:
-                name = f" (id {row['id']!r})" if isinstance(row, dict) and row.get("id") is not None else ""
-                problems.add(number, f"{where}{name}: {error}")
+        for number, (_, _, records) in enumerate(self.rows(images, notes), 1):
+            if isinstance(records, DataError):
+                problems.add(number, str(records))
                 continue
             for record in records:
                 writer.add(record)
@@ -118,8 +131,7 @@ class Reading:
         store = writer.records()
         repeated = []
         for number, first in _repeated(store, ids):
-            told = f"the id is also used at {store[first]['where']}; make ids unique, or drop them all"
-            problems.add(places[number], f"{place_of(store[number])}: {told}")
+            problems.add(places[number], repeated_id(store[number], store[first]["where"]))
             repeated.append(number)
         if self.on_bad_sample == "skip" and len(store) and problems.count:
             notes.skip(problems.first, problems.count)
@@ -131,11 +143,30 @@ class Reading:
         writer.notes.update({"left aside": notes.told, "repeated": repeated})
         return store
 
-    def _rows(self) -> Iterator[tuple[str, str, object]]:
-        """(where, id for a row that has none, row)."""
+    def rows(self, images: ImageRoot, notes: Notes) -> Iterator[Read]:
+        """Every row."""
+        reader = RecordReader(images, self.task, self.require_answers, self.columns, notes)
         for file in self.files:
             for place, row in read_rows(file):
-                yield f"{file.name}:{place}", f"{file.stem}-{place}", row
+                where = f"{file.name}:{place}"
+                try:
+                    yield where, row, reader.read(row, f"{file.stem}-{place}", where)
+                except DataError as error:
+                    name = (
+                        f" (id {row['id']!r})" if isinstance(row, dict) and row.get("id") is not None else ""
+                    )
+                    yield where, row, _placed(error, f"{where}{name}")
+
+
+def _placed(error: DataError, where: str) -> DataError:
+    """The same error, of its kind, with the place of its row."""
+    error.args = (f"{where}: {error}",)
+    return error
+
+
+def repeated_id(record: Record, first: str) -> str:
+    """What is said of a record whose id that at ``first`` has already."""
+    return f"{place_of(record)}: the id is also used at {first}; make ids unique, or drop them all"
 
 
 def _repeated(records: RecordStore, ids: "array[int]") -> Iterator[tuple[int, int]]:
@@ -208,16 +239,20 @@ def require_images(records: Sequence[Record], what: str) -> None:
 
 
 def _problem(image: str | bytes, worker: ImageWorker | None, config: ImageConfig) -> str | None:
-    if worker is not None:
-        try:
-            worker.load(image, config)
-        except ImageError as error:
-            return str(error)
-    elif isinstance(image, str) and not _is_full_file(image):
-        return (
-            f"image {image!r} is missing, empty or no file; correct its name or image_root, or drop the row"
-        )
+    if worker is None:
+        return missing_image(image)
+    try:
+        worker.load(image, config)
+    except ImageError as error:
+        return str(error)
     return None
+
+
+def missing_image(image: str | bytes) -> str | None:
+    """What is wrong with an image whose file cannot be there; its content is not looked at."""
+    if isinstance(image, bytes) or _is_full_file(image):
+        return None
+    return f"image {image!r} is missing, empty or no file; correct its name or image_root, or drop the row"
 
 
 def _is_full_file(path: str) -> bool:

@@ -7,6 +7,8 @@ from mmpeft.data.images.formats import VIDEO, kind_of
 from mmpeft.data.images.source import read_head
 from mmpeft.data.images.video_file import frame_times
 
+NUM_FRAMES = 8
+"""Of a video whose row does not say ``frames``."""
 VIDEO_MARKER = "<video>"
 """Where in a question the frames of a video stand; replaced by as many image markers as there are names."""
 

@@ -58,6 +58,11 @@ def load_tokenizer(name: str) -> Any:
     return tokenizer
 
 
+def positions_of(name: str) -> int | None:
+    """How many positions a model's config says that it was made for; None where it says nothing."""
+    return getattr(load_pretrained(AutoConfig, name).get_text_config(), "max_position_embeddings", None)
+
+
 def load_language_model(config: LanguageConfig, device: torch.device | str = "cpu") -> nn.Module:
     """The frozen model, in eval mode.
 

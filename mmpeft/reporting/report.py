@@ -42,8 +42,8 @@ Curve = list[tuple[float, float]]
 class ShownExample:
     """One question as it was answered."""
 
-    image: str | None
-    """Path of the image; None for a question about text alone."""
+    image: str | Image.Image | None
+    """The image or its path; None for a question about text alone."""
     question: str
     truth: str | None
     """None where nobody knows: the answer is shown without a verdict."""

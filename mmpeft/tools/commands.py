@@ -1,7 +1,11 @@
-"""The commands that look after the feature cache; those of the other tools are in `mmpeft.commands`."""
+"""The commands that look after data: the check of data sets, the feature cache; the other tools' are in
+`mmpeft.commands`."""
 
 import sys
 from typing import Literal
+
+from mmpeft.errors import RefusedError
+from mmpeft.paths import resolve
 
 
 def cache(
@@ -31,3 +35,91 @@ def cache(
         clear_cache(folder, encoder)
     elif verify_cache(folder, encoder):
         sys.exit(1)
+
+
+def check(
+    data: list[str],
+    image_root: str | None = None,
+    task: str | None = None,
+    columns: dict[str, str] | None = None,
+    ignore: list[str] | None = None,
+    decode: bool = True,
+    language: str | None = None,
+    template: Literal["minigpt", "chat", "plain"] = "minigpt",
+    max_length: int = 1024,
+    encoder: list[str] | None = None,
+    layer: int = -1,
+    image_size: int | None = None,
+    fix: str | None = None,
+    pictures: str | None = None,
+) -> None:
+    """Reads data files and decodes every image of them, and lists everything that is wrong.
+
+    Ends with code 1 if anything is. Where keys of rows are not understood, it says under which --columns they would be.
+
+        mmpeft check train.jsonl val.jsonl
+        mmpeft check train.jsonl --language embedded/smollm2-135m-instruct --encoder tf_efficientnet_lite0
+        mmpeft check train.jsonl --fix clean.jsonl --pictures samples.png
+
+    Args:
+        data: data files or folders, as in the configs' data.train.
+        image_root: folder that image paths start from; by default the data file's.
+        task: identifier for rows that have none.
+        columns: as data.columns, such as "{image: img_name, answer: response}".
+        ignore: as data.ignore, columns to leave out.
+        decode: false looks at the images' files without decoding them.
+        language: a language model (its tokenizer and config alone) to count tokens with, and to show three rows as it
+            will read them.
+        template: as the configs' data.template.
+        max_length: as the configs' data.packing.max_length.
+        encoder: timm models to try too, without their weights: their tokens, whether the layer is the last before their
+            head, and what of the images they cut off.
+        layer: of the encoder, as in the configs' model.vision.layer.
+        image_size: of the encoder, as in the configs' model.vision.image_size.
+        fix: a new JSONL file for what is good; what is not is written to NAME.quarantine.jsonl with the reasons.
+        pictures: a PNG file for 12 random rows as the model sees them.
+    """
+    if not encoder and (layer, image_size) != (-1, None):
+        raise RefusedError(
+            "--layer and --image_size are of an encoder, and none is named; add --encoder NAME"
+        )
+    if not language and (template, max_length) != ("minigpt", 1024):
+        raise RefusedError(
+            "--template and --max_length need a tokenizer, and none is named; add --language MODEL"
+        )
+    if language and encoder and len(encoder) > 1:
+        raise RefusedError(
+            f"--language counts the tokens of one encoder, and {len(encoder)} are named; name one"
+        )
+
+    from mmpeft.data.layouts.columns import Columns
+    from mmpeft.tools.check_data import check_data
+
+    encoders, tokens = [], None
+    if encoder:
+        from mmpeft.tools.encoder_facts import encoder_facts
+        from mmpeft.tools.encoder_sight import make_encoders
+
+        encoders = make_encoders(encoder, layer, image_size)
+        for each in encoders:
+            print(f"{each.config.name}: {encoder_facts(each)}")
+        if not decode:
+            print("--decode false: how large images are, and what an encoder cuts off, is not looked at")
+    if language:
+        from mmpeft.tools.token_survey import TokenSurvey
+
+        tokens = TokenSurvey(language, template, max_length, encoders[0].num_tokens if encoders else 1)
+        if not encoders:
+            print("an image is counted as 1 token; --encoder NAME counts its features")
+    sources = [str(resolve(source)) for source in data]
+    check_data(
+        sources,
+        Columns(columns or {}, ignore or []),
+        image_root,
+        task,
+        decode,
+        encoders,
+        tokens,
+        fix,
+        pictures,
+    )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmpeft.models.vision import VisionConfig, VisionEncoder
+from mmpeft.models.vision import VisionEncoder
 
 BRIGHT = 4.0
 """Of a patch, in standard deviations of the noise around it."""
@@ -45,17 +45,6 @@ def encoder_facts(encoder: VisionEncoder) -> EncoderFacts:
     is_final = encoder.config.pooling == "none" and _is_final(encoder, pixels, tokens)
     return EncoderFacts(
         (height, width), encoder.num_tokens, encoder.dim, encoder.layer, encoder.num_layers, is_final
-    )
-
-
-def look_at_encoder(name: str, layer: int = -1, image_size: int | None = None) -> EncoderFacts:
-    """The facts of a timm model, without its weights.
-
-    Raises:
-        RefusedError: as `VisionEncoder` does.
-    """
-    return encoder_facts(
-        VisionEncoder(VisionConfig(name, layer=layer, image_size=image_size), load_weights=False)
     )
 
 

@@ -28,6 +28,15 @@ ENDINGS = (
 )
 """How files that `load_image` reads are called; only for finding them in folders, never for reading them."""
 
+_STARTS = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"GIF8": "GIF",
+    b"BM": "BMP",
+    **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF"),
+    **dict.fromkeys((b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  "), "JPEG2000"),
+}
+"""How files of these formats begin; of the others more must be looked at."""
 _HEIC = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 _AVIF = (b"avif", b"avis")
 _VIDEO = (b"\x1a\x45\xdf\xa3", b"\0\0\1\xba", b"\0\0\1\xb3", b"FLV\1", b"\x30\x26\xb2\x75\x8e\x66\xcf\x11")
@@ -126,13 +135,22 @@ def is_image_file(path: str | Path) -> bool:
     return kind_of(head) not in (None, VIDEO) or _is_pillows(head)
 
 
+def format_of(head: bytes) -> str:
+    """The name of the format that a file's first bytes tell; "unknown" of others."""
+    if kind := kind_of(head):
+        return kind.name
+    if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace():
+        return "PPM"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head[4:8] == b"ftyp":
+        return "AVIF"
+    return next((name for start, name in _STARTS.items() if head.startswith(start)), "unknown")
+
+
 def _is_pillows(head: bytes) -> bool:
     """Whether a file that is of no other kind begins as one of `FORMATS` does."""
-    starts = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-    jpeg_2000 = (b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  ")
-    netpbm = head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace()
-    is_webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
-    return head.startswith(starts + jpeg_2000) or netpbm or is_webp or head[4:8] == b"ftyp"
+    return format_of(head) in FORMATS
 
 
 def _size(head: bytes) -> int:

@@ -22,6 +22,14 @@ OWN_NAMES = {names[0] for names in NAMES.values()} | {"images", "file_name", "me
 """Keys that are never proposed to be something else."""
 
 
+class UnknownKeysError(DataError):
+    """A row holds keys that are not understood; ``keys`` are they."""
+
+    def __init__(self, keys: list[str], row: Mapping[str, Any]):
+        super().__init__(_describe(keys, row))
+        self.keys = keys
+
+
 @dataclass(frozen=True)
 class Columns:
     """A user's own mapping.
@@ -81,7 +89,7 @@ class Columns:
             raise RefusedError(f"data.columns maps {missing}, which no row of {where} has; correct the name")
 
 
-def describe_unknown(keys: list[str], fields_row: Mapping[str, Any]) -> str:
+def _describe(keys: list[str], fields_row: Mapping[str, Any]) -> str:
     """What a row holds that is not understood, and what can be done about it."""
     told = [_described(key, fields_row[key]) for key in keys]
     first = keys[0]

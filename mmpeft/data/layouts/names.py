@@ -19,6 +19,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "path": ("path", "file", "file_path", "filepath", "name"),
     "image id": ("image_id", "img_id"),
     "video": ("video", "videos", "video_path", "video_paths", "video_file", "video_name", "video_url"),
+    "frames": ("frames", "num_frames"),
     "audio": ("audio", "audios", "audio_path", "audio_paths", "audio_file", "speech"),
     "conversations": (
         *("conversations", "conversation", "messages", "dialogue", "dialog", "texts"),

@@ -4,6 +4,8 @@ from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from mmpeft.data.video import NUM_FRAMES
+
 
 @dataclass
 class Notes:
@@ -17,6 +19,8 @@ class Notes:
     """Columns of data.columns -> rows."""
     empty_answers: int = 0
     """Empty ones among several people's."""
+    videos: int = 0
+    """Videos whose rows do not say of how many frames."""
     skipped: int = 0
     """Rows that were left out."""
     first_skipped: str = ""
@@ -33,6 +37,7 @@ class Notes:
         self.ignored.update(others.ignored)
         self.mapped.update(others.mapped)
         self.empty_answers += others.empty_answers
+        self.videos += others.videos
         if others.skipped:
             self.skip(others.first_skipped, others.skipped)
 
@@ -44,8 +49,8 @@ class Notes:
     @classmethod
     def read(cls, told: dict[str, Any]) -> "Notes":
         """Of `told`."""
-        counts: dict[str, Any] = {k: Counter(v) if isinstance(v, dict) else v for k, v in told.items()}
-        return cls(**counts)
+        values: dict[str, Any] = {k: Counter(v) if isinstance(v, dict) else v for k, v in told.items()}
+        return cls(**values)
 
     def lines(self) -> list[str]:
         """What is to be told, a line each."""
@@ -59,6 +64,8 @@ class Notes:
         ]
         if self.empty_answers:
             told.append(f"{self.empty_answers:,} empty answers among several people's, left out")
+        if self.videos:
+            told.append(f"{self.videos:,} videos whose rows do not say frames: {NUM_FRAMES} of each")
         if self.skipped:
             told.append(
                 f"{self.skipped:,} bad rows skipped (data.on_bad_sample), the first: {self.first_skipped}"

@@ -38,7 +38,8 @@ def _part(part: Any, inline: list) -> str:
         _refuse_rest(said, part)
         return text
     if kind not in IMAGE_KINDS:
-        told = f"{kind} is not read" if kind else "wanted {type: text, text} or {type: image}"
+        wanted = "; name it under the row's key video, and write <video> here" if kind == "video" else ""
+        told = f"{kind} is not read{wanted}" if kind else "wanted {type: text, text} or {type: image}"
         raise DataError(f"found the part {short(part)}; {told}")
     sources = [said.pop(key) for key in ("image_path", *SOURCES) if key in said]
     place = said.pop("index", None)

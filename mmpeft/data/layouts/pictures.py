@@ -24,7 +24,7 @@ def take_images(fields: Fields, root: ImageRoot) -> tuple[list[str | bytes], lis
     Raises:
         DataError: they are named twice, or in a way that is not read.
     """
-    refuse_other_media(fields)
+    refuse_audio(fields)
     paths = [key for key in fields.of("path") if _names_image(fields.row[key])]
     keys = _one_of(fields, fields.of("image") + paths)
     if not keys and (numbered := [key for key in fields.keys.numbered if key in fields.left]):
@@ -37,14 +37,13 @@ def take_images(fields: Fields, root: ImageRoot) -> tuple[list[str | bytes], lis
     return read_images(fields.take_key(keys[0]), root), keys
 
 
-def refuse_other_media(fields: Fields) -> None:
-    """The one place where videos and audio are met."""
-    for kind in ("video", "audio"):
-        for key in fields.of(kind):
-            if not is_empty(value := fields.take_key(key)):
-                raise DataError(
-                    f"{key} is {short(value)}: {kind} is not read; drop the row, or name {key} in data.ignore"
-                )
+def refuse_audio(fields: Fields) -> None:
+    """The one place where audio is met."""
+    for key in fields.of("audio"):
+        if not is_empty(value := fields.take_key(key)):
+            raise DataError(
+                f"{key} is {short(value)}: audio is not read; drop the row, or name {key} in data.ignore"
+            )
 
 
 def read_images(value: Any, root: ImageRoot) -> list[str | bytes]:

@@ -16,7 +16,7 @@ from mmpeft.data.layouts.answers import (
 )
 from mmpeft.data.layouts.bookkeeping import rename_published, take_bookkeeping, take_published
 from mmpeft.data.layouts.choices import Choices, take_choices, take_right_choice
-from mmpeft.data.layouts.columns import Columns, describe_unknown
+from mmpeft.data.layouts.columns import Columns, UnknownKeysError
 from mmpeft.data.layouts.conversations import read_turns, split_system
 from mmpeft.data.layouts.fields import Fields
 from mmpeft.data.layouts.image_root import ImageRoot
@@ -26,6 +26,8 @@ from mmpeft.data.layouts.preferences import refuse_wrong, take_preferred
 from mmpeft.data.layouts.questions import SHAPES, asks, take_turns
 from mmpeft.data.layouts.tags import Turn, read_tags
 from mmpeft.data.layouts.values import as_text, from_json, is_empty, short
+from mmpeft.data.layouts.videos import place_videos, take_videos
+from mmpeft.data.video import VIDEO_MARKER
 
 
 @dataclass
@@ -80,16 +82,20 @@ class RowReader:
     def _sample(self, row: dict[str, Any]) -> Sample:
         fields = Fields(rename_published(self.columns.apply(row, self.notes)), row)
         aside = take_published(fields)
+        videos = take_videos(fields, self.root, self.notes) if fields.has("video") else []
         images, named = take_images(fields, self.root)
         asked = asks(fields)
-        turns, inline, choices, references = self._answered(fields, bool(images), asked)
-        turns, tagged = read_tags(turns, bool(images), inline, self._as_text)
+        turns, inline, choices, references = self._answered(fields, bool(images or videos), asked)
+        left_alone = {*self._as_text, VIDEO_MARKER} if videos else self._as_text
+        turns, tagged = read_tags(turns, bool(images), inline, left_alone)
         parts = [image for image in inline if image is not None]
         if sum(map(bool, (images, parts, tagged))) > 1:
             places = [*named, *["messages"] * bool(parts), *["<img>"] * bool(tagged)]
             raise DataError(f"images are given more than once, under {places}; keep one of them")
         if parts or tagged:
             images = read_images([*parts, *tagged], self.root)
+        if videos:
+            turns, images = place_videos(turns, images, videos, VIDEO_MARKER not in self._as_text)
         system, turns = self._system(fields, turns)
         sample = Sample(turns, images, system, choices, references, fields.take("task"))
         self._identify(fields, sample)
@@ -99,7 +105,7 @@ class RowReader:
         if left := fields.left:
             if fields.of("tools"):
                 raise DataError(f"found {fields.of('tools')[0]!r}: tools are not read; drop the row")
-            raise DataError(describe_unknown(left, fields.row))
+            raise UnknownKeysError(left, fields.row)
         return sample
 
     def _answered(

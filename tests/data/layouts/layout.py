@@ -20,3 +20,5 @@ class Layout:
     """Else what the refusal must say: the key or file that is not understood."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Further settings of `load_records` that a user gives, such as columns."""
+    needs: str | None = None
+    """A package of an extra, without which it is not read."""

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.data.layouts.layout import Layout
-from tests.data.layouts.writing import png
+from tests.data.layouts.writing import clip, png
 
 A, B = "a.png", "b.png"
+CLIP = "clip.mp4"
+NUM_FRAMES = 12
+"""Of `CLIP`."""
 CAPTION, CLASS = "Describe this image.", "What is in this image?"
 SAID_NOTHING = {"system": None, "choices": None, "references": None, "task": None}
 
@@ -21,7 +24,7 @@ def writes(
     def write(folder: Path) -> str:
         for name in images:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(png())
+            (folder / name).write_bytes(clip() if name == CLIP else png())
         lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
         (folder / file).write_text(json.dumps(rows) if file.endswith(".json") else lines + "\n")
         return file
@@ -40,14 +43,21 @@ def meant(*texts: str | None, images: tuple = (A,), **told: Any) -> dict[str, An
 def read(name: str, row: Any, *records: dict[str, Any], file: str = "data.jsonl", **told: Any) -> Layout:
     """A layout of one row (or a list of rows) that is read as ``records``."""
     files = told.pop("files", (A, B))
+    needs = "av" if CLIP in files else None
     rows = row if isinstance(row, list) else [row]
-    return Layout(name, writes(rows, file, files), records=list(records), settings=told)
+    return Layout(name, writes(rows, file, files), records=list(records), settings=told, needs=needs)
 
 
 def refused(name: str, row: Any, because: str, **told: Any) -> Layout:
     """A layout of one row that is refused."""
     files = told.pop("files", (A, B))
-    return Layout(name, writes([row], "data.jsonl", files), refused=because, settings=told)
+    needs = "av" if CLIP in files else None
+    return Layout(name, writes([row], "data.jsonl", files), refused=because, settings=told, needs=needs)
+
+
+def frames(*numbers: int) -> tuple[str, ...]:
+    """Names of frames of `CLIP`."""
+    return tuple(f"{CLIP}#frame={number}" for number in numbers)
 
 
 def said(

@@ -1,6 +1,6 @@
 """Conversations of LLaVA and of the models and data sets after it."""
 
-from tests.data.layouts.rows import A, B, chat, meant, read, refused, said
+from tests.data.layouts.rows import CLIP, A, B, chat, frames, meant, read, refused, said
 
 PLAIN = meant("What is it?", "A cat.", images=())
 ONE = meant("What is it?", "A cat.")
@@ -149,10 +149,11 @@ LAYOUTS = [
         file="data.json",
     ),
     read("A row that is a list of messages", [chat("What is it?", "A cat.")], PLAIN, file="data.json"),
-    refused(
+    read(
         "Qwen2.5-VL, {video, conversations}",
-        {"video": "a.mp4", "conversations": said("<video>\nWhat is it?", "A cat.")},
-        "video is str 'a.mp4': video is not read",
+        {"video": CLIP, "conversations": said("<video>\nWhat is it?", "A cat.")},
+        meant("<image>" * 8 + "What is it?", "A cat.", images=frames(0, 1, 3, 4, 6, 7, 9, 11)),
+        files=(CLIP,),
     ),
     refused(
         "LLaVA, <image> without an image",

@@ -155,7 +155,7 @@ LAYOUTS = [
     refused(
         "A part of a video",
         {"messages": chat([{"type": "video", "video": "a.mp4"}, ASKED], "A cat.")},
-        "video is not read",
+        "video is not read; name it under the row's key video",
     ),
     refused(
         "Images inside of messages and beside them",

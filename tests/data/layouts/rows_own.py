@@ -1,7 +1,7 @@
 """People's own rows: images under other names, keys that nobody knows, and data.columns."""
 
 from tests.data.layouts.layout import Layout
-from tests.data.layouts.rows import A, B, meant, read, refused, writes
+from tests.data.layouts.rows import CLIP, A, B, frames, meant, read, refused, writes
 
 ONE = meant("What is it?", "a cat")
 ASKED = {"question": "What is it?", "answer": "a cat"}
@@ -12,6 +12,39 @@ NAMES = (
 
 LAYOUTS = [
     *(read(f"An image under {name}", {name: A, **ASKED}, ONE) for name in NAMES),
+    read(
+        "{video, frames, question, answer}",
+        {"video": CLIP, "frames": 3, **ASKED},
+        meant("What is it?", "a cat", images=frames(0, 5, 11)),
+        files=(CLIP,),
+    ),
+    read(
+        "A video of fewer frames than asked for",
+        {"video": CLIP, "frames": 40, **ASKED},
+        meant("What is it?", "a cat", images=frames(*range(12))),
+        files=(CLIP,),
+    ),
+    read(
+        "A video without <video> comes before an <image>",
+        {"video": CLIP, "frames": 1, "image": A, "question": "Like <image>?", "answer": "no"},
+        meant("<image>Like <image>?", "no", images=(*frames(5), A)),
+        files=(A, CLIP),
+    ),
+    read(
+        "A video and <video> as text, with data.ignore",
+        {"video": CLIP, "frames": 1, "question": "What is a <video>?", "answer": "this"},
+        meant("<image>What is a <video>?", "this", images=frames(5)),
+        files=(CLIP,),
+        ignore=["<video>"],
+    ),
+    refused("A video that is not there", {"video": "none.mp4", **ASKED}, "none.mp4' does not exist"),
+    refused("A video that is an image", {"video": A, **ASKED}, "no video that is known"),
+    refused(
+        "A video, frames of nothing",
+        {"video": CLIP, "frames": 0, **ASKED},
+        "frames is int 0; wanted how many",
+    ),
+    refused("Frames of no video", {"image": A, "frames": 3, **ASKED}, "the key 'frames'"),
     read(
         "Images under file_names (imagefolder)",
         {"file_names": [A, B], **ASKED},

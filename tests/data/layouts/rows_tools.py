@@ -2,7 +2,7 @@
 
 import base64
 
-from tests.data.layouts.rows import A, chat, meant, read, refused, said
+from tests.data.layouts.rows import CLIP, A, chat, frames, meant, read, refused, said
 from tests.data.layouts.writing import png
 
 URL = f"data:image/png;base64,{base64.b64encode(png()).decode()}"
@@ -57,10 +57,38 @@ LAYOUTS = [
         {"messages": [{**turn, "weight": 1} for turn in chat("What is it?", "A cat.")]},
         PLAIN,
     ),
-    refused(
+    read(
         "LLaMA-Factory, videos",
-        {"messages": chat("<video>What is it?", "A cat."), "videos": ["a.mp4"]},
-        "videos is list ['a.mp4']: video is not read",
+        {"messages": chat("<video>What is it?", "A cat."), "videos": [CLIP], "frames": 2},
+        meant("<image><image>What is it?", "A cat.", images=frames(0, 11)),
+        files=(CLIP,),
+    ),
+    read(
+        "LLaMA-Factory, videos and images",
+        {
+            "messages": chat("Is <image> in <video> or in <video>?", "No."),
+            "images": [A],
+            "videos": [CLIP, CLIP],
+            "frames": 2,
+        },
+        meant(
+            "Is <image> in <image><image> or in <image><image>?",
+            "No.",
+            images=(A, *frames(0, 11), *frames(0, 11)),
+        ),
+        files=(A, CLIP),
+    ),
+    refused(
+        "LLaMA-Factory, <video> in an answer",
+        {"messages": chat("What is it?", "<video>"), "videos": [CLIP]},
+        "found 1 <video> for 1 video(s); wanted one <video> each, in questions",
+        files=(CLIP,),
+    ),
+    refused(
+        "LLaMA-Factory, a <video> for two",
+        {"messages": chat("<video>What is it?", "A cat."), "videos": [CLIP, CLIP]},
+        "found 1 <video> for 2 video(s)",
+        files=(CLIP,),
     ),
     refused(
         "LLaMA-Factory, audios",

@@ -23,6 +23,23 @@ def png(colour: str = "red") -> bytes:
     return buffer.getvalue()
 
 
+@cache
+def clip(frames: int = 12) -> bytes:
+    """A video of grey pictures; needs PyAV."""
+    import av
+
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream: Any = container.add_stream("mpeg4", rate=12)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        for number in range(frames):
+            frame = av.VideoFrame.from_image(Image.new("RGB", (32, 32), (20 * number,) * 3))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
 def images(folder: Path, *names: str) -> None:
     """Writes images, no two alike."""
     for number, name in enumerate(names):

@@ -1,0 +1,99 @@
+"""The videos of a row as images: evenly spaced frames, which stand where ``<video>`` does."""
+
+import re
+from typing import Any
+
+from mmpeft.data.formats import DataError
+from mmpeft.data.images import ImageError
+from mmpeft.data.layouts.fields import Fields
+from mmpeft.data.layouts.image_root import ImageRoot
+from mmpeft.data.layouts.notes import Notes
+from mmpeft.data.layouts.tags import IMAGE_MARKER, Turn
+from mmpeft.data.layouts.values import from_json, is_empty, short
+from mmpeft.data.video import NUM_FRAMES, VIDEO_MARKER, sample_frames
+
+_MARKERS = re.compile(f"({re.escape(IMAGE_MARKER)}|{re.escape(VIDEO_MARKER)})")
+
+
+def take_videos(fields: Fields, root: ImageRoot, notes: Notes) -> list[list[str]]:
+    """The names of the frames of each video of a row.
+
+    Raises:
+        DataError: a video is not there or cannot be read, also where PyAV is not installed; or ``frames`` is no number.
+    """
+    value = from_json(fields.take("video"))
+    if is_empty(value):
+        return []
+    names = value if isinstance(value, list) else [value]
+    count = fields.take("frames")
+    if count is None:
+        notes.videos += len(names)
+    return [_frames(name, _number(count), root) for name in names]
+
+
+def place_videos(
+    turns: list[Turn], images: list[str | bytes], videos: list[list[str]], marked: bool
+) -> tuple[list[Turn], list[str | bytes]]:
+    """The turns with an image marker for every frame, and all images in the order of their markers. Videos without
+    ``<video>`` come first.
+
+    Args:
+        marked: whether ``<video>`` is a marker here, and not text.
+
+    Raises:
+        DataError: there is not one ``<video>`` for each video, or one stands in an answer.
+    """
+    found = [role for role, text in turns for _ in range(text.count(VIDEO_MARKER))] if marked else []
+    if not found:
+        return _in_front(turns, images, [frame for frames in videos for frame in frames])
+    if len(found) != len(videos) or set(found) != {"user"}:
+        raise DataError(
+            f"found {len(found)} {VIDEO_MARKER} for {len(videos)} video(s); wanted one {VIDEO_MARKER} each, in "
+            "questions, or none"
+        )
+    left, waiting, ordered = iter(images), iter(videos), []
+
+    def place(tag: re.Match) -> str:
+        frames = next(waiting) if tag[0] == VIDEO_MARKER else [image for image in [next(left, None)] if image]
+        ordered.extend(frames)
+        return IMAGE_MARKER * len(frames) if tag[0] == VIDEO_MARKER else tag[0]
+
+    placed = [(role, _MARKERS.sub(place, text) if role == "user" else text) for role, text in turns]
+    return placed, [*ordered, *left]
+
+
+def _in_front(
+    turns: list[Turn], images: list[str | bytes], frames: list[str]
+) -> tuple[list[Turn], list[str | bytes]]:
+    marked = any(IMAGE_MARKER in text for _, text in turns)
+    first = next((number for number, (role, _) in enumerate(turns) if role == "user"), None)
+    if first is not None and (marked or not images):
+        role, text = turns[first]
+        turns = [*turns[:first], (role, IMAGE_MARKER * len(frames) + text), *turns[first + 1 :]]
+    return turns, [*frames, *images]
+
+
+def _frames(video: Any, count: int, root: ImageRoot) -> list[str]:
+    name = (
+        next((video[key] for key in ("path", "video", "file") if video.get(key)), None)
+        if isinstance(video, dict)
+        else video
+    )
+    if not isinstance(name, str):
+        raise DataError(f"found the video {short(video)}; wanted a file name")
+    try:
+        return sample_frames(root.resolve(name), count)
+    except ImageError as error:
+        raise DataError(f"video: {error}") from None
+
+
+def _number(count: Any) -> int:
+    if count is None:
+        return NUM_FRAMES
+    if isinstance(count, str) and count.strip().isdigit():
+        count = int(count)
+    if isinstance(count, float) and count.is_integer():
+        count = int(count)
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise DataError(f"frames is {short(count)}; wanted how many frames of the video, 1 or more")
+    return count

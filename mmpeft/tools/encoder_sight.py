@@ -1,0 +1,46 @@
+"""What encoders see of images: what their transforms cut off, and pictures of what is left."""
+
+from collections.abc import Mapping
+
+import torch
+from PIL import Image
+
+from mmpeft.models.image_transform import cut_share
+from mmpeft.models.vision import VisionConfig, VisionEncoder
+
+MUCH, OFTEN = 0.2, 0.01
+"""Shares: of an image's pixels, and of the images, above which a cut is warned of."""
+
+
+def make_encoders(names: list[str], layer: int, image_size: int | None) -> list[VisionEncoder]:
+    """timm models without their weights.
+
+    Raises:
+        RefusedError: as `VisionEncoder` does.
+    """
+    configs = [VisionConfig(name, layer=layer, image_size=image_size) for name in names]
+    return [VisionEncoder(config, load_weights=False) for config in configs]
+
+
+def cut_warning(encoder: VisionEncoder, sizes: Mapping[tuple[int, int], int]) -> str | None:
+    """What to say where the encoder does not see much of many images.
+
+    Args:
+        sizes: (width, height) in pixels -> images.
+    """
+    shares = {size: cut_share(size, encoder) for size in sizes}
+    cut = sum(count for size, count in sizes.items() if shares[size] > MUCH)
+    if not cut or cut <= OFTEN * (total := sum(sizes.values())):
+        return None
+    (width, height), worst = max(shares.items(), key=lambda own: own[1])
+    return (
+        f"{encoder.config.name} would not see more than {MUCH:.0%} of the pixels of {cut:,} of {total:,} images, and "
+        f"{worst:.0%} of one of {width:,} x {height:,}: they are cut off; set model.vision.fit to pad or squash"
+    )
+
+
+def as_seen(encoder: VisionEncoder, image: Image.Image) -> Image.Image:
+    """An RGB image behind the encoder's transform, at its size, in its own colours."""
+    mean, std = (torch.tensor(encoder.data_config[name]).view(3, 1, 1) for name in ("mean", "std"))
+    pixels = (encoder.transform(image) * std + mean).clamp(0, 1).mul(255).round().byte()
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())

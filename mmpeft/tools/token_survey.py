@@ -1,0 +1,119 @@
+"""Conversations as tokens of a language model: how long they are, what is cut, and what the model will read."""
+
+from collections import Counter
+
+from rich.text import Text
+
+from mmpeft.data.formats import DataError
+from mmpeft.data.records import Record, place_of
+from mmpeft.data.template import LayoutName, Template
+from mmpeft.models.language import load_tokenizer, positions_of
+from mmpeft.tools.data_facts import spread
+
+BARS, WIDTH = 10, 32
+"""Lines of the histogram, and the characters of its longest bar."""
+
+
+class TokenSurvey:
+    """Counts the tokens of conversations, image features included; needs the model's tokenizer and config alone.
+
+    Args:
+        language: hub id or local folder.
+        layout: data.template.
+        max_length: data.packing.max_length.
+        image_tokens: features per image.
+
+    Raises:
+        RefusedError: no such model, or its tokenizer does not fit the template.
+    """
+
+    def __init__(self, language: str, layout: LayoutName, max_length: int, image_tokens: int):
+        self.template = Template(load_tokenizer(language), image_tokens, layout, max_length)
+        self.language, self.positions = language, positions_of(language)
+        self.start()
+
+    def start(self) -> None:
+        """Counts from zero, for another data set."""
+        self.lengths: Counter[int] = Counter()
+        self.cut = self.beyond = 0
+
+    def add(self, record: Record) -> str | None:
+        """Counts a conversation; what is wrong where none of its answers can be learnt."""
+        length = self.length(record)
+        self.lengths[length] += 1
+        self.beyond += self.positions is not None and length > self.positions
+        if length <= self.template.max_length:
+            return None
+        problem = self.problem(record, length)
+        self.cut += problem is None
+        return problem
+
+    def length(self, record: Record) -> int:
+        """Tokens that the model reads of a whole conversation: all but its last, which it only predicts."""
+        return sum(len(span.ids) for span in self.template.spans(record)) - 1
+
+    def problem(self, record: Record, length: int | None = None) -> str | None:
+        """Why a conversation cannot be learnt, if so."""
+        if (self.length(record) if length is None else length) <= self.template.max_length:
+            return None
+        try:
+            self.template.encode(record)
+        except DataError as error:
+            return str(error)
+        return None
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Of the table."""
+        beyond = (
+            [(f"beyond the model's {self.positions:,} positions", f"{self.beyond:,}")]
+            if self.positions
+            else []
+        )
+        return [
+            (f"tokens, {self.template.image_tokens:,} an image", spread(self.lengths)),
+            (f"cut at max_length {self.template.max_length:,}", f"{self.cut:,}"),
+            *beyond,
+        ]
+
+    def warnings(self) -> list[str]:
+        """What training would do to conversations that are too long."""
+        told = []
+        if self.cut:
+            told.append(
+                f"{self.cut:,} conversations are longer than max_length {self.template.max_length:,} and would be cut; "
+                "raise data.packing.max_length"
+            )
+        if self.beyond:
+            told.append(
+                f"{self.beyond:,} conversations are longer than the {self.positions:,} positions of {self.language}; "
+                f"keep data.packing.max_length at {self.positions:,} or below, or take another model"
+            )
+        return told
+
+    def histogram(self) -> list[str]:
+        """Lengths in bins of equal width, a line each."""
+        if not self.lengths:
+            return []
+        first, last = min(self.lengths), max(self.lengths)
+        width = max(1, -(-(last + 1 - first) // BARS))
+        bins: Counter[int] = Counter()
+        for length, count in self.lengths.items():
+            bins[(length - first) // width] += count
+        most, digits = max(bins.values()), len(f"{last:,}")
+        return [
+            f"{first + number * width:>{digits},} to {first + (number + 1) * width - 1:>{digits},} tokens "
+            f"{'█' * -(-WIDTH * bins[number] // most):<{WIDTH}} {bins[number]:,}"
+            for number in range(max(bins) + 1)
+        ]
+
+    def shown(self, record: Record) -> Text:
+        """A conversation as the model reads it; what carries loss is bold."""
+        text = Text(f"{place_of(record)}: ", style="dim")
+        for span in self.template.spans(record):
+            if span.kind == "image":
+                text.append(f"<{len(span.ids)} image features>", "magenta")
+            else:
+                text.append(
+                    self.template.tokenizer.decode(span.ids), "bold green" if span.has_loss else "default"
+                )
+        return text
