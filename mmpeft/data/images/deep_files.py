@@ -2,6 +2,7 @@
 
 import io
 import struct
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -68,7 +69,7 @@ def read_tiff(
     except ImportError:
         raise needs_extra(DEEP_TIFF) from None
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        page = file.pages[choose_frame(frame, len(file.pages), config.frame, source, "pages")]
+        page: Any = file.pages[choose_frame(frame, len(file.pages), config.frame, source, "pages")]
         check_pixels((page.imagewidth, page.imagelength), config.max_pixels)
         kind, axes = page.photometric.name, page.axes
         if kind not in ("MINISBLACK", "MINISWHITE", "RGB") or axes not in ("YX", "YXS", "SYX"):

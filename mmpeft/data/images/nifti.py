@@ -2,6 +2,8 @@
 
 import zlib
 
+from typing import Any
+
 import numpy as np
 
 from mmpeft.data.images.config import ImageConfig
@@ -30,7 +32,8 @@ def read_slice(data: bytes, frame: int | None, config: ImageConfig, source: str)
         raise ImageError("the header of a NIfTI pair (.hdr, .img); save it as one .nii file")
     family = nibabel.Nifti2Image if data[4:8] == b"n+2\0" else nibabel.Nifti1Image
     volume = family.from_bytes(data)
-    shape, dtype = volume.shape, volume.get_data_dtype()
+    shape = volume.shape
+    dtype: Any = volume.get_data_dtype()
     if len(shape) < 2 or dtype.kind not in "uif":
         raise ImageError(
             f"a NIfTI volume of {dtype} samples, shape {shape}; wanted real numbers in 2 or more axes"
