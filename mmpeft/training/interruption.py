@@ -95,6 +95,10 @@ class Checkpoints(L.Callback):
         last.parent.mkdir(parents=True, exist_ok=True)
         require_space(last, NUM_COPIES * num_bytes(pl_module.state_dict()))
         self._saved_step, self._next = trainer.global_step, 0.0
+        if trainer.ckpt_path is None:
+            self.signals.kept = "no step was finished; the same command begins again"
+        else:
+            self._tell_kept(Path(trainer.ckpt_path))
         self.signals.install()
         self.signals.deferred = True
 
@@ -131,6 +135,14 @@ class Checkpoints(L.Callback):
         now = time.monotonic()
         self._saved_step = trainer.global_step
         self._next = now + max(SECONDS_BETWEEN, (now - begun) / SHARE_OF_TIME)
-        go_on = command_line("fit", "--run", self.directory, "--resume")
-        self.signals.go_on = f"{last} keeps step {self._saved_step}. Go on with: {go_on}"
-        self.signals.kept = self.signals.go_on
+        self._tell_kept(last)
+
+    def _tell_kept(self, checkpoint: Path) -> None:
+        own = checkpoint.resolve().is_relative_to(self.directory.resolve())
+        how = (
+            ["--run", self.directory, "--resume"]
+            if own
+            else ["--run", self.directory, "--ckpt_path", checkpoint]
+        )
+        told = f"{checkpoint} keeps step {self._saved_step}. Go on with: {command_line('fit', *how)}"
+        self.signals.kept = self.signals.go_on = told

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C: a fit ends after its step, with a checkpoint, a line and the signal's exit code."""
 
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from mmpeft.cli import main
 from mmpeft.experiments.steps import MMPEFT
 from mmpeft.runs.occupancy import held
 from tests.tiny import run_directory
-from tests.training.run_life import Signal, assert_equal_runs, fit, make, stopped_at
+from tests.training.run_life import STEPS, Signal, assert_equal_runs, fit, make, stopped_at
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -32,6 +33,36 @@ def test_a_signal_ends_a_fit_after_its_step_and_resume_goes_on_as_if_it_had_not_
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
     main(["fit", "--run", str(run), "--resume", "--trainer.callbacks=null"])
     assert_equal_runs(whole, run)
+
+
+class SignalAtStart(L.Callback):
+    """Sends this process a signal when nothing can refuse the fit any more, before its first step."""
+
+    def on_train_batch_start(self, *_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("how", ["new", "--resume", "--ckpt_path"])
+def test_a_signal_before_the_first_step_says_what_there_is(
+    stopped, tmp_path, tiny_base, tiny_data, capsys, how
+):
+    callback = json.dumps([{"class_path": f"{__name__}.SignalAtStart"}])
+    last, other = stopped / "checkpoints" / "last.ckpt", tmp_path / "other"
+    told, words = {
+        "new": ("no step was finished; the same command begins again", [f"--run={stopped}"]),
+        "--resume": (
+            f"{last} keeps step {STEPS}. Go on with: mmpeft fit --run {stopped} --resume",
+            [f"--run={stopped}", "--resume"],
+        ),
+        "--ckpt_path": (
+            f"{last} keeps step {STEPS}. Go on with: mmpeft fit --run {other} --ckpt_path {last}",
+            [f"--config={stopped}/config.yaml", f"--trainer.default_root_dir={other}", f"--ckpt_path={last}"],
+        ),
+    }[how]
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", *words, f"--trainer.callbacks={callback}", f"--trainer.max_steps={STEPS + 1}"])
+    assert ended.value.code == 143
+    assert f"SIGTERM: stopped; {told}\n" in capsys.readouterr().err
 
 
 class SignalInValidation(L.Callback):

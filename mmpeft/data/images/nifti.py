@@ -1,7 +1,6 @@
 """NIfTI: an axial slice of a volume, radiologically (nibabel, the extra [medical])."""
 
 import zlib
-
 from typing import Any
 
 import numpy as np
