@@ -35,7 +35,8 @@ class DataFacts:
         self.conversations += 1
         self.turns += len(record["turns"])
         self.without_image += not record["images"]
-        self.answers.update([len(answer or "") for _, answer in record["turns"]])
+        for _, answer in record["turns"]:
+            self.answers[len(answer or "")] += 1
         self.ids.append(hash(record["id"]))
         self.said.append(hash(_content(record)))
 
@@ -52,8 +53,8 @@ class DataFacts:
 
 
 def _content(record: Record) -> tuple:
-    lists = [tuple(record.get(key, ())) for key in ("choices", "references")]
-    return tuple(record["images"]), tuple(record["turns"]), record["task"], record.get("system"), *lists
+    told = tuple(record["images"]), tuple(record["turns"]), record["task"], record.get("system")
+    return *told, tuple(record.get("choices", ())), tuple(record.get("references", ()))
 
 
 def _unique(hashes: "array[int]"):

@@ -98,7 +98,13 @@ def test_the_mapping_that_is_proposed_reads_the_rows(folder, capsys):
     ended([data])
     out = capsys.readouterr().out
     words = shlex.split(next(line for line in out.splitlines() if line.startswith("  mmpeft check")))[2:]
-    assert words == [str(data), "--columns", "{question: query, answer: answr, image: photo}", "--ignore", "zzz"]
+    assert words == [
+        str(data),
+        "--columns",
+        "{question: query, answer: answr, image: photo}",
+        "--ignore",
+        "zzz",
+    ]
     main(["check", *words])
     out = capsys.readouterr().out
     assert "3 conversations about 1 images; nothing to object to" in out
