@@ -89,7 +89,7 @@ def test_code_makes_the_rows_of_named_pictures(as_in_the_readme):
         of_split[split] = {record["images"][0] for record in questions}
         assert {record["images"][0] for record in captions} == of_split[split]
         assert len(of_split[split]) == count
-        for record in captions + questions:
+        for record in [*captions, *questions]:
             assert Path(record["images"][0]).stem.startswith(str(record["turns"][0][1]))
         assert questions[0]["choices"] == ["blue", "green", "red", "yellow"]
     assert len(set.union(*of_split.values())) == 12
