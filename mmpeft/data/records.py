@@ -169,6 +169,8 @@ def _place_markers(turns: list[tuple[str, str | None]], num_images: int) -> list
 
 
 def _tidy(question: str, single: bool) -> str:
+    if single and question.startswith(IMAGE_MARKER):
+        return IMAGE_MARKER + question[len(IMAGE_MARKER) :].strip()
     parts = question.split(IMAGE_MARKER)
     filled = [number for number, part in enumerate(parts) if part.strip()]
     if not filled:

@@ -147,10 +147,11 @@ class Reading:
         """Every row."""
         reader = RecordReader(images, self.task, self.require_answers, self.columns, notes)
         for file in self.files:
+            file_name, stem = file.name, file.stem
             for place, row in read_rows(file):
-                where = f"{file.name}:{place}"
+                where = f"{file_name}:{place}"
                 try:
-                    yield where, row, reader.read(row, f"{file.stem}-{place}", where)
+                    yield where, row, reader.read(row, f"{stem}-{place}", where)
                 except DataError as error:
                     name = (
                         f" (id {row['id']!r})" if isinstance(row, dict) and row.get("id") is not None else ""

@@ -35,31 +35,34 @@ class DataFacts:
         self.conversations += 1
         self.turns += len(record["turns"])
         self.without_image += not record["images"]
-        self.answers.update([len(answer or "") for _, answer in record["turns"]])
+        for _, answer in record["turns"]:
+            self.answers[len(answer or "")] += 1
         self.ids.append(hash(record["id"]))
         self.said.append(hash(_content(record)))
 
     @property
     def repeated(self) -> int:
         """Conversations that say what an earlier one said."""
-        return self.conversations - len(_unique(self.said)[0])
+        return len(_again(self.said))
 
     @property
     def ids_used_twice(self) -> set[int]:
         """Hashes of ids that several conversations have."""
-        hashes, counts = _unique(self.ids)
-        return set(hashes[counts > 1].tolist())
+        return set(_again(self.ids).tolist())
 
 
 def _content(record: Record) -> tuple:
-    lists = [tuple(record.get(key, ())) for key in ("choices", "references")]
-    return tuple(record["images"]), tuple(record["turns"]), record["task"], record.get("system"), *lists
+    told = tuple(record["images"]), tuple(record["turns"]), record["task"], record.get("system")
+    return *told, tuple(record.get("choices", ())), tuple(record.get("references", ()))
 
 
-def _unique(hashes: "array[int]"):
+def _again(hashes: "array[int]"):
+    """Those that equal another one before them; the array is sorted, so that no copy of it is made."""
     import numpy as np  # here, so that --help needs none
 
-    return np.unique(np.frombuffer(hashes, np.int64), return_counts=True)
+    values = np.frombuffer(hashes, np.int64)
+    values.sort()
+    return values[1:][values[1:] == values[:-1]]
 
 
 def spread(counts: Mapping[int, int]) -> str:

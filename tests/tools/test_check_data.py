@@ -144,7 +144,7 @@ def test_tokens_are_those_of_the_template(folder, tiny_base, capsys):
 
 
 def test_rows_beyond_the_models_positions_are_warned_of(folder, tiny_base, capsys):
-    data = write_jsonl(folder / "a.jsonl", [ROW, {**ROW, "answer": "red " * 3000}])
+    data = write_jsonl(folder / "a.jsonl", [ROW, ROW, {**ROW, "answer": "red " * 3000}])
     main(["check", str(data), "--language", str(tiny_base / "language"), "--max_length", "100000"])
     out = capsys.readouterr().out
     assert table(out)["beyond the model's 2,048 positions"] == "1"
@@ -170,7 +170,7 @@ def test_the_clean_part_is_read_as_the_good_rows_were(folder, capsys):
     good = [
         {**ROW, "id": "1", "system": "Be brief.", "task": "vqa", "choices": ["red", "blue"]},
         {"images": ["a.png", "b.png"], "question": "<image> like <image>?", "answers": ["no", "no", "nope"]},
-        {"question": "what is [{ here?", "answer": '[{"type": "text"}] as it is'},
+        {"question": "what is [{ here?", "answer": '[{"type": "text", "text": "x"}]'},
         {"image": "a.png", "id": "7", "conversations": said("a?", "b", "c?", "d")},
     ]
     bad = [{**ROW, "nte": 3}, {**ROW, "image": "gone.png"}, {**ROW, "id": "1"}, {**ROW, "answer": " "}]

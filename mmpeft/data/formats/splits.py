@@ -70,6 +70,15 @@ def require_all_shards(files: list[Path]) -> None:
             )
 
 
+def _split_key(row: object) -> str | None:
+    """The key of a row whose value is a word for a split."""
+    if isinstance(row, dict):
+        for key in KEYS:
+            if key in row and is_split(row[key]):
+                return key
+    return None
+
+
 def of_split(rows: Rows, wanted: str | None, path: Path) -> Rows:
     """The rows of one split, by the key `split` of each where it is a word for one; the key goes.
 
@@ -78,7 +87,7 @@ def of_split(rows: Rows, wanted: str | None, path: Path) -> Rows:
     names = {canonical(name) for name in wanted.split("+")} if wanted else set()
     seen: set[str] = set()
     for place, row in rows:
-        key = next((key for key in KEYS if isinstance(row, dict) and is_split(row.get(key))), None)
+        key = _split_key(row)
         if key is None:
             if names and not isinstance(row, DataError):
                 yield (

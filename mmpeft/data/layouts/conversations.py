@@ -24,6 +24,12 @@ TOOL_ROLES = (
     "tool_response",
     "ipython",
 )
+PLAIN = {
+    names: names if names[0] in ("from", "role") else names[::-1]
+    for own in (("from", "value"), ("role", "content"))
+    for names in (own, own[::-1])
+}
+"""The keys of most turns, as they stand -> those of role and text."""
 SAYS_NOTHING = {"weight": 1, "loss": True, "train": True, "source": None}
 """Keys of a turn that change nothing where they have this value; None is any."""
 
@@ -46,6 +52,10 @@ def read_turns(value: Any, name: str, inline: list) -> list[Turn]:
 
 def read_turn(turn: Any, inline: list) -> Turn:
     """Role and text of one turn."""
+    if isinstance(turn, dict) and (names := PLAIN.get(tuple(turn))):
+        role, text = turn[names[0]], turn[names[1]]
+        if type(role) is type(text) is str and role in ROLES and not text.startswith("[{"):
+            return ROLES[role], as_text(text, names[1])
     said = {key: value for key, value in turn.items() if value is not None} if isinstance(turn, dict) else {}
     role = said.pop("role" if "role" in said else "from", None)
     text = "value" if "value" in said else "content"

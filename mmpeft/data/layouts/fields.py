@@ -17,7 +17,7 @@ class Fields:
     """
 
     def __init__(self, row: dict[str, Any], written: dict[str, Any] | None = None):
-        self.row = {key: value for key, value in row.items() if not is_absent(value)}
+        self.row = {key: value for key, value in row.items() if type(value) is str or not is_absent(value)}
         self.keys = sort_keys(tuple(self.row))
         self.names = self.keys.names
         if written is not None and written is not row:
@@ -30,6 +30,8 @@ class Fields:
         """The keys of a meaning that are not taken; of several those that say something."""
         if meaning not in self._meant:
             return []
+        if len(keys := self._meant[meaning]) == 1:
+            return [keys[0]] if keys[0] in self._left else []
         left = [key for key in self._meant[meaning] if key in self._left]
         return [key for key in left if not is_empty(self.row[key])] or left[:1] if len(left) > 1 else left
 
@@ -42,6 +44,8 @@ class Fields:
         Raises:
             DataError: it has several.
         """
+        if meaning not in self._meant:
+            return None
         keys = self.of(meaning)
         if len(keys) > 1:
             raise DataError(

@@ -37,7 +37,7 @@ def read_tags(
     Raises:
         DataError: a tag stands for what cannot be read.
     """
-    if not any("<" in text for _, text in turns):
+    if all(text.count("<") == text.count(IMAGE_MARKER) for _, text in turns):
         return turns, []
     for _, text in turns:
         found = UNREAD.findall(text) if "<" in text else ()
