@@ -84,7 +84,7 @@ def open_reading(
     """
     files = find_files(path, require_answers)
     root = Path(image_root) if image_root is not None else files[0].root
-    if not root.is_dir():
+    if image_root is not None and not root.is_dir():
         raise DataError(f"image_root {str(root)!r} is not a folder; pass the one image names are relative to")
     return Reading(str(path), files, columns or Columns(), task, require_answers, on_bad_sample), root
 

@@ -178,6 +178,7 @@ def hub(monkeypatch, tmp_path):
     rows = {"train": [ROW, ROW], "validation": [ROW | {"answer": "A dog."}]}
     made = datasets.load_from_disk(str(tmp_path / saved(tmp_path, "cache", rows)))
     asked = []
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HOME", str(tmp_path / "not made yet"))
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: None)
     monkeypatch.setattr(datasets, "load_dataset", lambda *words, **more: asked.append((*words, more)) or made)
     monkeypatch.chdir(tmp_path)
