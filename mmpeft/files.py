@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,17 +64,9 @@ def whole_file(path: Path, num_bytes: int) -> Iterator[Path]:
     Raises:
         RefusedError: there is no room.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    require_space(path, num_bytes)
-    unfinished = path.with_name(f".{path.name}.part")
-    with told_if_full(path, num_bytes):
-        try:
-            yield unfinished
-        except BaseException:
-            unfinished.unlink(missing_ok=True)
-            raise
-    ordinary_permissions(unfinished)  # safetensors' own are 0600
-    os.replace(unfinished, path)
+    with _in_place_of(path, num_bytes, lambda unfinished: unfinished.unlink(missing_ok=True)) as unfinished:
+        yield unfinished
+        ordinary_permissions(unfinished)  # safetensors' own are 0600
 
 
 @contextmanager
@@ -89,16 +81,23 @@ def whole_folder(path: Path, num_bytes: int) -> Iterator[Path]:
     Raises:
         RefusedError: there is no room.
     """
+    with _in_place_of(path, num_bytes, shutil.rmtree) as unfinished:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        yield unfinished
+
+
+@contextmanager
+def _in_place_of(path: Path, num_bytes: int, remove: Callable[[Path], object]) -> Iterator[Path]:
+    """Inside, what is yielded is made, which takes the place of ``path`` at the end, or is removed after an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     require_space(path, num_bytes)
     unfinished = path.with_name(f".{path.name}.part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
     with told_if_full(path, num_bytes):
         try:
             yield unfinished
         except BaseException:
-            shutil.rmtree(unfinished)
+            remove(unfinished)
             raise
     os.replace(unfinished, path)
 

@@ -1,6 +1,7 @@
 """Long sequences that hold nothing themselves: a part of another one, and several one after the other."""
 
 import bisect
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain
@@ -12,9 +13,9 @@ Item = TypeVar("Item")
 class Lazy(Sequence[Item]):
     """A sequence whose items are made one at a time, when they are asked for; a slice of it is as lazy."""
 
+    @abstractmethod
     def item(self, number: int) -> Item:
         """The item of a number from 0 to below the length."""
-        raise NotImplementedError
 
     @overload
     def __getitem__(self, index: int) -> Item: ...

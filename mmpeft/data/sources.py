@@ -206,7 +206,7 @@ def _problems(records: Sequence[Record], worker: ImageWorker | None, config: Ima
             if isinstance(image, str) and image in done:
                 continue
             if problem := _problem(image, worker, config):
-                problems.append(f"{record['where']} (id {record['id']!r}): {problem}")
+                problems.append(f"{place_of(record)}: {problem}")
             if isinstance(image, str) and (
                 problem or worker
             ):  # to look at a good one again costs less than memory
@@ -222,8 +222,8 @@ def with_images(records: Sequence[Record], notes: Notes) -> Sequence[Record]:
     """
     good = []
     for number, record in enumerate(records):
-        if problems := check_images([record]):
-            notes.skip(problems[0])
+        if problem := next(filter(None, map(missing_image, record["images"])), None):
+            notes.skip(f"{place_of(record)}: {problem}")
         else:
             good.append(number)
     if not good:
