@@ -80,6 +80,9 @@ class VisionEncoder(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """(images, 3, height, width) -> (images, tokens, dim)."""
         reference = next(self.model.parameters())
+        num_images = len(pixels)
+        if num_images == 1 and self._convolves:  # else torch takes another kernel for it, and 2e-5 become visible
+            pixels = pixels.expand(2, -1, -1, -1)
         pixels = pixels.to(reference.device, reference.dtype, memory_format=torch.channels_last)
         (features,) = self.model.forward_intermediates(
             pixels,
@@ -89,7 +92,12 @@ class VisionEncoder(nn.Module):
             intermediates_only=True,
             output_fmt="NCHW",
         )
-        return pool_tokens(features, self.config.pooling, self.config.pool)
+        return pool_tokens(features[:num_images], self.config.pooling, self.config.pool)
+
+    @property
+    def _convolves(self) -> bool:
+        """Beyond a patch embedding."""
+        return sum(isinstance(module, nn.Conv2d) for module in self.model.modules()) > 1
 
     @torch.no_grad()
     def _first_tokens(self) -> Tensor:

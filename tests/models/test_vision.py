@@ -83,6 +83,13 @@ def test_stages_of_a_convolutional_network_give_their_grid_row_by_row(cnn, layer
         torch.testing.assert_close(tokens[:, row * width + column], grid[:, :, row, column])
 
 
+def test_an_image_alone_is_what_it_is_among_others(cnn, encoder):
+    convolutional = VisionEncoder(VisionConfig("test_efficientnet", cnn[1], image_size=32))
+    for each in (convolutional, encoder):
+        pixels = torch.randn(3, *each.data_config["input_size"], generator=torch.Generator().manual_seed(0))
+        assert torch.equal(each(pixels[:1]), each(pixels)[:1])
+
+
 def test_pooling_modes_against_naive_loops():
     grid = torch.randn(2, 3, 4, 8, generator=torch.Generator().manual_seed(0))
     average = pool_tokens(grid, "average", 2)
