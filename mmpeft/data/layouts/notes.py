@@ -1,5 +1,6 @@
 """What reading a data set left aside, by stated rules, so that it can be told."""
 
+import sys
 from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -51,6 +52,11 @@ class Notes:
         """Of `told`."""
         values: dict[str, Any] = {k: Counter(v) if isinstance(v, dict) else v for k, v in told.items()}
         return cls(**values)
+
+    def tell(self, what: str) -> None:
+        """Prints `lines` for people; ``what`` names the data."""
+        for line in self.lines():
+            print(f"{what}: {line}", file=sys.stderr)
 
     def lines(self) -> list[str]:
         """What is to be told, a line each."""
