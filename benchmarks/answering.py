@@ -52,7 +52,10 @@ def answering(
         columns: as the configs' data.columns.
         ignore: as the configs' data.ignore.
     """
-    given, found = Columns(columns or {}, ignore or []), Notes()  # of all data: not each must have every column
+    given, found = (
+        Columns(columns or {}, ignore or []),
+        Notes(),
+    )  # of all data: not each must have every column
     read = load_records(resolve(data), given, image_root=image_root, task=task, notes=found)
     records: list[Any] = read[:questions]
     vlm = mmpeft.load(run)

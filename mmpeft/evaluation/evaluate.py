@@ -64,7 +64,7 @@ class EvaluationConfig:
         """Plain text that nothing was trained on.
 
         Args:
-            columns: data.columns and data.ignore, by which a file of the user's own is read; not all of them need be in it.
+            columns: data.columns and data.ignore, by which a file of the user's own is read; not all need be in it.
         """
         given = Columns() if self.held_text == HELD_TEXT else columns
         records = load_records(resolve(self.held_text), given, notes=Notes())

@@ -67,7 +67,9 @@ def compare_prompting(
     vlm = load(run)
     name = chosen_adapter(run, vlm, adapter)
     notes, columns = Notes(), columns or Columns()
-    asked, pool = (read(path, image_root, vlm.manifest.default_task, columns, notes) for path in (data, train))
+    asked, pool = (
+        read(path, image_root, vlm.manifest.default_task, columns, notes) for path in (data, train)
+    )
     columns.check_used(notes, f"{data} and {train}")
     notes.tell(f"{data} and {train}")
     asked = random.Random("questions").sample(asked, min(questions, len(asked)))

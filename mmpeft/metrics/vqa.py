@@ -44,8 +44,8 @@ REPAIRED = {lost: word for word in CONTRACTIONS.split() for lost in _with_one_ap
 
 @lru_cache(1 << 16)
 def normalise(text: str) -> str:
-    """A short answer without what does not matter: case, articles, punctuation, how numbers are spelt. Nothing is left of
-    articles and punctuation alone."""
+    """A short answer without what does not matter: case, articles, punctuation, how numbers are spelt. Of articles and
+    punctuation alone nothing is left."""
     text = text.replace("\n", " ").replace("\t", " ").strip()
     between_digits, bare = re.search(r"\d,\d", text), text
     for mark in PUNCTUATION:
@@ -57,8 +57,8 @@ def normalise(text: str) -> str:
 
 
 def vqa_score(prediction: str, references: Sequence[str]) -> float:
-    """How right an answer is, 0..1: min(people who gave it / 3, 1), the mean over leaving out one person each. An answer
-    of which `normalise` leaves nothing agrees with nobody, also where a person said the same.
+    """How right an answer is, 0..1: min(people who gave it / 3, 1), the mean over leaving out one person each. An
+    answer of which `normalise` leaves nothing agrees with nobody, also where a person said the same.
 
     Args:
         references: one answer a person, ten in VQA v2. Of fewer than four no answer reaches 1.

@@ -49,7 +49,7 @@ def rank_sites(
     """
     require_positive("batches", batches)
     columns, notes = columns or Columns(), Notes()
-    records = load_records(resolve(data), columns, image_root=image_root, notes=notes)
+    records = load_records(resolve(data), columns, image_root=image_root, each_caption=True, notes=notes)
     columns.check_used(notes, data)
     notes.tell(data)
     require_images(records, data)

@@ -196,6 +196,7 @@ class VisionLanguageData(L.LightningDataModule):
                 task=self.task,
                 require_answers=split != "predict",
                 on_bad_sample=bad,
+                each_caption=split == "train",
                 notes=notes,
             )
             if bad == "skip":

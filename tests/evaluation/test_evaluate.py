@@ -304,7 +304,9 @@ def test_weights_that_do_not_fit_the_files_are_refused(tiny_base, tiny_data, tmp
 def test_forgetting_is_measured_told_and_drawn(tfew_config, tiny_data, tmp_path, capsys):
     """On a text of the user's own, whose rows are read by the columns of the data."""
     directory = run_directory(tfew_config)
-    held = write_jsonl(tmp_path / "held.jsonl", [row | {"note": 1} for row in rows_of(tiny_data / "text.jsonl")])
+    held = write_jsonl(
+        tmp_path / "held.jsonl", [row | {"note": 1} for row in rows_of(tiny_data / "text.jsonl")]
+    )
     main(
         [
             "test",
@@ -333,7 +335,7 @@ def test_held_text_of_ones_own_is_read_by_the_columns_of_the_data(tmp_path, monk
     columns = Columns({"answer": "says", "image": "scan"}, ["note"])
     assert EvaluationConfig(held_text=str(held)).held_texts(columns) == ["A text."]
     monkeypatch.setattr("mmpeft.evaluation.evaluate.HELD_TEXT", str(held))
-    with pytest.raises(DataError, match="'says'.*'note'"):
+    with pytest.raises(DataError, match=r"'says'.*'note'"):
         EvaluationConfig(held_text=str(held)).held_texts(columns)
 
 

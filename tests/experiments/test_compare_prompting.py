@@ -186,7 +186,9 @@ def test_both_files_are_read_by_the_columns_that_are_given(arguments, choices, t
     plain = compare_prompting(**arguments, shots=[])
     assert [row["accuracies"] for row in renamed["rows"]] == [row["accuracies"] for row in plain["rows"]]
     assert "set aside: source" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match=r"data\.columns maps \['alowed'\], which no row of .*test\.jsonl and"):
+    with pytest.raises(
+        SystemExit, match=r"data\.columns maps \['alowed'\], which no row of .*test\.jsonl and"
+    ):
         main(["compare-prompting", *words, "--columns={choices: allowed, task: alowed}", "--ignore=[note]"])
 
 

@@ -150,7 +150,9 @@ def test_a_question_with_choices_is_counted_with_all_of_them_as_it_is_trained(fo
     from mmpeft.models.language import load_tokenizer
 
     wide = [f"red {'red ' * number}" for number in range(70)]
-    data = write_jsonl(folder / "a.jsonl", [{**ROW, "choices": ["red", "a blue one"]}, {**ROW, "choices": wide}])
+    data = write_jsonl(
+        folder / "a.jsonl", [{**ROW, "choices": ["red", "a blue one"]}, {**ROW, "choices": wide}]
+    )
     language = str(tiny_base / "language")
     template = Template(load_tokenizer(language), 1, "minigpt", 10_000)
     rows = [pack_choices(template.encode_choices(record)) for record in load_records(data)]
@@ -163,7 +165,10 @@ def test_a_question_with_choices_is_counted_with_all_of_them_as_it_is_trained(fo
     assert found["of them with all choices in one row"] == "2"
     assert found["beyond the model's 2,048 positions"] == "0"
     told = ended([*words, "--max_length", str(long - 1)])
-    assert f"a.jsonl:2 (id 'a-2') with its 70 choices has {long} tokens, more than max_length = {long - 1}" in told
+    assert (
+        f"a.jsonl:2 (id 'a-2') with its 70 choices has {long} tokens, more than max_length = {long - 1}"
+        in told
+    )
 
 
 def test_rows_beyond_the_models_positions_are_warned_of(folder, tiny_base, capsys):

@@ -51,7 +51,9 @@ def test_rows_are_read_by_the_columns_and_the_folder_that_are_given(tiny_base, t
     assert targets_ranking.rank_sites(name, data, 1, str(tiny_data), columns)[0] == plain
     assert "left out by data.ignore: note (3)" in capsys.readouterr().err
     with pytest.raises(SystemExit, match=r"maps \['says'\], which no row of .*own\.jsonl has"):
-        main(["sites", name, f"--data={data}", "--columns={question: asks, context: says}", "--ignore=[note]"])
+        main(
+            ["sites", name, f"--data={data}", "--columns={question: asks, context: says}", "--ignore=[note]"]
+        )
 
 
 def test_the_command_prints_a_ranking_and_what_a_budget_buys(tiny_base, tmp_path, capsys):

@@ -4,8 +4,8 @@ from typing import Any
 
 from mmpeft.data.formats.base import DataError
 
-CLASS_QUESTION = "What does the image show?"
-"""What a row of an image and its class asks."""
+CLASS_INSTRUCTION = "What is in this image?"
+"""The question of a row that gives an image its class and asks none."""
 IMAGE_KEYS = ("image", "img", "file_name")
 
 
@@ -34,5 +34,5 @@ def class_row(row: dict[str, Any], names: dict[str, list[str]]) -> Any:
 
 def image_of_class(image: Any, name: str | None, classes: list[str]) -> dict[str, Any]:
     """An image as a question about its class. Fewer than two classes are no choice."""
-    row = {"image": image, "question": CLASS_QUESTION, "answer": name}
+    row = {"image": image, "question": CLASS_INSTRUCTION, "answer": name}
     return row | ({"choices": classes} if len(classes) > 1 else {})

@@ -13,7 +13,6 @@ from typing import Any
 from mmpeft.data.formats.base import DataError, Rows
 from mmpeft.data.formats.join_by_id import Lists, joined
 from mmpeft.data.formats.json_text import JsonText, JsonTextError
-from mmpeft.data.formats.public_documents import as_rows
 from mmpeft.data.formats.splits import canonical, choose_split, is_split
 
 ROW_LISTS = (
@@ -146,9 +145,7 @@ def document_rows(documents: list[Document], require_answers: bool, pick: str | 
             yield from _by_id(documents[0], pick)
             return
         lists = _lists(documents, pick)
-        for place, row in joined(path, lists, require_answers):
-            for number, made in enumerate(as_rows(row)):
-                yield f"{place}.{number + 1}" if number else place, made
+        yield from joined(path, lists, require_answers)
     except DataError as error:
         yield "document", error
     except JsonTextError as fault:
@@ -195,9 +192,7 @@ def _by_id(document: Document, pick: str | None) -> Rows:
     for key, value in document.members():
         entries = {key: value} if wanted is None else value if key == wanted else {}
         for name, entry in entries.items():
-            row = {"id": name} | entry if isinstance(entry, dict) else entry
-            for number, made in enumerate(as_rows(row)):
-                yield repr(name) + f".{number + 1}" * bool(number), made
+            yield repr(name), {"id": name} | entry if isinstance(entry, dict) else entry
 
 
 def _may_be_rows(name: str, part: ListPart) -> bool:

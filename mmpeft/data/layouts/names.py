@@ -62,6 +62,11 @@ def plain(key: str) -> str:
     return "".join(letter for letter in key.lower() if letter.isalnum())
 
 
+def plain_names(text: str) -> frozenset[str]:
+    """The names in a text, separated by spaces."""
+    return frozenset(map(plain, text.split()))
+
+
 MEANINGS = {plain(name): meaning for meaning, names in NAMES.items() for name in names}
 KNOWN = [name for names in NAMES.values() for name in names]
 

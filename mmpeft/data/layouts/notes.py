@@ -20,6 +20,10 @@ class Notes:
     """Columns of data.columns -> rows."""
     empty_answers: int = 0
     """Empty ones among several people's."""
+    captioned: int = 0
+    """Rows that list several captions."""
+    captions: int = 0
+    """How many these are together."""
     videos: int = 0
     """Videos whose rows do not say of how many frames."""
     skipped: int = 0
@@ -38,6 +42,8 @@ class Notes:
         self.ignored.update(others.ignored)
         self.mapped.update(others.mapped)
         self.empty_answers += others.empty_answers
+        self.captioned += others.captioned
+        self.captions += others.captions
         self.videos += others.videos
         if others.skipped:
             self.skip(others.first_skipped, others.skipped)
@@ -70,6 +76,11 @@ class Notes:
         ]
         if self.empty_answers:
             told.append(f"{self.empty_answers:,} empty answers among several people's, left out")
+        if self.captioned:
+            told.append(
+                f"{self.captioned:,} rows list {self.captions:,} captions: training learns each of them, a test asks "
+                "once and takes all as references"
+            )
         if self.videos:
             told.append(f"{self.videos:,} videos whose rows do not say frames: {NUM_FRAMES} of each")
         if self.skipped:

@@ -6,14 +6,12 @@ import os
 from typing import Any
 
 from mmpeft.data.formats import DataError
-from mmpeft.data.images import ENDINGS, image_file
+from mmpeft.data.image_names import LONGEST_NAME, is_image_name
 from mmpeft.data.layouts.fields import Fields
 from mmpeft.data.layouts.image_root import ImageRoot
 from mmpeft.data.layouts.tags import PLACEHOLDER
 from mmpeft.data.layouts.values import from_json, is_empty, short
 
-LONGEST_NAME = 1024
-"""Letters; a longer text is not the name of a file."""
 SOURCES = ("bytes", "base64", "image", "image_url", "url", "path", "value", "file_name", "filename")
 """Where an object that stands for an image holds it."""
 
@@ -54,13 +52,6 @@ def read_images(value: Any, root: ImageRoot) -> list[str | bytes]:
     if isinstance(value, dict) and value and all(PLACEHOLDER.fullmatch(str(key)) for key in value):
         value = [value[key] for key in sorted(value)]  # MiniCPM-V: {"<image_00>": name, ...}
     return [_resolve(image, root) for image in (value if isinstance(value, list) else [value])]
-
-
-def is_image_name(value: Any) -> bool:
-    """Whether a value looks like the name of an image file."""
-    return (
-        isinstance(value, str) and len(value) < LONGEST_NAME and image_file(value).lower().endswith(ENDINGS)
-    )
 
 
 def _one_of(fields: Fields, keys: list[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """Who asks what in a row: the turns before the answer that the row gives under a key of its own."""
 
 from mmpeft.data.formats import DataError
+from mmpeft.data.formats.classes import CLASS_INSTRUCTION
 from mmpeft.data.layouts.conversations import read_history, read_turns
 from mmpeft.data.layouts.fields import Fields
 from mmpeft.data.layouts.names import plain
@@ -9,8 +10,6 @@ from mmpeft.data.layouts.values import as_text, from_json, is_empty
 
 CAPTION_INSTRUCTION = "Describe this image."
 """The question of a caption row ({image, text}) without an `instruction`."""
-CLASS_INSTRUCTION = "What is in this image?"
-"""The question of a row that gives an image its class ({image, label}) without one."""
 SHAPES = (
     "{image | images, conversations: [{from, value}]}, {images, messages: [{role, content}]}, "
     "{image | file_name, question, answer | answers}, {image | file_name, text | caption} or {image, label}"
@@ -58,6 +57,14 @@ def is_caption(fields: Fields) -> bool:
         return False
     asked = fields.names & ASKED_IN_TEXT and not fields.has("question")
     return fields.has("caption") or (fields.has("text") and not asked)
+
+
+def lists_captions(fields: Fields) -> bool:
+    """Whether a row has a list of captions, each of which alone would be one."""
+    if not is_caption(fields):
+        return False
+    key = fields.key("caption" if fields.has("caption") else "text")
+    return isinstance(from_json(fields.row[str(key)]), list)
 
 
 def _are_captions(fields: Fields) -> bool:
