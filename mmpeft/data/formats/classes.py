@@ -27,7 +27,7 @@ def class_row(row: dict[str, Any], names: dict[str, list[str]]) -> Any:
     if len(images) == 1 and not row.keys() - {key, images[0], "id"}:
         made = image_of_class(row[images[0]], row[key], classes)
         return made | ({"id": row["id"]} if row.get("id") is not None else {})
-    if key == "answer" and len(classes) > 1:
+    if (key == "answer" or (key == "label" and "answer" not in row)) and len(classes) > 1:
         row.setdefault("choices", classes)
     return row
 

@@ -30,6 +30,7 @@ from mmpeft.data.image_names import is_image_name
 READERS: dict[str, Callable[[Path], Rows]] = {
     **dict.fromkeys((".csv", ".tsv", ".txt", ".token"), table_rows),
     ".parquet": parquet_rows,
+    ".arrow": lambda path: arrow_rows([path]),
     ".tar": tar_rows,
 }
 """Ending -> reader. JSON has its own, which knows of splits and of files that belong together."""

@@ -20,7 +20,9 @@ ALWAYS = {
 }
 """Reason -> names."""
 BESIDE_IMAGE = {
-    "the same image once more": plain_names("image_id img_id url coco_url flickr_url image_hash md5 sha256"),
+    "the same image once more": plain_names(
+        "image_id img_id url coco_url flickr_url image_hash md5 sha256 image_source"
+    ),
     "its size": plain_names("width height image_width image_height image_size width_list height_list"),
 }
 """Harmless only where the image is known: without one, they may be all that tells of it."""

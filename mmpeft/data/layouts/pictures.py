@@ -90,7 +90,7 @@ def _resolve(image: Any, root: ImageRoot) -> str | bytes:
     """The absolute path or the bytes behind one image."""
     if isinstance(image, dict):
         given = next((image[key] for key in SOURCES if not is_empty(image.get(key))), None)
-        image = _resolve(given, root) if isinstance(given, dict) else given
+        image = _resolve(given, root) if isinstance(given, dict) else image if given is None else given
     if isinstance(image, bytes) and image:
         return image
     if isinstance(image, int) and not isinstance(image, bool):

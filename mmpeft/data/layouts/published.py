@@ -63,6 +63,25 @@ PUBLISHED = {
     "Karpathy's splits": _published(
         "filename sentences sentids", "sentids imgid cocoid", folders=("filepath",), file="filename"
     ),
+    "Karpathy's splits, captions": _published("filename caption sentids", "sentids imgid cocoid"),
+    "CLEVR": _published(
+        "image_filename image_index question_index",
+        "image_index question_index question_family_index program",
+    ),
+    "InfographicVQA": _published("image_local_name ocr_output_file", "ocr_output_file"),
+    "Label Studio": _published(
+        "annotation_id annotator lead_time",
+        "annotation_id annotator lead_time created_at updated_at",
+        renamed={"choice": "label"},
+    ),
+    "MathVista": _published(
+        "pid decoded_image query question", "pid query unit precision", renamed={"decodedimage": "image"}
+    ),
+    "MMMU": _published(
+        "question options img_type topic_difficulty", "img_type topic_difficulty explanation subfield"
+    ),
+    "TallyQA": _published("question answer is_simple", "is_simple"),
+    "Visual Genome": _published("qa_id question answer", "qa_id a_objects q_objects"),
     "Flickr30k": _published(
         "image_name comment_number comment", "comment_number", renamed={"comment": "caption"}
     ),
@@ -80,7 +99,7 @@ def as_published(row: dict[str, Any]) -> dict[str, Any]:
     """The row with our keys in place of what means something there alone, and its image with its folders."""
     for own in _recognised(tuple(row)):
         if own.renamed:
-            row = {own.renamed.get(plain(key), key): value for key, value in row.items()}
+            row = _renamed(row, own.renamed)
         if own.folders:
             row = _in_folders(row, own)
     return row
@@ -100,6 +119,12 @@ def take_published(fields: Fields) -> list[str]:
 def _recognised(keys: tuple[str, ...]) -> list[Published]:
     names = sort_keys(keys).names
     return [own for own in PUBLISHED.values() if own.tell <= names and (own.renamed or own.folders)]
+
+
+def _renamed(row: dict[str, Any], renamed: dict[str, str]) -> dict[str, Any]:
+    """What is renamed takes the place of what our key held."""
+    new = {renamed[plain(key)]: value for key, value in row.items() if plain(key) in renamed}
+    return {key: value for key, value in row.items() if plain(key) not in renamed and key not in new} | new
 
 
 def _in_folders(row: dict[str, Any], own: Published) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from mmpeft.data.layouts.pictures import read_images, take_images
 from mmpeft.data.layouts.preferences import refuse_wrong, take_preferred
 from mmpeft.data.layouts.published import as_published, take_published
 from mmpeft.data.layouts.questions import SHAPES, asks, lists_captions, take_turns
+from mmpeft.data.layouts.several import each_question
 from mmpeft.data.layouts.tags import Turn, read_tags
 from mmpeft.data.layouts.values import as_text, from_json, is_empty, short
 from mmpeft.data.layouts.videos import place_videos, take_videos
@@ -66,10 +67,12 @@ class RowReader:
     def __init__(self, root: ImageRoot, columns: Columns, required: bool, each_caption: bool, notes: Notes):
         self.root, self.columns, self.required, self.notes = root, columns, required, notes
         self.each_caption = each_caption
+        self._left_out = frozenset((*columns.ignored, *columns.mapping.values()))
         self._as_text = {key for key in columns.ignored if key.startswith("<")}
 
     def read(self, row: Any) -> Iterator[Sample]:
-        """The samples of a row: one, or several of a packed row (Qwen-VL: a list of rows) or of several captions.
+        """The samples of a row: one, or several of a packed row (Qwen-VL: a list of rows), of several questions or
+        captions.
 
         Raises:
             DataError: the row is not understood, or not all of it.
@@ -83,7 +86,11 @@ class RowReader:
             return
         if not isinstance(row, dict):
             raise DataError(f"found a {type(row).__name__}; wanted an object: {SHAPES}")
-        yield from self._each_caption(self._sample(row))
+        rows = each_question(row, self._left_out)
+        for own in rows:
+            sample = self._sample(own)
+            sample.id_of_image |= len(rows) > 1
+            yield from self._each_caption(sample)
 
     def _each_caption(self, sample: Sample) -> Iterator[Sample]:
         """A sample, or in its place one for each of its captions."""
@@ -160,9 +167,10 @@ class RowReader:
             value = fields.take(meaning)
             if isinstance(value, list) and value and isinstance(value[0], dict) and "role" in value[0]:
                 return [*turns, *read_turns(value, key, inline)], []  # TRL's completion
-            if meaning == "label" and not isinstance(value, str | list) and choices is None:
+            if meaning == "label" and choices is None and _is_nameless(value, asked):
                 raise DataError(
-                    f"{key} is {short(value)}, a number without its name; write the class in words"
+                    f"{key} is {short(value)}, a number without its name; write the class in words, or, where the "
+                    "number is meant, a question beside it"
                 )
             if meaning in ("caption", "text") and isinstance(several := from_json(value), list):
                 value = several
@@ -203,6 +211,13 @@ class RowReader:
         keys = [key for key in fields.of("question id") if isinstance(fields.row[key], int | str)]
         if keys:
             sample.id, sample.id_of_image = fields.take_key(keys[0]), True
+
+
+def _is_nameless(label: Any, asked: bool) -> bool:
+    """Whether a class is a number, which in a table is a text; what is asked may be a number."""
+    return not isinstance(label, str | list) or (
+        not asked and isinstance(label, str) and label.strip().isdigit()
+    )
 
 
 def _names(id: str, image: str) -> bool:
