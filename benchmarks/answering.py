@@ -16,6 +16,8 @@ from timing import alternate, report
 import mmpeft
 from mmpeft.data.batch import collate
 from mmpeft.data.features import encode_images
+from mmpeft.data.layouts.columns import Columns
+from mmpeft.data.layouts.notes import Notes
 from mmpeft.data.packing import pack
 from mmpeft.data.sources import load_records
 from mmpeft.inference.decoding import generate
@@ -34,6 +36,8 @@ def answering(
     questions: int = 32,
     tokens: int = 4,
     repeats: int = 9,
+    columns: dict[str, str] | None = None,
+    ignore: list[str] | None = None,
 ) -> None:
     """Times the first finetune of a run beside its base.
 
@@ -45,8 +49,15 @@ def answering(
         questions: rows of the batch, the first of the data.
         tokens: written for each question.
         repeats: rounds over both.
+        columns: as the configs' data.columns.
+        ignore: as the configs' data.ignore.
     """
-    records: list[Any] = load_records(resolve(data), image_root=image_root, task=task)[:questions]
+    given, found = (
+        Columns(columns or {}, ignore or []),
+        Notes(),
+    )  # of all data: not each must have every column
+    read = load_records(resolve(data), given, image_root=image_root, task=task, notes=found)
+    records: list[Any] = read[:questions]
     vlm = mmpeft.load(run)
     rows = [pack([vlm.template.encode_prompt(record)]) for record in records]
     images = [image for row in rows for image in row.images]

@@ -169,7 +169,15 @@ def inspect(arguments: list[str]) -> None:
     print_rows(cli.model, cli.datamodule, own.split, own.rows)
 
 
-def sites(model: str, data: str | None = None, batches: int = 8, budget: int | None = None) -> None:
+def sites(
+    model: str,
+    data: str | None = None,
+    batches: int = 8,
+    budget: int | None = None,
+    image_root: str | None = None,
+    columns: dict[str, str] | None = None,
+    ignore: list[str] | None = None,
+) -> None:
     """Prints which linears of a language model adapters would touch, and how many parameters each method trains.
 
     Reads the model's config alone. With data it loads the weights too and ranks the linears by how sensitive the
@@ -180,16 +188,22 @@ def sites(model: str, data: str | None = None, batches: int = 8, budget: int | N
         data: data file or folder to rank the linears on, as in the configs' data.train.
         batches: how many batches of 8 conversations the ranking averages.
         budget: with data, also name the linears that so many LoRA parameters are best spent on.
+        image_root: as the configs' data.image_root, folder that image paths start from.
+        columns: as data.columns, such as "{image: img_name, answer: response}".
+        ignore: as data.ignore, columns to leave out.
     """
     if data is None:
         if budget is not None:
             raise RefusedError("--budget chooses among ranked linears; give --data to rank them on")
+        if image_root or columns or ignore:
+            raise RefusedError("--image_root, --columns and --ignore say how --data is read; name that too")
         from mmpeft.tools.targets_table import print_sites
 
         return print_sites(model)
+    from mmpeft.data.layouts.columns import Columns
     from mmpeft.tools.targets_ranking import print_ranking
 
-    print_ranking(model, data, batches, budget)
+    print_ranking(model, data, batches, budget, image_root, Columns(columns or {}, ignore or []))
 
 
 def adapter(file: str, base: str | None = None) -> None:

@@ -1,15 +1,27 @@
-"""Image files that a name means but does not spell: back slashes of Windows, no ending, the number of a COCO image."""
+"""Names of image files: what looks like one, and files that a name means but does not spell: by back slashes of
+Windows, without an ending, or by the number of a COCO image."""
 
 import os
 import re
 from collections import defaultdict
 
+from mmpeft.data.images import ENDINGS, image_file
 from mmpeft.errors import RefusedError
+
+LONGEST_NAME = 1024
+"""Letters; a longer text is not the name of a file."""
 
 NUMBERED = re.compile(r"(?:COCO_[A-Za-z]+\d{4}_)?0*(\d+)")
 """A file's name before its ending -> the number of its image, as COCO and VQA v2 write it."""
 
 ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$")
+
+
+def is_image_name(value: object) -> bool:
+    """Whether a value looks like the name of an image file, or of one of its frames."""
+    return (
+        isinstance(value, str) and len(value) < LONGEST_NAME and image_file(value).lower().endswith(ENDINGS)
+    )
 
 
 class ImageNames:

@@ -41,6 +41,8 @@ class Record(TypedDict):
     """The allowed answers to the last question, if the row lists them: two or more, the right one among them."""
     references: NotRequired[list[str]]
     """All right answers to the last question, if the row lists several people's; the first is the turn's."""
+    lists_captions: NotRequired[bool]
+    """Whether the references are captions that the row lists, of which training would learn each."""
     where: str
     """File and line (parquet: row), e.g. "train.jsonl:12"."""
 
@@ -73,6 +75,7 @@ class RecordReader:
         require_answers: whether the last question must have an answer.
         columns: the user's own mapping.
         notes: is told what was left aside.
+        each_caption: whether each of several captions of a row is a record of its own, as they are learnt.
     """
 
     def __init__(
@@ -82,13 +85,14 @@ class RecordReader:
         require_answers: bool = True,
         columns: Columns | None = None,
         notes: Notes | None = None,
+        each_caption: bool = False,
     ):
         self.task, self.require_answers = task, require_answers
-        self._rows = RowReader(root, columns or Columns(), require_answers, notes or Notes())
+        self._rows = RowReader(root, columns or Columns(), require_answers, each_caption, notes or Notes())
         self._times: Counter[int] = Counter()
 
     def read(self, row: Any, made_id: str, where: str) -> list[Record]:
-        """The records of a row: mostly one, several of a packed row.
+        """The records of a row: mostly one, several of a packed row or of several captions.
 
         Args:
             made_id: its id, if it has none.
@@ -119,6 +123,8 @@ class RecordReader:
             record["choices"] = _checked(sample.choices, answer)
         if sample.references and answer is not None:
             record["references"] = sample.references
+            if sample.are_captions:
+                record["lists_captions"] = True
         if sample.system:
             if IMAGE_MARKER in sample.system:
                 raise DataError(f"the system turn holds {IMAGE_MARKER}; images stand in questions")

@@ -9,7 +9,7 @@ import os
 import stat
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,20 +36,15 @@ def load_records(
     task: str | None = None,
     require_answers: bool = True,
     on_bad_sample: OnBadSample = "raise",
+    each_caption: bool = False,
     notes: Notes | None = None,
 ) -> Sequence[Record]:
-    """All records of a data file or folder of any format.
+    """All records of a data file or folder of any format, read as `Reading` says.
 
     They lie in a `RecordStore`, of which each is made when it is asked for; of large files it is kept for the next
     start.
 
     Args:
-        path: A file or folder as docs/data.md lists them, with ":split" behind it where it holds several.
-        columns: The user's own mapping.
-        image_root: Folder that image names are relative to and must stay in; default: the file's folder.
-        task: Task of the rows that have no `task` themselves.
-        require_answers: False for prediction: the last turn of a row may lack its answer.
-        on_bad_sample: Whether a row that is not valid is an error, or is left out and counted.
         notes: Is told what was left out; who gives one checks `Columns.check_used`, as several data sets may share a
             mapping.
 
@@ -57,48 +52,54 @@ def load_records(
         DataError: If a row is not a valid sample, two rows share an id, or there is no row. Whether the image
             files exist is not looked at: see `check_images`.
     """
-    reading, root = open_reading(path, columns, image_root, task, require_answers, on_bad_sample)
+    own = columns or Columns()
+    reading = Reading(str(path), own, image_root, task, require_answers, on_bad_sample, each_caption)
     parts = [part for file in reading.files for part in file.parts]
-    store = read_or_open(parts, root, reading.settings, reading.read)
+    store = read_or_open(parts, reading.root, reading.settings, reading.read)
     noted = Notes.read(store.notes["left aside"])
     if notes is None:
-        reading.columns.check_used(noted, str(path))
+        own.check_used(noted, str(path))
     else:
         notes.add(noted)
     left_out = set(store.notes["repeated"])
     return pick(store, [n for n in range(len(store)) if n not in left_out]) if left_out else store
 
 
-def open_reading(
-    path: str | Path,
-    columns: Columns | None = None,
-    image_root: str | Path | None = None,
-    task: str | None = None,
-    require_answers: bool = True,
-    on_bad_sample: OnBadSample = "raise",
-) -> "tuple[Reading, Path]":
-    """How a data file or folder is read, and the folder of its images.
-
-    Raises:
-        DataError: there is no such file, or no such folder.
-    """
-    files = find_files(path, require_answers)
-    root = Path(image_root) if image_root is not None else files[0].root
-    if image_root is not None and not root.is_dir():
-        raise DataError(f"image_root {str(root)!r} is not a folder; pass the one image names are relative to")
-    return Reading(str(path), files, columns or Columns(), task, require_answers, on_bad_sample), root
-
-
 @dataclass(frozen=True)
 class Reading:
-    """How the files of a data set are read."""
+    """How a data file or folder is read, and its files.
+
+    Raises:
+        DataError: there is no such file, or no such folder of images.
+    """
 
     path: str
-    files: list[DataFile]
+    """A file or folder as docs/data.md lists them, with ":split" behind it where it holds several."""
     columns: Columns
-    task: str | None
-    require_answers: bool
-    on_bad_sample: OnBadSample
+    """The user's own mapping."""
+    image_root: str | Path | None = None
+    """Folder that image names are relative to and must stay in; default: the file's folder."""
+    task: str | None = None
+    """Task of the rows that have no `task` themselves."""
+    require_answers: bool = True
+    """False for prediction: the last turn of a row may lack its answer."""
+    on_bad_sample: OnBadSample = "raise"
+    """Whether a row that is not valid is an error, or is left out and counted."""
+    each_caption: bool = False
+    """True for training: every caption of a row that lists several is learnt; else they are one answer's references."""
+    files: list[DataFile] = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "files", find_files(self.path, self.require_answers))
+        if self.image_root is not None and not Path(self.image_root).is_dir():
+            raise DataError(
+                f"image_root {str(self.image_root)!r} is not a folder; pass the one image names are relative to"
+            )
+
+    @property
+    def root(self) -> Path:
+        """The folder of the images."""
+        return self.files[0].root if self.image_root is None else Path(self.image_root)
 
     @property
     def settings(self) -> dict[str, object]:
@@ -111,6 +112,7 @@ class Reading:
             "task": self.task,
             "require_answers": self.require_answers,
             "on_bad_sample": self.on_bad_sample,
+            "each_caption": self.each_caption,
         }
 
     def read(self, writer: StoreWriter, images: ImageRoot) -> RecordStore:
@@ -145,7 +147,7 @@ class Reading:
 
     def rows(self, images: ImageRoot, notes: Notes) -> Iterator[Read]:
         """Every row."""
-        reader = RecordReader(images, self.task, self.require_answers, self.columns, notes)
+        reader = RecordReader(images, self.task, self.require_answers, self.columns, notes, self.each_caption)
         for file in self.files:
             file_name, stem = file.name, file.stem
             for place, row in read_rows(file):

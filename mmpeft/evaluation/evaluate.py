@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mmpeft.data.formats import DataError
+from mmpeft.data.layouts.columns import Columns
+from mmpeft.data.layouts.notes import Notes
 from mmpeft.data.records import Record, is_caption
 from mmpeft.data.sequences import Chained, Lazy
 from mmpeft.data.sources import load_records
@@ -58,9 +60,15 @@ class EvaluationConfig:
             return "perplexity" in self.metrics
         return not any(record["images"] or "choices" in record for record in records)
 
-    def held_texts(self) -> list[str]:
-        """Plain text that nothing was trained on."""
-        return [str(record["turns"][-1][1]) for record in load_records(resolve(self.held_text))]
+    def held_texts(self, columns: Columns) -> list[str]:
+        """Plain text that nothing was trained on.
+
+        Args:
+            columns: data.columns and data.ignore, by which a file of the user's own is read; not all need be in it.
+        """
+        given = Columns() if self.held_text == HELD_TEXT else columns
+        records = load_records(resolve(self.held_text), given, notes=Notes())
+        return [str(record["turns"][-1][1]) for record in records]
 
     def check(self, records: Sequence[Record]) -> None:
         """What is wrong with the settings is better told before everything is answered.

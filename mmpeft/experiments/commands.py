@@ -46,6 +46,8 @@ def compare_prompting(
     seeds: int = 3,
     adapter: str | None = None,
     image_root: str | None = None,
+    columns: dict[str, str] | None = None,
+    ignore: list[str] | None = None,
     max_length: int | None = None,
     counted: int = 3,
     output: str = "prompting.json",
@@ -64,12 +66,16 @@ def compare_prompting(
         seeds: draws of the examples and of their order; prompting's figures are means over them.
         adapter: the finetune; the run's first by default.
         image_root: folder that image names are relative to; the data file's by default.
+        columns: as data.columns, of both files, such as "{image: img_name, answer: response}".
+        ignore: as data.ignore, columns to leave out.
         max_length: longest context in tokens; by default the language model's window. What is longer is not answered.
         counted: questions of which operations and time are taken, the same ones for every row.
         output: file to write the figures to, as JSON.
     """
+    from mmpeft.data.layouts.columns import Columns
     from mmpeft.experiments import compare_prompting as experiment
 
+    given = Columns(columns or {}, ignore or [])
     experiment.compare_prompting(
-        run, data, train, shots, questions, seeds, adapter, image_root, max_length, counted, output
+        run, data, train, shots, questions, seeds, adapter, image_root, max_length, counted, output, given
     )

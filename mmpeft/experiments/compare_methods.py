@@ -204,8 +204,11 @@ def _train_and_test(folder: Path, wanted: Mapping[str, Any], again: bool) -> int
 
 def _timing_words(run: str, data: Mapping[str, Any]) -> list[str]:
     test = data["test"] if isinstance(data["test"], str) else data["test"][0]
-    words = {"run": run, "data": test, "task": data.get("task"), "image_root": data.get("image_root")}
-    return [f"--{name}={word}" for name, word in words.items() if word]
+    words = {"run": run, "data": test} | {
+        name: data.get(name) for name in ("task", "image_root", "columns", "ignore")
+    }
+    told = {name: word if isinstance(word, str) else json.dumps(word) for name, word in words.items() if word}
+    return [f"--{name}={word}" for name, word in told.items()]
 
 
 def count_numbers(path: Path) -> int:

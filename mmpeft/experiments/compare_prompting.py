@@ -16,6 +16,8 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
+from mmpeft.data.layouts.columns import Columns
+from mmpeft.data.layouts.notes import Notes
 from mmpeft.data.packing import first_target
 from mmpeft.data.records import Record
 from mmpeft.data.sampling import sample_shots
@@ -52,6 +54,7 @@ def compare_prompting(
     max_length: int | None = None,
     counted: int = 3,
     output: str = "prompting.json",
+    columns: Columns | None = None,
 ) -> dict[str, Any]:
     """Measures, prints the table and writes the figures; `experiments.commands` explains the arguments.
 
@@ -63,7 +66,12 @@ def compare_prompting(
     """
     vlm = load(run)
     name = chosen_adapter(run, vlm, adapter)
-    asked, pool = (read(path, image_root, vlm.manifest.default_task) for path in (data, train))
+    notes, columns = Notes(), columns or Columns()
+    asked, pool = (
+        read(path, image_root, vlm.manifest.default_task, columns, notes) for path in (data, train)
+    )
+    columns.check_used(notes, f"{data} and {train}")
+    notes.tell(f"{data} and {train}")
     asked = random.Random("questions").sample(asked, min(questions, len(asked)))
     template = copy(vlm.template)
     template.max_length = max_length or window_of(vlm.model, vlm.template.max_length)
@@ -112,9 +120,15 @@ def chosen_adapter(run: str, vlm: VisionLanguageModel, adapter: str | None) -> s
     return adapter or vlm.adapters[0]
 
 
-def read(path: str, image_root: str | None, task: str | None) -> Sequence[Record]:
+def read(
+    path: str,
+    image_root: str | None,
+    task: str | None,
+    columns: Columns | None = None,
+    notes: Notes | None = None,
+) -> Sequence[Record]:
     """Records with choices whose images are there."""
-    records = load_records(resolve(path), image_root=image_root, task=task)
+    records = load_records(resolve(path), columns, image_root=image_root, task=task, notes=notes)
     require_images(records, path)
     for record in records:
         if "choices" not in record:

@@ -2,8 +2,10 @@
 
 Source: the evaluation of VQA v2 (Antol et al. 2015, Goyal et al. 2017), as told on visualqa.org/evaluation and done
 by its published code. Two differences: that code leaves out the normalisation of rows whose references are all
-the same text; we normalise every row, as the rules say. And where the rules leave nothing of an answer ("A", the
-letter; "?"), we compare it as it was said, so that it equals neither "the" nor an empty answer.
+the same text; we normalise every row, as the rules say. And an answer of which the rules leave nothing ("A", "the",
+"?", or none at all) is worth 0, though the reference may be the same: that code, which compares what is left, gives 1
+to "the", to "?" and to silence wherever people said "A". Answers that are letters of choices are classes, of which
+accuracy is the metric.
 """
 
 import re
@@ -42,10 +44,8 @@ REPAIRED = {lost: word for word in CONTRACTIONS.split() for lost in _with_one_ap
 
 @lru_cache(1 << 16)
 def normalise(text: str) -> str:
-    """A short answer without what does not matter: case, articles, punctuation, how numbers are spelt.
-
-    Articles alone stay, and so does punctuation alone.
-    """
+    """A short answer without what does not matter: case, articles, punctuation, how numbers are spelt. Of articles and
+    punctuation alone nothing is left."""
     text = text.replace("\n", " ").replace("\t", " ").strip()
     between_digits, bare = re.search(r"\d,\d", text), text
     for mark in PUNCTUATION:
@@ -53,12 +53,12 @@ def normalise(text: str) -> str:
         bare = bare.replace(mark, " " if glued else "")
     bare = re.sub(r"\.(?!\d)", "", bare)
     said = [REPAIRED.get(word, word) for word in (DIGITS.get(word, word) for word in bare.lower().split())]
-    return " ".join([word for word in said if word not in ARTICLES] or said) or text
+    return " ".join(word for word in said if word not in ARTICLES)
 
 
 def vqa_score(prediction: str, references: Sequence[str]) -> float:
-    """How right an answer is, 0..1: min(people who gave it / 3, 1), the mean over leaving out one person each. Who says
-    nothing agrees with nobody, also where a person said nothing.
+    """How right an answer is, 0..1: min(people who gave it / 3, 1), the mean over leaving out one person each. An
+    answer of which `normalise` leaves nothing agrees with nobody, also where a person said the same.
 
     Args:
         references: one answer a person, ten in VQA v2. Of fewer than four no answer reaches 1.

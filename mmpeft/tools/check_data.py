@@ -15,7 +15,7 @@ from mmpeft.data.layouts.columns import Columns, UnknownKeysError
 from mmpeft.data.layouts.notes import Notes
 from mmpeft.data.problems import MAX_LISTED, Problems
 from mmpeft.data.records import ImageRoot, Record
-from mmpeft.data.sources import Read, Reading, open_reading, repeated_id
+from mmpeft.data.sources import Read, Reading, repeated_id
 from mmpeft.tools.clean_part import CleanPart
 from mmpeft.tools.data_facts import DataFacts, Sampled, facts_table
 from mmpeft.tools.image_survey import ImageSurvey
@@ -34,9 +34,7 @@ NUM_SAMPLES, NUM_READ = 12, 3
 class Checked:
     """One data set, and what was found in it."""
 
-    name: str
     reading: Reading
-    root: Path
     images: ImageSurvey
     facts: DataFacts = field(default_factory=DataFacts)
     notes: Notes = field(default_factory=Notes)
@@ -46,8 +44,12 @@ class Checked:
     misread: list[dict[str, Any]] = field(default_factory=list)
     """The first rows that were refused."""
 
+    @property
+    def name(self) -> str:
+        return self.reading.path
+
     def rows(self, notes: Notes, what: str) -> Iterator[Read]:
-        rows = self.reading.rows(ImageRoot(self.root), notes)
+        rows = self.reading.rows(ImageRoot(self.reading.root), notes)
         return iter(
             tqdm(
                 rows,
@@ -82,10 +84,8 @@ class Checked:
 
 
 def check_data(
-    sources: list[str],
+    readings: list[Reading],
     columns: Columns,
-    image_root: str | None = None,
-    task: str | None = None,
     decode: bool = True,
     encoders: "list[VisionEncoder] | None" = None,
     tokens: "TokenSurvey | None" = None,
@@ -95,7 +95,8 @@ def check_data(
     """Prints what the data sets hold.
 
     Args:
-        sources: as in data.train.
+        readings: the data sets.
+        columns: by which they are read.
         decode: whether images are decoded.
         encoders: to tell what they cut off.
         tokens: to tell how long conversations are.
@@ -105,14 +106,13 @@ def check_data(
     Raises:
         DataError: something is wrong; the message lists it.
     """
-    opened = [(name, *open_reading(name, columns, image_root, task)) for name in sources]
-    clean = CleanPart(Path(fix), [root for *_, root in opened], list(columns.ignored)) if fix else None
+    clean = CleanPart(Path(fix), [own.root for own in readings], list(columns.ignored)) if fix else None
     sample, faults, notes = Sampled(NUM_SAMPLES), [], Notes()
     console = Console()
     with clean.open() if clean else nullcontext() as writer:
-        for name, reading, root in opened:
+        for reading in readings:
             with ImageSurvey(decode) as images:
-                checked = Checked(name, reading, root, images)
+                checked = Checked(reading, images)
                 _look(checked, tokens, sample)
             if writer or checked.facts.ids_used_twice:
                 _judge(checked, tokens, writer)
@@ -124,7 +124,7 @@ def check_data(
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     if faults:
         raise DataError("\n".join(faults))
-    columns.check_used(notes, ", ".join(sources))
+    columns.check_used(notes, ", ".join(own.path for own in readings))
 
 
 def _look(checked: Checked, tokens: "TokenSurvey | None", sample: Sampled) -> None:
@@ -181,7 +181,7 @@ def _tell(
     warnings = [f"{name}: {told}" for told in _warnings(checked, encoders, tokens)]
     lines += [*(tokens.histogram() if tokens else []), *(f"warning: {told}" for told in warnings)]
     reading = checked.reading
-    lines += propose_mapping(checked.misread, reading.columns, reading.task, ImageRoot(checked.root), name)
+    lines += propose_mapping(checked.misread, reading.columns, reading.task, ImageRoot(reading.root), name)
     if not checked.faults():
         end = f"{len(warnings)} warning(s), no fault" if warnings else "nothing to object to"
         lines.append(

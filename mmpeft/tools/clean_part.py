@@ -16,7 +16,7 @@ from mmpeft.errors import RefusedError
 from mmpeft.files import whole_file
 from mmpeft.options import command_line
 
-MEANT = ("images", "turns", "system", "task", "choices", "references")
+MEANT = ("images", "turns", "system", "task", "choices", "references", "lists_captions")
 """What of a record a written row must be read as again."""
 
 
@@ -90,14 +90,16 @@ class CleanPart:
             for turn in record["turns"]
             for role, text in zip(("user", "assistant"), turn, strict=True)
         ]
+        said: dict[str, Any] = {"messages": turns, "answers": record.get("references")}
+        if record.get("lists_captions"):
+            said = {"instruction": record["turns"][0][0], "captions": record.get("references")}
         row = {
             "id": record["id"],
             "images": [self._name(image) for image in record["images"]],
-            "messages": turns,
+            **said,
             "system": record.get("system"),
             "task": record["task"],
             "choices": record.get("choices"),
-            "answers": record.get("references"),
         }
         return {key: value for key, value in row.items() if value not in (None, [])}
 
@@ -118,11 +120,11 @@ class CleanPart:
         try:
             (again,) = self._reader.read(row, "", "")
         except DataError as error:
-            return f"written as a row of messages it would be refused: {error}"
+            return f"written as a row of ours it would be refused: {error}"
         names = [str(self._saved(image)) if isinstance(image, bytes) else image for image in record["images"]]
         wanted = {**record, "images": names}
         other = [key for key in MEANT if again.get(key) != wanted.get(key)]
-        return f"written as a row of messages it would mean another {other[0]}" if other else ""
+        return f"written as a row of ours it would mean another {other[0]}" if other else ""
 
     def _own_id(self, name: str) -> str:
         """An id of this file alone: one that a row of an earlier source has is counted on."""

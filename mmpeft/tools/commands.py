@@ -2,10 +2,13 @@
 `mmpeft.commands`."""
 
 import sys
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mmpeft.errors import RefusedError
 from mmpeft.paths import resolve
+
+if TYPE_CHECKING:
+    from mmpeft.models.vision import VisionEncoder
 
 
 def cache(
@@ -79,6 +82,36 @@ def check(
         fix: a new JSONL file for what is good; what is not is written to NAME.quarantine.jsonl with the reasons.
         pictures: a PNG file for 12 random rows as the model sees them.
     """
+    _refuse_settings_of_nothing(encoder, layer, image_size, language, template, max_length)
+
+    from mmpeft.data.layouts.columns import Columns
+    from mmpeft.data.sources import Reading
+    from mmpeft.tools.check_data import check_data
+
+    encoders = _made_encoders(encoder, layer, image_size, decode) if encoder else []
+    tokens = None
+    if language:
+        from mmpeft.tools.token_survey import TokenSurvey
+
+        tokens = TokenSurvey(language, template, max_length, encoders[0].num_tokens if encoders else 1)
+        if not encoders:
+            print("an image is counted as 1 token; --encoder NAME counts its features")
+    own = Columns(columns or {}, ignore or [])
+    readings = [Reading(str(resolve(source)), own, image_root, task) for source in data]
+    check_data(readings, own, decode, encoders, tokens, fix, pictures)
+
+
+def _refuse_settings_of_nothing(
+    encoder: list[str] | None,
+    layer: int,
+    image_size: int | None,
+    language: str | None,
+    template: str,
+    max_length: int,
+) -> None:
+    """Raises:
+    RefusedError: a setting of what is not named, or a count of what is named twice.
+    """
     if not encoder and (layer, image_size) != (-1, None):
         raise RefusedError(
             "--layer and --image_size are of an encoder, and none is named; add --encoder NAME"
@@ -92,34 +125,17 @@ def check(
             f"--language counts the tokens of one encoder, and {len(encoder)} are named; name one"
         )
 
-    from mmpeft.data.layouts.columns import Columns
-    from mmpeft.tools.check_data import check_data
 
-    encoders, tokens = [], None
-    if encoder:
-        from mmpeft.tools.encoder_facts import encoder_facts
-        from mmpeft.tools.encoder_sight import make_encoders
+def _made_encoders(
+    names: list[str], layer: int, image_size: int | None, decode: bool
+) -> "list[VisionEncoder]":
+    """Encoders without weights; what is to know of each is printed."""
+    from mmpeft.tools.encoder_facts import encoder_facts
+    from mmpeft.tools.encoder_sight import make_encoders
 
-        encoders = make_encoders(encoder, layer, image_size)
-        for each in encoders:
-            print(f"{each.config.name}: {encoder_facts(each)}")
-        if not decode:
-            print("--decode false: how large images are, and what an encoder cuts off, is not looked at")
-    if language:
-        from mmpeft.tools.token_survey import TokenSurvey
-
-        tokens = TokenSurvey(language, template, max_length, encoders[0].num_tokens if encoders else 1)
-        if not encoders:
-            print("an image is counted as 1 token; --encoder NAME counts its features")
-    sources = [str(resolve(source)) for source in data]
-    check_data(
-        sources,
-        Columns(columns or {}, ignore or []),
-        image_root,
-        task,
-        decode,
-        encoders,
-        tokens,
-        fix,
-        pictures,
-    )
+    encoders = make_encoders(names, layer, image_size)
+    for each in encoders:
+        print(f"{each.config.name}: {encoder_facts(each)}")
+    if not decode:
+        print("--decode false: how large images are, and what an encoder cuts off, is not looked at")
+    return encoders

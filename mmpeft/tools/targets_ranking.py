@@ -11,6 +11,8 @@ from mmpeft.adapters import LoraConfig
 from mmpeft.adapters.sensitivity import top_sites
 from mmpeft.data.examples import Examples
 from mmpeft.data.features import encode_images
+from mmpeft.data.layouts.columns import Columns
+from mmpeft.data.layouts.notes import Notes
 from mmpeft.data.loader import PackedLoader
 from mmpeft.data.plan import PackingConfig
 from mmpeft.data.sources import load_records, require_images
@@ -34,7 +36,9 @@ RANK = 16
 """LoRA's rank where a budget is spent."""
 
 
-def rank_sites(name: str, data: str, batches: int) -> tuple[dict[str, float], MultimodalModel]:
+def rank_sites(
+    name: str, data: str, batches: int, image_root: str | None = None, columns: Columns | None = None
+) -> tuple[dict[str, float], MultimodalModel]:
     """The sensitivity of every linear of the decoder layers on a data file, and the model.
 
     Images go through the embedded encoder and an untrained projector, so such a ranking is about the questions and
@@ -44,7 +48,10 @@ def rank_sites(name: str, data: str, batches: int) -> tuple[dict[str, float], Mu
         RefusedError: fewer than one batch, or see `sensitivity`.
     """
     require_positive("batches", batches)
-    records = load_records(resolve(data))
+    columns, notes = columns or Columns(), Notes()
+    records = load_records(resolve(data), columns, image_root=image_root, each_caption=True, notes=notes)
+    columns.check_used(notes, data)
+    notes.tell(data)
     require_images(records, data)
     has_images = any(record["images"] for record in records)
     if has_images:
@@ -65,18 +72,25 @@ def rank_sites(name: str, data: str, batches: int) -> tuple[dict[str, float], Mu
     return rank_linears(model, islice(loader, batches)), model
 
 
-def print_ranking(name: str, data: str, batches: int, budget: int | None) -> None:
+def print_ranking(
+    name: str,
+    data: str,
+    batches: int,
+    budget: int | None,
+    image_root: str | None = None,
+    columns: Columns | None = None,
+) -> None:
     """Prints the linears from the most to the least sensitive, and those that a budget pays for."""
-    scores, model = rank_sites(name, data, batches)
+    scores, model = rank_sites(name, data, batches, image_root, columns)
     total = sum(scores.values()) or 1.0
-    columns = {
+    heads = {
         "#": "right",
         "linear": "left",
         "sensitivity": "right",
         "share": "right",
         f"LoRA r={RANK}": "right",
     }
-    table = make_table(f"mean of sum |w dL/dw| over up to {batches} batches of {data}", **columns)
+    table = make_table(f"mean of sum |w dL/dw| over up to {batches} batches of {data}", **heads)
     everywhere = LoraConfig(rank=RANK, target_modules="all-linear")
     costs = linear_costs(model, everywhere)
     ranked = sorted(scores, key=scores.__getitem__, reverse=True)

@@ -17,6 +17,8 @@ BARS, WIDTH = 10, 32
 class TokenSurvey:
     """Counts the tokens of conversations, image features included; needs the model's tokenizer and config alone.
 
+    They are counted as the plan of a training counts them: a question that has choices is a row with all of them.
+
     Args:
         language: hub id or local folder.
         layout: data.template.
@@ -35,29 +37,36 @@ class TokenSurvey:
     def start(self) -> None:
         """Counts from zero, for another data set."""
         self.lengths: Counter[int] = Counter()
-        self.cut = self.beyond = 0
+        self.ranked = self.cut = self.beyond = 0
 
     def add(self, record: Record) -> str | None:
         """Counts a conversation; what is wrong where none of its answers can be learnt."""
-        length = self.length(record)
+        length, last = self.length(record)
         self.lengths[length] += 1
-        self.beyond += self.positions is not None and length > self.positions
+        self.ranked += "choices" in record
+        self.beyond += self.positions is not None and last > self.positions
         if length <= self.template.max_length:
             return None
         problem = self.problem(record, length)
         self.cut += problem is None
         return problem
 
-    def length(self, record: Record) -> int:
-        """Tokens that the model reads of a whole conversation: all but its last, which it only predicts."""
-        return sum(len(span.ids) for span in self.template.spans(record)) - 1
+    def length(self, record: Record) -> tuple[int, int]:
+        """Tokens that the model reads of a whole conversation, which are all but the last of each answer, and how many
+        positions they take: choices stand beside each other, at the same ones."""
+        *earlier, (question, answer) = record["turns"]
+        spans = self.template.spans({**record, "turns": [*earlier, (question, None)]})
+        prompt = sum(len(span.ids) for span in spans) - 1
+        layout = self.template.layout
+        answers = [len(layout.answer(own)) + len(layout.end) for own in record.get("choices", [answer or ""])]
+        return prompt + sum(answers), prompt + max(answers)
 
     def problem(self, record: Record, length: int | None = None) -> str | None:
         """Why a conversation cannot be learnt, if so."""
-        if (self.length(record) if length is None else length) <= self.template.max_length:
+        if (self.length(record)[0] if length is None else length) <= self.template.max_length:
             return None
         try:
-            self.template.encode(record)
+            (self.template.encode_choices if "choices" in record else self.template.encode)(record)
         except DataError as error:
             return str(error)
         return None
@@ -71,6 +80,7 @@ class TokenSurvey:
         )
         return [
             (f"tokens, {self.template.image_tokens:,} an image", spread(self.lengths)),
+            *([("of them with all choices in one row", f"{self.ranked:,}")] if self.ranked else []),
             (f"cut at max_length {self.template.max_length:,}", f"{self.cut:,}"),
             *beyond,
         ]

@@ -196,6 +196,7 @@ class VisionLanguageData(L.LightningDataModule):
                 task=self.task,
                 require_answers=split != "predict",
                 on_bad_sample=bad,
+                each_caption=split == "train",
                 notes=notes,
             )
             if bad == "skip":
@@ -214,8 +215,7 @@ class VisionLanguageData(L.LightningDataModule):
             mapped = sum((own.mapped for own in notes.values()), Counter())
             self.columns.check_used(Notes(mapped=mapped), f"the data of `mmpeft {stage}`")
         for split, own in notes.items():
-            for line in own.lines():
-                print(f"{split}: {line}", file=sys.stderr)
+            own.tell(split)
 
     def _mix(self, files: list[str], sizes: list[int]) -> list[tuple[int, float]]:
         assert self.weights is not None, "only data.weights mixes files"

@@ -181,8 +181,8 @@ class EvaluationWriter(L.Callback):
         self._texts: list[str] = []
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        module, _ = _typed(pl_module, trainer)
-        self._texts = module.evaluation_config.held_texts() if self.forgetting else []
+        module, data = _typed(pl_module, trainer)
+        self._texts = module.evaluation_config.held_texts(data.columns) if self.forgetting else []
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module, _ = _typed(pl_module, trainer)

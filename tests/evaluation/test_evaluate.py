@@ -9,12 +9,14 @@ from safetensors.torch import load_file
 
 import mmpeft
 from mmpeft.cli import main
+from mmpeft.data.formats import DataError
+from mmpeft.data.layouts.columns import Columns
 from mmpeft.evaluation.answer_log import AnswerLog
-from mmpeft.evaluation.evaluate import as_answer
+from mmpeft.evaluation.evaluate import EvaluationConfig, as_answer
 from mmpeft.inference.engine import Engine
 from mmpeft.inference.requests import Completion
 from mmpeft.runs.manifest import MANIFEST
-from tests.tiny import COLOURS, make_config, make_record, run_directory
+from tests.tiny import COLOURS, make_config, make_record, run_directory, write_jsonl
 
 
 def rows_of(path):
@@ -299,16 +301,20 @@ def test_weights_that_do_not_fit_the_files_are_refused(tiny_base, tiny_data, tmp
         main(["fit", "--config", str(config)])
 
 
-def test_forgetting_is_measured_told_and_drawn(tfew_config, tiny_data, capsys):
+def test_forgetting_is_measured_told_and_drawn(tfew_config, tiny_data, tmp_path, capsys):
+    """On a text of the user's own, whose rows are read by the columns of the data."""
     directory = run_directory(tfew_config)
+    held = write_jsonl(
+        tmp_path / "held.jsonl", [row | {"note": 1} for row in rows_of(tiny_data / "text.jsonl")]
+    )
     main(
         [
             "test",
             "--config",
             str(tfew_config),
             "--forgetting",
-            "--data.held_text",
-            str(tiny_data / "text.jsonl"),
+            f"--data.held_text={held}",
+            "--data.ignore=[note]",
         ]
     )
     metrics = json.loads((directory / "metrics.json").read_text())
@@ -321,6 +327,16 @@ def test_forgetting_is_measured_told_and_drawn(tfew_config, tiny_data, capsys):
     card = (directory / "README.md").read_text()
     assert "![changes](changes.png)" in card
     assert "same next token" in card
+
+
+def test_held_text_of_ones_own_is_read_by_the_columns_of_the_data(tmp_path, monkeypatch):
+    """Not all of which it needs to have; the text that comes with mmpeft is read without them."""
+    held = write_jsonl(tmp_path / "held.jsonl", [{"question": "Say it.", "says": "A text.", "note": 1}])
+    columns = Columns({"answer": "says", "image": "scan"}, ["note"])
+    assert EvaluationConfig(held_text=str(held)).held_texts(columns) == ["A text."]
+    monkeypatch.setattr("mmpeft.evaluation.evaluate.HELD_TEXT", str(held))
+    with pytest.raises(DataError, match=r"'says'.*'note'"):
+        EvaluationConfig(held_text=str(held)).held_texts(columns)
 
 
 def test_a_finetune_can_begin_as_another_runs_adapter(tfew_config, tiny_base, tiny_data, tmp_path):

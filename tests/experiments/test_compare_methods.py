@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from mmpeft.experiments.compare_methods_table import COLUMNS, draw_comparison, m
 from mmpeft.experiments.methods import METHODS, common_settings, method_settings
 from mmpeft.experiments.steps import MMPEFT, ChildError
 from mmpeft.training.cli import VisionLanguageCLI
-from tests.tiny import make_config
+from tests.tiny import make_config, write_jsonl
 
 STEPS = 3
 SCRIPT = str(Path("scripts/compare_methods.py").resolve())
@@ -88,8 +89,17 @@ def processes(monkeypatch) -> Processes:
 
 @pytest.fixture
 def config(tmp_path, tiny_base, tiny_data) -> str:
-    held_text = str(tiny_data / "text.jsonl")
-    return str(make_config(tmp_path / "config.yaml", tiny_base, tiny_data, data={"held_text": held_text}))
+    """Whose rows are read by columns of their own, as those that are timed must be too."""
+    folder = shutil.copytree(tiny_data, tmp_path / "data")
+    for path in folder.glob("*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        write_jsonl(path, [row | {"note": 1, "about": "squares"} for row in rows])
+    data = {
+        "held_text": str(folder / "text.jsonl"),
+        "columns": {"task": "about"},
+        "ignore": ["note"],
+    }
+    return str(make_config(tmp_path / "config.yaml", tiny_base, folder, data=data))
 
 
 def rows_of(table: str) -> list[list[str]]:

@@ -10,6 +10,7 @@ import yaml
 
 import mmpeft
 from mmpeft.adapters import IA3Config
+from mmpeft.cli import main
 from mmpeft.data.sources import DataError
 from mmpeft.experiments.compare_prompting import compare_prompting, demonstrations, read
 from mmpeft.experiments.prompting import FewShotPrompt
@@ -171,6 +172,24 @@ def test_what_cannot_be_compared_is_refused(arguments, choices, tiny_data, run, 
         compare_prompting(**arguments | {"data": str(tiny_data / "test.jsonl")})
     with pytest.raises(ValueError, match=r"no adapter 'other'; it has \['tfew'\]"):
         compare_prompting(**arguments, adapter="other")
+
+
+def test_both_files_are_read_by_the_columns_that_are_given(arguments, choices, tmp_path, capsys):
+    files = {}
+    for name, split in (("data", "test"), ("train", "train")):
+        rows = [json.loads(line) for line in (choices / f"{split}.jsonl").read_text().splitlines()]
+        rows = [row | {"allowed": row.pop("choices"), "note": 1, "source": "web"} for row in rows]
+        files[name] = str(write_jsonl(tmp_path / f"{split}.jsonl", rows))
+    words = [f"--{name}={value}" for name, value in (arguments | files).items()]
+    main(["compare-prompting", *words, "--shots=[]", "--columns={choices: allowed}", "--ignore=[note]"])
+    renamed = json.loads(Path(arguments["output"]).read_text())
+    plain = compare_prompting(**arguments, shots=[])
+    assert [row["accuracies"] for row in renamed["rows"]] == [row["accuracies"] for row in plain["rows"]]
+    assert "set aside: source" in capsys.readouterr().err
+    with pytest.raises(
+        SystemExit, match=r"data\.columns maps \['alowed'\], which no row of .*test\.jsonl and"
+    ):
+        main(["compare-prompting", *words, "--columns={choices: allowed, task: alowed}", "--ignore=[note]"])
 
 
 def test_examples_are_drawn_and_shuffled_by_the_seed(records):

@@ -35,9 +35,7 @@ from mmpeft.metrics.vqa import CONTRACTIONS, REPAIRED, normalise, vqa_score
         ("yall'd've", "y'all'd've"),
         ("Im", "im"),
         ("", ""),
-        ("A", "a"),  # nothing would be left
-        ("The.", "the"),
-        ("?", "?"),
+        *((text, "") for text in ("A", "The.", "an a", "?", "- ;")),  # nothing is left
     ],
 )
 def test_normalisation(text, wanted):
@@ -72,16 +70,12 @@ def test_of_fewer_than_four_people_no_answer_is_wholly_right():
         vqa_score("yes", ["yes"])
 
 
-@pytest.mark.parametrize(
-    ("prediction", "reference", "wanted"),
-    [
-        *(("", "A", 0), ("an", "A", 0), ("the", "A", 0), ("?", "A", 0), ("B", "A", 0)),
-        *(("A", "A", 1), ("a", "A", 1), (" A\n", "A", 1), ("", "?", 0), ("!", "?", 0), ("?", "?", 1)),
-        *(("", "yes", 0), ("a", "yes", 0), ("the a", "a", 0)),
-    ],
-)
-def test_an_answer_that_the_rules_leave_nothing_of_is_compared_as_it_was_said(prediction, reference, wanted):
-    assert vqa_score(prediction, [reference] * 10) == wanted
+@pytest.mark.parametrize("prediction", ["", " \n", "A", "a", "The", "?", "the a", "a!"])
+@pytest.mark.parametrize("reference", ["", "A", "a", "the", "?", "yes"])
+def test_an_answer_that_the_rules_leave_nothing_of_is_worth_nothing(prediction, reference):
+    """The same one as people gave is not right either: the rules cannot tell it from silence."""
+    assert vqa_score(prediction, [reference] * 10) == 0
+    assert vqa_score("yes", [reference] * 10) == (reference == "yes")
 
 
 def test_who_says_nothing_agrees_with_nobody():

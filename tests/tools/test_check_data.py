@@ -143,6 +143,34 @@ def test_tokens_are_those_of_the_template(folder, tiny_base, capsys):
     assert re.search(r"warning: .*: 1 conversations are longer than max_length", capsys.readouterr().out)
 
 
+def test_a_question_with_choices_is_counted_with_all_of_them_as_it_is_trained(folder, tiny_base, capsys):
+    """They are one row, whose tokens max_length limits, and stand at the same positions."""
+    from mmpeft.data.packing import pack_choices
+    from mmpeft.data.template import Template
+    from mmpeft.models.language import load_tokenizer
+
+    wide = [f"red {'red ' * number}" for number in range(70)]
+    data = write_jsonl(
+        folder / "a.jsonl", [{**ROW, "choices": ["red", "a blue one"]}, {**ROW, "choices": wide}]
+    )
+    language = str(tiny_base / "language")
+    template = Template(load_tokenizer(language), 1, "minigpt", 10_000)
+    rows = [pack_choices(template.encode_choices(record)) for record in load_records(data)]
+    short, long = (len(row.ids) for row in rows)
+    assert max(rows[1].positions) < 2048 < long, "more tokens than the model has positions"
+    words = [str(data), "--language", language]
+    main(["check", *words, "--max_length", str(long)])
+    found = table(capsys.readouterr().out)
+    assert found["tokens, 1 an image"] == f"{short} to {long:,}, median {short}"
+    assert found["of them with all choices in one row"] == "2"
+    assert found["beyond the model's 2,048 positions"] == "0"
+    told = ended([*words, "--max_length", str(long - 1)])
+    assert (
+        f"a.jsonl:2 (id 'a-2') with its 70 choices has {long} tokens, more than max_length = {long - 1}"
+        in told
+    )
+
+
 def test_rows_beyond_the_models_positions_are_warned_of(folder, tiny_base, capsys):
     data = write_jsonl(folder / "a.jsonl", [ROW, ROW, {**ROW, "answer": "red " * 3000}])
     main(["check", str(data), "--language", str(tiny_base / "language"), "--max_length", "100000"])

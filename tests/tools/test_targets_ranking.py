@@ -1,5 +1,7 @@
 """`mmpeft sites MODEL --data DATA`: which linears the loss depends on most, and what a budget buys of them."""
 
+import json
+
 import pytest
 import torch
 
@@ -7,10 +9,11 @@ from mmpeft.adapters import LoraConfig
 from mmpeft.adapters.places import num_parameters
 from mmpeft.adapters.sensitivity import top_sites
 from mmpeft.cli import main
+from mmpeft.data.layouts.columns import Columns
 from mmpeft.models import language
 from mmpeft.tools import targets_ranking
 from mmpeft.tools.targets_ranking import RANK
-from tests.tiny import make_data
+from tests.tiny import make_data, write_jsonl
 
 
 @pytest.fixture
@@ -38,6 +41,21 @@ def test_a_ranking_is_the_same_each_time(embedded_encoder_not_needed, tiny_base,
     assert first == again
 
 
+def test_rows_are_read_by_the_columns_and_the_folder_that_are_given(tiny_base, tiny_data, tmp_path, capsys):
+    """Those of another layout rank the linears as the same rows in ours do."""
+    rows = [json.loads(line) for line in (tiny_data / "text.jsonl").read_text().splitlines()]
+    own = [{"asks": row["question"], "answer": row["answer"], "note": 1} for row in rows]
+    name, data = str(tiny_base / "language"), str(write_jsonl(tmp_path / "own.jsonl", own))
+    plain, _ = targets_ranking.rank_sites(name, str(tiny_data / "text.jsonl"), 1)
+    columns = Columns({"question": "asks"}, ["note"])
+    assert targets_ranking.rank_sites(name, data, 1, str(tiny_data), columns)[0] == plain
+    assert "left out by data.ignore: note (3)" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r"maps \['says'\], which no row of .*own\.jsonl has"):
+        main(
+            ["sites", name, f"--data={data}", "--columns={question: asks, context: says}", "--ignore=[note]"]
+        )
+
+
 def test_the_command_prints_a_ranking_and_what_a_budget_buys(tiny_base, tmp_path, capsys):
     data = make_data(tmp_path / "squares")
     before = sorted(tmp_path.rglob("*"))
@@ -59,6 +77,7 @@ def test_the_command_prints_a_ranking_and_what_a_budget_buys(tiny_base, tmp_path
     ("arguments", "words"),
     [
         (["--budget", "100"], "give --data"),
+        (["--ignore", "[note]"], "--columns and --ignore say how --data is read"),
         (["--data", "text.jsonl", "--batches", "0"], "batches is 0"),
         (["--data", "text.jsonl", "--budget", "1"], "pays for no site"),
     ],

@@ -4,8 +4,8 @@ from typing import Any
 
 from mmpeft.data.formats.base import DataError
 
-CLASS_QUESTION = "What does the image show?"
-"""What a row of an image and its class asks."""
+CLASS_INSTRUCTION = "What is in this image?"
+"""The question of a row that gives an image its class and asks none."""
 IMAGE_KEYS = ("image", "img", "file_name")
 
 
@@ -27,12 +27,12 @@ def class_row(row: dict[str, Any], names: dict[str, list[str]]) -> Any:
     if len(images) == 1 and not row.keys() - {key, images[0], "id"}:
         made = image_of_class(row[images[0]], row[key], classes)
         return made | ({"id": row["id"]} if row.get("id") is not None else {})
-    if key == "answer" and len(classes) > 1:
+    if (key == "answer" or (key == "label" and "answer" not in row)) and len(classes) > 1:
         row.setdefault("choices", classes)
     return row
 
 
 def image_of_class(image: Any, name: str | None, classes: list[str]) -> dict[str, Any]:
     """An image as a question about its class. Fewer than two classes are no choice."""
-    row = {"image": image, "question": CLASS_QUESTION, "answer": name}
+    row = {"image": image, "question": CLASS_INSTRUCTION, "answer": name}
     return row | ({"choices": classes} if len(classes) > 1 else {})

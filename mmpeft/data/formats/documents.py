@@ -13,8 +13,8 @@ from typing import Any
 from mmpeft.data.formats.base import DataError, Rows
 from mmpeft.data.formats.join_by_id import Lists, joined
 from mmpeft.data.formats.json_text import JsonText, JsonTextError
-from mmpeft.data.formats.public_documents import as_rows
 from mmpeft.data.formats.splits import canonical, choose_split, is_split
+from mmpeft.data.image_names import is_image_name
 
 ROW_LISTS = (
     *(
@@ -67,6 +67,8 @@ class Outline:
     nested: bool = True
     """Whether every object holds objects only."""
     others: list[str] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
+    """The keys that are names of images; of very many the first."""
 
     def row_lists(self) -> dict[str, ListPart]:
         """The lists of objects that may be rows."""
@@ -76,7 +78,8 @@ class Outline:
 
     @property
     def is_by_id(self) -> bool:
-        return bool(self.objects) and not self.lists and not self.others
+        """Whether its keys are those of rows: their ids, or the names of their images."""
+        return bool(self.objects) != bool(self.images) and not self.lists and not self.others
 
     @property
     def is_document(self) -> bool:
@@ -119,7 +122,10 @@ def outline_of(text: JsonText) -> Outline:
     outline = Outline()
     for key in text.items("{"):
         name = str(key)
-        if text.peek() == "[":
+        if is_image_name(name):
+            text.value()
+            outline.images += [name] * (len(outline.images) < 10)
+        elif text.peek() == "[":
             part = outline.lists[name] = ListPart()
             for _ in text.items("["):
                 part.add(text.value())
@@ -146,9 +152,7 @@ def document_rows(documents: list[Document], require_answers: bool, pick: str | 
             yield from _by_id(documents[0], pick)
             return
         lists = _lists(documents, pick)
-        for place, row in joined(path, lists, require_answers):
-            for number, made in enumerate(as_rows(row)):
-                yield f"{place}.{number + 1}" if number else place, made
+        yield from joined(path, lists, require_answers)
     except DataError as error:
         yield "document", error
     except JsonTextError as fault:
@@ -178,7 +182,7 @@ def _lists(documents: list[Document], pick: str | None) -> Lists:
 
 def _refuse_further_keys(document: Document, found: dict[str, ListPart]) -> None:
     outline = document.outline
-    given = [*outline.lists, *outline.objects, *outline.others]
+    given = [*outline.lists, *outline.objects, *outline.others, *outline.images]
     if further := [name for name in given if name not in found and name not in ABOUT_THE_FILE]:
         rows = max(found, key=lambda name: found[name].count, default="rows")
         raise DataError(
@@ -190,14 +194,24 @@ def _refuse_further_keys(document: Document, found: dict[str, ListPart]) -> None
 def _by_id(document: Document, pick: str | None) -> Rows:
     """Rows whose keys are their ids, perhaps in an object for each split."""
     outline, wanted = document.outline, None
-    if outline.by_split and outline.nested:
+    if outline.by_split and outline.nested and outline.objects:
         wanted = choose_split(document.path, outline.objects, pick)
     for key, value in document.members():
         entries = {key: value} if wanted is None else value if key == wanted else {}
         for name, entry in entries.items():
-            row = {"id": name} | entry if isinstance(entry, dict) else entry
-            for number, made in enumerate(as_rows(row)):
-                yield repr(name) + f".{number + 1}" * bool(number), made
+            yield repr(name), _row_of(name, entry)
+
+
+def _row_of(name: str, entry: Any) -> Any:
+    """A row from its key, which may be its image's name, and what stands there: the row, or a caption or several."""
+    if isinstance(entry, dict):
+        if entry.keys() >= {"root", "annotation"}:
+            return DataError(
+                f"tells of a data file; name that, {entry['annotation']!r:.200}, and its image_root"
+            )
+        is_image = is_image_name(name) and not entry.keys() & {"image", "images", "file_name", "filename"}
+        return {"image" if is_image else "id": name} | entry
+    return {"image": name, "caption": entry} if is_image_name(name) else entry
 
 
 def _may_be_rows(name: str, part: ListPart) -> bool:

@@ -23,12 +23,14 @@ from mmpeft.data.formats.hub import hub_set, is_hub_id
 from mmpeft.data.formats.json_rows import json_rows, pair_rows
 from mmpeft.data.formats.splits import choose_split, of_split, require_all_shards, split_in_name
 from mmpeft.data.formats.streams import ending
-from mmpeft.data.formats.tables import is_image, table_rows
+from mmpeft.data.formats.tables import table_rows
 from mmpeft.data.formats.tars import tar_rows
+from mmpeft.data.image_names import is_image_name
 
 READERS: dict[str, Callable[[Path], Rows]] = {
     **dict.fromkeys((".csv", ".tsv", ".txt", ".token"), table_rows),
     ".parquet": parquet_rows,
+    ".arrow": lambda path: arrow_rows([path]),
     ".tar": tar_rows,
 }
 """Ending -> reader. JSON has its own, which knows of splits and of files that belong together."""
@@ -196,4 +198,4 @@ def _images(folder: Path, found: list[Path], folders: list[Path]) -> DataFile:
 
 
 def _may_be_image(path: Path) -> bool:
-    return is_image(path.name) and path.is_file()
+    return is_image_name(path.name) and path.is_file()

@@ -1,5 +1,6 @@
 """Folders of images -> rows: imagefolders with metadata, folders of class folders, images with side-car texts."""
 
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 from mmpeft.data.formats.base import DataError, Rows
 from mmpeft.data.formats.classes import image_of_class
 
+BOX = re.compile(r"\d+(\s+[\d.eE+-]+){4,}\s*")
+"""A line of YOLO's labels: the number of a class, and the places of its box or outline."""
 TEXT_ENDINGS = (".txt", ".caption")
 NO_DATA = (
     *("thumbs.db", "desktop.ini", "readme.md", "readme.txt", "license", "license.txt"),
@@ -76,7 +79,14 @@ def captioned_rows(folder: Path) -> Rows:
             )
             continue
         try:
-            yield images[0].name, {"image": images[0].name, "text": texts[0].read_text("utf-8-sig").strip()}
+            text = texts[0].read_text("utf-8-sig").strip()
+            if text and all(map(BOX.fullmatch, text.splitlines())):
+                yield (
+                    texts[0].name,
+                    DataError("holds boxes, as YOLO writes them, and no caption; wanted a text"),
+                )
+            else:
+                yield images[0].name, {"image": images[0].name, "text": text}
         except UnicodeDecodeError as error:
             yield texts[0].name, DataError(f"not UTF-8 at byte {error.start}; save the file as UTF-8")
 

@@ -103,7 +103,7 @@ def _refuse_a_half(path: Path, rows_of: str, lists: Lists) -> None:
         return
     if "question" in keys and not keys & {*ANSWERS}:
         here, wanted = "question", "answers"
-    elif "question" not in keys and "questions" not in lists and keys & {*ANSWERS}:
+    elif rows_of == "annotations" and not keys & {"question", "caption"} and "questions" not in lists:
         here, wanted = "annotation", "questions"
     else:
         return

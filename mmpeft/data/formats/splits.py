@@ -80,7 +80,7 @@ def _split_key(row: object) -> str | None:
 
 
 def of_split(rows: Rows, wanted: str | None, path: Path) -> Rows:
-    """The rows of one split, by the key `split` of each where it is a word for one; the key goes.
+    """The rows of one split, by the key `split` of each where it is a word for one.
 
     Rows of several splits of which none is wanted, and rows that name none where one is, make one error.
     """
@@ -107,7 +107,7 @@ def of_split(rows: Rows, wanted: str | None, path: Path) -> Rows:
             )
             return
         if not names or canonical(row[key]) in names:
-            yield place, {name: value for name, value in row.items() if name != key}
+            yield place, row
     if missing := sorted(names - seen):
         yield "end", DataError(f"no row is of the split {missing[0]!r}; found {sorted(seen)}")
 

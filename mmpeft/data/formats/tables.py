@@ -10,6 +10,7 @@ from typing import Any
 from mmpeft.data.formats.base import DataError, Rows
 from mmpeft.data.formats.json_text import not_utf8
 from mmpeft.data.formats.streams import open_utf8
+from mmpeft.data.image_names import is_image_name
 
 DELIMITERS = ",;\t|"
 LOOKED_AT = 20
@@ -17,7 +18,8 @@ LOOKED_AT = 20
 WIDEST_CELL = 2**31 - 1
 """What csv's own limit of 131,072 characters is raised to: a report or a base64 image is longer."""
 WIDEST_NAME = 64
-IMAGE_NAME = re.compile(r".+\.(jpe?g|png|webp|gif|bmp|tiff?)(#\d+)?", re.IGNORECASE)
+CAPTION_NUMBER = re.compile(r"#\d+$")
+"""Behind an image's name: which of its captions it is."""
 
 
 def table_rows(path: Path) -> Rows:
@@ -46,7 +48,7 @@ def _header_and_rows(path: Path) -> tuple[list[str], Iterator[tuple[int, list[st
     if header and header[0] == "":  # pandas writes the number of a row into a column without a name
         rows, header = _without_index(rows), header[1:]
     if no_name := [
-        name for name in header if len(name) > WIDEST_NAME or len(name.split()) > 4 or is_image(name)
+        name for name in header if len(name) > WIDEST_NAME or len(name.split()) > 4 or _names_image(name)
     ]:
         raise DataError(
             f"its first line holds {no_name[0]!r:.60}, which is no name of a column; write a first line such as "
@@ -62,11 +64,6 @@ def _header_and_rows(path: Path) -> tuple[list[str], Iterator[tuple[int, list[st
             f"the column {twice[0]!r} is in {header} more than once or has no name; name each once"
         )
     return header, rows
-
-
-def is_image(name: str) -> bool:
-    """Whether a text is the name of an image file, or of one of its captions ("1.jpg#0")."""
-    return IMAGE_NAME.fullmatch(name) is not None and len(name) < 256
 
 
 def _row(header: list[str], cells: Any) -> Any:
@@ -116,13 +113,17 @@ def _widths(path: Path, delimiter: str) -> set[int]:
 
 def _is_caption_list(header: list[str], delimiter: str) -> bool:
     """Whether a table without names is an image and its caption in each line, as Flickr8k.token.txt is."""
-    return delimiter == "\t" and len(header) == 2 and is_image(header[0]) and " " in header[1].strip()
+    return delimiter == "\t" and len(header) == 2 and _names_image(header[0]) and " " in header[1].strip()
+
+
+def _names_image(cell: str) -> bool:
+    return is_image_name(CAPTION_NUMBER.sub("", cell))
 
 
 def _captions(path: Path) -> Iterator[tuple[int, Any]]:
     for line, cells in _cells(path, "\t"):
-        if len(cells) == 2 and is_image(cells[0]):
-            yield line, [re.sub(r"#\d+$", "", cells[0]), cells[1]]
+        if len(cells) == 2 and _names_image(cells[0]):
+            yield line, [CAPTION_NUMBER.sub("", cells[0]), cells[1]]
         elif cells:
             yield line, DataError(f"found {cells!r:.80}; wanted an image's name, a tab and its caption")
 

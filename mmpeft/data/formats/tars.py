@@ -11,7 +11,7 @@ from typing import Any
 from mmpeft.data.formats.base import DataError, Place, Rows
 from mmpeft.data.formats.classes import image_of_class
 from mmpeft.data.formats.json_text import RowDecoder
-from mmpeft.data.formats.tables import is_image
+from mmpeft.data.image_names import is_image_name
 
 PICKLES = ("pyd", "pkl", "pickle", "pth", "pt", "npy", "npz", "ten", "tb", "joblib", "mp", "msg")
 TEXTS = {"txt": "text", "text": "text", "caption": "text", "question": "question", "answer": "answer"}
@@ -115,7 +115,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 def _merged(members: dict[str, bytes], base: str) -> Any:
     """The row of one sample: its image, its texts and the keys of its JSON."""
     try:
-        images = {ending: data for ending, data in members.items() if is_image(f"x.{ending}")}
+        images = {ending: data for ending, data in members.items() if is_image_name(f"x.{ending}")}
         if len(images) > 1:
             raise DataError(f"has the images {sorted(images)}, in which order is not told; keep one")
         row: dict[str, Any] = {}

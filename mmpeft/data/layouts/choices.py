@@ -6,9 +6,11 @@ from typing import Any
 
 from mmpeft.data.formats import DataError
 from mmpeft.data.layouts.fields import Fields
-from mmpeft.data.layouts.values import as_list, as_spoken, as_text, from_json, short
+from mmpeft.data.layouts.values import as_list, as_spoken, as_text, from_json, from_python, short
 
 LETTERS = "ABCDEFGHIJ"
+LETTER_AND_TEXT = re.compile(r"\(?([A-J])[).:]\s*(.+)", re.S)
+"""An answer that names its choice in both ways."""
 
 
 @dataclass
@@ -40,6 +42,12 @@ class Choices:
                 )
             return self.texts[answer]
         said = as_spoken(answer, name)
+        if said.strip().isdigit() and said.strip() not in (*trimmed, *self.labels):
+            return self.resolve(int(said), name)
+        if both := LETTER_AND_TEXT.fullmatch(said.strip()):
+            place = self.labels.index(both[1]) if both[1] in self.labels else None
+            if place is not None and trimmed[place] == both[2]:
+                return self.texts[place]
         letter = said.strip().strip("().:")
         if letter not in self.labels or (not self.labelled and said.strip() in trimmed):
             return said
@@ -62,7 +70,9 @@ def take_choices(fields: Fields) -> Choices | None:
     key = fields.key("choices")
     if key is None:
         return None
-    value = from_json(fields.take("choices"))
+    value = from_python(from_json(fields.take("choices")))
+    if value in ([], {}):
+        return None
     if isinstance(value, dict) and {*value} == {"text", "label"}:
         texts, labels = as_list(value["text"], "choices"), as_list(value["label"], "choices")
         return Choices(_texts(texts), [str(label) for label in labels])

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmpeft.data.formats import DataError
+from mmpeft.data.image_names import is_image_name
 from mmpeft.data.layouts.names import MEANINGS, NAMES, closest, is_known, plain
 from mmpeft.data.layouts.notes import Notes
-from mmpeft.data.layouts.pictures import is_image_name
 from mmpeft.data.layouts.values import from_json, is_absent, short
 from mmpeft.errors import RefusedError
 
@@ -25,8 +25,9 @@ OWN_NAMES = {names[0] for names in NAMES.values()} | {"images", "file_name", "me
 class UnknownKeysError(DataError):
     """A row holds keys that are not understood; ``keys`` are they."""
 
-    def __init__(self, keys: list[str], row: Mapping[str, Any]):
-        super().__init__(_describe(keys, row))
+    def __init__(self, keys: list[str], row: Mapping[str, Any], folder: str | None = None):
+        """``folder`` is where images were looked for, of a row of which none was found."""
+        super().__init__(_describe(keys, row, folder))
         self.keys = keys
 
 
@@ -89,9 +90,9 @@ class Columns:
             raise RefusedError(f"data.columns maps {missing}, which no row of {where} has; correct the name")
 
 
-def _describe(keys: list[str], fields_row: Mapping[str, Any]) -> str:
+def _describe(keys: list[str], fields_row: Mapping[str, Any], folder: str | None) -> str:
     """What a row holds that is not understood, and what can be done about it."""
-    told = [_described(key, fields_row[key]) for key in keys]
+    told = [_described(key, fields_row[key], folder) for key in keys]
     first = keys[0]
     wanted = PROPOSED.get(MEANINGS.get(plain(closest(first) or ""), ""), "KEY")
     wanted = "image" if is_image_name(fields_row[first]) else wanted
@@ -137,9 +138,11 @@ def _by_value(column: str, value: Any) -> str | None:
     return "image" if held or is_image_name(first) else None
 
 
-def _described(key: str, value: Any) -> str:
+def _described(key: str, value: Any, folder: str | None) -> str:
     near = closest(key)
-    if is_image_name(value):
+    if folder and MEANINGS.get(plain(key)) == "image id":
+        hint = f", but no image of that name or number lies in {folder}: pass the folder that has it as image_root"
+    elif is_image_name(value):
         hint = ", an image's name"
     elif near and plain(near) != plain(key):
         hint = f", closest to {near!r}"

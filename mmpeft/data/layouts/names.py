@@ -14,7 +14,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         *("image", "images", "file_name", "file_names", "filename", "filenames", "image_file_name"),
         *("image_filename", "image_name", "image_names", "img_name", "imgname", "image_path", "image_paths"),
         *("img_path", "image_file", "image_files", "img_file", "img", "imgs", "figure_path", "image_base64"),
-        *("image_base64_str", "image_bytes", "image_url", "image_urls"),
+        *("image_base64_str", "image_bytes", "image_url", "image_urls", "image_local_name"),
     ),
     "path": ("path", "file", "file_path", "filepath", "name"),
     "image id": ("image_id", "img_id"),
@@ -52,6 +52,8 @@ NAMES: dict[str, tuple[str, ...]] = {
 
 NUMBERED = re.compile(r"(?:image|img)_?(\d+)", re.I)
 """Several images, each under a key of its own."""
+SIDES = {"leftimage": 1, "rightimage": 2}
+"""Two images beside each other."""
 LETTERED = re.compile(r"(?:choice|option)?[ _]?([a-j])", re.I)
 """Choices, each under a key of its own."""
 
@@ -60,6 +62,11 @@ LETTERED = re.compile(r"(?:choice|option)?[ _]?([a-j])", re.I)
 def plain(key: str) -> str:
     """What makes a key's name; the empty header of pandas' index stays empty."""
     return "".join(letter for letter in key.lower() if letter.isalnum())
+
+
+def plain_names(text: str) -> frozenset[str]:
+    """The names in a text, separated by spaces."""
+    return frozenset(map(plain, text.split()))
 
 
 MEANINGS = {plain(name): meaning for meaning, names in NAMES.items() for name in names}
@@ -87,6 +94,7 @@ def sort_keys(keys: tuple[str, ...]) -> Keys:
         if meaning := MEANINGS.get(plain(key)):
             meant[meaning] = (*meant.get(meaning, ()), key)
     numbers = {key: int(found[1]) for key in keys if (found := NUMBERED.fullmatch(key))}
+    numbers |= {key: SIDES[plain(key)] for key in keys if plain(key) in SIDES}
     letters = {key: found[1].lower() for key in keys if (found := LETTERED.fullmatch(key))}
     choices = sorted(letters, key=lambda key: letters[key])
     whole = "".join(letters[key] for key in choices) == "abcdefghij"[: len(choices)] and len(choices) > 1
@@ -103,4 +111,8 @@ def closest(key: str) -> str | None:
 
 
 def is_known(key: str) -> bool:
-    return plain(key) in MEANINGS or bool(NUMBERED.fullmatch(key) or LETTERED.fullmatch(key))
+    return (
+        plain(key) in MEANINGS
+        or plain(key) in SIDES
+        or bool(NUMBERED.fullmatch(key) or LETTERED.fullmatch(key))
+    )

@@ -1,5 +1,6 @@
 """What reading a data set left aside, by stated rules, so that it can be told."""
 
+import sys
 from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -19,6 +20,10 @@ class Notes:
     """Columns of data.columns -> rows."""
     empty_answers: int = 0
     """Empty ones among several people's."""
+    captioned: int = 0
+    """Rows that list several captions."""
+    captions: int = 0
+    """How many these are together."""
     videos: int = 0
     """Videos whose rows do not say of how many frames."""
     skipped: int = 0
@@ -37,6 +42,8 @@ class Notes:
         self.ignored.update(others.ignored)
         self.mapped.update(others.mapped)
         self.empty_answers += others.empty_answers
+        self.captioned += others.captioned
+        self.captions += others.captions
         self.videos += others.videos
         if others.skipped:
             self.skip(others.first_skipped, others.skipped)
@@ -52,6 +59,11 @@ class Notes:
         values: dict[str, Any] = {k: Counter(v) if isinstance(v, dict) else v for k, v in told.items()}
         return cls(**values)
 
+    def tell(self, what: str) -> None:
+        """Prints `lines` for people; ``what`` names the data."""
+        for line in self.lines():
+            print(f"{what}: {line}", file=sys.stderr)
+
     def lines(self) -> list[str]:
         """What is to be told, a line each."""
         told = [
@@ -64,6 +76,11 @@ class Notes:
         ]
         if self.empty_answers:
             told.append(f"{self.empty_answers:,} empty answers among several people's, left out")
+        if self.captioned:
+            told.append(
+                f"{self.captioned:,} rows list {self.captions:,} captions: training learns each of them, a test asks "
+                "once and takes all as references"
+            )
         if self.videos:
             told.append(f"{self.videos:,} videos whose rows do not say frames: {NUM_FRAMES} of each")
         if self.skipped:

@@ -6,14 +6,12 @@ import os
 from typing import Any
 
 from mmpeft.data.formats import DataError
-from mmpeft.data.images import ENDINGS, image_file
+from mmpeft.data.image_names import LONGEST_NAME, is_image_name
 from mmpeft.data.layouts.fields import Fields
 from mmpeft.data.layouts.image_root import ImageRoot
 from mmpeft.data.layouts.tags import PLACEHOLDER
 from mmpeft.data.layouts.values import from_json, is_empty, short
 
-LONGEST_NAME = 1024
-"""Letters; a longer text is not the name of a file."""
 SOURCES = ("bytes", "base64", "image", "image_url", "url", "path", "value", "file_name", "filename")
 """Where an object that stands for an image holds it."""
 
@@ -56,13 +54,6 @@ def read_images(value: Any, root: ImageRoot) -> list[str | bytes]:
     return [_resolve(image, root) for image in (value if isinstance(value, list) else [value])]
 
 
-def is_image_name(value: Any) -> bool:
-    """Whether a value looks like the name of an image file."""
-    return (
-        isinstance(value, str) and len(value) < LONGEST_NAME and image_file(value).lower().endswith(ENDINGS)
-    )
-
-
 def _one_of(fields: Fields, keys: list[str]) -> list[str]:
     """Of several keys the one that has the image, where the others are only its name."""
     if len(keys) < 2:
@@ -99,7 +90,7 @@ def _resolve(image: Any, root: ImageRoot) -> str | bytes:
     """The absolute path or the bytes behind one image."""
     if isinstance(image, dict):
         given = next((image[key] for key in SOURCES if not is_empty(image.get(key))), None)
-        image = _resolve(given, root) if isinstance(given, dict) else given
+        image = _resolve(given, root) if isinstance(given, dict) else image if given is None else given
     if isinstance(image, bytes) and image:
         return image
     if isinstance(image, int) and not isinstance(image, bool):

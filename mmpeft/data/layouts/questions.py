@@ -1,6 +1,9 @@
 """Who asks what in a row: the turns before the answer that the row gives under a key of its own."""
 
+from typing import Any
+
 from mmpeft.data.formats import DataError
+from mmpeft.data.formats.classes import CLASS_INSTRUCTION
 from mmpeft.data.layouts.conversations import read_history, read_turns
 from mmpeft.data.layouts.fields import Fields
 from mmpeft.data.layouts.names import plain
@@ -9,14 +12,14 @@ from mmpeft.data.layouts.values import as_text, from_json, is_empty
 
 CAPTION_INSTRUCTION = "Describe this image."
 """The question of a caption row ({image, text}) without an `instruction`."""
-CLASS_INSTRUCTION = "What is in this image?"
-"""The question of a row that gives an image its class ({image, label}) without one."""
 SHAPES = (
     "{image | images, conversations: [{from, value}]}, {images, messages: [{role, content}]}, "
     "{image | file_name, question, answer | answers}, {image | file_name, text | caption} or {image, label}"
 )
 ANSWERED_BY = ("answer", "right choice", "chosen", "rejected", "label")
 """Meanings that answer a question."""
+MOST_KEYS = 20
+"""Of a row that a message names."""
 ASKED_IN_TEXT = {"questionid", "qid"}
 """Names that make a `text` the question, as in LLaVA's files of questions."""
 
@@ -39,7 +42,7 @@ def take_turns(fields: Fields, has_image: bool, inline: list) -> list[Turn]:
         return [("user", CLASS_INSTRUCTION)]
     if fields.has("chosen"):
         return []
-    raise DataError(f"found the keys {sorted(fields.row)}; wanted one of {SHAPES}, or data.columns")
+    raise DataError(f"found the keys {first_keys(fields.row)}; wanted one of {SHAPES}, or data.columns")
 
 
 def asks(fields: Fields) -> bool:
@@ -60,6 +63,14 @@ def is_caption(fields: Fields) -> bool:
     return fields.has("caption") or (fields.has("text") and not asked)
 
 
+def lists_captions(fields: Fields) -> bool:
+    """Whether a row has a list of captions, each of which alone would be one."""
+    if not is_caption(fields):
+        return False
+    key = fields.key("caption" if fields.has("caption") else "text")
+    return isinstance(from_json(fields.row[str(key)]), list)
+
+
 def _are_captions(fields: Fields) -> bool:
     """Whether the answers of several people, if there are some, are captions: the row's own is among them."""
     own = [fields.row[key] for key in fields.of("caption") + fields.of("text")]
@@ -72,16 +83,34 @@ def _take_caption(fields: Fields, has_image: bool) -> list[Turn]:
     instruction = fields.take("question")
     if instruction is None and not has_image:
         raise DataError(
-            f"found {key!r} without an image and without an instruction: nothing is asked; wanted one of {SHAPES}"
+            f"found {key!r} without an image and without an instruction: nothing is asked;{_address(fields)} wanted "
+            f"one of {SHAPES}"
         )
     held = from_json(fields.row[key])
     if isinstance(held, dict) and any(
         plain(str(own)) in ("question", "chosen", "conversations") for own in held
     ):
         raise DataError(
-            f"{key!r} holds a whole row as JSON, with the keys {sorted(held)}; write them as keys of the row"
+            f"{key!r} holds a whole row as JSON, with the keys {first_keys(held)}; write them as keys of the row"
         )
     return [("user", CAPTION_INSTRUCTION if instruction is None else as_text(instruction, "instruction"))]
+
+
+def first_keys(row: dict[str, Any]) -> str:
+    """The keys of a row, of very many the first."""
+    names = sorted(row)
+    more = f" and {len(names) - MOST_KEYS:,} more" if len(names) > MOST_KEYS else ""
+    return f"{names[:MOST_KEYS]}{more}"
+
+
+def _address(fields: Fields) -> str:
+    """What to say of a row whose image is an address of the web alone."""
+    where = [key for key in fields.left if str(fields.row[key]).startswith(("http://", "https://"))]
+    return (
+        f" {where[0]!r} is an address of the web: download the images first, and name the files;"
+        if where
+        else ""
+    )
 
 
 def _take_question(fields: Fields, inline: list) -> list[Turn]:

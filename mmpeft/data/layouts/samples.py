@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mmpeft.data.formats import DataError
+from mmpeft.data.image_names import is_image_name
 from mmpeft.data.layouts.answers import (
     most_frequent,
     one_of,
@@ -14,16 +15,18 @@ from mmpeft.data.layouts.answers import (
     refuse_several_right,
     starting_with,
 )
-from mmpeft.data.layouts.bookkeeping import rename_published, take_bookkeeping, take_published
+from mmpeft.data.layouts.bookkeeping import take_bookkeeping
 from mmpeft.data.layouts.choices import Choices, take_choices, take_right_choice
 from mmpeft.data.layouts.columns import Columns, UnknownKeysError
 from mmpeft.data.layouts.conversations import read_turns, split_system
 from mmpeft.data.layouts.fields import Fields
 from mmpeft.data.layouts.image_root import ImageRoot
 from mmpeft.data.layouts.notes import Notes
-from mmpeft.data.layouts.pictures import is_image_name, read_images, take_images
+from mmpeft.data.layouts.pictures import read_images, take_images
 from mmpeft.data.layouts.preferences import refuse_wrong, take_preferred
-from mmpeft.data.layouts.questions import SHAPES, asks, take_turns
+from mmpeft.data.layouts.published import as_published, take_published
+from mmpeft.data.layouts.questions import SHAPES, asks, lists_captions, take_turns
+from mmpeft.data.layouts.several import each_question
 from mmpeft.data.layouts.tags import Turn, read_tags
 from mmpeft.data.layouts.values import as_text, from_json, is_empty, short
 from mmpeft.data.layouts.videos import place_videos, take_videos
@@ -42,6 +45,8 @@ class Sample:
     choices: list[str] | None = None
     references: list[str] = field(default_factory=list)
     """All right answers to the last question, where several people's are listed."""
+    are_captions: bool = False
+    """Whether these are the captions that the row lists in the place of one."""
     task: Any = None
     id: Any = None
     id_of_image: bool = False
@@ -55,15 +60,19 @@ class RowReader:
         root: resolves image names.
         columns: the user's own mapping.
         required: whether the last question must have an answer.
+        each_caption: whether each of several captions of a row is a sample of its own; else they are references of one.
         notes: is told what was left aside.
     """
 
-    def __init__(self, root: ImageRoot, columns: Columns, required: bool, notes: Notes):
+    def __init__(self, root: ImageRoot, columns: Columns, required: bool, each_caption: bool, notes: Notes):
         self.root, self.columns, self.required, self.notes = root, columns, required, notes
+        self.each_caption = each_caption
+        self._left_out = frozenset((*columns.ignored, *columns.mapping.values()))
         self._as_text = {key for key in columns.ignored if key.startswith("<")}
 
     def read(self, row: Any) -> Iterator[Sample]:
-        """The samples of a row: one, or several of a packed row (Qwen-VL: a list of rows).
+        """The samples of a row: one, or several of a packed row (Qwen-VL: a list of rows), of several questions or
+        captions.
 
         Raises:
             DataError: the row is not understood, or not all of it.
@@ -73,15 +82,31 @@ class RowReader:
         if isinstance(row, list) and row and all(isinstance(own, dict) for own in row):
             turns = all("role" in own or "from" in own for own in row)
             for own in [{"conversations": row}] if turns else row:
-                yield self._sample(own)
+                yield from self._each_caption(self._sample(own))
             return
         if not isinstance(row, dict):
             raise DataError(f"found a {type(row).__name__}; wanted an object: {SHAPES}")
-        yield self._sample(row)
+        rows = each_question(row, self._left_out)
+        for own in rows:
+            sample = self._sample(own)
+            sample.id_of_image |= len(rows) > 1
+            yield from self._each_caption(sample)
+
+    def _each_caption(self, sample: Sample) -> Iterator[Sample]:
+        """A sample, or in its place one for each of its captions."""
+        if sample.are_captions:
+            self.notes.captioned += 1
+            self.notes.captions += len(sample.references)
+        if not (sample.are_captions and self.each_caption):
+            yield sample
+            return
+        for text in sample.references:
+            turns = [*sample.turns[:-1], ("assistant", text)]
+            yield replace(sample, turns=turns, references=[], id_of_image=True)
 
     def _sample(self, row: dict[str, Any]) -> Sample:
-        fields = Fields(rename_published(self.columns.apply(row, self.notes)), row)
-        aside = take_published(fields)
+        fields = Fields(as_published(self.columns.apply(row, self.notes)), row)
+        aside, captions = take_published(fields), lists_captions(fields)
         videos = take_videos(fields, self.root, self.notes) if fields.has("video") else []
         images, named = take_images(fields, self.root)
         asked = asks(fields)
@@ -97,7 +122,8 @@ class RowReader:
         if videos:
             turns, images = place_videos(turns, images, videos, VIDEO_MARKER not in self._as_text)
         system, turns = self._system(fields, turns)
-        sample = Sample(turns, images, system, choices, references, fields.take("task"))
+        several = captions and len(references) > 1
+        sample = Sample(turns, images, system, choices, references, several, fields.take("task"))
         self._identify(fields, sample)
         aside += take_bookkeeping(fields, bool(images), asked)
         if aside:
@@ -105,7 +131,7 @@ class RowReader:
         if left := fields.left:
             if fields.of("tools"):
                 raise DataError(f"found {fields.of('tools')[0]!r}: tools are not read; drop the row")
-            raise UnknownKeysError(left, fields.row)
+            raise UnknownKeysError(left, fields.row, None if sample.images else self.root.folder)
         return sample
 
     def _answered(
@@ -141,9 +167,10 @@ class RowReader:
             value = fields.take(meaning)
             if isinstance(value, list) and value and isinstance(value[0], dict) and "role" in value[0]:
                 return [*turns, *read_turns(value, key, inline)], []  # TRL's completion
-            if meaning == "label" and not isinstance(value, str | list) and choices is None:
+            if meaning == "label" and choices is None and _is_nameless(value, asked):
                 raise DataError(
-                    f"{key} is {short(value)}, a number without its name; write the class in words"
+                    f"{key} is {short(value)}, a number without its name; write the class in words, or, where the "
+                    "number is meant, a question beside it"
                 )
             if meaning in ("caption", "text") and isinstance(several := from_json(value), list):
                 value = several
@@ -184,6 +211,13 @@ class RowReader:
         keys = [key for key in fields.of("question id") if isinstance(fields.row[key], int | str)]
         if keys:
             sample.id, sample.id_of_image = fields.take_key(keys[0]), True
+
+
+def _is_nameless(label: Any, asked: bool) -> bool:
+    """Whether a class is a number, which in a table is a text; what is asked may be a number."""
+    return not isinstance(label, str | list) or (
+        not asked and isinstance(label, str) and label.strip().isdigit()
+    )
 
 
 def _names(id: str, image: str) -> bool:

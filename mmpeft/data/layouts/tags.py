@@ -18,7 +18,7 @@ PLACEHOLDER = re.compile(
 INLINE = re.compile(r"<img>([^<>\n]+)</img>")
 UNREAD = re.compile(
     r"<(?:video|audio|speech|bbox|ref-object)>|<\|(?:video|audio|video_pad|audio_\d+)\|>"
-    r"|<(?:video|audio)[ _]\d+>"
+    r"|<(?:video|audio)[ _]\d+>|\[/EN#\d+/\w+"
 )
 Turn = tuple[str, str]
 """(role, text)"""
@@ -37,14 +37,18 @@ def read_tags(
     Raises:
         DataError: a tag stands for what cannot be read.
     """
-    if all(text.count("<") == text.count(IMAGE_MARKER) for _, text in turns):
+    if all(text.count("<") == text.count(IMAGE_MARKER) and "[/EN#" not in text for _, text in turns):
         return turns, []
     for _, text in turns:
-        found = UNREAD.findall(text) if "<" in text else ()
+        found = UNREAD.findall(text) if "<" in text or "[/EN#" in text else ()
         if unread := next((tag for tag in found if tag not in as_text), None):
+            hint = (
+                f', or name "{unread}" in data.ignore to learn it as text'
+                if unread[0] == "<"
+                else ", or write it plain"
+            )
             raise DataError(
-                f"a text holds {unread}, which stands for something that is not read; drop the row, or name "
-                f'"{unread}" in data.ignore to learn it as text'
+                f"a text holds {unread}, which stands for something that is not read; drop the row{hint}"
             )
     named: list[str] = []
     if "<img>" not in as_text:

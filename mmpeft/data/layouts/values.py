@@ -1,5 +1,6 @@
 """What stands under a key of a row: texts, numbers, lists, nothing."""
 
+import ast
 import json
 from typing import Any
 
@@ -65,6 +66,17 @@ def as_list(value: Any, name: str) -> list:
     value = from_json(value)
     if not isinstance(value, list) or not value:
         raise DataError(f"{name} is {short(value)}; wanted a list that is not empty")
+    return value
+
+
+def from_python(value: Any) -> Any:
+    """The list of texts and numbers that a text holds as Python prints it; else the value itself."""
+    if isinstance(value, str) and value[:1] == "[":
+        try:
+            found = ast.literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return value
+        return found if all(isinstance(own, str | int | float) for own in found) else value
     return value
 
 

@@ -171,10 +171,8 @@ def in_a_list(folder: Path, **more) -> str:
 
 
 OWN = [{"images": ["1.png"], "turns": [("<image>Which?", "this")]}]
-KARPATHY_TEST = [
-    caption("val2014/a.png", "a red door", references=["a red door", "a door"]),
-    caption("val2014/a.png", "a door", references=["a door", "a red door"]),
-]
+DOORS = ["a red door", "a door"]
+KARPATHY_TEST = [caption("val2014/a.png", DOORS[0], references=DOORS)]
 R2GEN_TRAIN = [
     {
         "images": ["CXR1/0.png", "CXR1/1.png"],
@@ -219,11 +217,13 @@ LAYOUTS = [
     Layout(
         "Karpathy's dataset_coco.json:train+test",
         lambda f: karpathy(f) + ":train+test",
-        [
-            *KARPATHY_TEST,
-            caption("train2014/b.png", "a red door", references=["a red door", "a door"]),
-            caption("train2014/b.png", "a door", references=["a door", "a red door"]),
-        ],
+        [*KARPATHY_TEST, caption("train2014/b.png", DOORS[0], references=DOORS)],
+    ),
+    Layout(
+        "Karpathy's dataset_coco.json:train, to learn",
+        lambda f: karpathy(f) + ":train",
+        [caption("train2014/b.png", door, references=None) for door in DOORS],
+        settings={"each_caption": True},
     ),
     Layout("Karpathy's dataset_coco.json:test", lambda f: karpathy(f) + ":test", KARPATHY_TEST),
     Layout(

@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.data.layouts.layout import Layout
 from tests.data.layouts.writing import images, lines, parquet, png, saved, table, tar, text
 
-QUESTION = "What does the image show?"
+QUESTION = "What is in this image?"
 ROWS = [{"image": {"bytes": png(), "path": "1.png"}, "question": "Which?", "answer": "this"}]
 MEANT = [{"images": [png()], "turns": [("<image>Which?", "this")]}]
 IMAGE = {"_type": "Image"}

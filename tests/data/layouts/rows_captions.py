@@ -5,6 +5,8 @@ from tests.data.layouts.rows import CAPTION, A, B, meant, read, refused
 ONE = meant(CAPTION, "a cat")
 SEVERAL = {**ONE, "references": ["a cat", "one cat"]}
 
+LEARNT = [("a cat", "7"), ("one cat", "7#2"), ("a cat", "7#3")]
+
 LAYOUTS = [
     read("{image, text}", {"image": A, "text": "a cat"}, ONE),
     read("{file_name, text} (imagefolder)", {"file_name": A, "text": "a cat"}, ONE),
@@ -21,6 +23,24 @@ LAYOUTS = [
     read("BLIP and MiniGPT-4, {image, caption}", {"image": A, "caption": "a cat", "image_id": "x"}, ONE),
     read("BLIP, a list of captions", {"image": A, "caption": ["a cat", "one cat"]}, SEVERAL),
     read("{image, captions}", {"image": A, "captions": ["a cat", "one cat"]}, SEVERAL),
+    read(
+        "{image, captions}, to learn",
+        {"image": A, "captions": ["a cat", "one cat", "a cat"], "id": "7"},
+        *({**meant(CAPTION, text), "id": own} for text, own in LEARNT),
+        each_caption=True,
+    ),
+    read(
+        "{image, captions} of one, to learn",
+        {"image": A, "captions": ["a cat"]},
+        {**ONE, "references": ["a cat"]},
+        each_caption=True,
+    ),
+    read(
+        "A caption and all of its image's, to learn",
+        {"image": A, "caption": "one cat", "answers": ["a cat", "one cat"]},
+        {**meant(CAPTION, "one cat"), "references": ["one cat", "a cat"]},
+        each_caption=True,
+    ),
     read(
         "COCO captions, a row a caption",
         {
@@ -50,10 +70,11 @@ LAYOUTS = [
         },
         SEVERAL,
     ),
-    refused(
+    read(
         "Karpathy's split, a folder under filepath",
         {"filepath": "val2014", "filename": A, "sentids": [0], "sentences": [{"raw": "a cat"}]},
-        "the key 'filepath'",
+        {**ONE, "images": ["val2014/a.png"], "references": ["a cat"]},
+        files=("val2014/a.png",),
     ),
     read(
         "R2Gen, {report, image_path}",

@@ -153,11 +153,6 @@ LAYOUTS = [
         {"id": "x1", "question": "Is <image 2> like <image 1>?", "answer": "no", "image_1": A, "image_2": B},
         "wanted every image once and in order",
     ),
-    refused(
-        "MMMU, options as Python prints them",
-        {"id": "x1", "question": "What is it?", "options": "['a dog', 'a cat']", "answer": "B", "image_1": A},
-        "choices is str",
-    ),
     read(
         "ARC, choices of texts and labels",
         {

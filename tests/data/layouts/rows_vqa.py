@@ -221,7 +221,6 @@ LAYOUTS = [
             "confidence": 3,
         },
         SEVERAL,
-        ignore=["confidence"],
     ),
     read(
         "SQuAD, answers of texts and places",

@@ -1,0 +1,51 @@
+"""Rows that ask several questions about one image: lists side by side, or a list of questions with their answers."""
+
+from typing import Any
+
+from mmpeft.data.formats import DataError
+from mmpeft.data.layouts.names import plain
+from mmpeft.data.layouts.values import from_json, is_absent
+
+QUESTIONS = frozenset({"questions", "qas", "qa", "qapairs"})
+"""Names of the lists: OCR-VQA, Visual Genome, TallyQA, PixMo-docs."""
+
+
+def each_question(row: dict[str, Any], ignored: frozenset[str]) -> list[dict[str, Any]]:
+    """A row for each question of one that lists several; of any other the row itself.
+
+    Args:
+        ignored: columns that are left out.
+
+    Raises:
+        DataError: questions and answers are not as many, or an entry says something else than its row.
+    """
+    key = next((key for key in row if key not in ignored and plain(key) in QUESTIONS), None)
+    value = from_json(row[key]) if key is not None else None
+    if key is None or not isinstance(value, dict | list):
+        return [row]
+    rest = {name: own for name, own in row.items() if name != key}
+    if isinstance(value, dict):
+        entries = _side_by_side(value)
+    elif all(isinstance(own, dict) for own in value):
+        entries = value
+    elif isinstance(answers := from_json(row.get("answers")), list):
+        entries = _side_by_side({"question": value, "answer": answers})
+        del rest["answers"]
+    else:
+        return [row]
+    both = [
+        name for own in entries for name in own if not is_absent(rest.get(name)) and own[name] != rest[name]
+    ]
+    if other := [name for name in both if name != "id"]:  # an entry's own id is what tells it from the others
+        raise DataError(f"an entry of {key} has another {other[0]!r} than its row; keep one of them")
+    return [rest | own for own in entries] or [row]
+
+
+def _side_by_side(lists: dict[str, Any]) -> list[dict[str, Any]]:
+    """Lists of one length as objects."""
+    lengths = {name: len(own) if isinstance(own, list) else 0 for name, own in lists.items()}
+    if len({*lengths.values()}) != 1:
+        raise DataError(
+            f"found {lengths} entries, which do not belong together; wanted one answer a question"
+        )
+    return [dict(zip(lists, own, strict=True)) for own in zip(*lists.values(), strict=True)]
