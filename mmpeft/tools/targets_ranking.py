@@ -11,6 +11,7 @@ from mmpeft.adapters import LoraConfig
 from mmpeft.adapters.sensitivity import top_sites
 from mmpeft.data.examples import Examples
 from mmpeft.data.features import encode_images
+from mmpeft.data.image_tokens import image_tokens
 from mmpeft.data.loader import PackedLoader
 from mmpeft.data.plan import PackingConfig
 from mmpeft.data.sources import load_records, require_images
@@ -58,7 +59,7 @@ def rank_sites(name: str, data: str, batches: int) -> tuple[dict[str, float], Mu
         projector = Projector(encoder.dim, language_model.get_input_embeddings().weight.shape[1])
     model = MultimodalModel(encoder, projector.requires_grad_(False), language_model)
     check_language_model(model)
-    template = Template(load_tokenizer(name), encoder.num_tokens)
+    template = Template(load_tokenizer(name), image_tokens(encoder))
     examples = Examples(records, template, ranks=False, what=data)
     packing = PackingConfig(batch_size=CONVERSATIONS)
     loader = PackedLoader(examples, partial(encode_images, encoder), packing, adapter=None, seed=0)
