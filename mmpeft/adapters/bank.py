@@ -46,10 +46,11 @@ class AdapterBank(nn.Module):
 
     Args:
         model: a causal language model of transformers; it is frozen.
-        image_shape: (tokens, dim) of one image's features where the model reads images, for image prompts.
+        image_shape: (tokens, dim) of one image's features where the model reads images, for image prompts; None tokens
+            where their number depends on the image.
     """
 
-    def __init__(self, model: nn.Module, image_shape: tuple[int, int] | None = None):
+    def __init__(self, model: nn.Module, image_shape: tuple[int | None, int] | None = None):
         super().__init__()
         self._model = [model.requires_grad_(False)]  # in a list: it is no child of this module
         self.image_shape = image_shape

@@ -10,7 +10,7 @@ from mmpeft.adapters.methods.base import ModelInputs
 from mmpeft.errors import RefusedError
 
 
-def model_inputs(model: Any, image_shape: tuple[int, int] | None) -> ModelInputs:
+def model_inputs(model: Any, image_shape: tuple[int | None, int] | None) -> ModelInputs:
     """The sizes of what a language model of transformers reads.
 
     Args:

@@ -212,7 +212,7 @@ def layer_features(model: nn.Module, path: str) -> tuple[int, int]:
     return hidden, hidden
 
 
-def require_reader(configs: Iterable[AdapterConfig], image_shape: tuple[int, int] | None) -> None:
+def require_reader(configs: Iterable[AdapterConfig], image_shape: tuple[int | None, int] | None) -> None:
     """Raises:
     RefusedError: a method that changes what the model reads, where ``image_shape`` says that it is a language model
         alone: nobody would feed it there, and its rows would be those of the base.

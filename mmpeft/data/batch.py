@@ -62,7 +62,8 @@ class Batch(Tensors):
     segments: Tensor
     """(rows, tokens) int64: `PREFIX`, the conversation's segment, or `PADDING`."""
     features: Tensor | None
-    """(images, image tokens, vision dim), in the order of the rows' image tokens; None without images."""
+    """(images, image tokens, vision dim), in the order of the rows' image tokens; None without images. Right-padded
+    where images have different numbers of tokens."""
     image_rows: Tensor
     """(images,) int64: the row each image stands in."""
     adapters: list[str | None]
@@ -71,11 +72,22 @@ class Batch(Tensors):
     """What stands in which segment of which row."""
     dropout_seeds: dict[str, int] = field(default_factory=dict)
     """Adapter -> the seed of what it drops in this batch; empty where that is left to torch's global generator."""
+    image_tokens: Tensor | None = None
+    """(images,) int64: the tokens of each; None where all have as many as the features are wide."""
+
+    @property
+    def features_of_images(self) -> list[Tensor]:
+        """(tokens, vision dim) of each image."""
+        if self.features is None:
+            return []
+        if self.image_tokens is None:
+            return list(self.features)
+        return [own[:num] for own, num in zip(self.features, self.image_tokens.tolist(), strict=True)]
 
 
 def collate(
     rows: Sequence[PackedRow],
-    features: Tensor | None,
+    features: Tensor | Sequence[Tensor] | None,
     adapters: Sequence[str | None],
     examples: Sequence[Sequence[int]] | None = None,
 ) -> Batch:
@@ -83,7 +95,8 @@ def collate(
 
     Args:
         rows: at least one.
-        features: of the images of all rows, in order.
+        features: of the images of all rows, in order: (images, image tokens, vision dim), or (image tokens, vision dim)
+            of each.
         adapters: of every row.
         examples: per row the numbers of its examples; a question's choices are one example. By default the rows'.
     """
@@ -98,18 +111,45 @@ def collate(
         raise RefusedError(
             f"the rows have {len(image_rows)} images, but features of {0 if features is None else len(features)}"
         )
+    _check_image_tokens(rows, features)
+    together, image_tokens = _together([] if features is None else features)
     return Batch(
         input_ids=padded("ids", 0),
         targets=padded("targets", IGNORE_INDEX),
         positions=padded("positions", 0),
         segments=padded("segments", PADDING),
-        features=features,
+        features=together,
         image_rows=torch.tensor(image_rows, dtype=torch.int64),
         adapters=list(adapters),
         conversations=_conversations(
             rows, [[number] for number in range(len(rows))] if examples is None else examples
         ),
+        image_tokens=image_tokens,
     )
+
+
+def _check_image_tokens(rows: Sequence[PackedRow], features: Tensor | Sequence[Tensor] | None) -> None:
+    """Where images have tokens by their shape, each must have as many as its row has places for it."""
+    wanted = [number for row in rows for number in row.image_tokens or []]
+    found = [len(own) for own in (features if wanted and features is not None else [])]
+    if wanted != found:
+        images = [image for row in rows for image in row.images]
+        image, *numbers = next(own for own in zip(images, wanted, found, strict=True) if own[1] != own[2])
+        raise RefusedError(
+            f"image {image!r:.200} has {numbers[0]} places in its row, but features of {numbers[1]} tokens: it changed "
+            "while it was read; start again when it is whole"
+        )
+
+
+def _together(features: Tensor | Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+    """`Batch.features` and `Batch.image_tokens`."""
+    if isinstance(features, Tensor) or not features:
+        return (features if isinstance(features, Tensor) else None), None
+    numbers = [len(own) for own in features]
+    if len(set(numbers)) == 1:
+        return torch.stack(list(features)), None
+    padded = nn.utils.rnn.pad_sequence(list(features), batch_first=True)
+    return padded, torch.tensor(numbers, device=padded.device)
 
 
 def _conversations(rows: Sequence[PackedRow], examples: Sequence[Sequence[int]]) -> Conversations:
@@ -134,18 +174,28 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
     def numbered(tensors: Sequence[Tensor]) -> Tensor:
         return torch.cat([t + first for t, first in zip(tensors, firsts, strict=True)])
 
-    features = [batch.features for batch in batches if batch.features is not None]
     firsts = [0, *accumulate(len(batch.input_ids) for batch in batches)][:-1]
     tables = [batch.conversations for batch in batches]
+    features, image_tokens = _joined_features(batches)
     joined = {each.name: torch.cat([getattr(t, each.name) for t in tables]) for each in fields(Conversations)}
     return Batch(
         input_ids=padded("input_ids", 0),
         targets=padded("targets", IGNORE_INDEX),
         positions=padded("positions", 0),
         segments=padded("segments", PADDING),
-        features=torch.cat(features) if features else None,
+        features=features,
+        image_tokens=image_tokens,
         image_rows=numbered([batch.image_rows for batch in batches]),
         adapters=[adapter for batch in batches for adapter in batch.adapters],
         conversations=Conversations(**joined | {"rows": numbered([t.rows for t in tables])}),
         dropout_seeds={name: seed for batch in batches for name, seed in batch.dropout_seeds.items()},
     )
+
+
+def _joined_features(batches: Sequence[Batch]) -> tuple[Tensor | None, Tensor | None]:
+    own = [batch for batch in batches if batch.features is not None]
+    tensors = [batch.features for batch in own if batch.features is not None]
+    alike = len({tensor.shape[1] for tensor in tensors}) <= 1 and all(b.image_tokens is None for b in own)
+    if alike:
+        return (torch.cat(tensors) if tensors else None), None
+    return _together([features for batch in own for features in batch.features_of_images])

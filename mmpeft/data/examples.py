@@ -9,9 +9,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -19,18 +20,22 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from mmpeft.data.counts import FIELDS, Counts, count_one
+from mmpeft.data.image_tokens import version_of
 from mmpeft.data.kept_stores import code_hash
-from mmpeft.data.problems import Problems
-from mmpeft.data.records import Record
-from mmpeft.data.sequences import Lazy, parts_of
-from mmpeft.data.store import content_of, path_of
+from mmpeft.data.layouts.notes import Notes
+from mmpeft.data.problems import MAX_LISTED, Problems
+from mmpeft.data.records import Record, place_of
+from mmpeft.data.sequences import Chained, Lazy, parts_of, pick
+from mmpeft.data.store import content_of, first_of_image_sets, path_of
 from mmpeft.data.template import Example, Template
 from mmpeft.errors import RefusedError
 from mmpeft.files import whole_file
-from mmpeft.hashing import hash_json
+from mmpeft.hashing import hash_json, hash_rows
 
 AT_ONCE = 2_000
 """Records that a process counts before it tells."""
+UNFIT = "too long for max_length or not fit for the template"
+"""Why records are skipped."""
 WORTH_A_PROCESS = 20_000
 """Records to be counted for which one more process pays."""
 
@@ -43,10 +48,11 @@ class Examples(Lazy[Example]):
         template: encodes them.
         ranks: whether a record with choices is its question with each of them.
         what: names the records in errors.
-        counted: of records that were counted already in this process, by their id and ``ranks``.
+        counted: those that were counted already in this process, by their id and ``ranks``.
+        skipped: is told of records that cannot be encoded, which are left out of ``records``; None refuses them.
 
     Raises:
-        DataError: records that cannot be encoded; the message names them.
+        DataError: records that cannot be encoded; the message names them. None is left.
     """
 
     def __init__(
@@ -55,15 +61,18 @@ class Examples(Lazy[Example]):
         template: Template,
         ranks: bool,
         what: str,
-        counted: dict[tuple[int, bool], Counts] | None = None,
+        counted: "dict[tuple[int, bool], Counted] | None" = None,
+        skipped: Notes | None = None,
     ):
-        self.records, self.template, self.ranks = records, template, ranks
+        self.template, self.ranks = template, ranks
         counted = {} if counted is None else counted
         for part in parts_of(records):
             if (id(part), ranks) not in counted:
-                counted[id(part), ranks] = self._counts_of(part, what)
+                counted[id(part), ranks] = self._counted(part, what, skipped)
         own = [counted[id(part), ranks] for part in parts_of(records)]
-        self.counts = np.concatenate(own) if own else np.zeros(0, FIELDS)
+        whole = all(each.records is each.of for each in own)
+        self.records = records if whole else Chained([each.records for each in own])
+        self.counts = np.concatenate([each.counts for each in own]) if own else np.zeros(0, FIELDS)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -75,11 +84,39 @@ class Examples(Lazy[Example]):
         ranked = self.ranks and "choices" in record
         return self.template.encode_choices(record) if ranked else self.template.encode(record)
 
+    def _counted(self, records: Sequence[Record], what: str, skipped: Notes | None) -> "Counted":
+        counts = self._counts_of(records, what)
+        good = np.flatnonzero(counts["conversations"])
+        if len(good) == len(counts):
+            return Counted(records, records, counts)
+        problems = self._problems(records, np.flatnonzero(counts["conversations"] == 0).tolist())
+        if skipped is None or not len(good):
+            problems.refuse(what)
+        else:
+            skipped.skip(UNFIT, problems.first, problems.count)
+        return Counted(records, pick(records, good.tolist()), counts[good])
+
+    def _problems(self, records: Sequence[Record], bad: list[int]) -> Problems:
+        """What is wrong with records that could not be encoded."""
+        problems = Problems()
+        for number in bad[:MAX_LISTED]:
+            try:
+                self.encode(records[number])
+                problems.add(
+                    number, f"{place_of(records[number])}: it changed while it was read; start again"
+                )
+            except RefusedError as error:
+                problems.add(number, str(error))
+        problems.count = len(bad)
+        return problems
+
     def _counts_of(self, records: Sequence[Record], what: str) -> Counts:
+        """Those of records that cannot be encoded are all 0."""
         store, content = path_of(records), content_of(records)
         if store is None:
             return _count(records, self.encode, what)
-        key = hash_json([content, _identity(self.template), self.ranks, FIELDS.descr, code_hash()])
+        how = [_identity(self.template), *_images_of(records, self.template)]
+        key = hash_json([content, *how, self.ranks, FIELDS.descr, code_hash()])
         path = store.with_suffix(f".{key}.counts")
         with FileLock(path.with_suffix(".lock")):
             counts = _load(path, len(records))
@@ -90,16 +127,34 @@ class Examples(Lazy[Example]):
         return counts
 
 
+class Counted(NamedTuple):
+    """A sequence of records that was counted."""
+
+    of: Sequence[Record]
+    records: Sequence[Record]
+    """Those of them that can be encoded."""
+    counts: Counts
+    """Of these."""
+
+
 def _identity(template: Template) -> list[Any]:
     """What decides the tokens of a record."""
     tokenizer = template.tokenizer
     return [
         template.settings,
-        template.image_tokens,
+        template.image_tokens if isinstance(template.image_tokens, int) else template.image_tokens.identity,
         template.layout.end,
         [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizers.__version__],
         tokenizer.backend_tokenizer.to_str(),
     ]
+
+
+def _images_of(records: Sequence[Record], template: Template) -> list[str]:
+    """Identity of the images' files, where their shapes decide how many tokens they have."""
+    if isinstance(template.image_tokens, int):
+        return []
+    named = (image for record in first_of_image_sets(records) for image in record["images"])
+    return [hash_rows([image, version_of(image)] for image in named if isinstance(image, str))]
 
 
 def _load(path: Path, num_records: int) -> Counts | None:
@@ -112,22 +167,19 @@ def _load(path: Path, num_records: int) -> Counts | None:
 
 
 Encode = Callable[[Record], Example]
-Counted = tuple[Counts, Problems]
 
 
 def _count(records: Sequence[Record], encode: Encode, what: str) -> Counts:
-    found, problems = [], Problems()
+    found: list[Counts] = []
     many = len(records) >= WORTH_A_PROCESS
     with tqdm(total=len(records), desc=f"counting tokens of {what}", unit="row", disable=not many) as bar:
-        for counts, own in _counted(records, encode):
+        for counts in _counted(records, encode):
             found.append(counts)
-            problems.join(own)
             bar.update(len(counts))
-    problems.refuse(what)
     return np.concatenate(found) if found else np.zeros(0, FIELDS)
 
 
-def _counted(records: Sequence[Record], encode: Encode) -> Iterator[Counted]:
+def _counted(records: Sequence[Record], encode: Encode) -> Iterator[Counts]:
     """The records in order, `AT_ONCE` together."""
     starts = range(0, len(records), AT_ONCE)
     wanted = min(len(records) // WORTH_A_PROCESS, _cores())
@@ -140,15 +192,13 @@ def _counted(records: Sequence[Record], encode: Encode) -> Iterator[Counted]:
         yield from processes.map(_Forked.count, starts)
 
 
-def _count_some(records: Sequence[Record], encode: Encode, start: int) -> Counted:
-    stop, problems = min(start + AT_ONCE, len(records)), Problems()
+def _count_some(records: Sequence[Record], encode: Encode, start: int) -> Counts:
+    stop = min(start + AT_ONCE, len(records))
     counts = np.zeros(stop - start, FIELDS)
     for number in range(start, stop):
-        try:
+        with suppress(RefusedError):  # what is wrong with the first of them is found out once all are counted
             counts[number - start] = count_one(encode(records[number]))
-        except RefusedError as error:
-            problems.add(number, str(error))
-    return counts, problems
+    return counts
 
 
 class _Forked:
@@ -162,7 +212,7 @@ class _Forked:
         cls.records, cls.encode = records, staticmethod(encode)
 
     @classmethod
-    def count(cls, start: int) -> Counted:
+    def count(cls, start: int) -> Counts:
         return _count_some(cls.records, cls.encode, start)
 
 

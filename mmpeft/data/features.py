@@ -11,19 +11,25 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from threading import RLock
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from mmpeft.data.encoder import Encoder, dtype_name, images_at_once, stacked, tiling_of
 from mmpeft.data.feature_cache.encoder_folder import EARLIER, tell
+from mmpeft.data.feature_cache.footprint import Footprint
 from mmpeft.data.feature_cache.image_keys import ImageKeys
 from mmpeft.data.feature_cache.settings import room
 from mmpeft.data.feature_cache.shard_file import rows_per_shard
 from mmpeft.data.feature_cache.store import FeatureStore
-from mmpeft.data.images import ImageConfig, ImageLike, image_key, load_image
+from mmpeft.data.image_tokens import Decode
+from mmpeft.data.images import ImageLike, image_key, load_image
+from mmpeft.data.unusable_image import UnusableImageError
 from mmpeft.errors import RefusedError
 from mmpeft.progress_bar import progress_bar
 
@@ -35,25 +41,11 @@ LAYOUT = 2
 SHARD_IMAGES = 4096
 KEPT_BYTES = 2**28
 """Features in memory of images that are not on disk: 145,000 of the embedded encoder, 220 of 576 tokens of 1,024."""
+DECODED_TOGETHER = 64
+"""Images whose pixels are held while it is looked which can be decoded."""
 DOING = "encoding images"
 IN_THE_STEP = "Images are encoded in the step that needs them, again in each epoch"
 Item = TypeVar("Item")
-
-
-class Encoder(Protocol):
-    """What the cache needs of a vision encoder."""
-
-    fingerprint: dict[str, Any]
-    image_config: ImageConfig
-    num_tokens: int
-    dim: int
-
-    @property
-    def feature_dtype(self) -> torch.dtype: ...
-
-    def transform(self, image: Any) -> Tensor: ...
-
-    def __call__(self, pixels: Tensor) -> Tensor: ...
 
 
 class FeatureCache:
@@ -73,11 +65,14 @@ class FeatureCache:
 
     def __init__(self, directory: str | Path | None, encoder: Encoder, max_gb: float | None = None):
         self.encoder, self.max_gb = encoder, max_gb
-        self.decode = load_image
+        self.decode: Decode = load_image
         """What reads an image; where many of unknown origin are, the `load` of an `ImageWorker` takes its place."""
         root = None if directory is None else Path(directory)
         self.key = ImageKeys(root, encoder.image_config)
         """An image's identity by its content; a file is read once, and again when it has changed."""
+        self._footprint = Footprint(encoder)
+        self.image_tokens = self._footprint.image_tokens
+        """Of every image, or what tells them of one."""
         name, shape = _name({"layout": LAYOUT, **encoder.fingerprint}), (encoder.num_tokens, encoder.dim)
         self.store = None if root is None else FeatureStore(root / name, encoder.fingerprint, shape)
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
@@ -103,7 +98,8 @@ class FeatureCache:
             The number of images encoded.
 
         Raises:
-            RefusedError: an image cannot be read, or the disk is full.
+            UnusableImageError: an image cannot be read.
+            RefusedError: the disk is full.
         """
         wanted: dict[str, ImageLike] = {}
         for image in images:
@@ -111,30 +107,31 @@ class FeatureCache:
             if isinstance(key, str):
                 wanted[key] = image
             elif not skip_unreadable:
-                raise key
+                raise UnusableImageError(image, str(key)) from key
         self.key.flush()
-        missing = sum(self._on_disk(key) is None for key in wanted)
+        missing = [image for key, image in wanted.items() if self._on_disk(key) is None]
         if self.store is None or not missing or not self._fits(missing):
             return 0
         with self.store.writing(wanted) as left, progress_bar(DOING, "image", len(left)) as update:
-            encoded, size = 0, min(SHARD_IMAGES, rows_per_shard(self._image_bytes))
+            encoded, size = 0, min(SHARD_IMAGES, rows_per_shard(self._footprint.most))
             for start in range(0, len(left), size):
                 part = {key: wanted[key] for key in left[start : start + size]}
                 features = self._readable(part, batch_size, skip_unreadable)
                 encoded += self.store.add(list(part), _counted(features, update))
         return encoded
 
-    def __call__(self, images: Sequence[ImageLike]) -> Tensor:
-        """(images, image tokens, vision dim) in the encoder's `feature_dtype`.
+    def __call__(self, images: Sequence[ImageLike]) -> Tensor | list[Tensor]:
+        """(images, image tokens, vision dim) in the encoder's `feature_dtype`; (image tokens, vision dim) of each where
+        their number differs.
 
         Raises:
-            RefusedError: one of them cannot be read.
+            UnusableImageError: one of them cannot be read.
         """
         loaded = self.load(images)
-        for features in loaded:
+        for image, features in zip(images, loaded, strict=True):
             if isinstance(features, RefusedError):
-                raise features
-        return torch.stack(loaded)  # pyright: ignore[reportArgumentType]
+                raise UnusableImageError(image, str(features)) from features
+        return stacked(loaded)  # pyright: ignore[reportArgumentType]
 
     def load(self, images: Sequence[ImageLike]) -> list[Tensor | RefusedError]:
         """The features (image tokens, vision dim) of every image, or why it has none; one does not harm another."""
@@ -158,14 +155,38 @@ class FeatureCache:
         found |= encoded
         return [key if isinstance(key, RefusedError) else found[key] for key in keys]
 
+    def undecodable(self, images: Iterable[ImageLike]) -> dict[str | bytes, str]:
+        """What is wrong with those images that cannot be read; all without features on disk are decoded."""
+        seen: set[int] = set()
+        faults: dict[str | bytes, str] = {}
+
+        def waiting() -> Iterator[Any]:
+            for image in images:
+                if hash(image) not in seen:  # hashes, as a million paths as text are large
+                    seen.add(hash(image))
+                    key = _or_refused(self.key, image)
+                    if isinstance(key, RefusedError) or self._on_disk(key) is None:
+                        yield image
+
+        with ThreadPoolExecutor() as decoders:
+            every = waiting()
+            while some := list(islice(every, DECODED_TOGETHER)):
+                for image, found in zip(
+                    some, decoders.map(partial(_or_refused, self._pixels), some), strict=True
+                ):
+                    if isinstance(found, RefusedError):
+                        faults[image] = str(found)
+        self.key.flush()
+        return faults
+
     def _encode_each(
         self, images: dict[str, ImageLike], batch_size: int = 64
     ) -> Iterator[tuple[str, Tensor | RefusedError]]:
         """Key -> features, or why the image cannot be read. The next images are decoded meanwhile."""
-        keys = list(images)
+        keys, batch_size = list(images), images_at_once(self.encoder, batch_size)
         batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
 
-        def decode(batch: list[str]) -> dict[str, Tensor | RefusedError]:
+        def decode(batch: list[str]) -> dict[str, Any]:
             return {key: _or_refused(self._pixels, images[key]) for key in batch}
 
         with ThreadPoolExecutor(1) as decoder:
@@ -173,7 +194,7 @@ class FeatureCache:
             for following in [*batches[1:], None]:
                 pixels = coming.result() if coming else {}
                 coming = decoder.submit(decode, following) if following else None
-                readable = {key: each for key, each in pixels.items() if isinstance(each, Tensor)}
+                readable = {key: each for key, each in pixels.items() if not isinstance(each, RefusedError)}
                 if readable:
                     yield from zip(readable, _encode(self.encoder, list(readable.values())), strict=True)
                 yield from ((key, each) for key, each in pixels.items() if isinstance(each, RefusedError))
@@ -185,9 +206,9 @@ class FeatureCache:
             if isinstance(features, Tensor):
                 yield key, features
             elif not skip_unreadable:
-                raise features
+                raise UnusableImageError(images[key], str(features)) from features
 
-    def _pixels(self, image: ImageLike) -> Tensor:
+    def _pixels(self, image: ImageLike) -> Any:
         return self.encoder.transform(self.decode(image, self.encoder.image_config))
 
     def _keep(self, encoded: dict[str, Tensor]) -> None:
@@ -199,18 +220,11 @@ class FeatureCache:
     def _on_disk(self, key: str) -> Tensor | None:
         return None if self.store is None else self.store.get(key)
 
-    @property
-    def _image_bytes(self) -> int:
-        return self.encoder.num_tokens * self.encoder.dim * self.encoder.feature_dtype.itemsize
-
-    def _fits(self, missing: int) -> bool:
+    def _fits(self, missing: Sequence[ImageLike]) -> bool:
         """Says how large what is to come will be, or that it is not written."""
         root = self.directory.parent
-        wanted, (allowed, rule) = missing * self._image_bytes, room(root, self.max_gb)
-        size = (
-            f"{missing:,} images x {self._image_bytes:,} bytes ({self.encoder.num_tokens:,} tokens x "
-            f"{self.encoder.dim:,} in {dtype_name(self.encoder)}) are {wanted / 1e9:,.3f} GB"
-        )
+        (wanted, told), (allowed, rule) = self._footprint.of(missing), room(root, self.max_gb)
+        size = f"{told} are {wanted / 1e9:,.3f} GB"
         limit = f"{allowed / 1e9:,.3f} GB may be ({rule})"
         if wanted > allowed:
             tell(f"not written: {size}, and {limit}. {IN_THE_STEP}")
@@ -237,8 +251,11 @@ def _name(fingerprint: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def encode_images(encoder: Encoder, images: Sequence[ImageLike], batch_size: int = 64) -> Tensor:
-    """(images, image tokens, vision dim) in the encoder's `feature_dtype`, now; an image that comes twice once.
+def encode_images(
+    encoder: Encoder, images: Sequence[ImageLike], batch_size: int = 64
+) -> Tensor | list[Tensor]:
+    """(images, image tokens, vision dim) in the encoder's `feature_dtype`, or (image tokens, vision dim) of each where
+    their number differs, now; an image that comes twice once.
 
     Raises:
         RefusedError: an image cannot be read, or a feature is too large for it or not a number.
@@ -246,7 +263,7 @@ def encode_images(encoder: Encoder, images: Sequence[ImageLike], batch_size: int
     config = encoder.image_config
     keys = [image_key(image, config) for image in images]
     different = list(dict(zip(keys, images, strict=True)).values())
-    parts = []
+    parts, batch_size = [], images_at_once(encoder, batch_size)
     for start in range(0, len(different), batch_size):
         chunk = different[start : start + batch_size]
         for own in _encode(encoder, [encoder.transform(load_image(image, config)) for image in chunk]):
@@ -254,25 +271,26 @@ def encode_images(encoder: Encoder, images: Sequence[ImageLike], batch_size: int
                 raise own
             parts.append(own)
     places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
-    return torch.stack([parts[places[key]] for key in keys])
+    return stacked([parts[places[key]] for key in keys])
 
 
 @torch.no_grad()
-def _encode(encoder: Encoder, pixels: Sequence[Tensor]) -> list[Tensor | RefusedError]:
-    """The features of every image from its pixels, or why they cannot be kept."""
-    features = encoder(torch.stack(list(pixels))).to("cpu", encoder.feature_dtype)
-    finite = torch.isfinite(features).flatten(1).all(1).tolist()
+def _encode(encoder: Encoder, pixels: Sequence[Any]) -> list[Tensor | RefusedError]:
+    """The features of every image from what the encoder's transform made of it, or why they cannot be kept."""
+    if encoder.num_tokens is None:
+        features = [
+            own.to("cpu", encoder.feature_dtype) for own in tiling_of(encoder).encode(encoder, pixels)
+        ]
+        finite = [bool(torch.isfinite(own).all()) for own in features]
+    else:
+        features = encoder(torch.stack(list(pixels))).to("cpu", encoder.feature_dtype)
+        finite = torch.isfinite(features).flatten(1).all(1).tolist()
     refusal = RefusedError(
         f"the vision encoder gave features that are NaN or beyond {dtype_name(encoder)}'s "
         f"{torch.finfo(encoder.feature_dtype).max:.5g}; choose a layer with its norm, or set "
         "model.vision.feature_dtype to bfloat16"
     )
     return [own if fits else refusal for own, fits in zip(features, finite, strict=True)]
-
-
-def dtype_name(encoder: Encoder) -> str:
-    """As in the settings."""
-    return str(encoder.feature_dtype).removeprefix("torch.")
 
 
 def _or_refused(action: Callable[[ImageLike], Item], image: ImageLike) -> Item | RefusedError:

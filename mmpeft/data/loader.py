@@ -15,12 +15,14 @@ from mmpeft.data.counts import count, row_keys
 from mmpeft.data.examples import Examples
 from mmpeft.data.packing import PackedRow, pack, pack_choices
 from mmpeft.data.plan import PackingConfig, Plan, plan_batches
+from mmpeft.data.records import Record
 from mmpeft.data.sampling import mixed_order
 from mmpeft.data.template import ChoiceSet, Example
+from mmpeft.data.unusable_image import naming_its_row
 from mmpeft.hashing import seed_of
 
-Features = Callable[[Sequence[Any]], Tensor]
-"""Images -> (images, image tokens, vision dim)."""
+Features = Callable[[Sequence[Any]], Tensor | Sequence[Tensor]]
+"""Images -> (images, image tokens, vision dim), or (image tokens, vision dim) of each."""
 Item = TypeVar("Item")
 
 
@@ -117,10 +119,15 @@ class PackedLoader:
         """A batch's dropout has a seed of its own, so that a run drops the same however it came here: with other
         finetunes beside it, or resumed."""
         rows = plan[number]
-        batch = make_batch(self.examples, rows, self.features, [self.adapter] * len(rows))
+        with naming_its_row(self._records(rows)):
+            batch = make_batch(self.examples, rows, self.features, [self.adapter] * len(rows))
         if self.seed is not None and self.adapter is not None:
             batch.dropout_seeds = {self.adapter: seed_of("dropout", self.seed, epoch, number)}
         return batch
+
+    def _records(self, rows: Sequence[Sequence[int]]) -> Iterator[Record]:
+        if isinstance(self.examples, Examples):
+            yield from (self.examples.records[number] for row in rows for number in row)
 
     def _plan_epoch(self) -> Plan:
         """Every epoch has the same number of batches."""

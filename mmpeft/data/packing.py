@@ -49,6 +49,8 @@ class PackedRow:
     segments: list[int] = field(default_factory=list)
     images: list[Any] = field(default_factory=list)
     """The image of every run of image tokens, in the order of the ids."""
+    image_tokens: list[int] | None = None
+    """Of each image; None where all have as many."""
     roles: list[Role] = field(default_factory=list)
     """What each of its conversations is there for, in the order of the segments."""
 
@@ -66,7 +68,10 @@ def pack(conversations: Sequence[Encoded]) -> PackedRow:
     row.append(conversations[0], 0, prefix, PREFIX)
     for segment, conversation in enumerate(conversations, start=PREFIX + 1):
         row.append(conversation, prefix, len(conversation.ids), segment)
-    row.images = _images_in_order(conversations, prefix)
+    shared = conversations[0].images_in(prefix)
+    row.images = _in_order([own.images for own in conversations], shared)
+    if conversations[0].image_tokens is not None:
+        row.image_tokens = _in_order([own.image_tokens or [] for own in conversations], shared)
     row.roles = [Role.ANSWER] * len(conversations)
     return row
 
@@ -185,14 +190,7 @@ def first_target(conversation: Encoded) -> int:
     return len(conversation.targets)
 
 
-def _images_in_order(conversations: Sequence[Encoded], prefix: int) -> list[Any]:
-    """Prefix images once, then the later images of every conversation."""
-    images = conversations[0].images
-    if not images:
-        return []
-    per_image = conversations[0].ids.count(IMAGE_TOKEN) // len(images)
-    shared = conversations[0].ids[:prefix].count(IMAGE_TOKEN) // per_image
-    return [
-        *images[:shared],
-        *(image for conversation in conversations for image in conversation.images[shared:]),
-    ]
+def _in_order(images: Sequence[list[Any]], shared: int) -> list[Any]:
+    """Of what stands for the images of conversations the first ``shared`` once, then the later ones of every
+    conversation."""
+    return [*images[0][:shared], *(image for own in images for image in own[shared:])]

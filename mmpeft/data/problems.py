@@ -21,12 +21,6 @@ class Problems:
         bisect.insort(self._told, (number, told))
         del self._told[MAX_LISTED:]
 
-    def join(self, others: "Problems") -> None:
-        """Adds those of other rows."""
-        for number, told in others._told:
-            self.add(number, told)
-        self.count += others.count - len(others._told)
-
     @property
     def first(self) -> str:
         """The first one that is told."""

@@ -8,7 +8,7 @@ one run shows them all.
 import os
 import stat
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,8 @@ from mmpeft.data.sequences import pick
 from mmpeft.data.store import RecordStore, StoreWriter, first_of_image_sets
 
 OnBadSample = Literal["raise", "skip"]
+NOT_VALID, MISSING, UNDECODABLE = "not valid", "without an image's file", "of images that cannot be decoded"
+"""Why rows are skipped."""
 Read = tuple[str, Any, list[Record] | DataError]
 """File and line, the row as it stands there, and its records or what is wrong with it."""
 
@@ -136,7 +138,7 @@ class Reading:
             problems.add(places[number], repeated_id(store[number], store[first]["where"]))
             repeated.append(number)
         if self.on_bad_sample == "skip" and len(store) and problems.count:
-            notes.skip(problems.first, problems.count)
+            notes.skip(NOT_VALID, problems.first, problems.count)
         else:
             missing = self.columns.missing(notes.mapped)
             problems.refuse(self.path, f" (no row has {missing}, which data.columns maps)" if missing else "")
@@ -216,23 +218,6 @@ def _problems(records: Sequence[Record], worker: ImageWorker | None, config: Ima
     return problems
 
 
-def with_images(records: Sequence[Record], notes: Notes) -> Sequence[Record]:
-    """The records whose images are there; ``notes`` are told of the others.
-
-    Raises:
-        DataError: none is left.
-    """
-    good = []
-    for number, record in enumerate(records):
-        if problem := next(filter(None, map(missing_image, record["images"])), None):
-            notes.skip(f"{place_of(record)}: {problem}")
-        else:
-            good.append(number)
-    if not good:
-        raise DataError(f"all {len(records):,} rows are bad; {notes.first_skipped}")
-    return records if len(good) == len(records) else pick(records, good)
-
-
 def require_images(records: Sequence[Record], what: str) -> None:
     """Raises:
     DataError: an image is missing or empty; ``what`` names the records, and the first problems are listed.
@@ -256,6 +241,32 @@ def missing_image(image: str | bytes) -> str | None:
     if isinstance(image, bytes) or _is_full_file(image):
         return None
     return f"image {image!r} is missing, empty or no file; correct its name or image_root, or drop the row"
+
+
+def with_images(
+    records: Sequence[Record],
+    notes: Notes,
+    reason: str = MISSING,
+    fault: Callable[[str | bytes], str | None] = missing_image,
+) -> Sequence[Record]:
+    """The records whose images can be used; ``notes`` are told of the others.
+
+    Args:
+        reason: why the others are left out.
+        fault: what is wrong with an image, if anything.
+
+    Raises:
+        DataError: none is left.
+    """
+    good = []
+    for number, record in enumerate(records):
+        if problem := next(filter(None, map(fault, record["images"])), None):
+            notes.skip(reason, f"{place_of(record)}: {problem}")
+        else:
+            good.append(number)
+    if not good:
+        raise DataError(f"all {len(records):,} rows are bad; {notes.first_skipped[reason]}")
+    return records if len(good) == len(records) else pick(records, good)
 
 
 def _is_full_file(path: str) -> bool:

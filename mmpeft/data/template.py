@@ -10,11 +10,16 @@ One function serves training and inference, so the two cannot differ by a space.
 follows each) carry loss.
 """
 
-from dataclasses import dataclass, field
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, repeat
 from typing import Any, Literal
 
 from mmpeft.data.chat import Chat
 from mmpeft.data.formats import DataError
+from mmpeft.data.image_tokens import ImageTokens
+from mmpeft.data.images import ImageError
 from mmpeft.data.minigpt import MiniGPT, Plain
 from mmpeft.data.records import Record, place_of
 from mmpeft.data.spans import IMAGE_TOKEN as IMAGE_TOKEN
@@ -40,10 +45,19 @@ class Encoded:
     images: list[Any] = field(default_factory=list)
     task: str | None = None
     truncated: bool = False
+    image_tokens: list[int] | None = None
+    """Of each image; None where all have as many."""
 
     @property
     def conversations(self) -> list["Encoded"]:
         return [self]
+
+    def images_in(self, stop: int) -> int:
+        """How many images lie within the first ``stop`` positions; none ends behind them."""
+        tokens = self.ids[:stop].count(IMAGE_TOKEN)
+        if self.image_tokens is None:
+            return tokens // (self.ids.count(IMAGE_TOKEN) // len(self.images)) if self.images else 0
+        return bisect_right(list(accumulate(self.image_tokens)), tokens)
 
 
 @dataclass
@@ -75,7 +89,7 @@ class Template:
 
     Args:
         tokenizer: a Hugging Face tokenizer with an end-of-sequence token.
-        image_tokens: features per image after pooling.
+        image_tokens: features per image after pooling, or what tells those of one.
         layout: by its name, or one made already for this tokenizer.
         max_length: longest conversation in tokens. A longer one is cut inside an answer, or loses whole turns when
             their answer would not begin; one that would lose its first answer is refused.
@@ -84,7 +98,7 @@ class Template:
     def __init__(
         self,
         tokenizer: Any,
-        image_tokens: int,
+        image_tokens: ImageTokens,
         layout: LayoutName | Layout = "minigpt",
         max_length: int = 1024,
     ):
@@ -105,7 +119,8 @@ class Template:
         Raises:
             DataError: no answer would carry loss.
         """
-        tokens, loss = _flatten(self.spans(record))
+        spans = self.spans(record)
+        tokens, loss = _flatten(spans)
         kept = min(len(tokens), self.max_length + 1)
         while kept and not loss[kept - 1]:  # a question without its answer teaches nothing
             kept -= 1
@@ -116,25 +131,27 @@ class Template:
                 f"max_length = {self.max_length} of {len(tokens)} tokens, or it has none; raise max_length"
             )
         ids = tokens[: kept - 1]
-        images = record["images"][: ids.count(IMAGE_TOKEN) // self.image_tokens]
-        return Encoded(ids, targets, images, record.get("task"), truncated=kept < len(tokens))
+        encoded = Encoded(ids, targets, record["images"], record.get("task"), kept < len(tokens))
+        return self._with_images(encoded, spans)
 
     def encode_prompt(self, record: Record) -> Encoded:
         """What the model reads before it answers the record's last turn; that turn's answer is not looked at."""
         *earlier, (question, _) = record["turns"]
-        tokens, _ = _flatten(self.spans({**record, "turns": [*earlier, (question, None)]}))
+        spans = self.spans({**record, "turns": [*earlier, (question, None)]})
+        tokens, _ = _flatten(spans)
         if len(tokens) > self.max_length:
             raise DataError(
                 f"{place_of(record)}: the prompt has {len(tokens)} tokens, more than "
                 f"max_length = {self.max_length}; shorten it or raise max_length"
             )
-        return Encoded(tokens, [IGNORE_INDEX] * len(tokens), record["images"], record.get("task"))
+        encoded = Encoded(tokens, [IGNORE_INDEX] * len(tokens), record["images"], record.get("task"))
+        return self._with_images(encoded, spans)
 
     def encode_answer(self, prompt: Encoded, answer: str) -> Encoded:
         """``prompt`` followed by a given answer, whose tokens are the targets."""
         tokens = [*self.layout.answer(answer), *self.layout.end]
         ids = [*prompt.ids, *tokens[:-1]]
-        return Encoded(ids, [*prompt.targets[:-1], *tokens], prompt.images, prompt.task)
+        return replace(prompt, ids=ids, targets=[*prompt.targets[:-1], *tokens])
 
     def encode_choices(self, record: Record) -> ChoiceSet:
         """The record's last question with each of its choices as the answer; earlier answers are context.
@@ -163,9 +180,34 @@ class Template:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def spans(self, record: Record) -> list[Span]:
-        """The whole conversation, run by run; an answer of None ends it (the model is to write it)."""
-        spans = self.layout.spans(record)
-        return [Span(s.kind, s.ids * self.image_tokens) if s.kind == "image" else s for s in spans]
+        """The whole conversation, run by run; an answer of None ends it (the model is to write it).
+
+        Raises:
+            DataError: an image cannot be read whose shape decides how many tokens it has.
+        """
+        tokens = self._tokens_of_images(record)
+        return [
+            Span(s.kind, s.ids * next(tokens)) if s.kind == "image" else s for s in self.layout.spans(record)
+        ]
+
+    def _tokens_of_images(self, record: Record) -> Iterator[int]:
+        if isinstance(self.image_tokens, int):
+            return repeat(self.image_tokens)
+        try:
+            return iter([self.image_tokens(image) for image in record["images"]])
+        except ImageError as error:
+            raise DataError(f"{place_of(record)}: {error}") from error
+
+    def _with_images(self, encoded: Encoded, spans: list[Span]) -> Encoded:
+        """With those of a record's images that lie in it."""
+        if not isinstance(self.image_tokens, int):
+            encoded.image_tokens = [len(span.ids) for span in spans if span.kind == "image"]
+            num = encoded.images_in(len(encoded.ids))
+            encoded.image_tokens = encoded.image_tokens[:num]
+        else:
+            num = encoded.ids.count(IMAGE_TOKEN) // self.image_tokens
+        encoded.images = encoded.images[:num]
+        return encoded
 
 
 def current_settings(settings: dict[str, Any]) -> dict[str, Any]:

@@ -51,8 +51,9 @@ class FewShotPrompt:
         """
         return self.template.encode_choices(self._behind_examples(record))
 
-    def features(self, images: Sequence[str | bytes]) -> Tensor | None:
-        """(images, image tokens, vision dim); an image that comes twice is encoded once. None without images."""
+    def features(self, images: Sequence[str | bytes]) -> Tensor | list[Tensor] | None:
+        """(images, image tokens, vision dim), or (image tokens, vision dim) of each; an image that comes twice is
+        encoded once. None without images."""
         if not images:
             return None
         return encode_images(self.model.vision_encoder, images)
@@ -72,24 +73,25 @@ class FewShotPrompt:
         return torch.tensor(done.scores)
 
     @torch.no_grad()
-    def keep_examples(self, task: str | None, features: Tensor | None) -> None:
+    def keep_examples(self, task: str | None, features: Tensor | list[Tensor] | None) -> None:
         """Computes keys and values of the examples, for any number of `kept_scores`.
 
         Args:
             task: of the questions that will be asked.
             features: of the images of the examples.
         """
-        examples: Any = {"turns": self.turns, "task": task, "system": next(iter(self.systems), None)}
+        system = next(iter(self.systems), None)
+        examples: Any = {"images": self.images, "turns": self.turns, "task": task, "system": system}
         spans = self.template.spans(examples)
         ids = [token for span in spans for token in span.ids]
-        row = PackedRow(images=self.images)
+        row = PackedRow(images=self.images)  # whose features are checked by the model alone
         row.append(Encoded(ids, [IGNORE_INDEX] * len(ids)), 0, len(ids), PREFIX)
         cache = DynamicCache()
         self.model.hidden_states(self._batch(row, features), cache)
         self._kept = cache, ids
 
     @torch.no_grad()
-    def kept_scores(self, question: ChoiceSet, features: Tensor | None) -> Tensor:
+    def kept_scores(self, question: ChoiceSet, features: Tensor | list[Tensor] | None) -> Tensor:
         """`scores`, but of the examples only the kept keys and values are read.
 
         Args:
@@ -107,7 +109,9 @@ class FewShotPrompt:
                 "the question does not stand behind the kept examples; call keep_examples() with its own task first "
                 f"(it is {question.task!r})"
             )
-        batch = self._batch(replace(row, images=row.images[len(self.images) :]), features)
+        before = len(self.images)
+        own = None if row.image_tokens is None else row.image_tokens[before:]
+        batch = self._batch(replace(row, images=row.images[before:], image_tokens=own), features)
         losses = self.model.token_losses(batch, cache, new=len(row.ids) - length)
         cache.crop(length - len(row.ids))  # the next question must not read this one
         return length_normalised(losses, 1)[0]
@@ -120,5 +124,5 @@ class FewShotPrompt:
         images, turns = [*self.images, *record["images"]], [*self.turns, *record["turns"]]
         return record | {"images": images, "turns": turns}
 
-    def _batch(self, row: PackedRow, features: Tensor | None) -> Batch:
+    def _batch(self, row: PackedRow, features: Tensor | list[Tensor] | None) -> Batch:
         return collate([row], features, [self.adapter]).to(self.model.device)

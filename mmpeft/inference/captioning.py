@@ -61,7 +61,7 @@ def caption_folder(
 
             vlm, named = load(run, batch_size=batch_size), adapter if manifest.adapters else None
             with ImageWorker() as worker:
-                vlm.engine.features.decode = worker.load  # of unknown origin: none may hang
+                vlm.decode_by(worker.load)  # of unknown origin: none may hang
                 unreadable += _append(output, vlm, folder, names, skipped, named, batch_size)
     speed = (len(names) - skipped) / (time.perf_counter() - start)
     pace = f", {speed:.1f} images/s" if speed else ""

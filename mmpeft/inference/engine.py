@@ -11,7 +11,7 @@ An unreadable image, a prompt that is too long or an unknown finetune is the err
 others are answered.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,8 +22,9 @@ from torch import Tensor
 from mmpeft.data.batch import Batch
 from mmpeft.data.choices import check_choices
 from mmpeft.data.counts import FIELDS, count_one, row_keys
+from mmpeft.data.encoder import stacked
 from mmpeft.data.features import FeatureCache
-from mmpeft.data.loader import make_batch
+from mmpeft.data.loader import Features, make_batch
 from mmpeft.data.packing import PREFIX, Role
 from mmpeft.data.plan import PackingConfig, plan_batches
 from mmpeft.data.records import check_question, place_of
@@ -121,7 +122,7 @@ class Engine:
             elif row:
                 rows.append(row)
         features: dict[str, Any] = loaded  # those of the rows left are all there
-        asked = _Asked(self.model, own, rows, lambda keys: torch.stack([features[k] for k in keys]))
+        asked = _Asked(self.model, own, rows, lambda keys: stacked([features[k] for k in keys]))
         return answers + list(self._run_rows(asked, examples).items())
 
     def _run_rows(self, asked: "_Asked", examples: dict[int, Example]) -> dict[int, Completion]:
@@ -170,8 +171,13 @@ class Engine:
         check_question(record["turns"][-1][0], record["where"])
         if request.rank and record.get("choices"):
             check_choices(record["choices"], place_of(record))  # pyright: ignore
-        by_key: Any = record | {"images": [self.features.key(image) for image in record["images"]]}
-        return self.template.encode_choices(by_key) if request.rank else self.template.encode_prompt(by_key)
+        keys = [self.features.key(image) for image in record["images"]]
+        encoded = (
+            self.template.encode_choices(record) if request.rank else self.template.encode_prompt(record)
+        )
+        for conversation in encoded.conversations:
+            conversation.images = keys
+        return encoded
 
     def _load_images(
         self, requests: Mapping[int, Request], examples: Mapping[int, Example]
@@ -260,7 +266,7 @@ class _Asked:
     model: MultimodalModel
     requests: Mapping[int, Request]
     rows: list[list[int]]
-    features: Callable[[Sequence[Any]], Tensor]
+    features: Features
 
     @property
     def numbers(self) -> list[int]:

@@ -10,6 +10,7 @@ import torch
 from mmpeft.data.choices import check_choices
 from mmpeft.data.feature_cache.settings import CacheConfig
 from mmpeft.data.features import FeatureCache
+from mmpeft.data.image_tokens import Decode, TokensByShape
 from mmpeft.data.images import ImageLike
 from mmpeft.data.plan import PackingConfig
 from mmpeft.data.records import CAPTION_INSTRUCTION, CAPTION_TASK, IMAGE_MARKER, Record
@@ -80,6 +81,12 @@ class VisionLanguageModel:
         packing = PackingConfig(batch_size, batch_size, template.max_length)
         cache = FeatureCache(features or CacheConfig().path, model.vision_encoder)
         self.engine = Engine(model, template, cache, packing)
+
+    def decode_by(self, decode: Decode) -> None:
+        """Has images read by something else than `load_image`, such as the ``load`` of an `ImageWorker`."""
+        self.engine.features.decode = decode
+        if isinstance(self.template.image_tokens, TokensByShape):
+            self.template.image_tokens.decode = decode
 
     @property
     def adapters(self) -> list[str]:

@@ -16,8 +16,10 @@ FITS: dict[Fit, dict[str, Any]] = {
     "crop": {},
     "pad": {"crop_pct": 1.0, "crop_mode": "border"},
     "squash": {"crop_pct": 1.0, "crop_mode": "squash"},
+    "tile": {"crop_pct": 1.0, "crop_mode": "squash"},
 }
-"""What each changes of timm's settings of the evaluation transform."""
+"""What each changes of timm's settings of the evaluation transform; under "tile" it is that of the overview and of
+each tile."""
 MOST_ENLARGED = 128_000_000
 """Pixels that an image may have after its shorter side has been resized, before the centre is cut out."""
 
@@ -51,7 +53,7 @@ def transform_image(
     if height * width > MOST_ENLARGED:
         raise RefusedError(
             f"an image of {image.width} x {image.height} pixels would be resized to {width:,} x {height:,} before its "
-            "centre is cut out; set model.vision.fit to pad or squash, or cut the image into parts"
+            "centre is cut out; set model.vision.fit to pad, squash or tile, or cut the image into parts"
         )
     return transform(image)
 

@@ -205,10 +205,13 @@ class MultimodalModel(nn.Module):
             features = stack.change_images(features, self.bank.routing.slots[method][batch.image_rows])
         owners = [self.projector_slots.get(batch.adapters[row] or "", 0) for row in batch.image_rows.tolist()]
         projected = self.projector(features, torch.tensor(owners, device=ids.device), embeds.dtype)
-        if int(slots.sum()) != projected.shape[0] * projected.shape[1]:
+        if batch.image_tokens is not None:
+            places = torch.arange(projected.shape[1], device=ids.device)
+            projected = projected[places < batch.image_tokens[:, None]]
+        if int(slots.sum()) != projected[..., 0].numel():
             raise RefusedError(
-                f"the rows have {int(slots.sum())} image tokens, but {projected.shape[0]} images of "
-                f"{projected.shape[1]} tokens were given: template and vision encoder disagree"
+                f"the rows have {int(slots.sum())} image tokens, but {len(features)} images of "
+                f"{features.shape[1]} tokens were given: template and vision encoder disagree"
             )
         return embeds.masked_scatter(slots.unsqueeze(-1), projected)
 

@@ -20,6 +20,7 @@ from mmpeft.errors import RefusedError
 from mmpeft.hashing import hash_tensors
 from mmpeft.models.cut_borders import Cut, CutBorders
 from mmpeft.models.image_transform import FITS, make_transform, transform_image
+from mmpeft.models.tiling import TiledImage, Tiling
 from mmpeft.models.vision_config import Pooling
 from mmpeft.models.vision_config import VisionConfig as VisionConfig
 from mmpeft.paths import resolve
@@ -50,7 +51,13 @@ class VisionEncoder(nn.Module):
         self.image_config = config.image
         super().train(False)
         self.norm = self.layer == self.num_layers - 1  # the final norm belongs to the last layer only
-        self.num_tokens, self.dim = self._first_tokens().shape[1:]
+        num_tokens, self.dim = self._first_tokens().shape[1:]
+        self.tiling: Tiling | None = None
+        """How images are cut into tiles, if they are."""
+        if config.max_tiles is not None:
+            self.tiling = Tiling(self.data_config, self.transform_image, num_tokens, config.max_tiles)
+        self.num_tokens: int | None = None if self.tiling else num_tokens
+        """Of every image; None where it depends on an image's shape."""
         self.fingerprint: dict[str, Any] = {
             "name": config.name,
             "weights": hash_tensors(self.model.state_dict()) if load_weights else None,
@@ -61,6 +68,8 @@ class VisionEncoder(nn.Module):
         }
         if config.image.identity:
             self.fingerprint["image"] = config.image.identity
+        if self.tiling:
+            self.fingerprint["tiles"] = self.tiling.told
 
     @property
     def feature_dtype(self) -> torch.dtype:
@@ -69,19 +78,23 @@ class VisionEncoder(nn.Module):
     def train(self, mode: bool = True) -> "VisionEncoder":
         return super().train(False)  # frozen: its norms and dropout never see training mode
 
-    def transform(self, image: Image) -> Tensor:
-        """RGB image -> (3, height, width).
+    def transform(self, image: Image) -> Tensor | TiledImage:
+        """RGB image -> (3, height, width), or its tiles.
 
         Raises:
             RefusedError: an image so long that resizing its shorter side would fill the memory.
         """
+        if self.tiling:
+            return self.tiling.cut(image)
         return transform_image(image, self.transform_image, self.data_config)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(images, 3, height, width) -> (images, tokens, dim)."""
         reference = next(self.model.parameters())
         num_images = len(pixels)
-        if num_images == 1 and self._convolves:  # else torch takes another kernel for it, and 2e-5 become visible
+        if (
+            num_images == 1 and self._convolves
+        ):  # else torch takes another kernel for it, and 2e-5 become visible
             pixels = pixels.expand(2, -1, -1, -1)
         pixels = pixels.to(reference.device, reference.dtype, memory_format=torch.channels_last)
         (features,) = self.model.forward_intermediates(
@@ -125,7 +138,8 @@ class VisionEncoder(nn.Module):
 class NoVision(nn.Module):
     """In place of an encoder in models of text alone: it refuses every image."""
 
-    num_tokens, dim, feature_dtype = 1, 1, torch.float16
+    num_tokens: int | None = 1
+    dim, feature_dtype, tiling = 1, torch.float16, None
 
     def __init__(self):
         super().__init__()

@@ -1,15 +1,15 @@
 """The encoder's settings, as configs and runs hold them; read without torch."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from mmpeft.data.images import ImageConfig
 from mmpeft.errors import RefusedError, require_positive
 
 Pooling = Literal["none", "average", "pixel_shuffle", "consecutive"]
 Fit = Literal["crop", "pad", "squash", "tile"]
-WHOLE = ("crop", "pad", "squash")
-"""The fits under which every image has as many tokens as any other."""
+MOST_TILES = 4
+"""LLaVA-NeXT's."""
 
 
 @dataclass
@@ -32,7 +32,11 @@ class VisionConfig:
     """Side of a square in pixels; None is the model's own. One whose border the model would not see is refused."""
     fit: Fit = "crop"
     """How an image of another shape becomes the encoder's: "crop", as the model's own evaluation transform, cuts off
-    what sticks out; "pad" keeps the shape and fills up with the mean colour; "squash" squeezes the whole image in."""
+    what sticks out; "pad" keeps the shape and fills up with the mean colour; "squash" squeezes the whole image in;
+    "tile" cuts it into squares of the encoder's size behind an overview, as many as suit its shape
+    (`models/tiling.py`): images of different shapes then have different numbers of tokens."""
+    max_tiles: int | None = None
+    """Under "tile", squares that an image may be cut into beside its overview; None is 4."""
     image: ImageConfig = field(default_factory=ImageConfig)
     """How image files become pixels: more than 8 bits, frames, limits."""
     feature_dtype: Literal["float16", "bfloat16"] = "float16"
@@ -51,11 +55,27 @@ class VisionConfig:
                     f"vision.crop ({self.crop}) is an old name of vision.fit ({self.fit}), and both are given; keep fit"
                 )
             self.fit, self.crop = moved, None
-        if self.fit not in WHOLE:
-            raise RefusedError(
-                f"vision.fit is {self.fit!r}, which would give images different numbers of tokens and is not there; "
-                f"wanted one of {', '.join(WHOLE)}: set pad with a larger image_size, or give the parts of an image as "
-                "several images"
-            )
+        if self.fit not in get_args(Fit):
+            raise RefusedError(f"vision.fit is {self.fit!r}; wanted one of {', '.join(get_args(Fit))}")
+        self._check_tiles()
         for name in ("pool", "image_size"):
             require_positive(f"vision.{name}", getattr(self, name))
+
+    def _check_tiles(self) -> None:
+        if self.fit != "tile":
+            if self.max_tiles is not None:
+                raise RefusedError(
+                    f"vision.max_tiles is {self.max_tiles}, but vision.fit is {self.fit}, which makes no tiles; set "
+                    "fit to tile, or leave max_tiles out"
+                )
+            return
+        self.max_tiles = MOST_TILES if self.max_tiles is None else self.max_tiles
+        if self.max_tiles < 2:
+            raise RefusedError(
+                f"vision.max_tiles is {self.max_tiles}, which cuts nothing; wanted 2 or more, or vision.fit squash"
+            )
+        if self.pooling == "consecutive":
+            raise RefusedError(
+                "vision.fit tile puts the tokens of tiles side by side, and those of vision.pooling consecutive lie in "
+                "no grid; set pooling to average, pixel_shuffle or none"
+            )

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mmpeft.adapters.peft_format import load_adapter, save_adapter
+from mmpeft.data.image_tokens import image_tokens
 from mmpeft.data.template import Template, layout_of
 from mmpeft.errors import RefusedError
 from mmpeft.files import save_tensors
@@ -92,7 +93,9 @@ def load_run(
     model = build_model(language, manifest.vision_config, device, slots)
     check_identity(manifest, describe(language, model, tokenizer), directory)
     load_trained(directory, model, {name: name for name in adapters}, left_out=left_out)
-    template = Template(tokenizer, model.vision_encoder.num_tokens, layout, manifest.template["max_length"])
+    template = Template(
+        tokenizer, image_tokens(model.vision_encoder), layout, manifest.template["max_length"]
+    )
     return model, template, manifest
 
 

@@ -140,10 +140,11 @@ def _look(checked: Checked, tokens: "TokenSurvey | None", sample: Sampled) -> No
         for record in records:
             facts.add(record)
             images.look(record)
-            told = tokens.add(record) if tokens else None
+            bad = bool(images.bad) and images.problems(record)
+            told = tokens.add(record) if tokens and not bad else None
             if told:
                 checked.problems.add(number, told)
-            elif not (images.bad and images.problems(record)):
+            elif not bad:
                 sample.add(record)
 
 
@@ -162,8 +163,8 @@ def _judge(checked: Checked, tokens: "TokenSurvey | None", writer: CleanPart | N
                 ):
                     reasons.append(repeated_id(record, first))
                     checked.problems.add(number, reasons[-1])
-                reasons += checked.images.problems(record)
-                reasons += filter(None, [tokens.problem(record)] if tokens else [])
+                bad = checked.images.problems(record)
+                reasons += bad or filter(None, [tokens.problem(record)] if tokens else [])
         if writer:
             writer.add(row, where, records, "; ".join(reasons))
 

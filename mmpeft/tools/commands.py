@@ -9,6 +9,7 @@ from mmpeft.paths import resolve
 
 if TYPE_CHECKING:
     from mmpeft.models.vision import VisionEncoder
+    from mmpeft.models.vision_config import Fit
 
 
 def cache(
@@ -53,6 +54,7 @@ def check(
     encoder: list[str] | None = None,
     layer: int = -1,
     image_size: int | None = None,
+    fit: Literal["crop", "pad", "squash", "tile"] = "crop",
     fix: str | None = None,
     pictures: str | None = None,
 ) -> None:
@@ -79,21 +81,23 @@ def check(
             head, and what of the images they cut off.
         layer: of the encoder, as in the configs' model.vision.layer.
         image_size: of the encoder, as in the configs' model.vision.image_size.
+        fit: of the encoder, as in the configs' model.vision.fit; under tile an image's tokens depend on its shape.
         fix: a new JSONL file for what is good; what is not is written to NAME.quarantine.jsonl with the reasons.
         pictures: a PNG file for 12 random rows as the model sees them.
     """
-    _refuse_settings_of_nothing(encoder, layer, image_size, language, template, max_length)
+    _refuse_settings_of_nothing(encoder, layer, image_size, fit, language, template, max_length)
 
     from mmpeft.data.layouts.columns import Columns
     from mmpeft.data.sources import Reading
     from mmpeft.tools.check_data import check_data
 
-    encoders = _made_encoders(encoder, layer, image_size, decode) if encoder else []
+    encoders = _made_encoders(encoder, layer, image_size, fit, decode) if encoder else []
     tokens = None
     if language:
+        from mmpeft.data.image_tokens import image_tokens
         from mmpeft.tools.token_survey import TokenSurvey
 
-        tokens = TokenSurvey(language, template, max_length, encoders[0].num_tokens if encoders else 1)
+        tokens = TokenSurvey(language, template, max_length, image_tokens(encoders[0]) if encoders else 1)
         if not encoders:
             print("an image is counted as 1 token; --encoder NAME counts its features")
     own = Columns(columns or {}, ignore or [])
@@ -105,6 +109,7 @@ def _refuse_settings_of_nothing(
     encoder: list[str] | None,
     layer: int,
     image_size: int | None,
+    fit: "Fit",
     language: str | None,
     template: str,
     max_length: int,
@@ -112,9 +117,9 @@ def _refuse_settings_of_nothing(
     """Raises:
     RefusedError: a setting of what is not named, or a count of what is named twice.
     """
-    if not encoder and (layer, image_size) != (-1, None):
+    if not encoder and (layer, image_size, fit) != (-1, None, "crop"):
         raise RefusedError(
-            "--layer and --image_size are of an encoder, and none is named; add --encoder NAME"
+            "--layer, --image_size and --fit are of an encoder, and none is named; add --encoder NAME"
         )
     if not language and (template, max_length) != ("minigpt", 1024):
         raise RefusedError(
@@ -127,15 +132,16 @@ def _refuse_settings_of_nothing(
 
 
 def _made_encoders(
-    names: list[str], layer: int, image_size: int | None, decode: bool
+    names: list[str], layer: int, image_size: int | None, fit: "Fit", decode: bool
 ) -> "list[VisionEncoder]":
     """Encoders without weights; what is to know of each is printed."""
     from mmpeft.tools.encoder_facts import encoder_facts
     from mmpeft.tools.encoder_sight import make_encoders
 
-    encoders = make_encoders(names, layer, image_size)
+    encoders = make_encoders(names, layer, image_size, fit)
     for each in encoders:
-        print(f"{each.config.name}: {encoder_facts(each)}")
+        of_tiles = f"; of each tile: {each.tiling.told}" if each.tiling else ""
+        print(f"{each.config.name}: {encoder_facts(each)}{of_tiles}")
     if not decode:
         print("--decode false: how large images are, and what an encoder cuts off, is not looked at")
     return encoders

@@ -44,7 +44,7 @@ def encoder_facts(encoder: VisionEncoder) -> EncoderFacts:
     tokens = encoder(pixels)
     is_final = encoder.config.pooling == "none" and _is_final(encoder, pixels, tokens)
     return EncoderFacts(
-        (height, width), encoder.num_tokens, encoder.dim, encoder.layer, encoder.num_layers, is_final
+        (height, width), tokens.shape[1], encoder.dim, encoder.layer, encoder.num_layers, is_final
     )
 
 

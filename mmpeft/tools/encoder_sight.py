@@ -6,19 +6,23 @@ import torch
 from PIL import Image
 
 from mmpeft.models.image_transform import cut_share
+from mmpeft.models.tiling import TiledImage
 from mmpeft.models.vision import VisionConfig, VisionEncoder
+from mmpeft.models.vision_config import Fit
 
 MUCH, OFTEN = 0.2, 0.01
 """Shares: of an image's pixels, and of the images, above which a cut is warned of."""
 
 
-def make_encoders(names: list[str], layer: int, image_size: int | None) -> list[VisionEncoder]:
+def make_encoders(
+    names: list[str], layer: int, image_size: int | None, fit: Fit = "crop"
+) -> list[VisionEncoder]:
     """timm models without their weights.
 
     Raises:
         RefusedError: as `VisionEncoder` does.
     """
-    configs = [VisionConfig(name, layer=layer, image_size=image_size) for name in names]
+    configs = [VisionConfig(name, layer=layer, image_size=image_size, fit=fit) for name in names]
     return [VisionEncoder(config, load_weights=False) for config in configs]
 
 
@@ -35,12 +39,14 @@ def cut_warning(encoder: VisionEncoder, sizes: Mapping[tuple[int, int], int]) ->
     (width, height), worst = max(shares.items(), key=lambda own: own[1])
     return (
         f"{encoder.config.name} would not see more than {MUCH:.0%} of the pixels of {cut:,} of {total:,} images, and "
-        f"{worst:.0%} of one of {width:,} x {height:,}: they are cut off; set model.vision.fit to pad or squash"
+        f"{worst:.0%} of one of {width:,} x {height:,}: they are cut off; set model.vision.fit to pad, squash or tile"
     )
 
 
-def as_seen(encoder: VisionEncoder, image: Image.Image) -> Image.Image:
-    """An RGB image behind the encoder's transform, at its size, in its own colours."""
+def as_seen(encoder: VisionEncoder, image: Image.Image) -> list[Image.Image]:
+    """An RGB image behind the encoder's transform, at its size, in its own colours; its overview and its tiles."""
     mean, std = (torch.tensor(encoder.data_config[name]).view(3, 1, 1) for name in ("mean", "std"))
-    pixels = (encoder.transform(image) * std + mean).clamp(0, 1).mul(255).round().byte()
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    seen = encoder.transform(image)
+    parts = seen.parts if isinstance(seen, TiledImage) else seen[None]
+    pixels = (parts * std + mean).clamp(0, 1).mul(255).round().byte()
+    return [Image.fromarray(part.permute(1, 2, 0).numpy()) for part in pixels]

@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mmpeft.data.image_tokens import image_tokens
 from mmpeft.data.loader import JointLoader, PackedLoader
 from mmpeft.data.packing import PREFIX, PackedRow
 from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN, Template
@@ -25,7 +26,7 @@ def print_rows(module: VisionLanguageModule, data: VisionLanguageData, split: Sp
     data.read("fit", module.finetunes)
     tokenizer = load_tokenizer(module.language.name)
     encoder = make_encoder(module.vision, load_weights=False)
-    template = Template(tokenizer, encoder.num_tokens, data.template, data.packing.max_length)
+    template = Template(tokenizer, image_tokens(encoder), data.template, data.packing.max_length)
     seed = data.seed if split == "train" else None
     owners = dict.fromkeys(module.finetunes)
     no_features: Any = None  # rows are looked at before they become a batch

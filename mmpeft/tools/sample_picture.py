@@ -35,7 +35,7 @@ def _shown(record: Record, encoder: "VisionEncoder | None") -> ShownExample:
     if encoder is not None:
         from mmpeft.tools.encoder_sight import as_seen
 
-        images = [as_seen(encoder, image) for image in images]
+        images = [part for image in images for part in as_seen(encoder, image)]
     question, answer = record["turns"][0]
     more = len(record["turns"]) - 1
     text = question.replace(IMAGE_MARKER, "").strip() or "(no text)"

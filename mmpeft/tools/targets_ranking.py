@@ -11,6 +11,7 @@ from mmpeft.adapters import LoraConfig
 from mmpeft.adapters.sensitivity import top_sites
 from mmpeft.data.examples import Examples
 from mmpeft.data.features import encode_images
+from mmpeft.data.image_tokens import image_tokens
 from mmpeft.data.layouts.columns import Columns
 from mmpeft.data.layouts.notes import Notes
 from mmpeft.data.loader import PackedLoader
@@ -65,7 +66,7 @@ def rank_sites(
         projector = Projector(encoder.dim, language_model.get_input_embeddings().weight.shape[1])
     model = MultimodalModel(encoder, projector.requires_grad_(False), language_model)
     check_language_model(model)
-    template = Template(load_tokenizer(name), encoder.num_tokens)
+    template = Template(load_tokenizer(name), image_tokens(encoder))
     examples = Examples(records, template, ranks=False, what=data)
     packing = PackingConfig(batch_size=CONVERSATIONS)
     loader = PackedLoader(examples, partial(encode_images, encoder), packing, adapter=None, seed=0)

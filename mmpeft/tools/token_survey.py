@@ -5,6 +5,7 @@ from collections import Counter
 from rich.text import Text
 
 from mmpeft.data.formats import DataError
+from mmpeft.data.image_tokens import ImageTokens
 from mmpeft.data.records import Record, place_of
 from mmpeft.data.template import LayoutName, Template
 from mmpeft.models.language import load_tokenizer, positions_of
@@ -23,13 +24,13 @@ class TokenSurvey:
         language: hub id or local folder.
         layout: data.template.
         max_length: data.packing.max_length.
-        image_tokens: features per image.
+        image_tokens: features per image, or what tells those of one.
 
     Raises:
         RefusedError: no such model, or its tokenizer does not fit the template.
     """
 
-    def __init__(self, language: str, layout: LayoutName, max_length: int, image_tokens: int):
+    def __init__(self, language: str, layout: LayoutName, max_length: int, image_tokens: ImageTokens):
         self.template = Template(load_tokenizer(language), image_tokens, layout, max_length)
         self.language, self.positions = language, positions_of(language)
         self.start()
@@ -40,8 +41,11 @@ class TokenSurvey:
         self.ranked = self.cut = self.beyond = 0
 
     def add(self, record: Record) -> str | None:
-        """Counts a conversation; what is wrong where none of its answers can be learnt."""
-        length, last = self.length(record)
+        """Counts a conversation, whose images can be read; what is wrong where none of its answers can be learnt."""
+        try:
+            length, last = self.length(record)
+        except DataError as error:  # of an image whose shape decides its tokens
+            return str(error)
         self.lengths[length] += 1
         self.ranked += "choices" in record
         self.beyond += self.positions is not None and last > self.positions
@@ -63,9 +67,9 @@ class TokenSurvey:
 
     def problem(self, record: Record, length: int | None = None) -> str | None:
         """Why a conversation cannot be learnt, if so."""
-        if (self.length(record)[0] if length is None else length) <= self.template.max_length:
-            return None
         try:
+            if (self.length(record)[0] if length is None else length) <= self.template.max_length:
+                return None
             (self.template.encode_choices if "choices" in record else self.template.encode)(record)
         except DataError as error:
             return str(error)
@@ -78,8 +82,10 @@ class TokenSurvey:
             if self.positions
             else []
         )
+        tokens = self.template.image_tokens
+        each = f"{tokens:,} an image" if isinstance(tokens, int) else "an image's by its shape"
         return [
-            (f"tokens, {self.template.image_tokens:,} an image", spread(self.lengths)),
+            (f"tokens, {each}", spread(self.lengths)),
             *([("of them with all choices in one row", f"{self.ranked:,}")] if self.ranked else []),
             (f"cut at max_length {self.template.max_length:,}", f"{self.cut:,}"),
             *beyond,

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmpeft.data.batch import Batch
-from mmpeft.data.counts import Counts
-from mmpeft.data.examples import Examples
+from mmpeft.data.examples import Counted, Examples
+from mmpeft.data.layouts.notes import Notes
 from mmpeft.data.loader import Features, JointLoader, PackedLoader
 from mmpeft.data.plan import PackingConfig
 from mmpeft.data.template import Template
@@ -27,6 +27,7 @@ class Batches:
         adapters: finetune -> the adapter of its rows; None is the base.
         seed: of the order of training, and of dropout.
         cycle: whether training ends by steps, see `JointLoader`.
+        skipped: is told of training rows that cannot be learnt from; None refuses them.
     """
 
     def __init__(
@@ -38,15 +39,18 @@ class Batches:
         adapters: Mapping[str, str | None],
         seed: int,
         cycle: bool,
+        skipped: Notes | None = None,
     ):
-        self.finetunes, self.seed, self.cycle = finetunes, seed, cycle
+        self.finetunes, self.seed, self.cycle, self.skipped = finetunes, seed, cycle, skipped
         self._how = template, features, packing, adapters
         self._train: Loader | None = None
 
     def train(self) -> Loader:
         """One loader for the whole training: it knows where it stands."""
         if self._train is None:
-            self._train = make_loader(self.finetunes, "train", *self._how, self.seed, self.cycle)
+            self._train = make_loader(
+                self.finetunes, "train", *self._how, self.seed, self.cycle, self.skipped
+            )
         assert self._train is not None, "a fit without training data was refused"
         return self._train
 
@@ -69,8 +73,10 @@ def make_loader(
     adapters: Mapping[str, str | None],
     seed: int | None = None,
     cycle: bool = False,
+    skipped: Notes | None = None,
 ) -> Loader | None:
-    """The batches of a split; None where no finetune has records of it.
+    """The batches of a split; None where no finetune has records of it. Finetunes go on with the records that are in
+    them.
 
     Args:
         finetunes: with their records.
@@ -81,16 +87,18 @@ def make_loader(
         adapters: finetune -> the adapter of its rows; None is the base.
         seed: of the order, and of dropout; None keeps that of the data and leaves ``mix`` and ``max_steps`` out.
         cycle: see `JointLoader`.
+        skipped: is told of records that cannot be encoded; None refuses them.
     """
-    counted: dict[tuple[int, bool], Counts] = {}
+    counted: dict[tuple[int, bool], Counted] = {}
     loaders: dict[str, PackedLoader] = {}
     for name, finetune in finetunes.items():
         if records := finetune.records.get(split):
-            examples = Examples(records, template, finetune.learns_from_choices, split, counted)
+            examples = Examples(records, template, finetune.learns_from_choices, split, counted, skipped)
+            finetune.keep(split, examples.records)
             mix = finetune.mix if seed is not None else None
             loaders[name] = PackedLoader(examples, features, packing, adapters[name], seed, mix)
-    if truncated := sum(int(counts["truncated"].sum()) for counts in counted.values()):
-        total = sum(map(len, counted.values()))
+    if truncated := sum(int(own.counts["truncated"].sum()) for own in counted.values()):
+        total = sum(len(own.counts) for own in counted.values())
         print(f"{split}: {truncated} of {total} conversations were cut at max_length")
     limits = {} if seed is None else {name: own.max_steps for name, own in finetunes.items() if own.max_steps}
     if len(loaders) > 1 or limits:

@@ -1,12 +1,16 @@
 """Which images' features a run writes to disk: those that it sees often enough."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmpeft.data.feature_cache.encoder_folder import tell
 from mmpeft.data.features import IN_THE_STEP, FeatureCache
-from mmpeft.data.sequences import Chained
+from mmpeft.data.layouts.notes import Notes
+from mmpeft.data.records import Record
+from mmpeft.data.sequences import Chained, parts_of
+from mmpeft.data.sources import UNDECODABLE, with_images
 from mmpeft.data.store import first_of_image_sets
+from mmpeft.data.unusable_image import naming_its_row
 from mmpeft.training.batches import total_steps
 from mmpeft.training.datamodule import VisionLanguageData, all_records
 from mmpeft.training.finetune import Finetune, Split
@@ -27,11 +31,11 @@ def fill_cache(
     A test and a validation are taken for seen again: the next checkpoint or finetune is asked the same.
 
     Raises:
-        RefusedError: an image of a fit cannot be read.
+        RefusedError: an image of a fit cannot be read, and is not of a training row that may be left out.
     """
     if data.cache.build == "never":
         return
-    seen: dict[str, list[Any]] = {}
+    seen: dict[str, list[Split]] = {}
     for name, finetune in finetunes.items():
         own: list[Split] = [split for split in finetune.records if split != "train"]
         epochs = _epochs(finetune, data, trainer) if stage == "fit" else LEAST_EPOCHS
@@ -43,9 +47,53 @@ def fill_cache(
                 f"{LEAST_EPOCHS} on it pays. {IN_THE_STEP}; data.cache.build=always writes them for other runs"
             )
         seen[name] = own
-    records = Chained([all_records([finetunes[name]], *own) for name, own in seen.items() if own])
-    images = (image for record in first_of_image_sets(records) for image in record["images"])
-    features.build(images, skip_unreadable=stage in ("test", "predict"))
+    if stage != "fit" or not data.skips_late:
+        _build(features, finetunes, seen, skip_unreadable=stage in ("test", "predict"))
+        return
+    held: dict[str, list[Split]] = {name: [s for s in own if s != "train"] for name, own in seen.items()}
+    _build(features, finetunes, held, skip_unreadable=False)
+    _build(features, finetunes, seen, skip_unreadable=True)
+
+
+def _build(
+    features: FeatureCache,
+    finetunes: Mapping[str, Finetune],
+    splits: Mapping[str, list[Split]],
+    skip_unreadable: bool,
+) -> None:
+    """Encodes the images of some splits of every finetune."""
+    records = Chained([all_records([finetunes[name]], *own) for name, own in splits.items() if own])
+    with naming_its_row(first_of_image_sets(records)):
+        features.build(images_of(records), skip_unreadable=skip_unreadable)
+
+
+def images_of(records: Sequence[Record]) -> Iterator[str | bytes]:
+    """The images of records, those of a set once."""
+    return (image for record in first_of_image_sets(records) for image in record["images"])
+
+
+def leave_out_undecodable(features: FeatureCache, finetunes: Mapping[str, Finetune], notes: Notes) -> None:
+    """Training rows whose image cannot be decoded go, before it is planned in which step they would come.
+
+    Args:
+        features: has encoded what is to be kept.
+        notes: is told of them.
+
+    Raises:
+        DataError: no row of a file is left.
+    """
+    faults = features.undecodable(images_of(all_records(finetunes.values(), "train")))
+    if not faults:
+        return
+    kept: dict[
+        int, tuple[Any, Any]
+    ] = {}  # of a file that several finetunes share, once; with what its id is of
+    for finetune in finetunes.values():
+        for part in parts_of(finetune.records["train"]):
+            if id(part) not in kept:
+                kept[id(part)] = part, with_images(part, notes, UNDECODABLE, faults.get)
+        parts = [kept[id(part)][1] for part in parts_of(finetune.records["train"])]
+        finetune.keep("train", Chained(parts))
 
 
 def _epochs(finetune: Finetune, data: VisionLanguageData, trainer: Any) -> float:

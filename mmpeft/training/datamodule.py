@@ -53,8 +53,8 @@ class VisionLanguageData(L.LightningDataModule):
         columns: what your columns are, where their names are not known: our key -> yours, such as
             ``{image: img_name, question: prompt, answer: response}``.
         ignore: columns that are left out, and tags such as ``"<video>"`` that are text.
-        on_bad_sample: of train: whether a row that is not valid, or whose image is missing, is an error, or is left out
-            and counted.
+        on_bad_sample: of train: whether a row that is not valid, or too long to be learnt from, or whose image is
+            missing or cannot be decoded, is an error, or is left out and counted. What ``shots`` drew must be good.
         text_only: train on text alone, although the model has an encoder.
         shots: train on so many examples of every answer alone.
         shots_seed: which ones.
@@ -161,6 +161,17 @@ class VisionLanguageData(L.LightningDataModule):
     def _module(self) -> Any:
         """Step two, records -> batches, needs the model's tokenizer and encoder: the module has them."""
         return self.trainer.lightning_module  # pyright: ignore[reportOptionalMemberAccess]
+
+    @property
+    def skips_late(self) -> bool:
+        """Whether training rows that are found to be bad once the model is there are left out."""
+        return self.on_bad_sample == "skip" and self.shots is None
+
+    def tell_skipped(self, notes: Notes) -> None:
+        """Says which training rows were left out beside those of `read`."""
+        self.notes["train"].add(notes)
+        for line in notes.skipped_lines:
+            print(f"train: {line}", file=sys.stderr)
 
     def _read(self, split: Split, finetunes: Mapping[str, Finetune], files: Mapping[str, list[str]]) -> None:
         """Files that several finetunes share are read once."""

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from mmpeft.adapters import AdapterConfig
 from mmpeft.data.records import Record
+from mmpeft.data.sequences import parts_of
 from mmpeft.errors import RefusedError
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.training.objectives import ChoiceLosses
@@ -90,6 +91,15 @@ class Finetune:
     """(examples, weight) of every training file, where they are mixed by weight."""
     parameters: SlotParameters | None = None
     """What of the stacks and of the projector is its own, once it trains."""
+
+    def keep(self, split: Split, records: Sequence[Record]) -> None:
+        """Goes on with some of its records of a split, file by file."""
+        if records is self.records[split]:
+            return
+        self.records[split] = records
+        if split == "train" and self.mix is not None:
+            weights = [weight for _, weight in self.mix]
+            self.mix = [(len(part), weight) for part, weight in zip(parts_of(records), weights, strict=True)]
 
     @property
     def learns_from_choices(self) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmpeft.adapters import AdapterConfig
 from mmpeft.data.batch import Batch
 from mmpeft.data.features import FeatureCache
+from mmpeft.data.layouts.notes import Notes
 from mmpeft.data.template import Template
 from mmpeft.errors import RefusedError
 from mmpeft.evaluation.evaluate import Evaluation, EvaluationConfig
@@ -23,7 +24,7 @@ from mmpeft.runs.files import LeftOut, tell_left_out
 from mmpeft.runs.manifest import LEAST_NEW_TOKENS
 from mmpeft.training import checkpoint
 from mmpeft.training.batches import Batches, ends_by_steps, total_steps
-from mmpeft.training.cache_use import fill_cache
+from mmpeft.training.cache_use import fill_cache, leave_out_undecodable
 from mmpeft.training.datamodule import VisionLanguageData, all_records, refuse_images, require_some_image
 from mmpeft.training.finetune import FinetuneConfig, Schedule, Settings, Split, make_finetunes
 from mmpeft.training.objectives import ChoiceLosses
@@ -128,17 +129,25 @@ class VisionLanguageModule(L.LightningModule):
         check_length(self.model, longest)
         encoder = self.model.vision_encoder
         features = FeatureCache(data.cache.path, encoder, data.cache.max_gb)
+        template = Template(started.tokenizer, features.image_tokens, started.layout, longest)
+        self.engine = Engine(self.model, template, features, data.packing)
+        cycle, skipped = ends_by_steps(self.trainer), Notes()
+        skips = stage == "fit" and data.skips_late
+        self.batches = Batches(
+            *(self.finetunes, template, features, data.packing, self.adapters(), data.seed, cycle),
+            skipped if skips else None,
+        )
+        if stage == "fit" and not skips:
+            self.batches.train()  # what cannot be learnt from is refused before images are encoded
         fill_cache(features, data, self.finetunes, self.trainer, stage)
-        template = Template(started.tokenizer, encoder.num_tokens, started.layout, longest)
+        if skips:
+            leave_out_undecodable(features, self.finetunes, skipped)
+            self.batches.train()
+            data.tell_skipped(skipped)
         self._learnt_from = {
             name: checkpoint.hash_records(own.records.get("train", []), features.key)
             for name, own in self.finetunes.items()
         }
-        self.engine = Engine(self.model, template, features, data.packing)
-        cycle = ends_by_steps(self.trainer)
-        self.batches = Batches(
-            self.finetunes, template, features, data.packing, self.adapters(), data.seed, cycle
-        )
         if fresh:
             answering = self.trainer.state.fn != "fit"
             usable = {name: own for name, own in self.finetunes.items() if name not in self.left_out}

@@ -112,8 +112,8 @@ class RunWriter(L.Callback):
         manifest = self.manifest
         manifest.base = base_hash(module.model)
         manifest.facts = cost(module, self._before + time.monotonic() - self._started)
-        if skipped := data.notes["train"].skipped:
-            manifest.facts["skipped"] = f"{skipped:,} bad rows of the training data"
+        if (notes := data.notes["train"]).skipped:
+            manifest.facts["skipped"] = f"of the training data {notes.skipped_by_reason}"
         save_run(directory, manifest, module.model)
         remove_pictures(directory)
         self._report(directory)

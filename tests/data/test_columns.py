@@ -58,8 +58,8 @@ def test_what_was_left_aside_is_counted(write):
         "keys that change no sample, set aside: source (2)",
         "keys left out by data.ignore: note (1)",
         "2 empty answers among several people's, left out",
-        "1 bad rows skipped (data.on_bad_sample), the first: data.jsonl:4: the last question has no answer; add it "
-        "(only prediction takes rows without)",
+        "1 bad rows skipped (data.on_bad_sample): not valid, the first: data.jsonl:4: the last question has no answer; "
+        "add it (only prediction takes rows without)",
     ]
     with pytest.raises(DataError, match=r"1 problem\(s\)"):
         load_records(path, Columns(ignored=["note"]))

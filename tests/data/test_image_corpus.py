@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from mmpeft.data.images import ImageConfig, ImageError, image_key, load_image
+from mmpeft.data.images import ImageConfig, ImageError, image_key, image_size, load_image
 from tests.data.image_corpus import CASES, DEEP, GREY, RGB
-from tests.data.image_writers import dicom, pillow, png16, tiff
+from tests.data.image_writers import dicom, pillow, png16, png_chunk, tiff
 
 EXTRAS = {"tiff": "tifffile", "dicom": "pydicom", "nifti": "nibabel", "heic": "pillow_heif"}
 
@@ -28,6 +28,7 @@ def test_every_file_is_read_as_it_is_meant_or_refused(case, tmp_path):
     expected = case.expected if case.expected.ndim == 3 else np.dstack([case.expected] * 3)
     found = np.asarray(load_image(name, config))
     assert found.shape == expected.shape
+    assert image_size(name, config) == found.shape[1::-1], "told by the header as by the pixels"
     np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=case.atol)
 
 
@@ -165,3 +166,43 @@ def test_dicom_is_what_pydicom_says():
     theirs = (theirs - theirs.min()) * 255 / (theirs.max() - theirs.min())
     ours = np.asarray(load_image(data))[..., 0]
     assert abs(ours - theirs).max() <= 0.5 + 1e-9
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "MPO", "JPEG2000", "BMP", "GIF"])
+@pytest.mark.parametrize("orientation", [1, 3, 5, 6, 8])
+def test_the_size_is_that_of_the_image_upright(tmp_path, form, orientation):
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    says_so = form not in ("JPEG2000", "BMP", "GIF")
+    path = tmp_path / "lying"
+    path.write_bytes(pillow(RGB, form, **({"exif": exif} if says_so else {}))())
+    wanted = (24, 36) if says_so and orientation > 4 else (36, 24)
+    with Image.open(path) as opened:
+        for image in (path, str(path), path.read_bytes(), opened):
+            assert image_size(image) == load_image(image).size == wanted
+
+
+def test_a_png_may_say_behind_its_pixels_that_it_lies(tmp_path):
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = pillow(RGB, "PNG")()
+    late = data[:-12] + png_chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + data[-12:]
+    assert image_size(late) == load_image(late).size == (24, 36)
+
+
+def test_a_header_is_enough_for_the_size_of_ordinary_files(tmp_path):
+    for form in ("JPEG", "PNG", "WEBP", "BMP"):
+        path = tmp_path / form
+        path.write_bytes(pillow(RGB, form)())
+
+        def fail(*_, form=form):
+            raise AssertionError(f"{form} was decoded")
+
+        assert image_size(path, decode=fail) == (36, 24)
+        path.write_bytes(path.read_bytes()[:20])
+        with pytest.raises(ImageError):
+            image_size(path)

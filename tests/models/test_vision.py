@@ -162,8 +162,6 @@ def test_crop_is_the_old_name_of_fit(weights):
     assert VisionConfig("test_vit", crop=True) == VisionConfig("test_vit")
     with pytest.raises(ValueError, match=r"vision\.crop \(False\) is an old name of vision\.fit \(pad\)"):
         VisionConfig("test_vit", fit="pad", crop=False)
-    with pytest.raises(ValueError, match=r"vision\.fit is 'tile'.*pad with a larger image_size"):
-        VisionConfig("test_vit", fit="tile")
 
 
 def test_pad_keeps_the_shape_on_the_mean_colour(encoder, weights):

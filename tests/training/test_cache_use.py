@@ -60,7 +60,9 @@ def test_training_images_are_written_where_they_are_seen_twice(capsys, steps, ca
     }
     settings = Settings(1e-3, 1e-3, 0.0, "cosine", 0.03, ChoiceLosses())
     finetune = Finetune("default", None, settings, records=records)
-    data: Any = SimpleNamespace(cache=CacheConfig(**cache), packing=PackingConfig(batch_size=6))
+    data: Any = SimpleNamespace(
+        cache=CacheConfig(**cache), packing=PackingConfig(batch_size=6), skips_late=False
+    )
     built: Any = SimpleNamespace(images=set())
     built.build = lambda images, skip_unreadable: built.images.update(images)
     fill_cache(built, data, {"default": finetune}, SimpleNamespace(**usual | steps), "fit")

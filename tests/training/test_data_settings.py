@@ -53,13 +53,14 @@ def test_a_run_reads_mapped_columns_and_tells_what_it_left_out(tmp_path, tiny_ba
     )
     main(["fit", "--config", str(config)])
     told = capsys.readouterr().err
-    assert (
-        "train: 2 bad rows skipped (data.on_bad_sample), the first: train.jsonl:7: the last question" in told
-    )
+    skipped = "train: 1 bad rows skipped (data.on_bad_sample): "
+    assert f"{skipped}not valid, the first: train.jsonl:7: the last question" in told
+    assert f"{skipped}without an image's file, the first: train.jsonl:8 (id 'train-8'): image" in told
     assert "train: keys left out by data.ignore: note (8)" in told
     run = run_directory(config)
     manifest = json.loads((run / "mmpeft.json").read_text())
-    assert manifest["facts"]["skipped"] == "2 bad rows of the training data"
+    by_reason = "1 not valid, 1 without an image's file"
+    assert manifest["facts"]["skipped"] == f"of the training data 2 bad rows: {by_reason}"
     assert yaml.safe_load((run / "config.yaml").read_text())["data"]["columns"]["image"] == "pic"
     main(["test", "--run", str(run)])
     rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]

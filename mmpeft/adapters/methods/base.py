@@ -30,8 +30,9 @@ class ModelInputs:
     num_heads: int
     num_key_heads: int
     head_dim: int
-    image_shape: tuple[int, int] | None
-    """(tokens, dim) of one image's features; None where the model reads no images."""
+    image_shape: tuple[int | None, int] | None
+    """(tokens, dim) of one image's features, None tokens where their number depends on the image; None where the model
+    reads no images."""
     no_prefix: str | None = None
     """Why the layers' keys and values cannot begin with a prefix; None where they can."""
 

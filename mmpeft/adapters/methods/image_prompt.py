@@ -27,7 +27,13 @@ class ImagePromptConfig(AdapterConfig):
     def input_features(self, inputs: ModelInputs) -> tuple[int, int]:
         if inputs.image_shape is None:
             raise RefusedError("image prompts need a model that reads images; this is a language model alone")
-        return inputs.image_shape
+        tokens, dim = inputs.image_shape
+        if tokens is None:
+            raise RefusedError(
+                "image prompts train a change of each of an image's tokens, and this model's images have as many as "
+                "their shape says; set model.vision.fit to crop, pad or squash"
+            )
+        return tokens, dim
 
     def make_stack(self, path: str, in_features: int, out_features: int, num_slots: int, size: int) -> Stack:
         return ImagePromptStack(in_features, out_features, num_slots)

@@ -4,8 +4,9 @@
 
     <cache>/<encoder>/
       encoder.json              the encoder's fingerprint
-      <shard>.safetensors       "features" (images, tokens, dim)
-      <shard>.index.json        the images' keys in the order of the rows, and size, time and sha256 of the shard
+      <shard>.safetensors       "features" (images, tokens, dim), or (tokens of all images, dim)
+      <shard>.index.json        the images' keys in the order of the rows, their tokens where these differ, and size,
+                                time and sha256 of the shard
       lock                      held by the one process that writes
 
 A shard counts once its index is there, which is written last. It is known by size and time of change, without being
@@ -52,6 +53,8 @@ class Shard:
     sha256: str
     keys: bytes
     """`KEY_BYTES` per image, in the order of the rows."""
+    tokens: list[int] | None = None
+    """Of each image; None where all have as many."""
 
     def __len__(self) -> int:
         return len(self.keys) // KEY_BYTES
@@ -90,7 +93,8 @@ class Shard:
 
     def write_index(self) -> None:
         content = {"size": self.size, "mtime_ns": self.mtime_ns, "sha256": self.sha256}
-        write_whole(self.index, json.dumps(content | {"keys": self.keys.hex()}))
+        tokens = {} if self.tokens is None else {"tokens": self.tokens}
+        write_whole(self.index, json.dumps(content | tokens | {"keys": self.keys.hex()}))
 
     def delete(self) -> None:
         """The index first: a shard without one does not count."""
@@ -126,11 +130,19 @@ class EncoderFolder:
         if self.encoder() != encoder:
             write_whole(self.directory / ENCODER, json.dumps(encoder))
 
-    def add(self, name: str, keys: Iterable[bytes]) -> Shard:
-        """Writes the index of a shard that has just been written; from now on it counts."""
+    def add(self, name: str, keys: Iterable[bytes], tokens: list[int]) -> Shard:
+        """Writes the index of a shard that has just been written; from now on it counts.
+
+        Args:
+            keys: of its images.
+            tokens: of each of them.
+        """
         path = self.directory / f"{name}{SHARD}"
-        state = path.stat()
-        shard = Shard(path, state.st_size, state.st_mtime_ns, hash_file(path), b"".join(keys))
+        state, differ = path.stat(), len(set(tokens)) > 1
+        shard = Shard(
+            *(path, state.st_size, state.st_mtime_ns, hash_file(path), b"".join(keys)),
+            tokens if differ else None,
+        )
         shard.write_index()
         return shard
 
@@ -191,4 +203,7 @@ def _read_index(index: Path) -> Shard:
     keys = bytes.fromhex(content["keys"])
     if len(keys) % KEY_BYTES:
         raise ValueError("half a key")
-    return Shard(path, content["size"], content["mtime_ns"], content["sha256"], keys)
+    tokens = content.get("tokens")
+    if tokens is not None and len(tokens) != len(keys) // KEY_BYTES:
+        raise ValueError("an image without the number of its tokens")
+    return Shard(path, content["size"], content["mtime_ns"], content["sha256"], keys, tokens)

@@ -29,7 +29,7 @@ def write_shard(path: Path, rows: Iterable[Tensor], most: int) -> int:
 
     Args:
         path: the file.
-        rows: of one shape and dtype, on the CPU.
+        rows: (tokens, dim) each, of one dim and dtype, on the CPU.
         most: of them, for which there must be room on the disk.
 
     Returns:
@@ -43,19 +43,21 @@ def write_shard(path: Path, rows: Iterable[Tensor], most: int) -> int:
         return 0
     with whole_file(path, HEADER_BYTES + most * first.nbytes) as unfinished, unfinished.open("wb") as file:
         file.write(bytes(HEADER_BYTES))
-        written = 0
+        tokens: list[int] = []
         for row in chain([first], every):
-            assert (row.shape, row.dtype) == (first.shape, first.dtype), "features of one encoder are alike"
+            assert (row.shape[1], row.dtype) == (first.shape[1], first.dtype), (
+                "features of one encoder are alike"
+            )
             file.write(row.contiguous().view(torch.uint8).numpy().data)
-            written += 1
+            tokens.append(len(row))
         file.seek(0)
-        file.write(_header(first, written))
-    return written
+        file.write(_header(first, tokens))
+    return len(tokens)
 
 
 def map_shard(path: Path) -> Tensor:
-    """(images, tokens, dim) as they lie on the disk: a row is read when it is used, and forgotten where memory is
-    short.
+    """(images, tokens, dim) as they lie on the disk, or (tokens of all images, dim) where images have different numbers
+    of them: a row is read when it is used, and forgotten where memory is short.
 
     Raises:
         ValueError: it is no such file.
@@ -70,11 +72,12 @@ def map_shard(path: Path) -> Tensor:
     return content[8 + header_bytes :].view(dtype).view(entry["shape"])
 
 
-def _header(row: Tensor, number: int) -> bytes:
+def _header(row: Tensor, tokens: list[int]) -> bytes:
+    total, (_, dim) = sum(tokens), row.shape
     entry = {
         "dtype": NAMES[row.dtype],
-        "shape": [number, *row.shape],
-        "data_offsets": [0, number * row.nbytes],
+        "shape": [total, dim] if len(set(tokens)) > 1 else [len(tokens), *row.shape],
+        "data_offsets": [0, total * dim * row.element_size()],
     }
     text = json.dumps({"__metadata__": {"format": "pt"}, "features": entry}).encode()
     length = HEADER_BYTES - 8

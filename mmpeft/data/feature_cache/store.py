@@ -5,6 +5,7 @@ import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,36 @@ NO_SHARD = (KeyError, RuntimeError, StopIteration, TypeError, ValueError, struct
 """What reading a damaged header raises."""
 
 
+class Ragged:
+    """Images of different numbers of tokens, one after the other.
+
+    Args:
+        features: (tokens of all images, dim).
+        tokens: of each image.
+    """
+
+    def __init__(self, features: Tensor, tokens: Sequence[int]):
+        self.features, self.ends = features, [0, *accumulate(tokens)]
+
+    def __getitem__(self, number: int) -> Tensor:
+        """(tokens, dim) of an image."""
+        return self.features[self.ends[number] : self.ends[number + 1]]
+
+
 class FeatureStore:
     """Key of an image (64 hex digits) -> its features.
 
     Args:
         directory: of this encoder.
         fingerprint: of this encoder.
-        shape: (tokens, dim) of an image's features.
+        shape: (tokens, dim) of an image's features; None tokens where their number depends on its shape.
 
     Raises:
         RefusedError: the folder belongs to another encoder, layer, pooling or transform; the message names the
             fields that differ.
     """
 
-    def __init__(self, directory: Path, fingerprint: dict[str, Any], shape: tuple[int, int]):
+    def __init__(self, directory: Path, fingerprint: dict[str, Any], shape: tuple[int | None, int]):
         self.directory, self.fingerprint, self.shape = directory, fingerprint, shape
         self._folder = EncoderFolder(directory)
         self._lost: set[bytes] = set()
@@ -87,16 +104,18 @@ class FeatureStore:
             RefusedError: there is no room on the disk.
         """
         keys: list[bytes] = []
+        tokens: list[int] = []
 
         def rows() -> Iterator[Tensor]:
             for key, own in features:
                 keys.append(bytes.fromhex(key))
+                tokens.append(len(own))
                 yield own
 
         name = hashlib.sha256("".join(wanted).encode()).hexdigest()[:16]
         number = write_shard(self.directory / f"{name}{SHARD}", rows(), len(wanted))
         if number:
-            self._take(self._look(), self._folder.add(name, keys))
+            self._take(self._look(), self._folder.add(name, keys, tokens))
             self._lost -= set(keys)
         return number
 
@@ -119,7 +138,8 @@ class FeatureStore:
         """Key -> row, counted over all shards."""
         self._starts: list[int] = []
         """First row of each shard."""
-        self._maps: dict[int, Tensor] = {}
+        self._maps: dict[int, Tensor | Ragged] = {}
+        """Shard -> (tokens, dim) of each of its images."""
 
     def _look(self) -> list[Shard]:
         if self._shards is None:
@@ -137,14 +157,19 @@ class FeatureStore:
         self._starts.append(first)
         self._places.update(zip(shard, range(first, first + len(shard)), strict=True))
 
-    def _map(self, shard: Shard) -> Tensor | None:
+    def _map(self, shard: Shard) -> "Tensor | Ragged | None":
         if not shard.unchanged():
             return None
         try:
             features = map_shard(shard.path)
         except NO_SHARD:
             return None
-        return features if features.shape == (len(shard), *self.shape) else None
+        tokens, dim = self.shape
+        if shard.tokens is not None:
+            fits = tokens is None and features.shape == (sum(shard.tokens), dim)
+            return Ragged(features, shard.tokens) if fits else None
+        tokens = features.shape[1] if tokens is None else tokens
+        return features if features.shape == (len(shard), tokens, dim) else None
 
     def _lose(self, shard: Shard, fault: str) -> None:
         lost = set(shard)

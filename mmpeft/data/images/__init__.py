@@ -7,6 +7,7 @@ content, one file each what a family of formats needs, `depth.py` how more than 
 from mmpeft.data.images.config import ImageConfig
 from mmpeft.data.images.decode import image_key, load_image
 from mmpeft.data.images.formats import ENDINGS, FORMATS, is_image_file
+from mmpeft.data.images.size import image_size
 from mmpeft.data.images.source import ImageError, ImageLike, image_file, read_bytes
 from mmpeft.data.images.upright import UPRIGHT
 from mmpeft.data.images.worker import ImageWorker
@@ -21,6 +22,7 @@ __all__ = [
     "ImageWorker",
     "image_file",
     "image_key",
+    "image_size",
     "is_image_file",
     "load_image",
     "read_bytes",

@@ -4,6 +4,7 @@ import contextlib
 import io
 import warnings
 from dataclasses import replace
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -68,11 +69,15 @@ def as_samples(image: Image.Image) -> Decoded:
     return Samples(values, alpha=alpha)
 
 
-def _open(data: bytes, formats: tuple[str, ...]) -> Image.Image:
+def open_header(file: BinaryIO, formats: tuple[str, ...]) -> Image.Image:
     """With its header read and nothing decoded."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` decides
-        return Image.open(io.BytesIO(data), formats=formats)
+        return Image.open(file, formats=formats)
+
+
+def _open(data: bytes, formats: tuple[str, ...]) -> Image.Image:
+    return open_header(io.BytesIO(data), formats)
 
 
 def _go_to_frame(image: Image.Image, frame: int | None, config: ImageConfig, source: str) -> None:

@@ -26,15 +26,20 @@ class Notes:
     """How many these are together."""
     videos: int = 0
     """Videos whose rows do not say of how many frames."""
-    skipped: int = 0
-    """Rows that were left out."""
-    first_skipped: str = ""
-    """The first of them, with its reason."""
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Why rows were left out -> how many."""
+    first_skipped: dict[str, str] = field(default_factory=dict)
+    """The same -> the first of them, with what is wrong with it."""
 
-    def skip(self, told: str, rows: int = 1) -> None:
-        """Counts rows that are left out; ``told`` is the first, with its reason."""
-        self.skipped += rows
-        self.first_skipped = self.first_skipped or told
+    def skip(self, reason: str, told: str, rows: int = 1) -> None:
+        """Counts rows that are left out.
+
+        Args:
+            reason: why, in the same words for all of a kind.
+            told: the first, with what is wrong with it.
+        """
+        self.skipped[reason] += rows
+        self.first_skipped.setdefault(reason, told)
 
     def add(self, others: "Notes") -> None:
         """Counts what another reading left aside."""
@@ -45,8 +50,8 @@ class Notes:
         self.captioned += others.captioned
         self.captions += others.captions
         self.videos += others.videos
-        if others.skipped:
-            self.skip(others.first_skipped, others.skipped)
+        for reason, rows in others.skipped.items():
+            self.skip(reason, others.first_skipped[reason], rows)
 
     @property
     def told(self) -> dict[str, Any]:
@@ -56,7 +61,8 @@ class Notes:
     @classmethod
     def read(cls, told: dict[str, Any]) -> "Notes":
         """Of `told`."""
-        values: dict[str, Any] = {k: Counter(v) if isinstance(v, dict) else v for k, v in told.items()}
+        counters = {each.name for each in fields(cls) if each.default_factory is Counter}
+        values: dict[str, Any] = {n: Counter(own) if n in counters else own for n, own in told.items()}
         return cls(**values)
 
     def tell(self, what: str) -> None:
@@ -83,8 +89,18 @@ class Notes:
             )
         if self.videos:
             told.append(f"{self.videos:,} videos whose rows do not say frames: {NUM_FRAMES} of each")
-        if self.skipped:
-            told.append(
-                f"{self.skipped:,} bad rows skipped (data.on_bad_sample), the first: {self.first_skipped}"
-            )
-        return told
+        return [*told, *self.skipped_lines]
+
+    @property
+    def skipped_lines(self) -> list[str]:
+        """What of it is about rows that were left out."""
+        return [
+            f"{rows:,} bad rows skipped (data.on_bad_sample): {reason}, the first: {self.first_skipped[reason]}"
+            for reason, rows in self.skipped.items()
+        ]
+
+    @property
+    def skipped_by_reason(self) -> str:
+        """How many rows were left out, in a line."""
+        by_reason = ", ".join(f"{rows:,} {reason}" for reason, rows in self.skipped.items())
+        return f"{self.skipped.total():,} bad rows: {by_reason}"
