@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,28 +24,38 @@ class Tensors:
         """The same with its tensors there."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}  # pyright: ignore[reportArgumentType]
         moved = {n: v.to(device, non_blocking=True) for n, v in values.items() if isinstance(v, Tensor)}
-        moved |= {n: v.to(device) for n, v in values.items() if isinstance(v, Tensors)}
         return replace(self, **moved)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass
-class Conversations(Tensors):
-    """What stands in a batch, row by row in the order of the segments; all (conversations,) int64."""
+class OnHost:
+    """What stands in a batch, for the host to look at without waiting for the device; shapes as in `Batch`."""
 
-    rows: Tensor
-    segments: Tensor
-    roles: Tensor
+    input_ids: np.ndarray
+    targets: np.ndarray
+    positions: np.ndarray
+    segments: np.ndarray
+    image_rows: np.ndarray
+
+
+@dataclass
+class Conversations:
+    """What stands in a batch, row by row in the order of the segments; all (conversations,) int64, on the host."""
+
+    rows: np.ndarray
+    segments: np.ndarray
+    roles: np.ndarray
     """A `Role`: answer, right or wrong choice."""
-    examples: Tensor
+    examples: np.ndarray
     """Number of its example among those that the batch was made from; the choices of a question share theirs."""
 
     @property
     def num_examples(self) -> int:
         """How many questions or captions there are; one with choices counts once."""
         answers = self.roles == Role.ANSWER
-        return int(answers.sum()) + len(self.rows[~answers].unique())
+        return int(answers.sum()) + len(np.unique(self.rows[~answers]))
 
-    def where(self, mask: Tensor) -> "Conversations":
+    def where(self, mask: np.ndarray) -> "Conversations":
         """Those that ``mask`` (conversations,) bool picks."""
         return Conversations(*(getattr(self, each.name)[mask] for each in fields(self)))
 
@@ -72,8 +83,22 @@ class Batch(Tensors):
     """What stands in which segment of which row."""
     dropout_seeds: dict[str, int] = field(default_factory=dict)
     """Adapter -> the seed of what it drops in this batch; empty where that is left to torch's global generator."""
-    image_tokens: Tensor | None = None
-    """(images,) int64: the tokens of each; None where all have as many as the features are wide."""
+    image_tokens: np.ndarray | None = None
+    """(images,) int64, on the host: the tokens of each; None where all have as many as the features are wide."""
+    _on_host: OnHost | None = field(default=None, init=False, repr=False, compare=False)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same with its tensors there; what was on the host can still be looked at (`on_host`)."""
+        moved = super().to(device)
+        moved._on_host = self.on_host
+        return moved
+
+    @property
+    def on_host(self) -> OnHost:
+        """Of a batch that no `to` brought to its device, this waits for the device."""
+        if self._on_host is not None:
+            return self._on_host
+        return OnHost(*(getattr(self, each.name).cpu().numpy() for each in fields(OnHost)))
 
     @property
     def features_of_images(self) -> list[Tensor]:
@@ -82,7 +107,7 @@ class Batch(Tensors):
             return []
         if self.image_tokens is None:
             return list(self.features)
-        return [own[:num] for own, num in zip(self.features, self.image_tokens.tolist(), strict=True)]
+        return [own[:num] for own, num in zip(self.features, self.image_tokens, strict=True)]
 
 
 def collate(
@@ -141,7 +166,7 @@ def _check_image_tokens(rows: Sequence[PackedRow], features: Tensor | Sequence[T
         )
 
 
-def _together(features: Tensor | Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+def _together(features: Tensor | Sequence[Tensor]) -> tuple[Tensor | None, np.ndarray | None]:
     """`Batch.features` and `Batch.image_tokens`."""
     if isinstance(features, Tensor) or not features:
         return (features if isinstance(features, Tensor) else None), None
@@ -149,7 +174,7 @@ def _together(features: Tensor | Sequence[Tensor]) -> tuple[Tensor | None, Tenso
     if len(set(numbers)) == 1:
         return torch.stack(list(features)), None
     padded = nn.utils.rnn.pad_sequence(list(features), batch_first=True)
-    return padded, torch.tensor(numbers, device=padded.device)
+    return padded, np.array(numbers)
 
 
 def _conversations(rows: Sequence[PackedRow], examples: Sequence[Sequence[int]]) -> Conversations:
@@ -158,7 +183,7 @@ def _conversations(rows: Sequence[PackedRow], examples: Sequence[Sequence[int]])
         for number, (row, own) in enumerate(zip(rows, examples, strict=True))
         for segment, role in enumerate(row.roles, start=PREFIX + 1)
     ]
-    return Conversations(*torch.tensor(table, dtype=torch.int64).reshape(-1, 4).unbind(1))
+    return Conversations(*np.array(table, np.int64).reshape(-1, 4).T)
 
 
 def concatenate(batches: Sequence[Batch]) -> Batch:
@@ -171,13 +196,14 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
         tensors = [getattr(batch, name) for batch in batches]
         return torch.cat([nn.functional.pad(t, (0, width - t.shape[1]), value=value) for t in tensors])
 
-    def numbered(tensors: Sequence[Tensor]) -> Tensor:
-        return torch.cat([t + first for t, first in zip(tensors, firsts, strict=True)])
+    def numbered(rows: Sequence[Any]) -> list[Any]:
+        return [own + first for own, first in zip(rows, firsts, strict=True)]
 
     firsts = [0, *accumulate(len(batch.input_ids) for batch in batches)][:-1]
     tables = [batch.conversations for batch in batches]
     features, image_tokens = _joined_features(batches)
-    joined = {each.name: torch.cat([getattr(t, each.name) for t in tables]) for each in fields(Conversations)}
+    columns = {each.name: [getattr(t, each.name) for t in tables] for each in fields(Conversations)}
+    columns |= {"rows": numbered(columns["rows"])}
     return Batch(
         input_ids=padded("input_ids", 0),
         targets=padded("targets", IGNORE_INDEX),
@@ -185,14 +211,14 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
         segments=padded("segments", PADDING),
         features=features,
         image_tokens=image_tokens,
-        image_rows=numbered([batch.image_rows for batch in batches]),
+        image_rows=torch.cat(numbered([batch.image_rows for batch in batches])),
         adapters=[adapter for batch in batches for adapter in batch.adapters],
-        conversations=Conversations(**joined | {"rows": numbered([t.rows for t in tables])}),
+        conversations=Conversations(**{name: np.concatenate(own) for name, own in columns.items()}),
         dropout_seeds={name: seed for batch in batches for name, seed in batch.dropout_seeds.items()},
     )
 
 
-def _joined_features(batches: Sequence[Batch]) -> tuple[Tensor | None, Tensor | None]:
+def _joined_features(batches: Sequence[Batch]) -> tuple[Tensor | None, np.ndarray | None]:
     own = [batch for batch in batches if batch.features is not None]
     tensors = [batch.features for batch in own if batch.features is not None]
     alike = len({tensor.shape[1] for tensor in tensors}) <= 1 and all(b.image_tokens is None for b in own)

@@ -78,6 +78,6 @@ def _select(batch: Batch, rows: list[int], width: int) -> Batch:
         segments=batch.segments[chosen, :width],
         features=None if batch.features is None else batch.features[own],
         image_rows=torch.searchsorted(chosen, batch.image_rows[own]),
-        image_tokens=None if batch.image_tokens is None else batch.image_tokens[own],
+        image_tokens=None if batch.image_tokens is None else batch.image_tokens[own.cpu().numpy()],
         adapters=[batch.adapters[row] for row in rows],
     )

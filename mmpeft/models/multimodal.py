@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import DynamicCache
 
 from mmpeft.adapters import AdapterBank
@@ -18,14 +18,17 @@ from mmpeft.errors import RefusedError
 from mmpeft.hashing import hash_tensors
 from mmpeft.models import frozen
 from mmpeft.models.head import logits_of_tokens
+from mmpeft.models.head_losses import losses_of_tokens
 from mmpeft.models.invocation import invoked_columns
 from mmpeft.models.masks import additive, attention_mask, within_reach
+from mmpeft.models.prefix_cache import PrefixCache
 from mmpeft.models.projector import Projector
 from mmpeft.models.reader import LanguageReader
 from mmpeft.models.token_losses import TokenLosses
 from mmpeft.models.unpacking import Unpacked, unpack
 from mmpeft.models.virtual import VirtualTokens, virtual_tokens
 from mmpeft.models.vision import NoVision, VisionEncoder
+from mmpeft.transfer import to_device
 
 
 class MultimodalModel(nn.Module):
@@ -72,7 +75,7 @@ class MultimodalModel(nn.Module):
     def token_losses(
         self, batch: Batch, cache: DynamicCache | None = None, new: int | None = None
     ) -> TokenLosses:
-        """The losses of the labelled positions. Logits are computed there and nowhere else.
+        """The losses of the labelled positions. Logits are computed there and nowhere else, and not of all at once.
 
         Args:
             batch: the rows.
@@ -80,14 +83,21 @@ class MultimodalModel(nn.Module):
             new: how many of the last columns are looked at; None for all.
         """
         hidden = self.hidden_states(batch, cache, new)
-        targets, segments = (tensor[:, -hidden.shape[1] :] for tensor in (batch.targets, batch.segments))
-        labelled = targets != IGNORE_INDEX
-        labels = targets[labelled]
-        rows = labelled.nonzero()[:, 0]
-        owners = [batch.adapters[row] for row in rows.tolist()]
-        logits = self.logits(hidden[labelled], owners, batch.dropout_seeds)
-        nll = F.cross_entropy(logits.float(), labels, reduction="none")
-        return TokenLosses(nll, logits.argmax(-1) == labels, rows, segments[labelled])
+        width, host = hidden.shape[1], batch.on_host
+        targets, segments = (own[:, -width:] for own in (host.targets, host.segments))
+        rows, columns = (targets != IGNORE_INDEX).nonzero()
+        labelled, labels = (
+            to_device(own, hidden.device) for own in (rows * width + columns, targets[rows, columns])
+        )
+        nll, correct = losses_of_tokens(
+            self.reader,
+            self.bank,
+            hidden.flatten(0, 1).index_select(0, labelled),
+            labels,
+            [batch.adapters[row] for row in rows],
+            batch.dropout_seeds,
+        )
+        return TokenLosses(nll, correct, rows, segments[rows, columns])
 
     def logits(
         self,
@@ -127,6 +137,8 @@ class MultimodalModel(nn.Module):
             adapters=batch.adapters,
             dropout_seeds=batch.dropout_seeds,
             invoked=invoked_columns(batch, self.bank.invocations(batch.adapters), new),
+            on_host=batch.on_host.segments[:, columns],
+            highest=batch.on_host.positions.max(1),
         )
         virtual = virtual_tokens(self.bank, len(inputs.keys), inputs.keys.device)
         return inputs if virtual is None else inputs.behind(virtual, new is None)
@@ -140,7 +152,7 @@ class MultimodalModel(nn.Module):
         if not self.reader.reading.packed:
             return self._read_unpacked(inputs, cache)[:, inputs.num_prompts :]
         if inputs.dropout_seeds:
-            self.bank.routing.seed_dropout(inputs.dropout_seeds, inputs.queries != PADDING)
+            self.bank.routing.seed_dropout(inputs.dropout_seeds, torch.from_numpy(inputs.on_host != PADDING))
         self.bank.routing.act_on(inputs.invoked)
         if inputs.prefix is not None:
             cache = self._with_prefix(cache, inputs.prefix)
@@ -149,7 +161,8 @@ class MultimodalModel(nn.Module):
         seen = additive(attention_mask(inputs.queries, inputs.keys), self.dtype)
         positions = inputs.positions[:, -columns:]
         mask = within_reach(seen, self.reader.reaches, positions, inputs.positions)
-        hidden, _ = self.reader.decode(inputs.embeds, mask, positions, cache, inputs.ids)
+        last = int(inputs.highest.max())
+        hidden, _ = self.reader.decode(inputs.embeds, mask, positions, cache, inputs.ids, last_position=last)
         return hidden[:, inputs.num_prompts :]
 
     def unpacked(self, inputs: "Inputs") -> tuple[Unpacked, Tensor, Tensor]:
@@ -163,7 +176,7 @@ class MultimodalModel(nn.Module):
                 "prefix tuning trains keys and values that conversations share, but "
                 f"{type(self.language_model).__name__} reads each of them by itself; use another method"
             )
-        unpacked = unpack(inputs.queries)
+        unpacked = unpack(inputs.on_host)
         return unpacked, unpacked.take(inputs.embeds), unpacked.take(inputs.ids)
 
     def _read_unpacked(self, inputs: "Inputs", cache: DynamicCache | None) -> Tensor:
@@ -177,43 +190,45 @@ class MultimodalModel(nn.Module):
         self.bank.route([inputs.adapters[row] for row in unpacked.rows.tolist()])
         self.bank.routing.act_on(None if inputs.invoked is None else unpacked.take(inputs.invoked))
         if inputs.dropout_seeds:
-            self.bank.routing.seed_dropout(inputs.dropout_seeds, unpacked.tokens)
+            self.bank.routing.seed_dropout(inputs.dropout_seeds, torch.from_numpy(unpacked.tokens))
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        hidden, _ = self.reader.decode(embeds, None, positions, ids=ids)
+        last = ids.shape[1] - 1
+        hidden, _ = self.reader.decode(embeds, None, positions, ids=ids, last_position=last)
         return unpacked.put_back(hidden, *inputs.queries.shape)
 
     def _with_prefix(self, cache: DynamicCache | None, prefix: Tensor) -> DynamicCache:
-        """The cache with every row's trained keys and values in it; a new one where there was none."""
-        if self.training and self.language_model.is_activation_checkpointing:
-            raise RefusedError(
-                "prefix tuning keeps its keys and values in the cache, which transformers drops under gradient "
-                "checkpointing; set model.language.gradient_checkpointing to false"
-            )
-        cache = DynamicCache() if cache is None else cache
-        for layer, (keys, values) in enumerate(prefix.to(self.dtype)):
+        """The cache with every row's trained keys and values in it; where there was none, one that is only read."""
+        prefix = prefix.to(self.dtype)
+        if self.training:
+            frozen.check_reads_cache(self.language_model, cache is None)
+        if cache is None:
+            return PrefixCache(prefix)
+        for layer, (keys, values) in enumerate(prefix):
             cache.update(keys, values, layer)
         return cache
 
     def _embed(self, batch: Batch, columns: slice) -> Tensor:
         ids = batch.input_ids[:, columns]
         embeds = self.reader.embed(ids.clamp(min=0))
-        slots = ids == IMAGE_TOKEN
-        if batch.features is None or not bool(slots.any()):
+        places = (batch.on_host.input_ids[:, columns] == IMAGE_TOKEN).flatten().nonzero()[0]
+        if batch.features is None or not len(places):
             return embeds
         features = batch.features
         for method, stack in self.bank.inputs.items():
             features = stack.change_images(features, self.bank.routing.slots[method][batch.image_rows])
-        owners = [self.projector_slots.get(batch.adapters[row] or "", 0) for row in batch.image_rows.tolist()]
-        projected = self.projector(features, torch.tensor(owners, device=ids.device), embeds.dtype)
+        rows = batch.on_host.image_rows
+        owners = [self.projector_slots.get(batch.adapters[row] or "", 0) for row in rows]
+        projected = self.projector(features, to_device(owners, ids.device), embeds.dtype).flatten(0, 1)
         if batch.image_tokens is not None:
-            places = torch.arange(projected.shape[1], device=ids.device)
-            projected = projected[places < batch.image_tokens[:, None]]
-        if int(slots.sum()) != projected[..., 0].numel():
+            used = np.arange(features.shape[1]) < batch.image_tokens[:, None]
+            projected = projected[to_device(np.flatnonzero(used), ids.device)]
+        if len(places) != len(projected):
             raise RefusedError(
-                f"the rows have {int(slots.sum())} image tokens, but {len(features)} images of "
+                f"the rows have {len(places)} image tokens, but {len(features)} images of "
                 f"{features.shape[1]} tokens were given: template and vision encoder disagree"
             )
-        return embeds.masked_scatter(slots.unsqueeze(-1), projected)
+        tokens = embeds.flatten(0, 1)
+        return tokens.index_copy(0, to_device(places, ids.device), projected).view_as(embeds)
 
 
 @dataclass
@@ -235,6 +250,10 @@ class Inputs:
     dropout_seeds: dict[str, int]
     invoked: Tensor | None
     """(rows, columns) bool: on which of them activated adapters act; None where no row has one."""
+    on_host: np.ndarray
+    """(rows, columns) int64: the queries once more, on the host"""
+    highest: np.ndarray
+    """(rows,) int64: the highest position of each, on the host"""
     num_prompts: int = 0
     """How many of the first columns are virtual tokens."""
     prefix: Tensor | None = None
@@ -244,7 +263,8 @@ class Inputs:
         """The same behind virtual tokens, which are read too where these are ``all_columns`` of the batch."""
         keys = torch.cat([virtual.segments, self.keys], 1)
         positions = torch.cat([virtual.positions, self.positions + virtual.lengths[:, None]], 1)
-        moved = replace(self, keys=keys, positions=positions)
+        segments, lengths = virtual.on_host
+        moved = replace(self, keys=keys, positions=positions, highest=self.highest + lengths)
         num = virtual.num_prompts
         if not all_columns:
             return moved
@@ -255,15 +275,16 @@ class Inputs:
             embeds=torch.cat([virtual.embeds.to(self.embeds.dtype), self.embeds], 1),
             ids=nn.functional.pad(self.ids, (num, 0)),
             queries=torch.cat([virtual.segments[:, virtual.segments.shape[1] - num :], self.queries], 1),
+            on_host=np.concatenate([segments[:, segments.shape[1] - num :], self.on_host], 1),
             invoked=None if self.invoked is None else nn.functional.pad(self.invoked, (num, 0)),
             num_prompts=num,
             prefix=virtual.keys_values,
         )
 
 
-def last_positions(batch: Batch) -> tuple[Tensor, Tensor]:
-    """(rows, columns) of the last token of every conversation, row by row, in order of the segments."""
-    segments = batch.segments
-    following = torch.cat([segments[:, 1:], segments.new_full((len(segments), 1), PADDING)], dim=1)
-    rows, columns = ((segments > PREFIX) & (segments != following)).nonzero(as_tuple=True)
+def last_positions(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, columns) of the last token of every conversation, row by row, in order of the segments; on the host."""
+    segments = batch.on_host.segments
+    following = np.pad(segments[:, 1:], ((0, 0), (0, 1)), constant_values=PADDING)
+    rows, columns = ((segments > PREFIX) & (segments != following)).nonzero()
     return rows, columns
