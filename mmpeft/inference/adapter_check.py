@@ -20,7 +20,7 @@ from mmpeft.data.batch import collate
 from mmpeft.data.packing import pack
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import hash_json
-from mmpeft.inference.self_check import distance, random_tokens, tolerance, unlabelled
+from mmpeft.inference.comparison import distance, random_tokens, tolerance, unlabelled
 from mmpeft.models.evaluating import evaluating
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.runs.files import LeftOut

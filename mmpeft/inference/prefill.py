@@ -42,8 +42,8 @@ def prefill(model: MultimodalModel, batch: Batch) -> list[Prefilled]:
 
 def _read(model: MultimodalModel, batch: Batch, rows: list[int]) -> Prefilled:
     inputs, cache = model.inputs(batch), DynamicCache()
-    hidden = model.read(inputs, cache)
     where = last_positions(batch)
+    hidden = model.read(inputs, cache, where[0] * batch.input_ids.shape[1] + where[1])
     own = inputs.positions[:, -batch.input_ids.shape[1] :]
     last = own[where].tolist()
     invoked = [False] * len(last) if inputs.invoked is None else inputs.invoked[where].tolist()

@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmpeft.data.batch import Batch, collate
-from mmpeft.data.packing import PREFIX, pack
-from mmpeft.data.template import IGNORE_INDEX, Encoded
+from mmpeft.data.batch import Batch
+from mmpeft.data.packing import PREFIX
 from mmpeft.errors import RefusedError
+from mmpeft.inference.comparison import distance, random_tokens, shared_batch, tolerance
+from mmpeft.inference.last_layer_check import token_by_token
 from mmpeft.inference.own_memory import OwnMemory
 from mmpeft.inference.packed_memory import PackedMemory
 from mmpeft.models.evaluating import evaluating
@@ -32,11 +33,9 @@ from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.models.reader import FOLLOWED, Reading
 from mmpeft.models.vision import NoVision
 
-PREFIX_LENGTH, LENGTHS, STEPS = 5, (4, 7), 3
-SHORT = dict.fromkeys(FOLLOWED, 3)
-"""What the windows of a config are while the model is tried."""
-TOLERANCES = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
-"""Of the distance between two vectors of logits, in lengths of the centred one."""
+STEPS = 3
+SHORT = 3
+"""How long the windows of a config are while the model is tried, and the tiles of its rows."""
 
 
 @dataclass
@@ -44,6 +43,10 @@ class Checked:
     """What came out."""
 
     reading: Reading
+    by_segments: bool
+    """Whether packed rows are attended to by segments."""
+    last_modules: list[str]
+    """What of the last layer is computed for labelled tokens alone."""
     failures: dict[str, str]
     """Every way that was tried before -> what was wrong with it."""
     seconds: float
@@ -70,12 +73,14 @@ def ensure_checked(model: MultimodalModel, language: LanguageConfig, known: dict
         "device": model.device.type,
         "dtype": str(model.dtype),
         "attention": model.language_model.config._attn_implementation,
+        "by_segments": language.attention == "auto",
         "quantization": language.quantization,
     }
     if known.get("under") == under:
-        model.reader.reading = Reading(**known["reading"])
+        model.reader.reading, model.reader.by_segments = Reading(**known["reading"]), known["by_segments"]
+        model.reader.last_modules = known["last_modules"]
         return known
-    checked = check_language_model(model)
+    checked = check_language_model(model, under["by_segments"])
     name = type(model.language_model).__name__
     if checked.seconds > 1:
         print(f"{name} was checked against its own forward in {checked.seconds:.1f} s", file=sys.stderr)
@@ -91,26 +96,33 @@ def ensure_checked(model: MultimodalModel, language: LanguageConfig, known: dict
             f"more, so that answers are slow, the slower the longer ({checked.failures[_name(Reading(packed=False))]})",
             file=sys.stderr,
         )
-    return {"under": under, "reading": asdict(checked.reading)}
+    found = {"by_segments": checked.by_segments, "last_modules": checked.last_modules}
+    return {"under": under, "reading": asdict(checked.reading), **found}
 
 
-def check_language_model(model: MultimodalModel) -> Checked:
+def check_language_model(model: MultimodalModel, by_segments: bool = True) -> Checked:
     """Finds how the model must be read, packed rows first, and sets it.
+
+    Args:
+        model: to be read.
+        by_segments: whether our attention may take the place of the model's own.
 
     Raises:
         RefusedError: it attends to later tokens, or its numbers cannot be reproduced.
     """
     started, failures = time.monotonic(), dict[str, str]()
-    before = model.reader.reading
+    reader = model.reader
+    before = reader.reading, reader.by_segments
     with evaluating(model):
         noise = _require_causal(model)
-        for reading in _candidates(model):
-            model.reader.reading = reading
+        for reader.reading, reader.by_segments in _candidates(model, by_segments):
             wrong = _what_is_wrong(model, noise)
             if wrong is None:
-                return Checked(reading, failures, time.monotonic() - started)
-            failures[_name(reading)] = wrong
-    model.reader.reading = before
+                reader.last_modules = token_by_token(model)
+                found = reader.reading, reader.by_segments, reader.last_modules
+                return Checked(*found, failures, time.monotonic() - started)
+            failures[_name(reader.reading, reader.by_segments)] = wrong
+    reader.reading, reader.by_segments = before
     raise RefusedError(
         f"{type(model.language_model).__name__} cannot be adapted exactly: "
         + "; ".join(f"{name}: {wrong}" for name, wrong in failures.items())
@@ -118,24 +130,26 @@ def check_language_model(model: MultimodalModel) -> Checked:
     )
 
 
-def _candidates(model: MultimodalModel) -> Iterator[Reading]:
+def _candidates(model: MultimodalModel, by_segments: bool) -> Iterator[tuple[Reading, bool]]:
+    """Readings, and whether by segments."""
     reader = model.reader
     kinds = set(getattr(reader.config, "layer_types", None) or ())
-    if reader.takes_positions:
-        if kinds - {"full_attention"}:
-            yield Reading(masks="by layer type")
-        yield Reading()
-        if getattr(reader.config, "sliding_window", None):
-            yield Reading(windows=False)
-    yield Reading(packed=False)
-    yield Reading(packed=False, cached=False)
+    packed = [Reading(masks="by layer type")] * bool(kinds - {"full_attention"}) + [Reading()]
+    packed += [Reading(windows=False)] * bool(getattr(reader.config, "sliding_window", None))
+    for reading in packed if reader.takes_positions else ():
+        if by_segments and reader.may_attend_by_segments:
+            yield reading, True
+        yield reading, False
+    yield Reading(packed=False), False
+    yield Reading(packed=False, cached=False), False
 
 
-def _name(reading: Reading) -> str:
+def _name(reading: Reading, by_segments: bool = False) -> str:
     if not reading.packed:
         return "unpacked" if reading.cached else "unpacked, without a cache"
     masks = "a mask by layer type" if reading.masks == "by layer type" else "one mask"
-    return f"packed with {masks}" + ("" if reading.windows else ", within the window")
+    how = ("" if reading.windows else ", within the window") + (", by segments" if by_segments else "")
+    return f"packed with {masks}{how}"
 
 
 def _what_is_wrong(model: MultimodalModel, noise: float) -> str | None:
@@ -154,7 +168,7 @@ def _what_is_wrong(model: MultimodalModel, noise: float) -> str | None:
 def _compare(model: MultimodalModel, noise: float) -> str | None:
     prefix, first, second = random_tokens(model)
     alone = [_own_logits(model, [[*prefix, *own]])[0] for own in (first, second)]
-    batch = _batch(prefix, (first, second), model.device)
+    batch = shared_batch(prefix, (first, second), model.device)
     logits = model.logits(model.hidden_states(batch), batch.adapters)
     for ours, own, what in (
         (_conversation(logits[1], batch, 1, 1), alone[0], "a row beside a longer one"),
@@ -163,12 +177,10 @@ def _compare(model: MultimodalModel, noise: float) -> str | None:
     ):
         if not (off := distance(ours, own)) <= tolerance(model):
             return f"logits of {what} are {off:.2g} off"
-    other = _batch(prefix, (first[::-1], second), model.device)
+    other = shared_batch(prefix, (first[::-1], second), model.device)
     again = model.logits(model.hidden_states(other), other.adapters)
-    if (
-        not (off := distance(_conversation(again[0], other, 0, 2), _conversation(logits[0], batch, 0, 2)))
-        <= noise
-    ):
+    here, there = _conversation(again[0], other, 0, 2), _conversation(logits[0], batch, 0, 2)
+    if not (off := distance(here, there)) <= noise:
         return f"a conversation changes the next one of its row by {off:.2g}"
     if not isinstance(model.vision_encoder, NoVision):
         _read_other_embeddings(model, batch)
@@ -240,57 +252,22 @@ def _compare_decoding(model: MultimodalModel, batch: Batch, prompts: Sequence[li
 
 @contextmanager
 def _short_windows(model: MultimodalModel) -> Iterator[None]:
-    """Inside, layers that see only so far see less than the rows that are tried."""
-    config = model.reader.config
-    fields = SHORT if model.reader.reading.windows else {}
-    lowered = {
-        name: (getattr(config, name), short)
-        for name, short in fields.items()
-        if (getattr(config, name, None) or 0) > short
-    }
-    for name, (_, short) in lowered.items():
-        setattr(config, name, short)
+    """Inside, layers that see only so far see less than the rows that are tried, which are several tiles long."""
+    reader = model.reader
+    windows = [name for name in FOLLOWED if (getattr(reader.config, name, None) or 0) > SHORT]
+    places = [(reader.config, name, SHORT) for name in windows if reader.reading.windows]
+    places += [(reader, "tile_sizes", (SHORT,))]
+    kept = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
     try:
+        for owner, name, short in places:
+            setattr(owner, name, short)
         yield
     finally:
-        for name, (value, _) in lowered.items():
-            setattr(config, name, value)
-
-
-def random_tokens(model: MultimodalModel) -> list[list[int]]:
-    """The prefix and two conversations."""
-    size = model.language_model.get_input_embeddings().weight.shape[0]
-    generator = torch.Generator().manual_seed(0)
-    first = min(10, size // 2)  # the lowest ids are often those of padding, begin and end
-    total = PREFIX_LENGTH + sum(LENGTHS)
-    ids = (
-        first + torch.randperm(size - first, generator=generator)[:total]
-    )  # no two alike: what is shared is known
-    return [part.tolist() for part in ids.split([PREFIX_LENGTH, *LENGTHS])]
-
-
-def _batch(prefix: list[int], conversations: Sequence[list[int]], device: torch.device) -> Batch:
-    """A packed row of both conversations, and one of the first alone."""
-    encoded = [unlabelled([*prefix, *own]) for own in conversations]
-    return collate([pack(encoded), pack(encoded[:1])], None, [None, None]).to(device)
-
-
-def unlabelled(ids: list[int]) -> Encoded:
-    return Encoded(ids, [IGNORE_INDEX] * len(ids))
+        for owner, name, value in kept:
+            setattr(owner, name, value)
 
 
 def _own_logits(model: MultimodalModel, rows: list[list[int]]) -> Tensor:
     """(rows, tokens, vocabulary) of the model's own forward on rows of one length."""
     model.bank.route([None] * len(rows))
     return model.language_model(input_ids=torch.tensor(rows, device=model.device), use_cache=False).logits
-
-
-def distance(ours: Tensor, own: Tensor) -> float:
-    """The largest of all tokens; NaN where either is not finite."""
-    ours, own = ours.double(), own.double()
-    size = (own - own.mean(-1, keepdim=True)).norm(dim=-1).clamp(min=1e-9)
-    return float(((ours - own).norm(dim=-1) / size).max())
-
-
-def tolerance(model: MultimodalModel) -> float:
-    return TOLERANCES.get(model.dtype, TOLERANCES[torch.bfloat16])

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mmpeft.errors import RefusedError
+from mmpeft.models.segment_attention import attending
 
 READS_CACHE = "_can_checkpoint_with_cache"
 """What a layer of transformers calls that a cache is left to it when it recomputes, since it only reads it: true of
@@ -32,7 +33,7 @@ def recompute(model: Any) -> None:
     except ValueError as error:
         raise RefusedError(f"{error} Set model.language.gradient_checkpointing to false") from error
     for layer in _recomputing(model):
-        layer._gradient_checkpointing_func = partial(_in_eval_mode, layer)
+        layer._gradient_checkpointing_func = partial(_as_computed, layer, model.get_decoder().config)
         if hasattr(layer, READS_CACHE):
             setattr(layer, READS_CACHE, True)
 
@@ -67,13 +68,16 @@ def _recomputing(model: nn.Module) -> Iterator[Any]:
             yield module
 
 
-def _in_eval_mode(layer: nn.Module, function: Callable[..., Any], *inputs: Any) -> Any:
-    """What transformers hands to a checkpoint: ``function`` is the layer's forward."""
+def _as_computed(layer: nn.Module, config: Any, function: Callable[..., Any], *inputs: Any) -> Any:
+    """What transformers hands to a checkpoint: ``function`` is the layer's forward. It is computed again in eval mode
+    and by the attention of the first time."""
+    attention = config._attn_implementation
 
     def forward(*inputs: Any) -> Any:
         mode, layer.training = layer.training, False
         try:
-            return function(*inputs)
+            with attending(config, attention):
+                return function(*inputs)
         finally:
             layer.training = mode
 

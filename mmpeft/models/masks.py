@@ -54,13 +54,13 @@ def _within(mask: Tensor, reach: Reach, query_positions: Tensor, key_positions: 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where ``allowed`` (bool), else the lowest number of ``dtype``."""
     lowest = torch.finfo(dtype).min
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, lowest)
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, lowest)
 
 
 def sees(query_segments: Tensor, key_segments: Tensor) -> Tensor:
     """Which earlier key each query sees: (rows, queries) and (rows, keys) -> (rows, queries, keys) bool."""
     q, k = query_segments[:, :, None], key_segments[:, None, :]
-    return (k == q) | ((k == PREFIX) & (q != PADDING))
+    return (k == q).logical_or_((k == PREFIX) & (q != PADDING))
 
 
 def attention_mask(query_segments: Tensor, key_segments: Tensor) -> Tensor:
@@ -83,4 +83,4 @@ def attention_mask(query_segments: Tensor, key_segments: Tensor) -> Tensor:
     queries, keys = query_segments.shape[1], key_segments.shape[1]
     index = torch.arange(keys, device=key_segments.device)
     causal = index[None, :] <= index[keys - queries :, None]
-    return (sees(query_segments, key_segments) & causal)[:, None]
+    return sees(query_segments, key_segments).logical_and_(causal)[:, None]

@@ -1,6 +1,7 @@
 """Vision features, projector, language model and adapters as one model: forward on packed rows."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -20,10 +21,11 @@ from mmpeft.models import frozen
 from mmpeft.models.head import logits_of_tokens
 from mmpeft.models.head_losses import losses_of_tokens
 from mmpeft.models.invocation import invoked_columns
-from mmpeft.models.masks import additive, attention_mask, within_reach
+from mmpeft.models.last_layer import only_at
 from mmpeft.models.prefix_cache import PrefixCache
 from mmpeft.models.projector import Projector
 from mmpeft.models.reader import LanguageReader
+from mmpeft.models.segments import Segments
 from mmpeft.models.token_losses import TokenLosses
 from mmpeft.models.unpacking import Unpacked, unpack
 from mmpeft.models.virtual import VirtualTokens, virtual_tokens
@@ -82,13 +84,14 @@ class MultimodalModel(nn.Module):
             cache: keys and values of the columns before the last ``new``; gets those of these.
             new: how many of the last columns are looked at; None for all.
         """
-        hidden = self.hidden_states(batch, cache, new)
-        width, host = hidden.shape[1], batch.on_host
+        width, host = batch.input_ids.shape[1] if new is None else new, batch.on_host
         targets, segments = (own[:, -width:] for own in (host.targets, host.segments))
         rows, columns = (targets != IGNORE_INDEX).nonzero()
+        device = batch.input_ids.device
         labelled, labels = (
-            to_device(own, hidden.device) for own in (rows * width + columns, targets[rows, columns])
+            to_device(own, device) for own in (rows * width + columns, targets[rows, columns])
         )
+        hidden = self.hidden_states(batch, cache, new, labelled)
         nll, correct = losses_of_tokens(
             self.reader,
             self.bank,
@@ -117,11 +120,16 @@ class MultimodalModel(nn.Module):
         return logits.unflatten(0, hidden.shape[:-1])
 
     def hidden_states(
-        self, batch: Batch, cache: DynamicCache | None = None, new: int | None = None
+        self,
+        batch: Batch,
+        cache: DynamicCache | None = None,
+        new: int | None = None,
+        places: Tensor | None = None,
     ) -> Tensor:
         """What the decoder makes of the last ``new`` columns, or of all, (rows, columns, dim); `logits` are computed
-        from it. ``cache`` holds the columns before them and gets theirs."""
-        return self.read(self.inputs(batch, new), cache)
+        from it. ``cache`` holds the columns before them and gets theirs. ``places`` (n,) int64 are the only tokens,
+        among rows times columns, that anybody looks at; None is all."""
+        return self.read(self.inputs(batch, new), cache, places)
 
     def inputs(self, batch: Batch, new: int | None = None) -> "Inputs":
         """What the decoder reads of the last ``new`` columns, or of all with the virtual tokens before them; routes
@@ -143,8 +151,10 @@ class MultimodalModel(nn.Module):
         virtual = virtual_tokens(self.bank, len(inputs.keys), inputs.keys.device)
         return inputs if virtual is None else inputs.behind(virtual, new is None)
 
-    def read(self, inputs: "Inputs", cache: DynamicCache | None = None) -> Tensor:
-        """(rows, columns, dim) hidden states of the batch's own columns.
+    def read(
+        self, inputs: "Inputs", cache: DynamicCache | None = None, places: Tensor | None = None
+    ) -> Tensor:
+        """(rows, columns, dim) hidden states of the batch's own columns, of which only ``places`` are looked at.
 
         Raises:
             RefusedError: trained keys and values, or kept ones, for a model whose conversations cannot share rows.
@@ -158,12 +168,25 @@ class MultimodalModel(nn.Module):
             cache = self._with_prefix(cache, inputs.prefix)
         self.reader.check_width(inputs.keys.shape[1])
         columns = inputs.queries.shape[1]
-        seen = additive(attention_mask(inputs.queries, inputs.keys), self.dtype)
         positions = inputs.positions[:, -columns:]
-        mask = within_reach(seen, self.reader.reaches, positions, inputs.positions)
-        last = int(inputs.highest.max())
-        hidden, _ = self.reader.decode(inputs.embeds, mask, positions, cache, inputs.ids, last_position=last)
+        segments = Segments(inputs.queries, inputs.keys, positions, inputs.positions)
+        mask, last = self.reader.mask(segments, self.dtype), int(inputs.highest.max())
+        with self._last_layer_at(places, inputs):
+            hidden, _ = self.reader.decode(
+                inputs.embeds, mask, positions, cache, inputs.ids, last_position=last
+            )
         return hidden[:, inputs.num_prompts :]
+
+    def _last_layer_at(self, places: Tensor | None, inputs: "Inputs") -> AbstractContextManager[None]:
+        """Inside, the last layer works for these tokens alone, but for what finetunes change in it."""
+        if places is None or self.language_model.is_activation_checkpointing:
+            return nullcontext()
+        columns, own = inputs.queries.shape[1], inputs.queries.shape[1] - inputs.num_prompts
+        behind_prompts = places // own * columns + inputs.num_prompts + places % own
+        adapted = {id(layer.base) for layer in self.bank.layers.values()}
+        modules = [self.language_model.get_submodule(path) for path in self.reader.last_modules]
+        plain = [each for each in modules if adapted.isdisjoint(map(id, each.modules()))]
+        return only_at(plain, behind_prompts)
 
     def unpacked(self, inputs: "Inputs") -> tuple[Unpacked, Tensor, Tensor]:
         """Every conversation in a row of its own, with the embeddings (conversations, tokens, dim) and ids there.

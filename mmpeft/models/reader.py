@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,9 +13,11 @@ from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from mmpeft.errors import RefusedError
-from mmpeft.models.masks import Mask, Reach
+from mmpeft.models.masks import Mask, Reach, additive, attention_mask, within_reach
 from mmpeft.models.positions import check_positions, position_limit
 from mmpeft.models.prefix_cache import PrefixCache
+from mmpeft.models.segment_attention import BY_SEGMENTS, attending
+from mmpeft.models.segments import SIZES, SegmentMask, Segments
 
 EMBEDS = "inputs_embeds"
 CACHES = ("cache", "past_key_values", "cache_params", "state")
@@ -49,6 +51,12 @@ class LanguageReader:
 
     language_model: Any
     reading: Reading = field(default_factory=Reading)
+    by_segments: bool = False
+    """Whether packed rows are attended to by segments, with our attention in place of the model's own;
+    `mmpeft.inference.self_check` finds out whether it may."""
+    tile_sizes: tuple[int, ...] = SIZES
+    last_modules: list[str] = field(default_factory=list)
+    """Paths of what works token by token behind the last attention; found out there too."""
 
     def __post_init__(self):
         self.decoder: Any = _decoder(self.language_model)
@@ -73,6 +81,14 @@ class LanguageReader:
     def takes_positions(self) -> bool:
         """Whether conversations can be told apart by position."""
         return "position_ids" in self._arguments
+
+    @property
+    def may_attend_by_segments(self) -> bool:
+        """Whether it says that its attention can be replaced, as by SDPA; whether ours computes the same is tried."""
+        return bool(
+            getattr(self.decoder, "_supports_sdpa", False)
+            and getattr(self.decoder, "_supports_attention_backend", False)
+        )
 
     @property
     def config(self) -> Any:
@@ -101,6 +117,17 @@ class LanguageReader:
             return Reach() if kinds and "sliding_attention" not in kinds else Reach(window)
         known = {"sliding_attention": Reach(window=window), "chunked_attention": Reach(chunk=chunk)}
         return {kind: known.get(kind, Reach()) for kind in dict.fromkeys(kinds or ())}
+
+    def mask(self, segments: Segments, dtype: torch.dtype) -> Mask:
+        """What `decode` is given for packed rows: made once, and shared by all layers of a type."""
+        reaches = self.reaches
+        if not self.by_segments:
+            dense = additive(attention_mask(segments.queries, segments.keys), dtype)
+            return within_reach(dense, reaches, segments.query_positions, segments.key_positions)
+        kinds = reaches if isinstance(reaches, dict) else {"all": reaches}
+        made = {reach: SegmentMask.of(segments, reach, dtype, self.tile_sizes) for reach in {*kinds.values()}}
+        masks: dict[str, Tensor] = {kind: made[reach] for kind, reach in kinds.items()}
+        return masks if isinstance(reaches, dict) else masks["all"]
 
     def check_width(self, width: int) -> None:
         """Raises:
@@ -140,7 +167,8 @@ class LanguageReader:
 
         Args:
             embeds: (rows, queries, dim)
-            mask: (rows, 1, queries, keys), added to the scores, or one by layer type; None is causal.
+            mask: (rows, 1, queries, keys), added to the scores or a `SegmentMask`, or one by layer type; None is
+                causal.
             positions: (rows, queries)
             cache: gets the queries' keys and values, and returns all that ``mask`` speaks of.
             ids: (rows, queries), for models that read more of them than their embeddings.
@@ -164,7 +192,9 @@ class LanguageReader:
         }
         if using and self.cache_argument:
             given[self.cache_argument] = cache
-        output = self.decoder(**{name: value for name, value in given.items() if name in self._arguments})
+        some = next(iter(mask.values()), None) if isinstance(mask, dict) else mask
+        with attending(self.config, BY_SEGMENTS) if isinstance(some, SegmentMask) else nullcontext():
+            output = self.decoder(**{name: value for name, value in given.items() if name in self._arguments})
         self._output = type(output)
         return output[0], getattr(output, self.cache_argument or "", None)
 

@@ -1,0 +1,32 @@
+"""Proof on the very model of what may be left out of its last layer."""
+
+import torch
+
+from mmpeft.data.batch import PADDING
+from mmpeft.inference.comparison import distance, random_tokens, shared_batch, tolerance
+from mmpeft.models.last_layer import behind_the_last_attention
+from mmpeft.models.multimodal import MultimodalModel
+
+
+def token_by_token(model: MultimodalModel) -> list[str]:
+    """The modules behind the last attention that, asked for some tokens alone, leave the model's numbers there as they
+    are."""
+    if not model.reader.reading.packed:
+        return []
+    prefix, *conversations = random_tokens(model)
+    batch = shared_batch(prefix, conversations, model.device)
+    some = torch.arange(0, batch.input_ids.numel(), 3, device=model.device)
+    some = some[batch.segments.flatten()[some] != PADDING]
+    model.reader.last_modules = []
+    whole = model.hidden_states(batch).flatten(0, 1)[some]
+    found: list[str] = []
+    for path in behind_the_last_attention(model.language_model):
+        model.reader.last_modules = [path]
+        try:
+            part = model.hidden_states(batch, places=some).flatten(0, 1)[some]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # of a module that wants to see all tokens, or returns more than their states
+            continue
+        found += [path] if distance(part, whole) <= tolerance(model) else []
+    return found

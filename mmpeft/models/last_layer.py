@@ -1,0 +1,50 @@
+"""The last layer for labelled tokens alone: behind its attention nothing mixes tokens, so that what nobody reads need
+not be computed."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from mmpeft.adapters.architecture import find_blocks
+from mmpeft.errors import RefusedError
+
+
+def behind_the_last_attention(language_model: nn.Module) -> list[str]:
+    """Paths of what may work token by token: the attention's last linear and the feed-forward of the last layer; empty
+    where they are not recognised."""
+    try:
+        block = find_blocks(language_model)[-1]
+    except RefusedError:
+        return []
+    outputs = [part.path for part in block.parts if part.role == "o" and part.features is None]
+    return outputs + ([] if block.feedforward is None else [block.feedforward])
+
+
+@contextmanager
+def only_at(modules: Sequence[nn.Module], places: Tensor) -> Iterator[None]:
+    """Inside, the modules compute some tokens and return 0 for all others.
+
+    Args:
+        modules: that work token by token.
+        places: (n,) int64, among rows times columns.
+    """
+    replaced = [module.__dict__.get("forward") for module in modules]
+    for module in modules:
+        module.forward = partial(_at, module.forward, places)
+    try:
+        yield
+    finally:
+        for module, own in zip(modules, replaced, strict=True):
+            del module.forward
+            if own is not None:
+                module.forward = own
+
+
+def _at(forward: Any, places: Tensor, x: Tensor) -> Tensor:
+    flat = x.flatten(0, -2)
+    some = forward(flat.index_select(0, places)[None])[0]
+    every = some.new_zeros(len(flat), some.shape[-1]).index_copy(0, places, some)
+    return every.view(*x.shape[:-1], -1)
