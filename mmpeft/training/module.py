@@ -136,9 +136,8 @@ class VisionLanguageModule(L.LightningModule):
         }
         self.engine = Engine(self.model, template, features, data.packing)
         cycle = ends_by_steps(self.trainer)
-        self.batches = Batches(
-            self.finetunes, template, features, data.packing, self.adapters(), data.seed, cycle
-        )
+        how = template, features, data.packing, self.adapters()
+        self.batches = Batches(self.finetunes, *how, data.seed, cycle, data.workers)
         if fresh:
             answering = self.trainer.state.fn != "fit"
             usable = {name: own for name, own in self.finetunes.items() if name not in self.left_out}
