@@ -17,7 +17,7 @@ from typing import Any
 
 from jsonargparse import auto_cli
 
-from benchmarks.race import case_function, case_names, measure, report
+from benchmarks.race import case_function, case_names, measure, report, what
 from benchmarks.table import DOCUMENT, write_table
 from mmpeft.training.malloc import keep_freed_memory
 
@@ -34,11 +34,10 @@ def main(words: list[str]) -> None:
     for option in options:
         if cases and not any(option in parameters for parameters in known.values()):
             sys.exit(f"--{option} is an option of none of {', '.join(cases)}; see --help")
-    if not cases:
+    if own.help or not cases:
         _parser(cases).print_help()
-    if own.help:
-        for function in functions.values():
-            print(_case_help(function))
+        for name, function in functions.items():
+            print(_case_help(name, function))
         return
     keep_freed_memory()
     for name, function in functions.items():
@@ -51,11 +50,11 @@ def main(words: list[str]) -> None:
                 report(rows[-1], own.json)
         if own.write:
             command = shlex.join(["python", "-m", "benchmarks", name, *_repeats(own.repeats), *given])
-            write_table(name, inspect.getdoc(function) or "", command, rows)
+            write_table(name, what(name), command, rows)
 
 
 def _parser(cases: list[str]) -> ArgumentParser:
-    lines = [f"  {name:<16} {_first_line(case_function(name))}" for name in ([] if cases else case_names())]
+    lines = [f"  {name:<16} {what(name).splitlines()[0]}" for name in ([] if cases else case_names())]
     parser = ArgumentParser(
         "python -m benchmarks",
         usage="python -m benchmarks CASE... [options]",
@@ -83,13 +82,9 @@ def _pairs(words: list[str]) -> dict[str, str]:
     return pairs
 
 
-def _first_line(function: Callable[..., Any]) -> str:
-    return (inspect.getdoc(function) or "").splitlines()[0]
-
-
-def _case_help(function: Callable[..., Any]) -> str:
+def _case_help(name: str, function: Callable[..., Any]) -> str:
     options = "".join(f"\n  --{own}" for own in inspect.signature(function).parameters.values())
-    return f"\n{function.__name__}: {inspect.getdoc(function)}\n{options}"
+    return f"\n{name}: {what(name)}\n\n{inspect.getdoc(function)}\n{options}"
 
 
 def _repeats(repeats: int | None) -> list[str]:

@@ -1,5 +1,6 @@
 """A race: functions that take turns in one process, and what is told of them."""
 
+import ast
 import json
 import platform
 import resource
@@ -49,6 +50,11 @@ def case_names() -> list[str]:
 def case_function(name: str) -> Callable[..., Any]:
     """What gives a case's races; its arguments are the case's options."""
     return getattr(import_module(f"benchmarks.cases.{name}"), name)
+
+
+def what(case: str) -> str:
+    """What a case is about: its file's docstring."""
+    return ast.get_docstring(ast.parse((CASES / f"{case}.py").read_text())) or ""
 
 
 def measure(race: Race, repeats: int | None, only: str = "") -> list[dict[str, Any]]:

@@ -165,10 +165,11 @@ def test_experiments_take_the_arguments_that_they_are_given(arguments: list[str]
 @pytest.mark.parametrize("command", BENCHMARKS)
 def test_benchmarks_know_the_cases_and_options_that_they_are_given(command: str, capsys):
     words = shlex.split(command)[3:]
-    benchmark([word for word in words if not word.startswith("[")] + ["--help"])
+    cases = list(takewhile(lambda word: not word.startswith("--"), words))
+    benchmark([*cases, "--help"])
     shown = capsys.readouterr().out
     assert all(option.partition("=")[0] in shown for option in words if option.startswith("--"))
-    assert all(f"\n{word}: " in shown for word in takewhile(lambda word: not word.startswith("--"), words))
+    assert all(f"\n{case}: " in shown for case in cases)
 
 
 def test_commands_in_sentences_exist():
