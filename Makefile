@@ -34,9 +34,7 @@ format: $(VENV)/.dev ## let ruff put the code in order
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.dev ## our steps and adapters beside peft's, as JSON lines
-	$(BIN)/python benchmarks/training_step.py
-	$(BIN)/python benchmarks/adapters.py
-	$(BIN)/python benchmarks/hot_bank.py
+	$(BIN)/python -m benchmarks training_step adapter_step adapter_forward adapter_joint hot_bank
 
 clean: ## remove the environment and caches, not the runs
 	rm -rf $(VENV) .pytest_cache .ruff_cache

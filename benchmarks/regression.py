@@ -2,8 +2,8 @@
 
 Every run is a command that a user would type, on the embedded base. Run both halves on one machine:
 
-    python benchmarks/regression.py run ../before /tmp/before && python benchmarks/regression.py run . /tmp/after
-    python benchmarks/regression.py compare /tmp/before /tmp/after
+    python -m benchmarks.regression run ../before /tmp/before && python -m benchmarks.regression run . /tmp/after
+    python -m benchmarks.regression compare /tmp/before /tmp/after
 """
 
 import csv

@@ -1,56 +1,59 @@
-"""One benchmark on two checkouts that take turns, case by case: the machine's drift meets both alike.
+"""One case on two checkouts that take turns, run by run: the machine's drift meets both alike.
 
-The script, each checkout's own where it has one, is started once per checkout with its package; its cases run
-where it calls `timing.alternate`. One JSON line per case: both medians, and the ratio A / B, above 1 where B is faster.
+The case is started once per checkout, with its package and with its own cases where it has them. One JSON line per run:
+the medians of both figures, and the ratio A / B, of seconds above 1 where B is faster.
 
-    python benchmarks/versus.py ../before . benchmarks/decoding.py --repeats 7
+    python -m benchmarks.versus ../before . decoding --repeats 7
 """
 
 import json
 import os
-import runpy
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import timing
+from benchmarks import timing
+from benchmarks.__main__ import main
 
 SIGN = "versus "
-"""Lines of a child that begin so are for its parent: the case that waits for its turn, or the seconds that it took."""
+"""Lines of a child that begin so are for its parent: the run that waits for its turn, or its figure."""
 
 
-def versus(checkout_a: str, checkout_b: str, script: str, *arguments: str) -> None:
-    """Starts both, lets them take turns until they end, and prints what each case took."""
-    children = [_start(checkout, script, arguments) for checkout in (checkout_a, checkout_b)]
-    seconds: dict[str, tuple[list[float], list[float]]] = {}
+def versus(checkout_a: str, checkout_b: str, *words: str) -> None:
+    """Starts both, lets them take turns until they end, and prints the figures of each run.
+
+    Args:
+        checkout_a: one folder of the project.
+        checkout_b: the other.
+        words: of `python -m benchmarks`, in both.
+    """
+    children = [_start(checkout, words) for checkout in (checkout_a, checkout_b)]
+    figures: dict[str, tuple[list[float], list[float]]] = {}
     turn = 0
     while (waiting := [_told(child) for child in children]) != [None, None]:
         if waiting[0] != waiting[1]:
             sys.exit(
-                f"the checkouts are to run the same cases, but one is at {waiting[0]}, the other at {waiting[1]}"
+                f"the checkouts are to run the same, but one is at {waiting[0]}, the other at {waiting[1]}"
             )
-        times = seconds.setdefault(str(waiting[0]), ([], []))
+        times = figures.setdefault(str(waiting[0]), ([], []))
         for number in (turn % 2, 1 - turn % 2):
             _say(children[number])
             times[number].append(float(str(_told(children[number]))))
-        print(f"{waiting[0]}: {times[0][-1]:.3f} s, {times[1][-1]:.3f} s", file=sys.stderr)
+        print(f"{waiting[0]}: {times[0][-1]:.4g}, {times[1][-1]:.4g}", file=sys.stderr)
         turn += 1
-    for case, times in seconds.items():
-        a, b = (statistics.median(own[1:]) for own in times)  # the first rounds warm up
-        row = {"case": case, "a_seconds": round(a, 4), "b_seconds": round(b, 4), "ratio": round(a / b, 3)}
+    for run, times in figures.items():
+        a, b = (statistics.median(own[1:] or own) for own in times)  # the first rounds warm up
+        row = {"run": run, "a": float(f"{a:.4g}"), "b": float(f"{b:.4g}"), "ratio": round(a / b, 3)}
         print(json.dumps(row), flush=True)
 
 
-def _start(checkout: str, script: str, arguments: tuple[str, ...]) -> subprocess.Popen:
-    own = Path(checkout) / script  # an older checkout may lack it, or have it for its own names
-    script = str((own if own.exists() else Path(script)).resolve())
-    paths = [str(Path(checkout).resolve()), str(Path(script).parent)]
+def _start(checkout: str, words: tuple[str, ...]) -> subprocess.Popen:
+    paths = [str(Path(checkout).resolve()), str(Path(__file__).resolve().parents[1])]
     return subprocess.Popen(
-        [sys.executable, __file__, "--turns", script, *arguments],
+        [sys.executable, "-P", "-m", "benchmarks.versus", "--turns", *words],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -73,25 +76,29 @@ def _say(child: Any) -> None:
     child.stdin.flush()
 
 
-def take_turns(cases: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """`timing.alternate` of a child."""
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(repeats + 1):
-        for name, case in cases.items():
-            print(SIGN + name, flush=True)
-            sys.stdin.readline()
-            started = time.perf_counter()
-            case()
-            seconds[name].append(time.perf_counter() - started)
-            print(SIGN + str(seconds[name][-1]), flush=True)
-    return {name: statistics.median(times[1:]) for name, times in seconds.items()}
+class Turns:
+    """`timing.alternate` of a child, which may have several races."""
+
+    races = 0
+
+    def __call__(
+        self, runs: Mapping[str, Callable[[], Any]], repeats: int, watch: timing.Watch
+    ) -> dict[str, list[float]]:
+        self.races += 1
+        figures: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(repeats + 1):
+            for name, run in runs.items():
+                print(f"{SIGN}{self.races}: {name}", flush=True)
+                sys.stdin.readline()
+                figures[name].append(watch(run))
+                print(f"{SIGN}{figures[name][-1]}", flush=True)
+        return {name: own[1:] or own for name, own in figures.items()}
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--turns"]:
-        timing.alternate = take_turns
-        sys.argv = sys.argv[2:]
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        timing.alternate = Turns()
+        main(sys.argv[2:])
     elif len(sys.argv) < 4:
         sys.exit(__doc__)
     else:

@@ -7,10 +7,12 @@ import shutil
 import subprocess
 import sys
 from functools import wraps
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import main as benchmark
 from mmpeft.cli import COMMANDS, main
 from mmpeft.data.sources import load_records
 from mmpeft.runs.layout import CONFIG, EARLIER, config_of
@@ -36,8 +38,11 @@ JSON = blocks("json")
 SPOKEN = {(name, code) for name, text in PAPERS.items() for code in re.findall(r"`([^`\n]+)`", text)}
 """(paper, what it says in code inside its sentences and tables)"""
 MMPEFT = [shlex.split(line)[1:] for line in SHELL if line.split()[:1] and line.split()[0].endswith("mmpeft")]
+CASES_COMMAND = "python -m benchmarks CASE... --write"
 SCRIPTS = [line for line in SHELL if "python scripts/" in line]
-BENCHMARKS = sorted({code for _, code in SPOKEN if code.startswith("python benchmarks/")})
+BENCHMARKS = sorted(
+    {code for _, code in SPOKEN if code.startswith("python -m benchmarks ")} - {CASES_COMMAND}
+)
 CONFIGS = sorted(Path("configs").rglob("*.yaml"))
 
 
@@ -157,13 +162,14 @@ def test_experiments_take_the_arguments_that_they_are_given(arguments: list[str]
     assert words <= {str(setting) for setting in settings}
 
 
-@pytest.mark.parametrize("command", [c for c in BENCHMARKS if "versus" not in c and "regression" not in c])
-def test_benchmarks_know_the_options_that_they_are_given(command: str):
-    _, script, *arguments = shlex.split(command)
-    shown = subprocess.run(
-        [sys.executable, script, "--help"], check=True, capture_output=True, text=True
-    ).stdout
-    assert all(option in shown for option in arguments if option.startswith("--"))
+@pytest.mark.parametrize("command", BENCHMARKS)
+def test_benchmarks_know_the_cases_and_options_that_they_are_given(command: str, capsys):
+    words = shlex.split(command)[3:]
+    cases = list(takewhile(lambda word: not word.startswith("--"), words))
+    benchmark([*cases, "--help"])
+    shown = capsys.readouterr().out
+    assert all(option.partition("=")[0] in shown for option in words if option.startswith("--"))
+    assert all(f"\n{case}: " in shown for case in cases)
 
 
 def test_commands_in_sentences_exist():

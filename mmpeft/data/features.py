@@ -8,19 +8,22 @@ builds do not clash.
 
 import hashlib
 import json
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from threading import RLock
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from mmpeft.data.encoder import Encoder, dtype_name, images_at_once, stacked, tiling_of
+from mmpeft.data.encoder import Encoder, images_at_once, stacked
+from mmpeft.data.encoding import encode
 from mmpeft.data.feature_cache.encoder_folder import EARLIER, tell
 from mmpeft.data.feature_cache.footprint import Footprint
 from mmpeft.data.feature_cache.image_keys import ImageKeys
@@ -33,9 +36,6 @@ from mmpeft.data.unusable_image import UnusableImageError
 from mmpeft.errors import RefusedError
 from mmpeft.progress_bar import progress_bar
 
-FEATURE_DTYPE = torch.float16
-"""What features are unless the encoder says otherwise, cached or not: rounding both the same way makes cached equal
-uncached."""
 LAYOUT = 2
 """Of the files. Another layout has other folders, so that none is misread."""
 SHARD_IMAGES = 4096
@@ -45,6 +45,7 @@ DECODED_TOGETHER = 64
 """Images whose pixels are held while it is looked which can be decoded."""
 DOING = "encoding images"
 IN_THE_STEP = "Images are encoded in the step that needs them, again in each epoch"
+NOTHING_DECODED: Mapping[str, Any] = MappingProxyType({})
 Item = TypeVar("Item")
 
 
@@ -77,7 +78,10 @@ class FeatureCache:
         self.store = None if root is None else FeatureStore(root / name, encoder.fingerprint, shape)
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self._kept_bytes = 0
-        self._lock = RLock()  # batches are made in threads of their own
+        # batches are made in threads of their own: of those that ask one encodes, while others look and decode
+        self._encoding, self._lock = RLock(), RLock()
+        self.encoder_seconds = 0.0
+        """Time in the encoder so far."""
 
     @property
     def directory(self) -> Path:
@@ -112,7 +116,11 @@ class FeatureCache:
         missing = [image for key, image in wanted.items() if self._on_disk(key) is None]
         if self.store is None or not missing or not self._fits(missing):
             return 0
-        with self.store.writing(wanted) as left, progress_bar(DOING, "image", len(left)) as update:
+        with (
+            self._lock,
+            self.store.writing(wanted) as left,
+            progress_bar(DOING, "image", len(left)) as update,
+        ):
             encoded, size = 0, min(SHARD_IMAGES, rows_per_shard(self._footprint.most))
             for start in range(0, len(left), size):
                 part = {key: wanted[key] for key in left[start : start + size]}
@@ -127,30 +135,41 @@ class FeatureCache:
         Raises:
             UnusableImageError: one of them cannot be read.
         """
-        loaded = self.load(images)
-        for image, features in zip(images, loaded, strict=True):
-            if isinstance(features, RefusedError):
-                raise UnusableImageError(image, str(features)) from features
-        return stacked(loaded)  # pyright: ignore[reportArgumentType]
+        return _all_or_refused(images, self.load(images))
 
-    def load(self, images: Sequence[ImageLike]) -> list[Tensor | RefusedError]:
-        """The features (image tokens, vision dim) of every image, or why it has none; one does not harm another."""
-        with self._lock:
-            return self._load(images)
+    def begin(self, images: Sequence[ImageLike]) -> Callable[[], Tensor | list[Tensor]]:
+        """Decodes, in this thread, those images that will have to be encoded. What it gives encodes them and returns
+        what a call would."""
+        keys = {key: image for image in images if isinstance(key := _or_refused(self.key, image), str)}
+        pixels = {key: _or_refused(self._pixels, image) for key, image in keys.items() if not self._has(key)}
+        return lambda: _all_or_refused(images, self.load(images, pixels))
 
-    def _load(self, images: Sequence[ImageLike]) -> list[Tensor | RefusedError]:
+    def load(
+        self, images: Sequence[ImageLike], pixels: Mapping[str, Any] = NOTHING_DECODED
+    ) -> list[Tensor | RefusedError]:
+        """The features (image tokens, vision dim) of every image, or why it has none; one does not harm another.
+
+        Args:
+            images: of any number of duplicates.
+            pixels: key -> what an image was decoded to, or why it was not, of those that were decoded already.
+        """
+        with self._encoding:
+            return self._load(images, pixels)
+
+    def _load(self, images: Sequence[ImageLike], pixels: Mapping[str, Any]) -> list[Tensor | RefusedError]:
         keys = [_or_refused(self.key, image) for image in images]
         by_key = {key: image for key, image in zip(keys, images, strict=True) if isinstance(key, str)}
         store = self.store
-        if store and (damaged := {key: image for key, image in by_key.items() if store.is_lost(key)}):
-            self.build(damaged.values(), skip_unreadable=True)
-            store.give_up(damaged)  # those that did not fit are encoded as others are
+        with self._lock:
+            if store and (damaged := {key: image for key, image in by_key.items() if store.is_lost(key)}):
+                self.build(damaged.values(), skip_unreadable=True)
+                store.give_up(damaged)  # those that did not fit are encoded as others are
         found: dict[str, Tensor | RefusedError] = {}
         for key in by_key:
             if (own := self._on_disk(key)) is not None or (own := self._kept.get(key)) is not None:
                 found[key] = own
         missing = {key: image for key, image in by_key.items() if key not in found}
-        encoded = dict(self._encode_each(missing))
+        encoded = dict(self._encode_each(missing, pixels))
         self._keep({key: own for key, own in encoded.items() if isinstance(own, Tensor)})
         found |= encoded
         return [key if isinstance(key, RefusedError) else found[key] for key in keys]
@@ -180,14 +199,20 @@ class FeatureCache:
         return faults
 
     def _encode_each(
-        self, images: dict[str, ImageLike], batch_size: int = 64
+        self,
+        images: dict[str, ImageLike],
+        decoded: Mapping[str, Any] = NOTHING_DECODED,
+        batch_size: int = 64,
     ) -> Iterator[tuple[str, Tensor | RefusedError]]:
         """Key -> features, or why the image cannot be read. The next images are decoded meanwhile."""
         keys, batch_size = list(images), images_at_once(self.encoder, batch_size)
         batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
 
         def decode(batch: list[str]) -> dict[str, Any]:
-            return {key: _or_refused(self._pixels, images[key]) for key in batch}
+            return {
+                key: decoded[key] if key in decoded else _or_refused(self._pixels, images[key])
+                for key in batch
+            }
 
         with ThreadPoolExecutor(1) as decoder:
             coming = decoder.submit(decode, batches[0]) if batches else None
@@ -196,13 +221,16 @@ class FeatureCache:
                 coming = decoder.submit(decode, following) if following else None
                 readable = {key: each for key, each in pixels.items() if not isinstance(each, RefusedError)}
                 if readable:
-                    yield from zip(readable, _encode(self.encoder, list(readable.values())), strict=True)
+                    begun = time.perf_counter()
+                    features = encode(self.encoder, list(readable.values()), self._stream)
+                    self.encoder_seconds += time.perf_counter() - begun
+                    yield from zip(readable, features, strict=True)
                 yield from ((key, each) for key, each in pixels.items() if isinstance(each, RefusedError))
 
     def _readable(
         self, images: dict[str, ImageLike], batch_size: int, skip_unreadable: bool
     ) -> Iterator[tuple[str, Tensor]]:
-        for key, features in self._encode_each(images, batch_size):
+        for key, features in self._encode_each(images, batch_size=batch_size):
             if isinstance(features, Tensor):
                 yield key, features
             elif not skip_unreadable:
@@ -218,7 +246,20 @@ class FeatureCache:
             self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
 
     def _on_disk(self, key: str) -> Tensor | None:
-        return None if self.store is None else self.store.get(key)
+        with self._lock:
+            return None if self.store is None else self.store.get(key)
+
+    def _has(self, key: str) -> bool:
+        return self._on_disk(key) is not None or key in self._kept
+
+    @cached_property
+    def _stream(self) -> Any:
+        """Where a GPU encodes beside the step, in whichever thread; None without one."""
+        if not torch.cuda.is_available():
+            return None
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())  # until the encoder is there
+        return stream
 
     def _fits(self, missing: Sequence[ImageLike]) -> bool:
         """Says how large what is to come will be, or that it is not written."""
@@ -266,7 +307,7 @@ def encode_images(
     parts, batch_size = [], images_at_once(encoder, batch_size)
     for start in range(0, len(different), batch_size):
         chunk = different[start : start + batch_size]
-        for own in _encode(encoder, [encoder.transform(load_image(image, config)) for image in chunk]):
+        for own in encode(encoder, [encoder.transform(load_image(image, config)) for image in chunk]):
             if isinstance(own, RefusedError):
                 raise own
             parts.append(own)
@@ -274,23 +315,13 @@ def encode_images(
     return stacked([parts[places[key]] for key in keys])
 
 
-@torch.no_grad()
-def _encode(encoder: Encoder, pixels: Sequence[Any]) -> list[Tensor | RefusedError]:
-    """The features of every image from what the encoder's transform made of it, or why they cannot be kept."""
-    if encoder.num_tokens is None:
-        features = [
-            own.to("cpu", encoder.feature_dtype) for own in tiling_of(encoder).encode(encoder, pixels)
-        ]
-        finite = [bool(torch.isfinite(own).all()) for own in features]
-    else:
-        features = encoder(torch.stack(list(pixels))).to("cpu", encoder.feature_dtype)
-        finite = torch.isfinite(features).flatten(1).all(1).tolist()
-    refusal = RefusedError(
-        f"the vision encoder gave features that are NaN or beyond {dtype_name(encoder)}'s "
-        f"{torch.finfo(encoder.feature_dtype).max:.5g}; choose a layer with its norm, or set "
-        "model.vision.feature_dtype to bfloat16"
-    )
-    return [own if fits else refusal for own, fits in zip(features, finite, strict=True)]
+def _all_or_refused(
+    images: Sequence[ImageLike], loaded: Sequence[Tensor | RefusedError]
+) -> Tensor | list[Tensor]:
+    for image, features in zip(images, loaded, strict=True):
+        if isinstance(features, RefusedError):
+            raise UnusableImageError(image, str(features)) from features
+    return stacked(loaded)  # pyright: ignore[reportArgumentType]
 
 
 def _or_refused(action: Callable[[ImageLike], Item], image: ImageLike) -> Item | RefusedError:

@@ -2,19 +2,20 @@
 
 import random
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor
 
 from mmpeft.data.batch import Batch, collate, concatenate
 from mmpeft.data.counts import count, row_keys
 from mmpeft.data.examples import Examples
+from mmpeft.data.features import FeatureCache
 from mmpeft.data.packing import PackedRow, pack, pack_choices
 from mmpeft.data.plan import PackingConfig, Plan, plan_batches
+from mmpeft.data.prefetch import ahead, default_workers
 from mmpeft.data.records import Record
 from mmpeft.data.sampling import mixed_order
 from mmpeft.data.template import ChoiceSet, Example
@@ -23,7 +24,6 @@ from mmpeft.hashing import seed_of
 
 Features = Callable[[Sequence[Any]], Tensor | Sequence[Tensor]]
 """Images -> (images, image tokens, vision dim), or (image tokens, vision dim) of each."""
-Item = TypeVar("Item")
 
 
 def pack_row(examples: Sequence[Example]) -> PackedRow:
@@ -41,9 +41,20 @@ def make_batch(
     adapters: Sequence[str | None],
 ) -> Batch:
     """One batch of a plan: rows of numbers of ``examples``, with the features of their images."""
+    return begin_batch(examples, rows, features, adapters)()
+
+
+def begin_batch(
+    examples: Sequence[Example] | Mapping[int, Example],
+    rows: Sequence[Sequence[int]],
+    features: Features,
+    adapters: Sequence[str | None],
+) -> Callable[[], Batch]:
+    """What of `make_batch` needs no order among batches: tokens, and decoded images. What it gives ends the batch."""
     packed = [pack_row([examples[number] for number in row]) for row in rows]
     images = [image for row in packed for image in row.images]
-    return collate(packed, features(images) if images else None, adapters, rows)
+    encode = features.begin(images) if isinstance(features, FeatureCache) else partial(features, images)
+    return lambda: collate(packed, encode() if images else None, adapters, rows).pinned()
 
 
 class PackedLoader:
@@ -59,6 +70,7 @@ class PackedLoader:
         seed: with the epoch's number decides the order, and with the batch's what dropout drops; None keeps the order
             of the examples.
         mix: (examples, weight) of every file that the examples come from, in order; None sees each example once.
+        workers: threads that make batches ahead; by default as the cores allow. The batches do not depend on it.
     """
 
     def __init__(
@@ -69,6 +81,7 @@ class PackedLoader:
         adapter: str | None,
         seed: int | None,
         mix: Sequence[tuple[int, float]] | None = None,
+        workers: int | None = None,
     ):
         self.examples = examples
         self.mix = mix
@@ -76,6 +89,7 @@ class PackedLoader:
         self.packing = packing
         self.adapter = adapter
         self.seed = seed
+        self.workers = workers or default_workers()
         self.epoch = 0
         self.position = 0
         self.counts = examples.counts if isinstance(examples, Examples) else count(examples)
@@ -93,8 +107,8 @@ class PackedLoader:
             self.epoch, self.position = self.epoch + 1, 0
         self._resumed = False
         self._plan = self._plan_epoch()
-        make = partial(self._make, self._plan, self.epoch)
-        with closing(one_ahead(make, range(self.position, len(self._plan)))) as batches:
+        begin = partial(self._begin, self._plan, self.epoch)
+        with closing(ahead(begin, range(self.position, len(self._plan)), self.workers)) as batches:
             for batch in batches:
                 # before the yield: a checkpoint taken after this batch goes on with the next
                 self.position += 1
@@ -113,17 +127,22 @@ class PackedLoader:
 
     def batch(self, number: int) -> Batch:
         """One batch of this epoch."""
-        return self._make(self._plan, self.epoch, number)
+        return self._begin(self._plan, self.epoch, number)()
 
-    def _make(self, plan: Plan, epoch: int, number: int) -> Batch:
+    def _begin(self, plan: Plan, epoch: int, number: int) -> Callable[[], Batch]:
         """A batch's dropout has a seed of its own, so that a run drops the same however it came here: with other
         finetunes beside it, or resumed."""
         rows = plan[number]
-        with naming_its_row(self._records(rows)):
-            batch = make_batch(self.examples, rows, self.features, [self.adapter] * len(rows))
-        if self.seed is not None and self.adapter is not None:
-            batch.dropout_seeds = {self.adapter: seed_of("dropout", self.seed, epoch, number)}
-        return batch
+        begun = begin_batch(self.examples, rows, self.features, [self.adapter] * len(rows))
+
+        def end() -> Batch:
+            with naming_its_row(self._records(rows)):
+                batch = begun()
+            if self.seed is not None and self.adapter is not None:
+                batch.dropout_seeds = {self.adapter: seed_of("dropout", self.seed, epoch, number)}
+            return batch
+
+        return end
 
     def _records(self, rows: Sequence[Sequence[int]]) -> Iterator[Record]:
         if isinstance(self.examples, Examples):
@@ -142,22 +161,6 @@ class PackedLoader:
             return rng.sample(range(len(self.examples)), len(self.examples))
         sizes, weights = zip(*self.mix, strict=True)
         return mixed_order(sizes, weights, rng)
-
-
-def one_ahead(make: Callable[[int], Item], numbers: Iterable[int]) -> Generator[Item]:
-    """Makes each in a thread while the one before is in use; in order, whatever takes how long. One that was begun when
-    nobody wants more is ended first."""
-    thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
-    try:
-        begun = None
-        for number in numbers:
-            begun, ready = thread.submit(make, number), begun
-            if ready is not None:
-                yield ready.result()
-        if begun is not None:
-            yield begun.result()
-    finally:
-        thread.shutdown(cancel_futures=True)
 
 
 class JointLoader:
@@ -199,7 +202,7 @@ class JointLoader:
                 return
             for name in batches:
                 self.taken[name] += 1
-            yield concatenate(list(batches.values()))
+            yield concatenate(list(batches.values())).pinned()
 
     def everybody_left(self) -> bool:
         """Whether no finetune takes another batch."""

@@ -2,7 +2,7 @@
 
 Full fine-tuning, LoRA, QLoRA, T-Few (IA3), prompt tuning, prefix tuning, BitFit and bottleneck adapters take the same
 number of steps on the same batches in the same order. Each trains, answers the held-out questions and is timed in
-processes of its own: `mmpeft fit`, `mmpeft test --forgetting`, `benchmarks/answering.py`. The output folder holds
+processes of its own: `mmpeft fit`, `mmpeft test --forgetting`, `python -m benchmarks answering`. The output folder:
 
     table.md results.json compare.png      the comparison
     lora/                                  the run, with method.yaml (its config), result.json and the logs
@@ -27,7 +27,12 @@ from mmpeft.hashing import differences
 
 # This process starts all others and measures their memory (see steps.py): torch, transformers and matplotlib are kept
 # out of it until the children are done.
-TIMING = str(Path(__file__).resolve().parents[2] / "benchmarks" / "answering.py")
+CHECKOUT = Path(__file__).resolve().parents[2]
+TIMING = (
+    "-c",
+    f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}); from benchmarks.__main__ import main; main(sys.argv[1:])",
+)
+"""Arguments of Python that start `python -m benchmarks`, from any folder."""
 RESULT, FIRST_STEPS = "result.json", 1
 """The file that is written last; steps at the beginning of a run whose time does not count."""
 
@@ -64,9 +69,9 @@ def compare_methods(
         raise RefusedError(
             f"got {steps} steps and {limit_test} questions; wanted at least {FIRST_STEPS + 2} and 1"
         )
-    if not Path(TIMING).is_file():
+    if not (CHECKOUT / "benchmarks" / "__main__.py").is_file():
         raise RefusedError(
-            f"answers are timed by {TIMING}, which is not there; run it from a checkout of mmpeft"
+            f"answers are timed by the benchmarks of a checkout, and {CHECKOUT} has none; run it from one"
         )
     common = common_settings(config, steps, start_from)
     wanted = {name: method_settings(name, common, Path(output, name), limit_test) for name in chosen}
@@ -154,9 +159,11 @@ def _figures(name: str, folder: Path, wanted: Mapping[str, Any], again: bool) ->
     peak = _train_and_test(folder, wanted, again)
     print("  times its answers", flush=True)
     log = folder / "answering.log"
-    step.run_process([TIMING, *_timing_words(str(folder), wanted["config"]["data"])], log)
+    step.run_process([*TIMING, "answering", *_timing_words(str(folder), wanted["config"]["data"])], log)
     metrics = step.read_metrics(folder)
-    timed = json.loads([line for line in log.read_text().splitlines() if line.startswith("{")][-1])
+    rows = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    timed = rows[-1]
+    ms = {row["run"]: 1000 * row["median"] / row["answers"] for row in rows}
     files = list((folder / "adapters" / name).rglob("adapter_*"))  # without the projector, which all train
     trained = sum(count_numbers(path) for path in files if path.suffix == ".safetensors")
     where = [timed["cpu"], f"{timed['threads']} threads", timed["gpu"] or "no GPU"]
@@ -168,8 +175,8 @@ def _figures(name: str, folder: Path, wanted: Mapping[str, Any], again: bool) ->
         "files_mb": sum(path.stat().st_size for path in files) / 1e6,
         "peak_gb": peak / 1e9,
         "step_seconds": step_seconds(folder / "tensorboard"),
-        "answer_ms": timed["added_ms"],
-        "base_answer_ms": timed["base_ms"],
+        "answer_ms": ms["finetune"] - ms["base"],
+        "base_answer_ms": ms["base"],
         **{
             key: metrics[f"forgetting/{key}"] for key in ("perplexity_base", "perplexity", "same_token", "kl")
         },

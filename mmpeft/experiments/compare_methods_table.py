@@ -52,7 +52,7 @@ LEGEND = """- accuracy: exact match of the written answers
 - s per step: median time from step to step by TensorBoard's clock, without validation. Full fine-tuning is kept as a
   change beside the frozen weights, so that it can be served like the others: a second product that an own copy of the
   base would not need
-- ms per answer added: the same batch answered by finetune and base in turn in one process (`benchmarks/answering.py`)
+- ms per answer added: the same batch answered by finetune and base in turn in one process (`benchmarks answering`)
 - other text: plain text without images, base → finetuned, and how often both find the same next token likeliest"""
 
 

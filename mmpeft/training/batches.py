@@ -9,6 +9,7 @@ from mmpeft.data.examples import Counted, Examples
 from mmpeft.data.layouts.notes import Notes
 from mmpeft.data.loader import Features, JointLoader, PackedLoader
 from mmpeft.data.plan import PackingConfig
+from mmpeft.data.prefetch import default_workers
 from mmpeft.data.template import Template
 from mmpeft.errors import RefusedError
 from mmpeft.training.finetune import Finetune, Split
@@ -28,6 +29,7 @@ class Batches:
         seed: of the order of training, and of dropout.
         cycle: whether training ends by steps, see `JointLoader`.
         skipped: is told of training rows that cannot be learnt from; None refuses them.
+        workers: threads that make batches ahead, of all finetunes; None is `default_workers`.
     """
 
     def __init__(
@@ -39,9 +41,11 @@ class Batches:
         adapters: Mapping[str, str | None],
         seed: int,
         cycle: bool,
+        workers: int | None = None,
         skipped: Notes | None = None,
     ):
-        self.finetunes, self.seed, self.cycle, self.skipped = finetunes, seed, cycle, skipped
+        self.finetunes, self.seed, self.cycle = finetunes, seed, cycle
+        self.workers, self.skipped = workers, skipped
         self._how = template, features, packing, adapters
         self._train: Loader | None = None
 
@@ -49,14 +53,14 @@ class Batches:
         """One loader for the whole training: it knows where it stands."""
         if self._train is None:
             self._train = make_loader(
-                self.finetunes, "train", *self._how, self.seed, self.cycle, self.skipped
+                self.finetunes, "train", *self._how, self.seed, self.cycle, self.workers, self.skipped
             )
         assert self._train is not None, "a fit without training data was refused"
         return self._train
 
     def val(self) -> Loader | list:
         """Empty where no finetune has validation data."""
-        return make_loader(self.finetunes, "val", *self._how) or []
+        return make_loader(self.finetunes, "val", *self._how, workers=self.workers) or []
 
     def some(self, name: str, number: int) -> list[Batch]:
         """The first batches of a finetune's training data, without taking them from its epoch."""
@@ -73,6 +77,7 @@ def make_loader(
     adapters: Mapping[str, str | None],
     seed: int | None = None,
     cycle: bool = False,
+    workers: int | None = None,
     skipped: Notes | None = None,
 ) -> Loader | None:
     """The batches of a split; None where no finetune has records of it. Finetunes go on with the records that are in
@@ -87,8 +92,10 @@ def make_loader(
         adapters: finetune -> the adapter of its rows; None is the base.
         seed: of the order, and of dropout; None keeps that of the data and leaves ``mix`` and ``max_steps`` out.
         cycle: see `JointLoader`.
+        workers: threads that make batches ahead, shared out among the finetunes.
         skipped: is told of records that cannot be encoded; None refuses them.
     """
+    each = max(1, (workers or default_workers()) // len(finetunes))
     counted: dict[tuple[int, bool], Counted] = {}
     loaders: dict[str, PackedLoader] = {}
     for name, finetune in finetunes.items():
@@ -96,7 +103,7 @@ def make_loader(
             examples = Examples(records, template, finetune.learns_from_choices, split, counted, skipped)
             finetune.keep(split, examples.records)
             mix = finetune.mix if seed is not None else None
-            loaders[name] = PackedLoader(examples, features, packing, adapters[name], seed, mix)
+            loaders[name] = PackedLoader(examples, features, packing, adapters[name], seed, mix, each)
     if truncated := sum(int(own.counts["truncated"].sum()) for own in counted.values()):
         total = sum(len(own.counts) for own in counted.values())
         print(f"{split}: {truncated} of {total} conversations were cut at max_length")

@@ -32,6 +32,7 @@ from mmpeft.training.interruption import Checkpoints, StopSignals
 from mmpeft.training.lightning_refusals import refusals_of_lightning
 from mmpeft.training.malloc import keep_freed_memory
 from mmpeft.training.module import VisionLanguageModule
+from mmpeft.training.profile import StepTable
 from mmpeft.training.progress import LastValidation, progress
 from mmpeft.training.run_writer import EvaluationWriter, RunWriter
 from mmpeft.training.start import check_processes
@@ -49,6 +50,7 @@ EXPECTED_WARNINGS = [
 ASK = ("validate", "test", "predict")
 OPTIONS = {
     "resume": (("fit",), "go on from the newest whole checkpoint of the run directory"),
+    "profile": (("fit",), "print where the steps' time went, as a table at the end"),
     "forgetting": (("test",), "also compare base and finetune on test.held_text"),
     "untrained": (ASK, "ask what a fit would begin from, not a finished run"),
     "output": (
@@ -134,6 +136,8 @@ class VisionLanguageCLI(LightningCLI):
         self._signals = StopSignals()
         if self.subcommand in ASK and not own.untrained:
             require_finished(directory)
+        if own.profile and own.trainer.profiler is not None:
+            raise RefusedError("--profile and trainer.profiler both time the run; leave one of them out")
         if own.get("ckpt_path") == "last":
             own.ckpt_path = str(last_checkpoint(directory))
         if own.resume:
@@ -162,6 +166,7 @@ class VisionLanguageCLI(LightningCLI):
             LastValidation(),
             RunWriter(config),
             EvaluationWriter(self._results, config, own.forgetting),
+            *([StepTable()] if own.profile else []),
         ]
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer

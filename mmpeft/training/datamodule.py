@@ -65,6 +65,8 @@ class VisionLanguageData(L.LightningDataModule):
         held_text: has moved to test.held_text.
         cache: folder of vision features, or a section: folder, max_gb, build; None keeps them under the mmpeft home.
         seed: order of the training data, and what dropout drops.
+        workers: threads that decode, tokenise and collate ahead of the step; null is one for every second core, at most
+            8. The batches do not depend on it.
     """
 
     def __init__(
@@ -91,13 +93,14 @@ class VisionLanguageData(L.LightningDataModule):
         held_text: str | None = None,
         cache: str | CacheConfig | None = None,
         seed: int = 0,
+        workers: int | None = None,
     ):
         super().__init__()
         paths: dict[Split, Any] = {"train": train, "val": val, "test": test, "predict": predict}
         self.paths = {split: [path] if isinstance(path, str) else path or [] for split, path in paths.items()}
         self.image_root, self.task = image_root, task
         self.template: LayoutName = template if style is None else _moved_to_template(style, template)
-        self.packing, self.limit, self.seed = packing, limit, seed
+        self.packing, self.limit, self.seed, self.workers = packing, limit, seed, workers
         self.shots, self.shots_seed, self.weights = shots, shots_seed, weights
         given = {"answer_by": answer_by, "metrics": metrics, "held_text": held_text}
         self.moved = {name: value for name, value in given.items() if value is not None}
@@ -107,7 +110,7 @@ class VisionLanguageData(L.LightningDataModule):
         for split, given in self.paths.items():
             if "" in given:
                 raise RefusedError(f"data.{split} is an empty path; wanted a data file or folder, or null")
-        for name, value in (("shots", shots), ("limit", limit)):
+        for name, value in (("shots", shots), ("limit", limit), ("workers", workers)):
             require_positive(f"data.{name}", value)
         if weights is not None and (
             shots is not None or not all(0 < weight < math.inf for weight in weights)

@@ -138,7 +138,7 @@ class VisionLanguageModule(L.LightningModule):
         skips = stage == "fit" and data.skips_late
         self.batches = Batches(
             *(self.finetunes, template, features, data.packing, self.adapters(), data.seed, cycle),
-            skipped if skips else None,
+            *(data.workers, skipped if skips else None),
         )
         if stage == "fit" and not skips:
             self.batches.train()  # what cannot be learnt from is refused before images are encoded

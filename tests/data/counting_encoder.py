@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from mmpeft.data.features import FEATURE_DTYPE
+from mmpeft.data.encoding import FEATURE_DTYPE
 from mmpeft.data.images import ImageConfig
 
 

@@ -9,8 +9,13 @@ import torch
 from PIL import Image
 
 from mmpeft.data import features
-from mmpeft.data.features import FEATURE_DTYPE, FeatureCache, encode_images
+from mmpeft.data.encoding import FEATURE_DTYPE
+from mmpeft.data.features import FeatureCache, encode_images
 from mmpeft.data.images import ImageConfig
+from mmpeft.data.loader import PackedLoader
+from mmpeft.data.plan import PackingConfig
+from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN, Encoded
+from mmpeft.errors import RefusedError
 from mmpeft.models.vision import VisionConfig, VisionEncoder
 from tests.data.counting_encoder import CountingEncoder
 
@@ -210,3 +215,55 @@ def test_features_beyond_float16_are_refused(images):
     encoder = CountingEncoder(layer=10**10)
     with pytest.raises(ValueError, match="65504"):
         encode_images(encoder, images)
+
+
+def test_what_was_begun_is_decoded_already_and_equals_a_call(tmp_path, images):
+    encoder = CountingEncoder()
+    cache = FeatureCache(tmp_path / "cache", encoder)
+    cache.build(images[:3])
+    end = cache.begin([*images, images[5]])
+    assert encoder.encoded == NUM_IMAGES, "the counter counts what is decoded"
+    assert torch.equal(end(), encode_images(CountingEncoder(), [*images, images[5]]))
+    cache.begin(images)()
+    assert encoder.encoded == NUM_IMAGES
+
+
+def test_an_image_that_cannot_be_read_is_refused_where_it_is_wanted(tmp_path, images):
+    Path(images[2]).write_bytes(b"no image")
+    cache = FeatureCache(tmp_path / "cache", CountingEncoder())
+    end, other = cache.begin(images), cache.begin(images[:2])
+    assert len(other()) == 2
+    with pytest.raises(RefusedError, match=r"2\.png"):
+        end()
+
+
+def test_others_decode_while_one_encodes(tmp_path, images):
+    """Neither ends without the other."""
+    together = threading.Barrier(2)
+
+    class Waits(CountingEncoder):
+        def __call__(self, pixels):
+            together.wait(5)
+            return super().__call__(pixels)
+
+    cache = FeatureCache(tmp_path / "cache", Waits())
+    end = cache.begin(images[:1])
+    encoding = threading.Thread(target=end)
+    encoding.start()
+    decoded = cache.begin(images[1:2])
+    together.wait(5)
+    encoding.join()
+    assert not together.broken
+    assert callable(decoded)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_batches_of_any_number_of_workers_encode_each_image_once_and_equally(tmp_path, images, workers):
+    encoder = CountingEncoder(seconds=0.002)
+    rows = [Encoded([1, *[IMAGE_TOKEN] * 2, 7], [IGNORE_INDEX] * 3 + [7], [image]) for image in images]
+    packing = PackingConfig(batch_size=2, max_conversations=1)
+    loader = PackedLoader(rows, FeatureCache(tmp_path / "cache", encoder), packing, None, 0, workers=workers)
+    wanted = encode_images(CountingEncoder(), images)
+    for batch in [*loader, *loader]:
+        assert torch.equal(batch.features, wanted[batch.conversations.examples])
+    assert encoder.encoded == NUM_IMAGES

@@ -1,5 +1,6 @@
 """The loader: a seeded order, every example once an epoch, and going on exactly where a checkpoint was taken."""
 
+import time
 from dataclasses import fields
 
 import numpy as np
@@ -66,6 +67,23 @@ def test_the_same_seed_gives_the_same_batches():
         same(one, other)
 
 
+@pytest.mark.parametrize("workers", [2, 5])
+def test_the_number_of_workers_changes_nothing(workers, monkeypatch):
+    """Also where a batch takes the longer, the earlier it is."""
+    begin = PackedLoader._begin
+
+    def slow(self, plan, epoch, number):
+        time.sleep(0.002 * (len(plan) - number))
+        return begin(self, plan, epoch, number)
+
+    one, many = make_loader(3), make_loader(3)
+    one.workers, many.workers = 1, workers
+    wanted = [*one, *one]
+    monkeypatch.setattr(PackedLoader, "_begin", slow)
+    for left, right in zip(wanted, [*many, *many], strict=True):
+        same(left, right)
+
+
 def test_another_seed_or_epoch_gives_another_order():
     loader = make_loader(0)
     first, second = order(loader), order(loader)
@@ -124,13 +142,15 @@ def test_more_rows_a_batch_than_there_are_gives_one_batch():
     assert len(list(make_loader(batch_size=1000))) == 1
 
 
+@pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("consumed", range(10))
-def test_a_loaded_state_goes_on_with_exactly_the_next_batch(consumed):
+def test_a_loaded_state_goes_on_with_exactly_the_next_batch(consumed, workers):
     uninterrupted = make_loader(1)
     assert len(uninterrupted) == 5, "so that the states reach into the second epoch and both epochs' ends"
     batches = [*uninterrupted, *uninterrupted, *uninterrupted]
 
     interrupted, seen = make_loader(1), 0
+    interrupted.workers = workers
     state = interrupted.state_dict()
     while seen < consumed:
         for _ in interrupted:

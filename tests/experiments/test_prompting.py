@@ -92,7 +92,7 @@ def test_an_image_that_comes_twice_is_encoded_once(model, template, records, mon
     seen = []
     monkeypatch.setattr("mmpeft.data.features.load_image", lambda image, _: seen.append(image))
     monkeypatch.setattr(
-        "mmpeft.data.features._encode",
+        "mmpeft.data.features.encode",
         lambda _, pixels: torch.arange(float(len(pixels)))[:, None, None],
     )
     monkeypatch.setattr(type(model.vision_encoder), "transform", lambda *_: None)

@@ -1,19 +1,14 @@
 """What a finetune adds to the time of an answer: one batch, answered by the finetune and by its base in turn.
 
 The base is a model of its own without adapters. Every question has a row of its own and both write the same number
-of tokens: who says less would seem faster. One JSON line.
-
-    python benchmarks/answering.py --run runs/quickstart
+of tokens: who says less would seem faster.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
-from jsonargparse import auto_cli
-from timing import alternate, report
-
 import mmpeft
+from benchmarks.race import Race
 from mmpeft.data.batch import collate
 from mmpeft.data.features import encode_images
 from mmpeft.data.layouts.columns import Columns
@@ -35,11 +30,16 @@ def answering(
     image_root: str | None = None,
     questions: int = 32,
     tokens: int = 4,
+<<<<<<< HEAD:benchmarks/answering.py
     repeats: int = 9,
     columns: dict[str, str] | None = None,
     ignore: list[str] | None = None,
 ) -> None:
     """Times the first finetune of a run beside its base.
+=======
+) -> Iterator[Race]:
+    """The first finetune of a run beside its base.
+>>>>>>> b1:benchmarks/cases/answering.py
 
     Args:
         run: directory that `mmpeft fit` wrote.
@@ -48,9 +48,12 @@ def answering(
         image_root: folder that image paths start from; by default the data file's.
         questions: rows of the batch, the first of the data.
         tokens: written for each question.
+<<<<<<< HEAD:benchmarks/answering.py
         repeats: rounds over both.
         columns: as the configs' data.columns.
         ignore: as the configs' data.ignore.
+=======
+>>>>>>> b1:benchmarks/cases/answering.py
     """
     given, found = (
         Columns(columns or {}, ignore or []),
@@ -68,19 +71,8 @@ def answering(
         return lambda: generate(model, batch, NO_TOKEN, tokens)
 
     base, *_ = load_run(run, vlm.model.device, with_adapters=False)
-    cases = {"base": answers(base.eval(), None), "finetune": answers(vlm.model, vlm.adapters[0])}
-    seconds = alternate(cases, repeats)
-    per_answer = {name: 1000 * value / len(rows) for name, value in seconds.items()}
+    runs = {"base": answers(base.eval(), None), "finetune": answers(vlm.model, vlm.adapters[0])}
     stacks = sum(parameter.numel() for parameter in vlm.model.bank.parameters())
-    report(
-        run=run,
-        base_ms=per_answer["base"],
-        finetune_ms=per_answer["finetune"],
-        added_ms=per_answer["finetune"] - per_answer["base"],
-        language_model=vlm.model.language_model.num_parameters() - stacks,
-        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    )
-
-
-if __name__ == "__main__":
-    auto_cli(answering)
+    size = vlm.model.language_model.num_parameters() - stacks
+    facts = {"answers": len(rows), "language_model": size}
+    yield Race(f"{len(rows)} answers of {tokens} tokens", runs, ("base",), repeats=9, facts=facts)

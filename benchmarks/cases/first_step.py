@@ -1,10 +1,8 @@
-"""What data of real size takes: seconds until the first batch is there, at a first and at a second start, and memory.
+"""What data of real size takes until the first batch is there, at a first and at a second start.
 
 Generated conversations in LLaVA's layout, of 576 image tokens and some 300 of text, in two turns; 64 small images; an
 encoder that gives zeros. All else is what a fit does before its first step: read and check the records, cache features,
-count tokens, hash what is learnt, plan the epoch, make a batch. Each start is a process of its own::
-
-    python benchmarks/real_size.py --rows '[100000, 665000]'
+count tokens, hash what is learnt, plan the epoch, make a batch. Each start is a process of its own.
 """
 
 import json
@@ -20,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import auto_cli
 from PIL import Image
-from timing import report
 
+from benchmarks.race import Race
+from mmpeft.data.encoding import FEATURE_DTYPE
 from mmpeft.data.features import FeatureCache
+from mmpeft.data.images import ImageConfig
 from mmpeft.data.template import Template
 from mmpeft.models.language import load_tokenizer
 from mmpeft.paths import LANGUAGE_MODEL, home
@@ -41,12 +40,13 @@ class Zeros:
     """An encoder of 576 tokens."""
 
     fingerprint = {"name": "zeros"}  # noqa: RUF012
+    image_config, num_tokens, dim, feature_dtype = ImageConfig(), IMAGE_TOKENS, 8, FEATURE_DTYPE
 
     def transform(self, image: Any) -> torch.Tensor:
         return torch.zeros(1)
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(len(pixels), IMAGE_TOKENS, 8)
+        return torch.zeros(len(pixels), IMAGE_TOKENS, self.dim)
 
 
 def write_rows(folder: Path, rows: int, words_of_a_turn: int) -> Path:
@@ -67,15 +67,15 @@ def write_rows(folder: Path, rows: int, words_of_a_turn: int) -> Path:
 
 
 def run_start(path: str) -> None:
-    """Everything up to the first batch, and what each part took, as a line of JSON."""
-    seconds: dict[str, float] = {}
-    peaks: dict[str, int] = {}
-    for part in _parts(path):
-        seconds[part] = round(time.perf_counter() - _BEGUN, 2)
-        peaks[part] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    """Everything up to the first batch, and until when each part took, as a line of JSON."""
+    until = {part: round(time.perf_counter() - _BEGUN, 2) for part in _parts(path)}
     own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     cpu = sum(each.ru_utime + each.ru_stime for each in (own, children))
-    print(json.dumps({"seconds": seconds, "cpu": round(cpu, 1), "peak_mb": peaks}))
+    print(
+        json.dumps(
+            {"until": until, "cpu": cpu, "clock": until["first_batch"], "peak_mb": own.ru_maxrss / 1024}
+        )
+    )
 
 
 def _parts(path: str) -> Iterator[str]:
@@ -85,7 +85,7 @@ def _parts(path: str) -> Iterator[str]:
     data.read("fit", {"own": finetune})
     yield "records"
     records = finetune.records["train"]
-    features = FeatureCache(data.cache, Zeros())
+    features = FeatureCache(data.cache.path, Zeros())
     features.build(image for record in records[:IMAGES] for image in record["images"])
     yield "features"
     template = Template(load_tokenizer(LANGUAGE_MODEL), IMAGE_TOKENS, "chat")
@@ -100,40 +100,35 @@ def _parts(path: str) -> Iterator[str]:
     yield "first_batch"
 
 
-def real_size(
-    rows: list[int] = [100_000],  # noqa: B006 never written to
-    words: int = 80,
-    start: str | None = None,
-) -> None:
-    """Measures a first and a second start.
+def first_step(rows: list[int] = [100_000], words: int = 80) -> Iterator[Race]:  # noqa: B006 never written to
+    """A first and a second start.
 
     Args:
-        rows: of each case.
+        rows: of each race.
         words: most in an answer.
-        start: file to start from in this process, in place of all that.
     """
-    if start is not None:
-        return run_start(start)
+    units = {"cpu": "s of the processor", "clock": "s", "peak_mb": "MB"}
     for count in rows:
         with tempfile.TemporaryDirectory() as folder:
             own_home = Path(folder) / "home"
             own_home.mkdir()
             (own_home / "embedded").symlink_to(home() / "embedded")
             path = write_rows(Path(folder), count, words)
-            told: dict[str, Any] = {"rows": count, "file_mb": path.stat().st_size // MB}
-            for name in ("first", "second"):
-                told[name] = _start(path, own_home)
-            told["store_mb"] = sum(f.stat().st_size for f in (own_home / "records").glob("*")) // MB
-            report(**told)
+            starts = {name: start(path, own_home) for name in ("first start", "second start")}
+            for key, unit in units.items():
+                runs = {name: lambda own=own, key=key: own[key] for name, own in starts.items()}
+                facts = {"until": {name: own["until"] for name, own in starts.items()}}
+                yield Race(f"{count:,} rows", runs, unit=unit, measured=True, repeats=0, facts=facts)
 
 
-def _start(path: Path, own_home: Path) -> dict[str, Any]:
+def start(path: Path, own_home: Path) -> dict[str, Any]:
+    """What a process says that makes the first batch."""
     environment = os.environ | {"MMPEFT_HOME": str(own_home)}
-    command = [sys.executable, __file__, "--start", str(path)]
+    command = [sys.executable, "-m", "benchmarks.cases.first_step", str(path)]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 _BEGUN = time.perf_counter()
 if __name__ == "__main__":
-    auto_cli(real_size)
+    run_start(sys.argv[1])

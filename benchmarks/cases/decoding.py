@@ -1,0 +1,80 @@
+"""Greedy decoding of prompts of different lengths: eight LoRA finetunes mixed, the base, and `generate` of the base.
+
+Every row writes the same number of tokens.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from benchmarks.models import METHODS, base, fill, names
+from benchmarks.race import Race, Run
+from mmpeft.data.batch import Batch, collate
+from mmpeft.data.packing import pack
+from mmpeft.data.template import IMAGE_TOKEN, Encoded
+from mmpeft.inference.decoding import generate
+from mmpeft.models.build import build_model
+from mmpeft.models.language import LanguageConfig
+from mmpeft.models.multimodal import MultimodalModel
+
+NO_TOKEN = -1
+LENGTHS = {"paragraphs of 64 tokens": 64, "answers of 4 tokens": 4}
+THEIRS = "transformers' generate, base"
+
+
+def decoding(rows: int = 32, seed: int = 0) -> Iterator[Race]:
+    """Paragraphs and short answers of the embedded model.
+
+    Args:
+        rows: of the batch.
+        seed: of prompts and weights.
+    """
+    model, bare = (build_model(LanguageConfig(), None).eval() for _ in range(2))
+    for name in names(8):
+        model.bank.add(name, METHODS["LoRA q,v"][0])
+    fill(model.bank, names(8), seed)
+    draw = random.Random(seed)
+    prompts = [prompt(draw, draw.randint(16, 128)) for _ in range(rows)]
+    several = [pack(about_an_image(draw, 4)) for _ in range(rows // 4)]
+    features = torch.randn(len(several), 1, 1, generator=torch.Generator().manual_seed(seed))
+    plain, nobody = [pack([own]) for own in prompts], [None] * rows
+    mixed = collate(plain, None, [names(8)[row % 8] for row in range(rows)])
+    alone, packed = collate(plain, None, nobody), collate(several, features, nobody[: len(several)])
+    theirs = base()
+    for title, tokens in LENGTHS.items():
+        runs: dict[str, Run] = {
+            "mmpeft, eight finetunes": answers(model, mixed, tokens),
+            "mmpeft, base": answers(bare, alone, tokens),
+            THEIRS: generated(theirs, prompts, tokens),
+            "mmpeft, base, four questions a row": answers(bare, packed, tokens),
+        }
+        yield Race(title, runs, (THEIRS,), "tokens/s", amount=rows * tokens)
+
+
+def answers(model: MultimodalModel, batch: Batch, tokens: int) -> Callable[[], Any]:
+    """Writes so many tokens for every conversation of a batch."""
+    return lambda: generate(model, batch, NO_TOKEN, tokens)
+
+
+def generated(model: Any, prompts: list[Encoded], tokens: int) -> Callable[[], Any]:
+    """The same by transformers, of rows padded on the left."""
+    width = max(len(own.ids) for own in prompts)
+    ids = torch.tensor([[0] * (width - len(own.ids)) + own.ids for own in prompts])
+    mask = torch.tensor([[0] * (width - len(own.ids)) + [1] * len(own.ids) for own in prompts])
+    how = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
+    return lambda: model.generate(input_ids=ids, attention_mask=mask, **how)
+
+
+def prompt(draw: random.Random, length: int) -> Encoded:
+    """Random tokens."""
+    ids = [draw.randrange(1000, 40000) for _ in range(length)]
+    return Encoded(ids, [-100] * length, [])
+
+
+def about_an_image(draw: random.Random, questions: int) -> list[Encoded]:
+    """Questions that share an image and a prefix."""
+    shared = [*prompt(draw, 16).ids, IMAGE_TOKEN, *prompt(draw, 40).ids]
+    asked = [[*shared, *prompt(draw, draw.randint(6, 16)).ids] for _ in range(questions)]
+    return [Encoded(ids, [-100] * len(ids), ["image"]) for ids in asked]

@@ -1,0 +1,36 @@
+"""Encoding: what the transform made of some images -> their features under a frozen encoder, of which none is NaN or
+infinite."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmpeft.data.encoder import Encoder, dtype_name, tiling_of
+from mmpeft.errors import RefusedError
+
+FEATURE_DTYPE = torch.float16
+"""What features are unless the encoder says otherwise, cached or not: rounding both the same way makes cached equal
+uncached."""
+
+
+@torch.no_grad()
+def encode(encoder: Encoder, pixels: Sequence[Any], stream: Any = None) -> list[Tensor | RefusedError]:
+    """The features of every image from what the encoder's transform made of it, or why they cannot be kept; on a
+    ``stream`` of the GPU."""
+    with torch.cuda.stream(stream):
+        if encoder.num_tokens is None:
+            every = [own.to(encoder.feature_dtype) for own in tiling_of(encoder).encode(encoder, pixels)]
+            finite = torch.stack([torch.isfinite(own).all() for own in every]).tolist()
+            features = [own.cpu() for own in every]
+        else:
+            together = encoder(torch.stack(list(pixels))).to(encoder.feature_dtype)
+            finite = torch.isfinite(together).flatten(1).all(1).tolist()
+            features = list(together.cpu())
+    refusal = RefusedError(
+        f"the vision encoder gave features that are NaN or beyond {dtype_name(encoder)}'s "
+        f"{torch.finfo(encoder.feature_dtype).max:.5g}; choose a layer with its norm, or set "
+        "model.vision.feature_dtype to bfloat16"
+    )
+    return [own if fits else refusal for own, fits in zip(features, finite, strict=True)]
