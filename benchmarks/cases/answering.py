@@ -30,16 +30,10 @@ def answering(
     image_root: str | None = None,
     questions: int = 32,
     tokens: int = 4,
-<<<<<<< HEAD:benchmarks/answering.py
-    repeats: int = 9,
     columns: dict[str, str] | None = None,
     ignore: list[str] | None = None,
-) -> None:
-    """Times the first finetune of a run beside its base.
-=======
 ) -> Iterator[Race]:
     """The first finetune of a run beside its base.
->>>>>>> b1:benchmarks/cases/answering.py
 
     Args:
         run: directory that `mmpeft fit` wrote.
@@ -48,12 +42,8 @@ def answering(
         image_root: folder that image paths start from; by default the data file's.
         questions: rows of the batch, the first of the data.
         tokens: written for each question.
-<<<<<<< HEAD:benchmarks/answering.py
-        repeats: rounds over both.
         columns: as the configs' data.columns.
         ignore: as the configs' data.ignore.
-=======
->>>>>>> b1:benchmarks/cases/answering.py
     """
     given, found = (
         Columns(columns or {}, ignore or []),
