@@ -34,7 +34,7 @@ from mmpeft.hashing import hash_json, hash_rows
 
 AT_ONCE = 2_000
 """Records that a process counts before it tells."""
-UNFIT = "too long for max_length or not fit for the template"
+UNFIT = "too long, or not fit for the template"
 """Why records are skipped."""
 WORTH_A_PROCESS = 20_000
 """Records to be counted for which one more process pays."""

@@ -11,6 +11,7 @@ import yaml
 from torch import Tensor
 
 from mmpeft.data.features import encode_images
+from mmpeft.data.layouts.notes import Notes
 from mmpeft.data.loader import PackedLoader
 from mmpeft.data.plan import PackingConfig
 from mmpeft.data.records import Record
@@ -74,7 +75,8 @@ def training_cost(run: str, model: MultimodalModel, template: Template, adapter:
         return {"note": f"{run}/config.yaml: {error}"}
     features = partial(encode_images, model.vision_encoder)
     loader = make_loader(
-        {adapter: finetune}, "train", template, features, packing, {adapter: adapter}, data.seed
+        *({adapter: finetune}, "train", template, features, packing, {adapter: adapter}, data.seed),
+        skipped=Notes() if data.skips_late else None,
     )
     assert isinstance(loader, PackedLoader), "a single finetune without steps of its own"
     batches = _number_of_batches(trainer, loader)

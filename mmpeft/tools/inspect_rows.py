@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmpeft.data.image_tokens import image_tokens
+from mmpeft.data.layouts.notes import Notes
 from mmpeft.data.loader import JointLoader, PackedLoader
 from mmpeft.data.packing import PREFIX, PackedRow
 from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN, Template
@@ -30,7 +31,10 @@ def print_rows(module: VisionLanguageModule, data: VisionLanguageData, split: Sp
     seed = data.seed if split == "train" else None
     owners = dict.fromkeys(module.finetunes)
     no_features: Any = None  # rows are looked at before they become a batch
-    loader = make_loader(module.finetunes, split, template, no_features, data.packing, owners, seed)
+    skipped = Notes() if split == "train" and data.skips_late else None
+    loader = make_loader(
+        module.finetunes, split, template, no_features, data.packing, owners, seed, skipped=skipped
+    )
     if loader is None:
         raise RefusedError(f"the config has no data.{split}: set it to a data file or folder")
     own = loader.loaders if isinstance(loader, JointLoader) else {"": loader}

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from tests.data.image_writers import (
+    compressed_dicom,
     dicom,
     dng,
     enhanced_dicom,
@@ -78,6 +79,10 @@ HALF = np.where(RNG.random((24, 36)) < 0.5, 0, 65535).astype(np.uint16)
 COLOURS = RNG.integers(0, 65536, (16, 3)).astype(np.uint16)
 INDICES = RNG.integers(0, 16, (8, 10), dtype=np.uint8)
 FLOATS = RNG.normal(size=(24, 36))
+SMOOTH = np.add.outer(np.arange(24), np.arange(36)).astype(np.uint16) * 60
+SMOOTH_GREY = (SMOOTH // 16).astype(np.uint8)
+"""What JPEG keeps well."""
+JPEG2000 = {"codecformat": "j2k", "bitspersample": 12, "reversible": True, "level": 0}
 HUGE = RNG.integers(0, 2**32, (24, 36), dtype=np.uint32)
 
 
@@ -243,6 +248,50 @@ CASES = [
     Case("dicom rgb", dicom(RGB, "RGB"), RGB),
     Case("dicom palette", palette_dicom(INDICES, COLOURS), stretch(COLOURS[INDICES], 0, 65535)),
     Case("dicom run length", dicom(DEEP, compress="RLE"), stretch(DEEP)),
+    # what scanners and archives compress with; 12 bits without loss
+    Case(
+        "dicom jpeg lossless",
+        compressed_dicom(DEEP, "JPEGLossless", "ljpeg_encode", bitspersample=12),
+        stretch(DEEP),
+        needs=("gdcm",),
+    ),
+    Case(
+        "dicom jpeg lossless of first order",
+        compressed_dicom(DEEP, "JPEGLosslessSV1", "ljpeg_encode", bitspersample=12),
+        stretch(DEEP),
+        needs=("gdcm",),
+    ),
+    Case(
+        "dicom jpeg-ls",
+        compressed_dicom(DEEP, "JPEGLSLossless", "jpegls_encode"),
+        stretch(DEEP),
+        needs=("gdcm",),
+    ),
+    Case(
+        "dicom jpeg 2000",
+        compressed_dicom(DEEP, "JPEG2000Lossless", "jpeg2k_encode", **JPEG2000),
+        stretch(DEEP),
+        needs=("gdcm",),
+    ),
+    Case(
+        "dicom high-throughput jpeg 2000",
+        compressed_dicom(DEEP, "HTJ2KLossless", "htj2k_encode"),
+        stretch(DEEP),
+        needs=("openjpeg",),
+    ),
+    Case(
+        "dicom jpeg",
+        compressed_dicom(SMOOTH_GREY, "JPEGBaseline8Bit", "jpeg8_encode", level=100),
+        SMOOTH_GREY,
+        atol=2,
+    ),
+    Case(
+        "dicom jpeg 2000 of colour",
+        compressed_dicom(
+            RGB, "JPEG2000Lossless", "jpeg2k_encode", codecformat="j2k", reversible=True, level=0, mct=False
+        ),
+        RGB,
+    ),
     Case("dicom first frame", dicom(FRAMES), stretch(FRAMES[0])),
     Case("dicom second frame", dicom(FRAMES), stretch(FRAMES[1]), frame=1),
     Case("nifti", nifti(VOLUME, np.eye(4)), stretch(axial(0)), needs=("nibabel",)),
@@ -298,6 +347,21 @@ CASES = [
         dicom(FRAMES),
         refused="frame 3 was asked for; there are 3 frames, 0 to 2",
         frame=3,
+    ),
+    Case(
+        "dicom mpeg",
+        compressed_dicom(DEEP, "MPEG2MPML", ""),
+        refused="MPEG2 Main Profile.*no decoder is installed; write it uncompressed",
+    ),
+    Case(
+        "dicom jpeg lossless cut",
+        lambda: compressed_dicom(DEEP, "JPEGLosslessSV1", "ljpeg_encode", bitspersample=12)()[:-500],
+        refused="without PixelData",
+    ),
+    Case(
+        "dicom jpeg extended of 12 bits",
+        compressed_dicom(SMOOTH, "JPEGExtended12Bit", "jpeg8_encode", bitspersample=12, level=100),
+        refused="12 bits in 'JPEG Extended.*write it uncompressed",
     ),
     Case("dicom cut", lambda: dicom(DEEP)()[:-100], refused="cannot be decoded"),
     Case("nifti cut", lambda: nifti(VOLUME, np.eye(4))()[:-100], refused="cannot be decoded", frame=2),

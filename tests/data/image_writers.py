@@ -131,6 +131,32 @@ def dicom(values: np.ndarray, kind: str = "MONOCHROME2", **attributes: Any) -> C
     return write
 
 
+def compressed_dicom(values: np.ndarray, syntax: str, encode: str, **options: Any) -> Callable[[], bytes]:
+    """One frame of 12 bits, or of 8 bits, compressed by imagecodecs.
+
+    Args:
+        syntax: pydicom's name of the transfer syntax.
+        encode: imagecodecs' function.
+        options: of it.
+    """
+
+    def write() -> bytes:
+        pydicom, imagecodecs = pytest.importorskip("pydicom"), pytest.importorskip("imagecodecs")
+        kind = "RGB" if values.ndim == 3 else "MONOCHROME2"
+        bits = 8 * values.dtype.itemsize if values.dtype.itemsize == 1 else 12
+        scan = pydicom.dcmread(io.BytesIO(dicom(values, kind, BitsStored=bits)()))
+        frame = bytes(getattr(imagecodecs, encode)(values, **options)) if encode else b"no frame"
+        scan.PixelData = pydicom.encaps.encapsulate([frame])
+        scan["PixelData"].VR = "OB"
+        scan["PixelData"].is_undefined_length = True
+        scan.file_meta.TransferSyntaxUID = getattr(pydicom.uid, syntax)
+        buffer = io.BytesIO()
+        scan.save_as(buffer, enforce_file_format=True)
+        return buffer.getvalue()
+
+    return write
+
+
 def nifti(values: np.ndarray, affine: np.ndarray, **header: float) -> Callable[[], bytes]:
     def write() -> bytes:
         nibabel = pytest.importorskip("nibabel")

@@ -1,11 +1,13 @@
 """Every file of the corpus is read to the pixels that it means, or refused by name."""
 
+import io
+
 import numpy as np
 import pytest
 
-from mmpeft.data.images import ImageConfig, ImageError, image_key, image_size, load_image
+from mmpeft.data.images import FORMATS, ImageConfig, ImageError, image_key, image_size, load_image
 from tests.data.image_corpus import CASES, DEEP, GREY, RGB
-from tests.data.image_writers import dicom, pillow, png16, png_chunk, tiff
+from tests.data.image_writers import compressed_dicom, dicom, pillow, png16, png_chunk, tiff
 
 EXTRAS = {"tiff": "tifffile", "dicom": "pydicom", "nifti": "nibabel", "heic": "pillow_heif"}
 
@@ -206,3 +208,112 @@ def test_a_header_is_enough_for_the_size_of_ordinary_files(tmp_path):
         path.write_bytes(path.read_bytes()[:20])
         with pytest.raises(ImageError):
             image_size(path)
+
+
+def test_a_compressed_scan_without_its_decoder_is_refused_with_what_brings_it(monkeypatch):
+    pixels = pytest.importorskip("pydicom.pixels")
+    data = compressed_dicom(DEEP, "JPEGLosslessSV1", "ljpeg_encode", bitspersample=12)()
+    monkeypatch.setattr(pixels.decoders.JPEGLosslessSV1Decoder, "_available", {})
+    with pytest.raises(
+        ImageError, match=r"JPEG Lossless, .*no decoder is installed; pip install 'mmpeft\[medical\]'"
+    ):
+        load_image(data)
+
+
+MODES = (
+    "1",
+    "L",
+    "LA",
+    "La",
+    "P",
+    "PA",
+    "RGB",
+    "RGBA",
+    "RGBa",
+    "RGBX",
+    "CMYK",
+    "YCbCr",
+    "LAB",
+    "HSV",
+    "I",
+    "F",
+    "I;16",
+)
+LOSSY = {"JPEG": 14, "MPO": 14, "AVIF": 40}
+"""Format -> by how much a value may differ."""
+
+
+def of_mode(mode):
+    """A smooth picture in a mode of pillow; half of what can be transparent is."""
+    from PIL import Image
+
+    ramp = np.add.outer(np.arange(24), np.arange(36)).astype(np.uint8) * 4
+    colour = Image.fromarray(np.dstack([ramp, ramp[::-1], 255 - ramp]))
+    if mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        colour.putalpha(Image.fromarray(np.where(ramp % 8, 255, 0).astype(np.uint8)))
+    if mode in ("I", "F"):
+        return Image.fromarray((ramp.astype(np.int32) if mode == "I" else ramp.astype(np.float32)) * 100)
+    if mode == "I;16":
+        return Image.fromarray(ramp.astype(np.uint16) * 100)
+    if mode == "PA":
+        return colour.quantize(16).convert("PA")
+    if mode == "La":
+        return colour.convert("LA").convert("La")
+    if mode in ("LAB",):
+        from PIL import ImageCms
+
+        profiles = [ImageCms.createProfile(name) for name in ("sRGB", "LAB")]
+        return ImageCms.profileToProfile(colour, *profiles, outputMode="LAB")
+    return colour.convert(mode)
+
+
+def pillows_own(stored):
+    """What a file means, as pillow opens it: transparency on white, more than 8 bits from minimum to maximum."""
+    from PIL import Image
+
+    if stored.mode in ("I", "F", "I;16", "I;16B"):
+        values = np.asarray(stored).astype(float)
+        return np.dstack([np.rint((values - values.min()) * 255 / (values.max() - values.min()))] * 3)
+    if stored.has_transparency_data:
+        layer = Image.new("RGBA", stored.size, "white")
+        layer.alpha_composite(stored.convert("RGBA"))
+        stored = layer
+    return np.asarray(stored.convert("RGB")).astype(int)
+
+
+def written(form):
+    """(mode, picture, file) of every mode that pillow writes a format of."""
+    options = {"WEBP": {"lossless": True}, "JPEG2000": {"irreversible": False}}.get(form, {})
+    for mode in MODES:
+        image = of_mode(mode)
+        try:
+            yield mode, image, pillow(image, form, **options)()
+        except (OSError, ValueError, KeyError, SystemError):
+            continue
+
+
+OTHERS = ("ICO", "TGA", "PCX", "SGI", "IM", "DDS", "EPS", "PDF", "ICNS", "MSP")
+"""Of pillow, and not among those that are read."""
+
+
+@pytest.mark.parametrize("form", [*FORMATS, "MPO", *OTHERS])
+def test_whatever_pillow_writes_is_read_to_the_bit_or_refused_by_name(form):
+    from PIL import Image
+
+    files = list(written(form))
+    assert files, "pillow writes it"
+    for mode, image, data in files:
+        try:
+            stored = Image.open(io.BytesIO(data))
+            stored.load()
+        except (OSError, Image.UnidentifiedImageError):  # nor does pillow read it
+            stored = None
+        if form in OTHERS or stored is None:
+            with pytest.raises(ImageError, match=r"wanted|install"):
+                load_image(data)
+            continue
+        found = np.asarray(load_image(data)).astype(int)
+        assert abs(found - pillows_own(stored)).max() <= 1, mode
+        exact = ("L", "RGB") if form in LOSSY else ("L", "RGB", "1")
+        if mode in exact and form != "GIF":  # whose colours are 256 at most
+            assert abs(found - np.asarray(image.convert("RGB")).astype(int)).max() <= LOSSY.get(form, 0), mode

@@ -37,14 +37,8 @@ def read_dicom(data: bytes, frame: int | None, config: ImageConfig, source: str)
     kind = str(scan.PhotometricInterpretation)
     if kind not in GREY + COLOUR:
         raise ImageError(f"a DICOM image of the kind {kind}; wanted one of {', '.join(GREY + COLOUR)}")
-    try:
-        values = pixels.pixel_array(scan, index=number)
-    except (RuntimeError, NotImplementedError) as error:
-        syntax = scan.file_meta.TransferSyntaxUID.name
-        raise ImageError(
-            f"a DICOM image in {syntax!r}, which cannot be decoded here ({str(error)[:200]}); install python-gdcm, or "
-            "write it uncompressed (`dcmdjpeg` or `gdcmconv --raw`)"
-        ) from error
+    _require_decoder(scan)
+    values = pixels.pixel_array(scan, index=number)
     if kind == "PALETTE COLOR":
         values = pixels.apply_color_lut(values, scan)
         full = 255 / np.iinfo(values.dtype).max
@@ -52,6 +46,27 @@ def read_dicom(data: bytes, frame: int | None, config: ImageConfig, source: str)
     if kind not in GREY:
         return Image.fromarray(values) if values.dtype == np.uint8 else Samples(values)
     return _grey(values, scan, number, kind == "MONOCHROME1", config)
+
+
+def _require_decoder(scan: Any) -> None:
+    """Raises:
+    ImageError: the pixels are compressed in a way that no installed package reads.
+    """
+    from pydicom import pixels, uid  # pyright: ignore[reportMissingImports]
+
+    syntax, bits = scan.file_meta.TransferSyntaxUID, int(scan.BitsStored)
+    what_to_do = "write it uncompressed, such as with dcmtk's `dcmdjpeg`"
+    try:
+        known = pixels.get_decoder(syntax)
+        if known.is_available and (syntax != uid.JPEGExtended12Bit or bits == 8):
+            return
+        if not known.is_available:
+            what_to_do = "pip install 'mmpeft[medical]' brings its decoder"
+    except NotImplementedError:  # of no syntax that pydicom knows pixels of
+        pass
+    raise ImageError(
+        f"a DICOM image of {bits} bits in {syntax.name!r}, for which no decoder is installed; {what_to_do}"
+    )
 
 
 def _grey(
