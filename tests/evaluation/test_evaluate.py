@@ -301,20 +301,16 @@ def test_weights_that_do_not_fit_the_files_are_refused(tiny_base, tiny_data, tmp
         main(["fit", "--config", str(config)])
 
 
-def test_forgetting_is_measured_told_and_drawn(tfew_config, tiny_data, tmp_path, capsys):
-    """On a text of the user's own, whose rows are read by the columns of the data."""
+def test_forgetting_is_measured_told_and_drawn(tfew_config, tiny_data, capsys):
     directory = run_directory(tfew_config)
-    held = write_jsonl(
-        tmp_path / "held.jsonl", [row | {"note": 1} for row in rows_of(tiny_data / "text.jsonl")]
-    )
     main(
         [
             "test",
             "--config",
             str(tfew_config),
             "--forgetting",
-            f"--data.held_text={held}",
-            "--data.ignore=[note]",
+            "--data.held_text",
+            str(tiny_data / "text.jsonl"),
         ]
     )
     metrics = json.loads((directory / "metrics.json").read_text())
@@ -327,6 +323,27 @@ def test_forgetting_is_measured_told_and_drawn(tfew_config, tiny_data, tmp_path,
     card = (directory / "README.md").read_text()
     assert "![changes](changes.png)" in card
     assert "same next token" in card
+
+
+def test_forgetting_on_a_text_whose_rows_are_read_by_the_columns_of_the_data(
+    tfew_config, tiny_data, tmp_path
+):
+    rows = [row | {"note": 1} for row in rows_of(tiny_data / "text.jsonl")]
+    found = []
+    for ignored, own in (
+        ("[note]", rows),
+        ("null", [{k: v for k, v in row.items() if k != "note"} for row in rows]),
+    ):
+        held, output = write_jsonl(tmp_path / "held.jsonl", own), tmp_path / ignored
+        words = [
+            f"--test.held_text={held}",
+            f"--data.ignore={ignored}",
+            f"--output={output}",
+            "--data.limit=1",
+        ]
+        main(["test", "--config", str(tfew_config), "--forgetting", *words])
+        found.append(json.loads((output / "metrics.json").read_text())["forgetting/kl"])
+    assert found[0] == found[1] > 0
 
 
 def test_held_text_of_ones_own_is_read_by_the_columns_of_the_data(tmp_path, monkeypatch):

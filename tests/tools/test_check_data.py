@@ -221,6 +221,25 @@ def test_the_clean_part_is_read_as_the_good_rows_were(folder, capsys):
     assert "clean.jsonl is there already" in ended([data, "--fix", folder / "clean.jsonl"])
 
 
+def test_lists_of_captions_are_told_and_stay_lists_in_the_clean_part(folder, capsys):
+    rows = [
+        {"image": "a.png", "captions": ["red", "a red one"]},
+        {"image": "b.png", "instruction": "Say it.", "captions": ["x", "y", "x"]},
+        {"image": "b.png", "captions": ["one"]},
+    ]
+    data, clean = write_jsonl(folder / "a.jsonl", rows), folder / "clean.jsonl"
+    main(["check", str(data), "--fix", str(clean)])
+    told = (
+        "2 rows list 5 captions: training learns each of them, a test asks once and takes all as references"
+    )
+    assert told in capsys.readouterr().out
+    keys = ("images", "turns", "references")
+    for each, count in ((False, 3), (True, 6)):
+        wanted, found = (load_records(path, each_caption=each) for path in (data, clean))
+        assert len(found) == count
+        assert [[r.get(k) for k in keys] for r in found] == [[r.get(k) for k in keys] for r in wanted]
+
+
 def test_the_clean_part_of_several_sources_elsewhere_and_of_images_as_bytes(folder, tmp_path_factory, capsys):
     rows = [{"image": writing.png("blue"), "question": "what?", "answer": "blue"}] * 2
     packed = folder / writing.parquet(folder, "p.parquet", *rows)

@@ -132,3 +132,18 @@ def test_a_system_turn_is_part_of_what_is_learnt_and_asked():
     asked = [Evaluation._asked(evaluation, Request(record)) for record in (bare, one, other)]
     assert asked[0] == ["1", [("what?", "red")], None, None, [], None], "as it was before there were any"
     assert [told[len(asked[0]) :] for told in asked] == [[], ["be sure"], ["be brief"]]
+
+
+def test_each_caption_of_a_list_is_learnt_and_a_test_asks_once(tmp_path, tiny_base, own_data, capsys):
+    rows = [{"image": "red.png", "captions": ["a red square", "all red"], "id": "7"}]
+    path = str(write_jsonl(own_data / "captions.jsonl", rows))
+    data = dict.fromkeys(("train", "val", "test"), path)
+    cli = read(make_config(tmp_path / "c.yaml", tiny_base, own_data, data=data))
+    (finetune,) = cli.model.finetunes.values()
+    learnt, asked = finetune.records["train"], finetune.records["val"]
+    assert [(record["id"], record["turns"][0][1]) for record in learnt] == [
+        ("7", "a red square"),
+        ("7#2", "all red"),
+    ]
+    assert [record.get("references") for record in asked] == [["a red square", "all red"]]
+    assert capsys.readouterr().err.count("1 rows list 2 captions: training learns each of them") == 2

@@ -37,6 +37,11 @@ class RowDecoder:
             ValueError, RecursionError: it is not one JSON value.
         """
         self._found.clear()
+        if text[:1] == "{":  # mostly nothing stands around it, and need not be looked for
+            value, end = self._decoder.raw_decode(text)
+            if end == len(text):
+                return self._settled(value) if self._found else value
+            self._found.clear()
         return self._settled(self._decoder.decode(text))
 
     def decode_at(self, text: str, start: int) -> tuple[Any, int]:

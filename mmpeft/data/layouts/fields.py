@@ -36,7 +36,10 @@ class Fields:
         return [key for key in left if not is_empty(self.row[key])] or left[:1] if len(left) > 1 else left
 
     def has(self, meaning: str) -> bool:
-        return meaning in self._meant and any(key in self._left for key in self._meant[meaning])
+        if meaning not in self._meant:
+            return False
+        keys = self._meant[meaning]
+        return keys[0] in self._left if len(keys) == 1 else any(key in self._left for key in keys)
 
     def key(self, meaning: str) -> str | None:
         """Its one key.

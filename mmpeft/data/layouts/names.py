@@ -57,6 +57,9 @@ SIDES = {"leftimage": 1, "rightimage": 2}
 LETTERED = re.compile(r"(?:choice|option)?[ _]?([a-j])", re.I)
 """Choices, each under a key of its own."""
 
+QUESTIONS = frozenset({"questions", "qas", "qa", "qapairs"})
+"""Lists of the questions of a row: OCR-VQA, Visual Genome, TallyQA, PixMo-docs."""
+
 
 @lru_cache(100_000)
 def plain(key: str) -> str:
@@ -84,6 +87,8 @@ class Keys(NamedTuple):
     """``image_1``, ``image_2``, ... in their order."""
     lettered: tuple[str, ...]
     """``A``, ``B``, ... in their order."""
+    questions: tuple[str, ...]
+    """Lists of questions."""
 
 
 @lru_cache(1000)
@@ -99,9 +104,9 @@ def sort_keys(keys: tuple[str, ...]) -> Keys:
     choices = sorted(letters, key=lambda key: letters[key])
     whole = "".join(letters[key] for key in choices) == "abcdefghij"[: len(choices)] and len(choices) > 1
     names = frozenset(map(plain, keys))
-    return Keys(
-        names, meant, tuple(sorted(numbers, key=lambda key: numbers[key])), tuple(choices) if whole else ()
-    )
+    numbered = tuple(sorted(numbers, key=lambda key: numbers[key]))
+    several = tuple(key for key in keys if plain(key) in QUESTIONS)
+    return Keys(names, meant, numbered, tuple(choices) if whole else (), several)
 
 
 def closest(key: str) -> str | None:

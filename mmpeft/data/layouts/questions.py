@@ -65,9 +65,10 @@ def is_caption(fields: Fields) -> bool:
 
 def lists_captions(fields: Fields) -> bool:
     """Whether a row has a list of captions, each of which alone would be one."""
-    if not is_caption(fields):
+    meaning = next((own for own in ("caption", "text") if fields.has(own)), None)
+    if meaning is None or not is_caption(fields):
         return False
-    key = fields.key("caption" if fields.has("caption") else "text")
+    key = fields.key(meaning)
     return isinstance(from_json(fields.row[str(key)]), list)
 
 

@@ -92,17 +92,16 @@ class RowReader:
             sample.id_of_image |= len(rows) > 1
             yield from self._each_caption(sample)
 
-    def _each_caption(self, sample: Sample) -> Iterator[Sample]:
+    def _each_caption(self, sample: Sample) -> list[Sample]:
         """A sample, or in its place one for each of its captions."""
-        if sample.are_captions:
-            self.notes.captioned += 1
-            self.notes.captions += len(sample.references)
-        if not (sample.are_captions and self.each_caption):
-            yield sample
-            return
-        for text in sample.references:
-            turns = [*sample.turns[:-1], ("assistant", text)]
-            yield replace(sample, turns=turns, references=[], id_of_image=True)
+        if not sample.are_captions:
+            return [sample]
+        self.notes.captioned += 1
+        self.notes.captions += len(sample.references)
+        if not self.each_caption:
+            return [sample]
+        said = [[*sample.turns[:-1], ("assistant", text)] for text in sample.references]
+        return [replace(sample, turns=turns, references=[], id_of_image=True) for turns in said]
 
     def _sample(self, row: dict[str, Any]) -> Sample:
         fields = Fields(as_published(self.columns.apply(row, self.notes)), row)

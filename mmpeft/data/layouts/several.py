@@ -3,11 +3,8 @@
 from typing import Any
 
 from mmpeft.data.formats import DataError
-from mmpeft.data.layouts.names import plain
+from mmpeft.data.layouts.names import sort_keys
 from mmpeft.data.layouts.values import from_json, is_absent
-
-QUESTIONS = frozenset({"questions", "qas", "qa", "qapairs"})
-"""Names of the lists: OCR-VQA, Visual Genome, TallyQA, PixMo-docs."""
 
 
 def each_question(row: dict[str, Any], ignored: frozenset[str]) -> list[dict[str, Any]]:
@@ -19,7 +16,9 @@ def each_question(row: dict[str, Any], ignored: frozenset[str]) -> list[dict[str
     Raises:
         DataError: questions and answers are not as many, or an entry says something else than its row.
     """
-    key = next((key for key in row if key not in ignored and plain(key) in QUESTIONS), None)
+    if not (found := sort_keys(tuple(row)).questions):
+        return [row]
+    key = next((key for key in found if key not in ignored), None)
     value = from_json(row[key]) if key is not None else None
     if key is None or not isinstance(value, dict | list):
         return [row]
