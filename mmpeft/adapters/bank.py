@@ -171,8 +171,10 @@ class AdapterBank(nn.Module):
         self.routing.slots, self.routing.uniform = slots, uniform
         self.routing.names, self.routing.owned, self.routing.streams = list(names), owned, []
         invocations = self.invocations(names)
-        acts = any(invocations) and ids is not None
-        self.routing.act_on(invoked_tokens(ids.tolist(), invocations).to(ids.device) if acts else None)
+        acts: Tensor | None = None
+        if any(invocations) and ids is not None:
+            acts = to_device(invoked_tokens(ids.tolist(), invocations), ids.device, torch.bool)
+        self.routing.act_on(acts)
         self.routing.awaits_invoked = any(invocations) and ids is None
 
     def invocations(self, names: Sequence[str | None]) -> list[Sequence[int]]:

@@ -5,22 +5,20 @@ It acts from the first token of the last occurrence on; without any it does not 
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
 
-
-def invoked_tokens(rows: Sequence[Sequence[int]], invocations: Sequence[Sequence[int]]) -> Tensor:
+def invoked_tokens(rows: Sequence[Sequence[int]], invocations: Sequence[Sequence[int]]) -> list[list[bool]]:
     """Args:
-        rows: (rows, tokens) ids on the host, one conversation in each; negative ones are no tokens of text.
+        rows: (rows, tokens) ids, one conversation in each; negative ones are no tokens of text.
         invocations: of every row; empty for a row without.
 
     Returns:
-        (rows, tokens) bool on the host: on which of them the row's adapter acts.
+        (rows, tokens): on which of them the row's adapter acts.
     """
-    acts = torch.zeros(len(rows), len(rows[0]) if rows else 0, dtype=torch.bool)
-    for number, (ids, wanted) in enumerate(zip(rows, invocations, strict=True)):
-        if wanted and (start := _last(ids, list(wanted))) is not None:
-            acts[number, start:] = True
+    acts: list[list[bool]] = []
+    for ids, wanted in zip(rows, invocations, strict=True):
+        start = _last(ids, list(wanted)) if wanted else None
+        begin = len(ids) if start is None else start
+        acts.append([False] * begin + [True] * (len(ids) - begin))
     return acts
 
 

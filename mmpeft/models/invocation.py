@@ -65,7 +65,7 @@ def _acts(ids: np.ndarray, segments: np.ndarray, invocations: Sequence[Sequence[
     unpacked = unpack(segments)
     alone = np.where(unpacked.tokens, unpacked.take_on_host(ids), -1)
     wanted = [invocations[row] for row in unpacked.rows]
-    own = invoked_tokens(alone.tolist(), wanted).numpy() & unpacked.tokens
+    own = np.array(invoked_tokens(alone.tolist(), wanted)) & unpacked.tokens
     acts = unpacked.put_back_on_host(own, ids.shape)
     differing = ((unpacked.take_on_host(acts) != own) & unpacked.tokens).any(1)
     if differing.any():

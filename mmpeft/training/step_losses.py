@@ -109,7 +109,8 @@ class StepLosses:
         """Each finetune of a batch with what is its own of it; a single one has all of it."""
         table = batch.conversations
         if len(self.finetunes) == 1:
-            yield *self.finetunes.values(), losses, table
+            (single,) = self.finetunes.values()
+            yield single, losses, table
             return
         names = [self._of_adapter.get(adapter) for adapter in batch.adapters]
         for name in dict.fromkeys(name for name in names if name is not None):
