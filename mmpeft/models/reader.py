@@ -15,6 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from mmpeft.errors import RefusedError
 from mmpeft.models.masks import Mask, Reach
 from mmpeft.models.positions import check_positions, position_limit
+from mmpeft.models.prepacked import PrepackedLinears
 
 EMBEDS = "inputs_embeds"
 CACHES = ("cache", "past_key_values", "cache_params", "state")
@@ -56,6 +57,7 @@ class LanguageReader:
         self._arguments = set(arguments)
         self.cache_argument = next((name for name in CACHES if name in arguments), None)
         self.position_limit = position_limit(self.language_model)
+        self.prepacked = PrepackedLinears(self.language_model)
         self._distances = {
             name: value
             for name, value in self.config.to_dict().items()
