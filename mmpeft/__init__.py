@@ -4,11 +4,18 @@
 >>> vlm.ask("photo.png", "what color is the shape?")
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmpeft.adapters import AdapterBank, IA3Config, LoraConfig
     from mmpeft.inference.vlm import VisionLanguageModel, load
+
+# GNU OpenMP reads it when torch is loaded. Its threads wait for each other by spinning, by default for milliseconds: as
+# soon as another process is busy, a spinning thread keeps the core from the one that it waits for, a thousand times in
+# every decoding step. Beside one busy process a step of 0.1 s took more than 2 s so, and takes 0.3 to 0.5 s.
+if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+    os.environ["GOMP_SPINCOUNT"] = "1000"
 
 __version__ = "0.1.0"
 __all__ = ["AdapterBank", "IA3Config", "LoraConfig", "VisionLanguageModel", "load"]

@@ -87,8 +87,20 @@ def lora_delta(x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: Tensor, slots
     if not x.is_floating_point():
         B = gather_slots(lora_B, slots) * gather_slots(scaling, slots)[:, None, None]
         return torch.bmm(embedding_columns(lora_A, x, slots), B.transpose(1, 2))
-    A = gather_slots(lora_A, slots).to(x.dtype)
-    B = (gather_slots(lora_B, slots) * gather_slots(scaling, slots)[:, None, None]).to(x.dtype)
+    return low_rank(x, *lora_of_rows(lora_A, lora_B, scaling, slots, x.dtype))
+
+
+def lora_of_rows(
+    lora_A: Tensor, lora_B: Tensor, scaling: Tensor, slots: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Each row's own ``A`` (B, R, I) and ``c B`` (B, O, R), of the shapes of `lora_delta`."""
+    A = gather_slots(lora_A, slots).to(dtype)
+    B = (gather_slots(lora_B, slots) * gather_slots(scaling, slots)[:, None, None]).to(dtype)
+    return A, B
+
+
+def low_rank(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+    """``B_b A_b x_b`` for (B, T, I), (B, R, I) and (B, O, R) -> (B, T, O)."""
     return torch.bmm(torch.bmm(x, A.transpose(1, 2)), B.transpose(1, 2))
 
 

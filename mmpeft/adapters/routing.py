@@ -1,9 +1,10 @@
 """Routing: which finetune each row of a forward belongs to, and the random numbers of each finetune's own dropout."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,39 @@ class Stream:
         return torch.rand(len(self.tokens), features, generator=generator, device=self.device)
 
 
+KEPT_BYTES = 2**30
+"""What stacks keep for the rows of one routing at most; beyond that they make it anew in every forward."""
+
+
+class Kept:
+    """What stacks have made of their slots for the rows of one routing, as long as none of their tensors changes."""
+
+    def __init__(self) -> None:
+        self._found: dict[Any, tuple[list[tuple[Tensor, int]], tuple[Tensor, ...]]] = {}
+        self._room = KEPT_BYTES
+
+    def get(
+        self, key: Any, made_of: Sequence[Tensor], make: Callable[[], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        """What ``make`` makes of the tensors ``made_of``."""
+        if torch.is_grad_enabled() or any(tensor.is_inference() for tensor in made_of):
+            return make()
+        versions, kept = self._found.get(key, ([], ()))
+        if versions and all(
+            now is then and now._version == version
+            for now, (then, version) in zip(made_of, versions, strict=True)
+        ):
+            return kept
+        self._room += sum(tensor.nbytes for tensor in kept)
+        made = make()
+        size = sum(tensor.nbytes for tensor in made)
+        self._found.pop(key, None)
+        if size <= self._room:
+            self._room -= size
+            self._found[key] = [(tensor, tensor._version) for tensor in made_of], made
+        return made
+
+
 @dataclass(eq=False)
 class Routing:
     """Which slot serves each row, per method: one plain object per model, shared by all its adapted layers.
@@ -69,6 +103,8 @@ class Routing:
     beside the model; False where the model stays in eval mode while they train, and the bank's mode is theirs."""
     streams: list[Stream] = field(default_factory=list)
     """The random numbers of every finetune's dropout; none where it draws from torch's global generator."""
+    kept: "Kept | None" = None
+    """What stacks have made for these rows, where many forwards come with this routing, as in decoding."""
 
     @property
     def num_rows(self) -> int:

@@ -98,6 +98,10 @@ class Decoder:
         """One token for every unfinished conversation, and the forward for the next."""
         if not self._conversations:
             return []
+        with self.model.reader.prepacked.in_use(self.model.bank.layers.values()):
+            return self._step()
+
+    def _step(self) -> list[Step]:
         settings = [(one.sampling, one.generator) for one in self._conversations]
         logits = self.model.logits(self._hidden, [one.adapter for one in self._conversations])
         tokens = sample(logits, *zip(*settings, strict=True))

@@ -6,11 +6,12 @@ which sees the prefix and its own conversation.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from mmpeft.adapters.routing import Kept
 from mmpeft.data.batch import PADDING, Batch
 from mmpeft.inference.attention import attention_for_decoding
 from mmpeft.inference.kv_cache import KVCache
@@ -55,6 +56,8 @@ class _Layout:
     """Whose rows they are, as the bank was routed for them"""
     invoked: Tensor | None
     """(rows, queries) bool: on which tokens activated adapters act; None where no row has one"""
+    kept: Kept = field(default_factory=Kept)
+    """What adapters have gathered for the rows"""
 
 
 class PackedMemory:
@@ -107,6 +110,7 @@ class PackedMemory:
         layout = self._layout = self._layout or self._arrange()
         routing, reader = self.model.bank.routing, self.model.reader
         routing.slots, routing.uniform = layout.routing  # another decoder may have stepped in between
+        routing.kept = layout.kept
         routing.act_on(layout.invoked)
         width = self._cache.extend(layout.counts)
         reader.check_width(max(self._cache.lengths))
@@ -123,6 +127,7 @@ class PackedMemory:
         mask = within_reach(layout.mask[..., :width], reader.reaches, layout.positions, keys)
         with attention_for_decoding(reader.decoder):
             hidden, _ = reader.decode(reader.embed(ids), mask, layout.positions, self._cache, ids)
+        routing.kept = None
         layout.positions += 1
         layout.columns += layout.strides
         for place in self._places:

@@ -16,6 +16,7 @@ from mmpeft.errors import RefusedError
 from mmpeft.models.masks import Mask, Reach, additive, attention_mask, within_reach
 from mmpeft.models.positions import check_positions, position_limit
 from mmpeft.models.prefix_cache import PrefixCache
+from mmpeft.models.prepacked import PrepackedLinears
 from mmpeft.models.segment_attention import BY_SEGMENTS, attending
 from mmpeft.models.segments import SIZES, SegmentMask, Segments
 
@@ -65,6 +66,7 @@ class LanguageReader:
         self._arguments = set(arguments)
         self.cache_argument = next((name for name in CACHES if name in arguments), None)
         self.position_limit = position_limit(self.language_model)
+        self.prepacked = PrepackedLinears(self.language_model)
         self._distances = {
             name: value
             for name, value in self.config.to_dict().items()

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mmpeft.adapters.functional import BASE, lora_delta
+from mmpeft.adapters.functional import BASE
 from mmpeft.adapters.methods.base import AdapterConfig, Beyond, ModelInputs, TargetNames
 from mmpeft.adapters.methods.lora import LoraConfig, LoraStack
 from mmpeft.adapters.methods.stack import Stack
@@ -81,6 +81,6 @@ class ALoraStack(LoraStack):
         if self.training and self.has_dropout:
             x = self._drop(x, slots)
         slots = self.effective(slots)
-        delta = lora_delta(x, self.lora_A, self.lora_B, self.scaling, slots)
+        delta = self.delta(x, slots)
         acts = invoked & (slots != BASE)[:, None]
         return torch.where(acts.unsqueeze(-1), y + delta.to(y.dtype), y)

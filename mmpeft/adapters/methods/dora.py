@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmpeft.adapters.base_weights import dense_weight, is_4bit, read_weight
-from mmpeft.adapters.functional import BASE, gather_slots, lora_delta
+from mmpeft.adapters.functional import BASE, gather_slots
 from mmpeft.adapters.methods.base import ModelInputs, TargetNames
 from mmpeft.adapters.methods.lora import LoraConfig, LoraStack
 from mmpeft.adapters.methods.stack import Stack
@@ -108,7 +108,7 @@ class DoraStack(LoraStack):
         if self.training and self.has_dropout and x.is_floating_point():
             x = self._drop(x, slots)
         slots = self.effective(slots)
-        delta = lora_delta(x, self.lora_A, self.lora_B, self.scaling, slots)
+        delta = self.delta(x, slots)
         delta = delta if self.output_scale == 1 else delta * self.output_scale
         factor = gather_slots(self.factors(), slots).unsqueeze(1)
         bias = bias_of(self._base[0])

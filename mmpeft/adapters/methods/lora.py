@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from mmpeft.adapters.functional import add_lora_of_one, gather_slots, lora_delta
+from mmpeft.adapters.functional import add_lora_of_one, gather_slots, lora_delta, lora_of_rows, low_rank
 from mmpeft.adapters.methods.base import (
     AdapterConfig,
     Beyond,
@@ -247,8 +247,16 @@ class LoraStack(Stack):
             x = self._drop(x, slots)
         if self.one(uniform) and x.dtype == y.dtype and not torch.is_autocast_enabled(x.device.type):
             return add_lora_of_one(y, x, self.lora_A, self.lora_B, self.scaling)
-        delta = lora_delta(x, self.lora_A, self.lora_B, self.scaling, self.effective(slots))
+        delta = self.delta(x, self.effective(slots))
         return y + (delta if self.output_scale == 1 else delta * self.output_scale).to(y.dtype)
+
+    def delta(self, x: Tensor, slots: Tensor) -> Tensor:
+        """`lora_delta` of the rows of `effective` slots; in decoding, what it gathers is kept from step to step."""
+        tensors = self.lora_A, self.lora_B, self.scaling
+        if (kept := self.routing.kept) is None or not x.is_floating_point():
+            return lora_delta(x, *tensors, slots)
+        gather = partial(lora_of_rows, *tensors, slots, x.dtype)
+        return low_rank(x, *kept.get((self, x.dtype), (*tensors, self.active), gather))
 
     def _drop(self, x: Tensor, slots: Tensor) -> Tensor:
         probability = gather_slots(self.dropout, slots).view(-1, 1, 1)
