@@ -94,7 +94,7 @@ class Engine:
         for number in range(len(requests)) if among is None else among:
             request = requests[number]
             try:
-                example = self._encode(request)
+                example = self.encode(request)
             except RefusedError as error:
                 refused.append((number, Completion.refused(error)))
             else:
@@ -109,7 +109,7 @@ class Engine:
         examples: dict[int, Example] = {}
         for number, request in own.items():
             try:
-                examples[number] = self._encode(request)
+                examples[number] = self.encode(request)
             except RefusedError as error:  # its image has gone since it was planned
                 answers.append((number, Completion.refused(error)))
         loaded = self._load_images(own, examples)
@@ -148,9 +148,8 @@ class Engine:
         Raises:
             RefusedError: it cannot be asked.
         """
-        example = self._encode(request)
-        features = self.features(request.record["images"]) if request.record["images"] else None
-        asked = _Asked(self.model, {0: request}, [[0]], lambda keys: features)  # pyright: ignore
+        example = self.encode(request)
+        asked = _Asked(self.model, {0: request}, [[0]], lambda _: self.features(request.record["images"]))
         told, text = "", ""
         for writer in self._steps(asked, {0: example}):
             text = writer.text(0)
@@ -160,10 +159,25 @@ class Engine:
         if len(text) > len(told):
             yield text[len(told) :]
 
+    def batch(self, request: Request, example: Example) -> Batch:
+        """One request's row, on the model's device.
+
+        Args:
+            request: whose images are loaded.
+            example: the same as `encode` gives it.
+        """
+        asked = _Asked(self.model, {0: request}, [[0]], lambda _: self.features(request.record["images"]))
+        return asked.batch({0: example})
+
     # -- planning -------------------------------------------------------------------------------------------
 
-    def _encode(self, request: Request) -> Example:
-        """Images go by their content: equal ones share a row and are encoded once."""
+    def encode(self, request: Request) -> Example:
+        """A request's prompt as the model reads it. Images go by their content: equal ones share a row and are encoded
+        once.
+
+        Raises:
+            RefusedError: an unknown finetune, an image that is not there, a prompt that is too long.
+        """
         if request.adapter is not None:
             self.model.bank.entry(request.adapter)
         record = request.record
@@ -227,7 +241,7 @@ class Engine:
                 _add_likelihood(found[number], losses, row, segment)
 
     def _truth(self, request: Request) -> Encoded:
-        prompt = self._encode(request)
+        prompt = self.encode(request)
         assert isinstance(prompt, Encoded), "a question that was written has no choices"
         return self.template.encode_answer(prompt, str(request.record["turns"][-1][1]))
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mmpeft.data.template import Template
-from mmpeft.inference.decoding import Decoder, Sampling
+from mmpeft.inference.decoding import Decoder, Sampling, Step
 from mmpeft.inference.requests import Completion
 
 
@@ -19,13 +19,17 @@ class Writer:
     def take(self, decoder: Decoder) -> None:
         """One step."""
         for step in decoder.step():
-            place = self.places[step.conversation]
-            if step.token >= 0:
-                self.ids[place].append(step.token)
-            if step.finish_reason is not None:
-                self.completions[place].finish_reason = step.finish_reason
-            elif self._stopped(place):
+            if not self.put(self.places[step.conversation], step):
                 decoder.leave(step.conversation)
+
+    def put(self, place: int, step: Step) -> bool:
+        """One token of one conversation; whether it goes on."""
+        if step.token >= 0:
+            self.ids[place].append(step.token)
+        if step.finish_reason is not None:
+            self.completions[place].finish_reason = step.finish_reason
+            return False
+        return not self._stopped(place)
 
     def text(self, place: int) -> str:
         """What has been written, up to a stop string."""
