@@ -60,6 +60,9 @@ class AdapterBank(nn.Module):
         self.inputs: dict[str, Stack] = {}
         """Method -> the stack of a method that changes what the model reads, in the order in which they act."""
         self.entries: dict[str, Entry] = {}
+        self.doubling = False
+        """Whether `add` makes room for twice as many where it has to make some: for a bank that is served from, where
+        adapters come and go. Free slots are memory, and in training an optimiser's too."""
         self._inputs: ModelInputs | None = None
         self._num_slots: dict[str, int] = {}
         self._sizes: dict[str, int] = {}
@@ -112,7 +115,9 @@ class AdapterBank(nn.Module):
         tell_left_out(self.model, name, config)
         for part in parts:
             method = part.config.method
-            self.reserve(method, max(part.slot + 1, self._num_slots.get(method, 0)), part.config.size)
+            have = self._num_slots.get(method, 0)
+            room = max(2, 2 * have) if self.doubling and part.slot >= have else have
+            self.reserve(method, max(part.slot + 1, room), part.config.size)
             for path in part.sites:
                 self._stack(path, part.config).open(part.slot, part.config, generator)
         self.entries[name] = Entry(config, parts)

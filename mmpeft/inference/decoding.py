@@ -10,11 +10,14 @@ from itertools import count
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from mmpeft.data.batch import Batch
 from mmpeft.errors import RefusedError
+from mmpeft.inference.kv_cache import Room
 from mmpeft.inference.own_memory import OwnMemory
 from mmpeft.inference.packed_memory import PackedMemory
+from mmpeft.inference.prefill import Prefilled
 from mmpeft.inference.sampling import Sampling, sample
 from mmpeft.models.multimodal import MultimodalModel, last_positions
 
@@ -51,12 +54,15 @@ class Decoder:
     Args:
         model: in eval mode.
         eos_token_id: ends an answer; of several each does.
+        room: what is allocated at once, of a model whose conversations can share rows.
     """
 
-    def __init__(self, model: MultimodalModel, eos_token_id: int | Collection[int]):
-        self.model = model
+    def __init__(self, model: MultimodalModel, eos_token_id: int | Collection[int], room: Room | None = None):
+        self.model, self._room = model, room or Room()
         self.end_ids = {eos_token_id} if isinstance(eos_token_id, int) else {*eos_token_id}
-        self._memory = PackedMemory(model) if model.reader.reading.packed else OwnMemory(model)
+        self._memory = PackedMemory(model, self._room) if model.reader.reading.packed else OwnMemory(model)
+        self.logits = torch.empty(0)
+        """(conversations, vocabulary) of the last step, in the order of what it returned."""
         self._conversations: list[_Conversation] = []
         self._hidden = torch.empty(0)
         self._handles = count()
@@ -84,7 +90,29 @@ class Decoder:
             raise RefusedError(
                 f"{len(sampling)} sampling settings for {len(owners)} conversations; give one for each"
             )
-        hidden = self._memory.join(batch)
+        return self._add(owners, sampling, self._memory.join(batch))
+
+    @torch.no_grad()
+    def admit(self, read: Prefilled, adapter: str | None, sampling: Sampling) -> int:
+        """A row with one conversation whose prompt is read already, of a model whose conversations can share rows.
+
+        Returns:
+            Its handle.
+        """
+        assert isinstance(self._memory, PackedMemory), "others read prompts by themselves"
+        self._memory.admit(read, [adapter])
+        return self._add([adapter], [sampling], read.hidden)[0]
+
+    @property
+    def columns(self) -> int:
+        """Tokens whose keys and values, or states, are kept."""
+        return self._memory.columns
+
+    def rearrange(self) -> None:
+        """The bank has other finetunes than at the last step."""
+        self._memory.keep(range(len(self)))
+
+    def _add(self, owners: Sequence[str | None], sampling: Sequence[Sampling], hidden: Tensor) -> list[int]:
         new = [
             _Conversation(next(self._handles), owner, *self._own(each))
             for owner, each in zip(owners, sampling, strict=True)
@@ -99,14 +127,22 @@ class Decoder:
         if not self._conversations:
             return []
         settings = [(one.sampling, one.generator) for one in self._conversations]
-        logits = self.model.logits(self._hidden, [one.adapter for one in self._conversations])
-        tokens = sample(logits, *zip(*settings, strict=True))
+        self.logits = self._next_logits()
+        tokens = sample(self.logits, *zip(*settings, strict=True))
         steps = [self._write(*pair) for pair in zip(self._conversations, tokens.tolist(), strict=True)]
         going_on = [number for number, step in enumerate(steps) if step.finish_reason is None]
         self._keep(going_on)
         if going_on:
             self._hidden = self._memory.advance(tokens if len(going_on) == len(steps) else tokens[going_on])
         return steps
+
+    def _next_logits(self) -> Tensor:
+        """(conversations, vocabulary); of fixed shapes where the room is fixed."""
+        owners = [one.adapter for one in self._conversations]
+        if not self._room.fixed:
+            return self.model.logits(self._hidden, owners)
+        each = zip(self._hidden.split(1), owners, strict=True)
+        return torch.cat([self.model.logits(hidden, [owner]) for hidden, owner in each])
 
     def leave(self, conversation: int) -> None:
         """Ends a conversation early; nothing happens where it has ended by itself."""

@@ -152,22 +152,12 @@ class Engine:
         asked = _Asked(self.model, {0: request}, [[0]], lambda _: self.features(request.record["images"]))
         told, text = "", ""
         for writer in self._steps(asked, {0: example}):
-            text = writer.text(0)
-            if len(settled := text[: writer.settled(0, text)]) > len(told):
+            text = writer.answers[0].text()
+            if len(settled := text[: writer.answers[0].settled(text)]) > len(told):
                 yield settled[len(told) :]
                 told = settled
         if len(text) > len(told):
             yield text[len(told) :]
-
-    def batch(self, request: Request, example: Example) -> Batch:
-        """One request's row, on the model's device.
-
-        Args:
-            request: whose images are loaded.
-            example: the same as `encode` gives it.
-        """
-        asked = _Asked(self.model, {0: request}, [[0]], lambda _: self.features(request.record["images"]))
-        return asked.batch({0: example})
 
     # -- planning -------------------------------------------------------------------------------------------
 
@@ -202,7 +192,8 @@ class Engine:
 
     def _write(self, asked: "_Asked", examples: dict[int, Example]) -> dict[int, Completion]:
         *_, writer = self._steps(asked, examples)
-        return {number: writer.completion(place) for place, number in enumerate(asked.numbers)}
+        answers = zip(asked.numbers, writer.answers, strict=True)
+        return {number: answer.completion() for number, answer in answers}
 
     def _steps(self, asked: "_Asked", examples: dict[int, Example]) -> Iterator["Writer"]:
         """What has been written after every step."""
@@ -221,11 +212,9 @@ class Engine:
         found: dict[int, Completion] = {}
         for row, scores in enumerate(length_normalised(losses, len(asked.rows)).tolist()):
             (number,) = asked.rows[row]
-            choices = asked.requests[number].record["choices"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
-            scores = scores[: len(choices)]
-            found[number] = Completion(choices[scores.index(max(scores))], "choice", scores)
+            found[number] = Completion.chosen(asked.requests[number], scores)
             for segment in table.segments[(table.rows == row) & (table.roles == Role.RIGHT)].tolist():
-                _add_likelihood(found[number], losses, row, segment)
+                add_likelihood(found[number], losses, row, segment)
         return found
 
     def _read_truths(self, asked: "_Asked", found: dict[int, Completion]) -> None:
@@ -238,7 +227,7 @@ class Engine:
         losses = self.model.token_losses(replace(asked, rows=rows).batch(truths))
         for row, numbers in enumerate(rows):
             for segment, number in enumerate(numbers, start=PREFIX + 1):
-                _add_likelihood(found[number], losses, row, segment)
+                add_likelihood(found[number], losses, row, segment)
 
     def _truth(self, request: Request) -> Encoded:
         prompt = self.encode(request)
@@ -285,6 +274,7 @@ class _Asked:
         return make_batch(examples, self.rows, self.features, adapters).to(self.model.device)
 
 
-def _add_likelihood(completion: Completion, losses: TokenLosses, row: int, segment: int) -> None:
+def add_likelihood(completion: Completion, losses: TokenLosses, row: int, segment: int) -> None:
+    """Adds how likely the record's own answer is, which is one segment of a row."""
     own = losses.nll[(losses.rows == row) & (losses.segments == segment)]
     completion.log_likelihood, completion.num_tokens = -float(own.sum()), len(own)

@@ -3,15 +3,15 @@
 ::
 
     submit -> FairQueue -> a row -> prompt read in chunks -> a token a step -> Ticket: pieces, then the completion
-    load, unload ----------------------------------------> between two steps
+         prepared meanwhile       load, unload: between two steps
 """
 
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Condition, Thread
 from typing import Any
@@ -19,27 +19,14 @@ from typing import Any
 import torch
 
 from mmpeft.errors import RefusedError
-from mmpeft.inference.decoding import Decoder
-from mmpeft.inference.engine import Engine, Work
+from mmpeft.inference.engine import Engine
 from mmpeft.inference.fair_queue import FairQueue
-from mmpeft.inference.finetunes import Finetunes, Version
+from mmpeft.inference.finetunes import Finetunes
+from mmpeft.inference.live_job import Job, prepare
+from mmpeft.inference.live_rows import LiveRows
 from mmpeft.inference.live_settings import LiveSettings
 from mmpeft.inference.requests import Completion, Request
-from mmpeft.inference.tickets import CancelledError, Event, FailedError, OverloadedError, Piece, Ticket
-from mmpeft.inference.writer import Writer
-
-
-@dataclass(eq=False)
-class _Job:
-    """A request on its way."""
-
-    ticket: Ticket
-    version: Version
-    request: Request
-    """As the bank knows its finetune."""
-    writer: Writer | None = None
-    handle: int = -1
-    told: str = ""
+from mmpeft.inference.tickets import CancelledError, Event, FailedError, OverloadedError, Ticket
 
 
 class LiveEngine:
@@ -54,19 +41,23 @@ class LiveEngine:
     def __init__(self, engine: Engine, settings: LiveSettings | None = None):
         self.engine, self.settings = engine, settings or LiveSettings()
         self.finetunes = Finetunes(engine.model)
-        self._queue = FairQueue[_Job](self.settings.max_rows, self.settings.max_waiting)
+        if self.settings.deterministic:
+            self.finetunes.fix_shapes()
+        self._queue = FairQueue[Job](self.settings.max_rows, self.settings.max_waiting)
+        self._rows = self._new_rows()
         self._commands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._running: list[_Job] = []
         self._changed = Condition()
         self._thread: Thread | None = None
+        self._preparing: list[ThreadPoolExecutor] = []
         self._closing = self._draining = False
-        self._steps = self._tokens = 0
         self._seconds = 1.0
-        self._decoder = self._new_decoder()
+        self._broken = 0
 
     def start(self) -> None:
         """Starts the thread."""
         self._closing = self._draining = False
+        names = "texts", "images"  # apart, so that no text waits for an image
+        self._preparing = [ThreadPoolExecutor(1, f"live engine, {name}") for name in names]
         self._thread = Thread(target=self._work, name="live engine", daemon=True)
         self._thread.start()
 
@@ -78,6 +69,8 @@ class LiveEngine:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        for each in self._preparing:
+            each.shutdown(cancel_futures=True)
 
     def __enter__(self) -> "LiveEngine":
         self.start()
@@ -105,19 +98,26 @@ class LiveEngine:
             UnknownNameError: there is no such finetune.
             OverloadedError: no place to wait, or the engine is closed or draining.
         """
+        if logprobs is not None and logprobs < 0:
+            raise RefusedError(f"logprobs is {logprobs}; it must be at least 0, or None")
         with self._changed:
-            if self._closing or self._draining or self._thread is None:
-                raise OverloadedError("the engine is being closed; ask again later", self._seconds)
+            self._require_open()
             version = self.finetunes.pin(request.adapter)
             if not self._queue.has_place(version.name):
                 self.finetunes.unpin(version)
                 raise OverloadedError(
-                    f"{len(self._queue)} requests are waiting; ask again later", self._retry_after()
+                    f"{len(self._queue)} requests are waiting, of at most {self.settings.max_waiting} of which others "
+                    "keep a share; ask again later",
+                    self._retry_after(),
                 )
-            ticket = Ticket(request, logprobs, on_event)
-            self._queue.put(version.name, _Job(ticket, version, replace(request, adapter=version.in_bank)))
-            self._changed.notify_all()
-        return ticket
+            job = Job(
+                Ticket(request, logprobs, on_event, self._wake),
+                version,
+                replace(request, adapter=version.in_bank),
+            )
+            self._queue.put(version.name, job)
+            self._preparing[bool(request.record["images"])].submit(self._prepare, job)
+        return job.ticket
 
     def load(self, name: str, folder: str | Path) -> None:
         """Adds a finetune, a folder in PEFT's format of any method with or without its ``projector.safetensors``,
@@ -135,7 +135,8 @@ class LiveEngine:
         Raises:
             UnknownNameError: there is none of that name.
         """
-        self._call(lambda: self.finetunes.unload(name))
+        self.finetunes.unload(name)
+        self._wake()
 
     def names(self) -> list[str]:
         """Of the finetunes that can be asked, without the base."""
@@ -149,135 +150,154 @@ class LiveEngine:
         """
         with self._changed:
             self._draining = True
-            done = self._changed.wait_for(lambda: not self._queue and not self._running, timeout)
+            done = self._changed.wait_for(lambda: not self._queue and not self._queue.rows, timeout)
         self.close()
         return done
 
+    @property
+    def healthy(self) -> bool:
+        """Whether the thread runs, and the last forward did not raise."""
+        return self._thread is not None and self._thread.is_alive() and not self._rows.broken
+
     def statistics(self) -> dict[str, float]:
-        """Numbers of now (``waiting``, ``running``, ``columns``) and since the start (``steps``, ``tokens``)."""
+        """Of now: requests ``waiting``, ``running``, columns of keys and values used (``columns``) and bytes kept for
+        reuse. Since the start: decoding ``steps``, ``tokens`` written, forwards that raised (``failures``), and how
+        often what was asked for was kept."""
+        rows, prompts = self._rows, self._rows.prompts
         with self._changed:
             return {
                 "waiting": len(self._queue),
-                "running": len(self._running),
-                "steps": self._steps,
-                "tokens": self._tokens,
+                "running": self._queue.rows.total(),
+                "columns": rows.decoder.columns,
+                "steps": rows.steps,
+                "tokens": rows.tokens,
+                "failures": rows.failures + self._broken,
+                "image_hits": prompts.images.hits,
+                "image_misses": prompts.images.misses,
+                "image_bytes": prompts.images.bytes,
+                "prefix_columns_found": prompts.prefixes.found_columns,
+                "prefix_columns_asked": prompts.prefixes.asked_columns,
+                "prefix_bytes": prompts.prefixes.bytes,
             }
 
-    # -- the worker's thread ------------------------------------------------------------------------------------
+    # -- beside the model ---------------------------------------------------------------------------------------
 
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.notify_all()
-                self._changed.wait_for(
-                    lambda: self._closing or self._queue or self._running or self._commands
+    def _prepare(self, job: Job) -> None:
+        if not job.ticket.cancelled:
+            try:
+                prepare(self.engine, job)
+            except Exception as error:
+                traceback.print_exception(error)
+                job.refusal = FailedError(
+                    f"the request could not be prepared ({type(error).__name__}: {error})"
                 )
-                if self._closing:
-                    break
-            self._run_commands()
-            self._drop_cancelled()
-            while job := self._take():
-                self._begin(job)
-            self._step()
-            self.finetunes.clear()
-        for job in [*self._running, *self._queue]:
-            job.ticket.cancel()
-        self._drop_cancelled()
-        self._run_commands()
+        self._wake()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _require_open(self) -> None:
+        if self._closing or self._draining or self._thread is None:
+            raise OverloadedError("the engine is being closed; ask again later", self._retry_after())
+
+    def _retry_after(self) -> float:
+        """Seconds until those that wait now have rows."""
+        return self._seconds * (1 + len(self._queue) / self.settings.max_rows)
 
     def _call(self, action: Callable[[], Any]) -> Any:
         """Does something between two steps and waits for it."""
         future: Future[Any] = Future()
         with self._changed:
-            if self._thread is None or self._closing:
-                raise OverloadedError("the engine is not running", self._seconds)
+            if self._closing or self._thread is None:
+                raise OverloadedError("the engine is not running", self._retry_after())
             self._commands.append((action, future))
             self._changed.notify_all()
         return future.result()
 
-    def _run_commands(self) -> None:
+    # -- the thread ---------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while self._wait():
+            try:
+                self._round()
+            except Exception as error:  # a fault of ours: nobody may wait for it for ever
+                traceback.print_exception(error)
+                self._broken += 1
+                self._end_all(FailedError(f"the engine failed ({type(error).__name__}: {error}); ask again"))
+        self._end_all(CancelledError("the engine was closed"))
+        self._run_commands()
+
+    def _wait(self) -> bool:
+        """Until there is something to do; False at the end."""
+        with self._changed:
+            self._changed.notify_all()  # to who waits for the end of all
+            self._changed.wait_for(
+                lambda: (
+                    self._closing
+                    or self._commands
+                    or len(self._rows)
+                    or any(job.ready or job.ticket.cancelled for job in self._queue)
+                    or self.finetunes.has_leaving
+                )
+            )
+            return not self._closing
+
+    def _round(self) -> None:
+        changed = self._run_commands()
+        if self.finetunes.clear() or changed:
+            self._rows.decoder.rearrange()
+        self._drop_cancelled()
+        while job := self._take():
+            for ended in self._rows.add(job):
+                self._end(*ended)
+        for ended in self._rows.step():
+            self._end(*ended)
+
+    def _run_commands(self) -> bool:
+        changed = bool(self._commands)
         while self._commands:
             action, future = self._commands.popleft()
             try:
-                with torch.inference_mode():
+                with torch.no_grad():
                     future.set_result(action())
             except BaseException as error:
                 future.set_exception(error)
+        return changed
 
-    def _take(self) -> _Job | None:
+    def _take(self) -> Job | None:
         with self._changed:
-            return self._queue.take(lambda _: True)
-
-    def _begin(self, job: _Job) -> None:
-        """Reads its prompt, or ranks its choices."""
-        self._running.append(job)
-        try:
-            if job.request.rank:
-                ((_, completion),) = self.engine.run(Work([[0]]), [job.request])
-                self._end(job, completion)
-                return
-            example = self.engine.encode(job.request)
-            with torch.inference_mode():
-                batch = self.engine.batch(job.request, example)
-                (job.handle,) = self._decoder.join(batch, [job.request.sampling])
-            job.ticket.prompt_tokens = len(example.conversations[0].ids)
-            job.writer = Writer(self.engine.template, [job.request.sampling], [job.handle])
-        except RefusedError as error:
-            self._end(job, Completion.refused(error))
-        except Exception as error:
-            self._fail([job], error)
-
-    def _step(self) -> None:
-        if not self._decoder:
-            return
-        try:
-            with torch.inference_mode():
-                steps = {step.conversation: step for step in self._decoder.step()}
-        except Exception as error:
-            self._fail(self._running, error)
-            self._decoder = self._new_decoder()
-            return
-        self._steps += 1
-        for job in list(self._running):
-            step, writer = steps[job.handle], job.writer
-            assert writer is not None, "those that run are being written"
-            self._tokens += step.token >= 0
-            going_on = writer.put(0, step)
-            text = writer.text(0)
-            settled = text[: writer.settled(0, text)] if going_on else text
-            job.ticket.tell(Piece(settled[len(job.told) :], [step.token] if step.token >= 0 else []))
-            job.told = max(job.told, settled, key=len)
-            if not going_on:
-                self._decoder.leave(job.handle)
-                self._end(job, writer.completion(0))
+            return self._queue.take(lambda job: job.ready)
 
     def _drop_cancelled(self) -> None:
+        error = CancelledError("the request was cancelled")
         with self._changed:
             gone = self._queue.remove(lambda job: job.ticket.cancelled)
         for job in gone:
             self.finetunes.unpin(job.version)
-            job.ticket.end(Completion.refused(CancelledError("cancelled")))
-        for job in [job for job in self._running if job.ticket.cancelled]:
-            self._decoder.leave(job.handle)
-            self._end(job, Completion.refused(CancelledError("cancelled")))
+            job.ticket.end(Completion.refused(error))
+        for job in [job for job in self._rows.jobs if job.ticket.cancelled]:
+            self._end(job, Completion.refused(error))
 
-    def _fail(self, jobs: list[_Job], error: Exception) -> None:
-        traceback.print_exception(error)
-        failure = FailedError(f"the model failed in this step ({type(error).__name__}: {error}); ask again")
-        for job in list(jobs):
-            self._end(job, Completion.refused(failure))
+    def _end_all(self, error: RefusedError) -> None:
+        for job in self._rows.jobs:
+            self._end(job, Completion.refused(error))
+        self._rows = self._new_rows()
+        if self._closing:
+            with self._changed:
+                gone = self._queue.remove(lambda _: True)
+            for job in gone:
+                self.finetunes.unpin(job.version)
+                job.ticket.end(Completion.refused(error))
 
-    def _end(self, job: _Job, completion: Completion) -> None:
+    def _end(self, job: Job, completion: Completion) -> None:
+        """Frees its row, then tells its caller."""
+        self._rows.remove(job)
         with self._changed:
-            self._running.remove(job)
             self._queue.give_back(job.version.name)
-            self._seconds = 0.9 * self._seconds + 0.1 * (time.monotonic() - job.ticket.submitted)
+            self._seconds += 0.1 * (time.monotonic() - job.ticket.submitted - self._seconds)
         self.finetunes.unpin(job.version)
         job.ticket.end(completion)
 
-    def _retry_after(self) -> float:
-        return self._seconds * (1 + len(self._queue) / self.settings.max_rows)
-
-    def _new_decoder(self) -> Decoder:
-        engine = self.engine
-        return Decoder(engine.model, engine.template.layout.end_ids(engine.model.reader.end_ids))
+    def _new_rows(self) -> LiveRows:
+        return LiveRows(self.engine, self.settings, self.finetunes.identify)

@@ -58,8 +58,9 @@ class Ticket:
     Args:
         request: as it was submitted.
         logprobs: how many likely tokens to tell at every place; None for no log-probabilities.
-        on_event: is called from the worker's thread with every `Piece` and last with the `Completion`; it must not
+        on_event: is called from the engine's thread with every `Piece` and last with the `Completion`; it must not
             wait. If it raises, the request is cancelled.
+        wake: tells the engine that it was cancelled.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Ticket:
         request: Request,
         logprobs: int | None = None,
         on_event: Callable[[Event], None] | None = None,
+        wake: Callable[[], None] = lambda: None,
     ):
         self.request, self.logprobs = request, logprobs
         self.completion: Completion | None = None
@@ -81,7 +83,7 @@ class Ticket:
         """When it was there, as `time.monotonic` counts."""
         self.ended: float | None = None
         self.cancelled = False
-        self._on_event = on_event
+        self._on_event, self._wake = on_event, wake
         self._pieces: list[Piece] = []
         self._changed = Condition()
 
@@ -115,6 +117,7 @@ class Ticket:
         """Wants no more: its row is free within one step, and its completion's ``refusal`` is `CancelledError`. Nothing
         happens where it has ended."""
         self.cancelled = True
+        self._wake()
 
     def tell(self, piece: Piece) -> None:
         """Adds a piece; called by the engine alone."""

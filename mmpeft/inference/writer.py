@@ -7,53 +7,59 @@ from mmpeft.inference.decoding import Decoder, Sampling, Step
 from mmpeft.inference.requests import Completion
 
 
-class Writer:
-    """Collects the tokens of conversations that are being written, and ends them at stop strings."""
+class Answer:
+    """One answer: the tokens that have been written, and the text that they are."""
 
-    def __init__(self, template: Template, samplings: Sequence[Sampling], handles: Sequence[int]):
-        self.template, self.samplings = template, samplings
-        self.places = {handle: place for place, handle in enumerate(handles)}
-        self.ids: list[list[int]] = [[] for _ in samplings]
-        self.completions = [Completion() for _ in samplings]
+    def __init__(self, template: Template, sampling: Sampling):
+        self.template, self.stops = template, sampling.stop
+        self.ids: list[int] = []
+        self._completion = Completion()
 
-    def take(self, decoder: Decoder) -> None:
-        """One step."""
-        for step in decoder.step():
-            if not self.put(self.places[step.conversation], step):
-                decoder.leave(step.conversation)
-
-    def put(self, place: int, step: Step) -> bool:
-        """One token of one conversation; whether it goes on."""
+    def put(self, step: Step) -> bool:
+        """Adds one token; whether the answer goes on."""
         if step.token >= 0:
-            self.ids[place].append(step.token)
+            self.ids.append(step.token)
         if step.finish_reason is not None:
-            self.completions[place].finish_reason = step.finish_reason
+            self._completion.finish_reason = step.finish_reason
             return False
-        return not self._stopped(place)
+        return not self._stopped()
 
-    def text(self, place: int) -> str:
+    def text(self) -> str:
         """What has been written, up to a stop string."""
-        text = self.template.decode(self.ids[place])
-        ends = [at for stop in self.samplings[place].stop if (at := text.find(stop)) >= 0]
+        text = self.template.decode(self.ids)
+        ends = [at for stop in self.stops if (at := text.find(stop)) >= 0]
         return text[: min(ends)] if ends else text
 
-    def settled(self, place: int, text: str) -> int:
+    def settled(self, text: str) -> int:
         """How much of the text will stay: its end may be half a character, or the beginning of a stop string."""
         if text.endswith("\N{REPLACEMENT CHARACTER}"):
             return 0
         begun = (
             length
-            for stop in self.samplings[place].stop
+            for stop in self.stops
             for length in range(len(stop) - 1, 0, -1)
             if text.endswith(stop[:length])
         )
         return len(text) - max(begun, default=0)
 
-    def completion(self, place: int) -> Completion:
+    def completion(self) -> Completion:
         """The whole answer."""
-        self.completions[place].text = self.text(place)
-        return self.completions[place]
+        self._completion.text = self.text()
+        return self._completion
 
-    def _stopped(self, place: int) -> bool:
-        stops = self.samplings[place].stop
-        return bool(stops) and any(stop in self.template.decode(self.ids[place]) for stop in stops)
+    def _stopped(self) -> bool:
+        return bool(self.stops) and any(stop in self.template.decode(self.ids) for stop in self.stops)
+
+
+class Writer:
+    """Collects the tokens of conversations that are being written, and ends them at stop strings."""
+
+    def __init__(self, template: Template, samplings: Sequence[Sampling], handles: Sequence[int]):
+        self.answers = [Answer(template, sampling) for sampling in samplings]
+        self._by_handle = dict(zip(handles, self.answers, strict=True))
+
+    def take(self, decoder: Decoder) -> None:
+        """One step."""
+        for step in decoder.step():
+            if not self._by_handle[step.conversation].put(step):
+                decoder.leave(step.conversation)

@@ -113,13 +113,19 @@ class MultimodalModel(nn.Module):
         from it. ``cache`` holds the columns before them and gets theirs."""
         return self.read(self.inputs(batch, new), cache)
 
-    def inputs(self, batch: Batch, new: int | None = None) -> "Inputs":
+    def inputs(self, batch: Batch, new: int | None = None, projected: Tensor | None = None) -> "Inputs":
         """What the decoder reads of the last ``new`` columns, or of all with the virtual tokens before them; routes
-        the bank."""
+        the bank.
+
+        Args:
+            batch: the rows.
+            new: how many of the last columns are read; None for all.
+            projected: of the batch's images, as `project` gives it, where that is known.
+        """
         columns = slice(None) if new is None else slice(batch.input_ids.shape[1] - new, None)
         self.bank.route(batch.adapters)
         inputs = Inputs(
-            embeds=self._embed(batch, columns),
+            embeds=self._embed(batch, columns, projected),
             ids=batch.input_ids[:, columns].clamp(min=0),
             queries=batch.segments[:, columns],
             keys=batch.segments,
@@ -194,17 +200,22 @@ class MultimodalModel(nn.Module):
             cache.update(keys, values, layer)
         return cache
 
-    def _embed(self, batch: Batch, columns: slice) -> Tensor:
+    def project(self, features: Tensor, rows: Tensor, adapters: Sequence[str | None]) -> Tensor:
+        """(images, tokens, vision dim), of the ``rows`` (images,) that the bank is routed for, -> (images, tokens, dim)
+        as the adapters of those rows see them."""
+        for method, stack in self.bank.inputs.items():
+            features = stack.change_images(features, self.bank.routing.slots[method][rows])
+        owners = [self.projector_slots.get(adapters[row] or "", 0) for row in rows.tolist()]
+        return self.projector(features, torch.tensor(owners, device=features.device), self.dtype)
+
+    def _embed(self, batch: Batch, columns: slice, projected: Tensor | None) -> Tensor:
         ids = batch.input_ids[:, columns]
         embeds = self.reader.embed(ids.clamp(min=0))
         slots = ids == IMAGE_TOKEN
         if batch.features is None or not bool(slots.any()):
             return embeds
-        features = batch.features
-        for method, stack in self.bank.inputs.items():
-            features = stack.change_images(features, self.bank.routing.slots[method][batch.image_rows])
-        owners = [self.projector_slots.get(batch.adapters[row] or "", 0) for row in batch.image_rows.tolist()]
-        projected = self.projector(features, torch.tensor(owners, device=ids.device), embeds.dtype)
+        if projected is None:
+            projected = self.project(batch.features, batch.image_rows, batch.adapters)
         if int(slots.sum()) != projected.shape[0] * projected.shape[1]:
             raise RefusedError(
                 f"the rows have {int(slots.sum())} image tokens, but {projected.shape[0]} images of "

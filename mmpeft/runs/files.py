@@ -212,7 +212,7 @@ def read_projectors(
     by_hash: dict[str, dict[str, Tensor]] = {}
     for name, path in _projector_files(directory, manifest).items():
         try:
-            by_hash[manifest.projectors[name]] = _read(path, manifest.projectors[name])
+            by_hash[manifest.projectors[name]] = read_projector(path, manifest.projectors[name])
         except RefusedError as error:
             if name == BASE:
                 raise
@@ -229,12 +229,17 @@ def _projector_files(directory: Path, manifest: Manifest) -> dict[str, Path]:
     return files if manifest.projectors[BASE] in own else {BASE: directory / PROJECTOR, **files}
 
 
-def _read(path: Path, wanted: str) -> dict[str, Tensor]:
+def read_projector(path: Path, wanted: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a projector's file, of this hash where one was recorded.
+
+    Raises:
+        RefusedError: it is missing, damaged, another, or not finite.
+    """
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise RefusedError(f"{path} is missing or damaged ({error}); {RESTORE}") from None
-    if hash_tensors(tensors) != wanted:
+    if wanted is not None and hash_tensors(tensors) != wanted:
         raise RefusedError(f"{path} is not the projector that {MANIFEST} was written for; {RESTORE}")
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise RefusedError(f"{path} holds NaN or infinite values: its training diverged")
@@ -244,7 +249,7 @@ def _read(path: Path, wanted: str) -> dict[str, Tensor]:
 def _read_format_1(directory: Path, manifest: Manifest) -> dict[str, dict[str, Tensor]]:
     """All projectors in one file, ``<finetune or "base">.weight``; a finetune without one uses the base's."""
     found: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in _read(directory / PROJECTOR, manifest.projector).items():
+    for key, tensor in read_projector(directory / PROJECTOR, manifest.projector).items():
         name, _, part = key.rpartition(".")
         found.setdefault(name, {})[part] = tensor
     return {name: found.get(name, found[BASE]) for name in (BASE, *manifest.adapters)}
