@@ -65,6 +65,8 @@ class Decoder:
         """(conversations, vocabulary) of the last step, in the order of what it returned."""
         self._conversations: list[_Conversation] = []
         self._hidden = torch.empty(0)
+        self._tokens = torch.empty(0, dtype=torch.int64)
+        """(conversations,): what each has just written."""
         self._handles = count()
 
     def __len__(self) -> int:
@@ -118,12 +120,20 @@ class Decoder:
             for owner, each in zip(owners, sampling, strict=True)
         ]
         self._conversations += new
+        nothing = torch.zeros(len(new), dtype=torch.int64, device=hidden.device)
+        self._tokens = torch.cat([self._tokens, nothing]) if len(self._hidden) else nothing
         self._hidden = torch.cat([self._hidden, hidden]) if len(self._hidden) else hidden
         return [one.handle for one in new]
 
-    @torch.no_grad()
     def step(self) -> list[Step]:
         """One token for every unfinished conversation, and the forward for the next."""
+        steps = self.write()
+        self.advance()
+        return steps
+
+    @torch.no_grad()
+    def write(self) -> list[Step]:
+        """One token for every unfinished conversation; `advance` is to follow, before others join."""
         if not self._conversations:
             return []
         settings = [(one.sampling, one.generator) for one in self._conversations]
@@ -131,10 +141,15 @@ class Decoder:
         tokens = sample(self.logits, *zip(*settings, strict=True))
         steps = [self._write(*pair) for pair in zip(self._conversations, tokens.tolist(), strict=True)]
         going_on = [number for number, step in enumerate(steps) if step.finish_reason is None]
+        self._tokens = tokens
         self._keep(going_on)
-        if going_on:
-            self._hidden = self._memory.advance(tokens if len(going_on) == len(steps) else tokens[going_on])
         return steps
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """The forward for the next tokens of those that go on."""
+        if self._conversations:
+            self._hidden = self._memory.advance(self._tokens)
 
     def _next_logits(self) -> Tensor:
         """(conversations, vocabulary); of fixed shapes where the room is fixed."""
@@ -164,7 +179,7 @@ class Decoder:
     def _keep(self, numbers: list[int]) -> None:
         if len(numbers) < len(self._conversations):
             self._conversations = [self._conversations[number] for number in numbers]
-            self._hidden = self._hidden[numbers]
+            self._hidden, self._tokens = self._hidden[numbers], self._tokens[numbers]
             self._memory.keep(numbers)
 
 

@@ -244,8 +244,8 @@ class LiveEngine:
             return not self._closing
 
     def _round(self) -> None:
-        changed = self._run_commands()
-        if self.finetunes.clear() or changed:
+        cleared = self.finetunes.clear()  # first, so that what is loaded finds its places free
+        if self._run_commands() or cleared:
             self._rows.decoder.rearrange()
         self._drop_cancelled()
         while job := self._take():

@@ -66,7 +66,8 @@ class LiveRows:
         elif not self.model.reader.reading.packed:
             self.unread.append(job)
         else:
-            yield from self._guarded([job], lambda: self.prompts.open(job))
+            with torch.inference_mode():
+                yield from self._guarded([job], lambda: self.prompts.open(job))
 
     def remove(self, job: Job) -> None:
         """Nobody wants it any more; its row is free at once."""
@@ -154,22 +155,32 @@ class LiveRows:
     # -- writing ------------------------------------------------------------------------------------------------
 
     def _write(self) -> Iterator[Ended]:
+        """Tokens are told before the forward for the next."""
         try:
-            steps = self.decoder.step()
+            steps = self.decoder.write()
+            finite = self.decoder.logits.amax(-1).isfinite().tolist()
         except Exception as error:
-            jobs, self.writing = list(self.writing.values()), {}
-            self.decoder = self._new_decoder()
-            yield from self._failed(jobs, error)
+            yield from self._lost(error)
             return
-        self.steps += 1
-        self.broken = False
-        finite = self.decoder.logits.amax(-1).isfinite().tolist()
         for step, logits, usable in zip(steps, self.decoder.logits, finite, strict=True):
             job = self.writing[step.conversation]
             completion = self._put(job, step, logits) if usable else Completion.refused(_diverged(job))
             if completion is not None:
                 self.remove(job)
                 yield job, completion
+        try:
+            self.decoder.advance()
+        except Exception as error:
+            yield from self._lost(error)
+            return
+        self.steps += 1
+        self.broken = False
+
+    def _lost(self, error: Exception) -> Iterator[Ended]:
+        """The end of all answers that are being written: what they have read may be half changed."""
+        jobs, self.writing = list(self.writing.values()), {}
+        self.decoder = self._new_decoder()
+        yield from self._failed(jobs, error)
 
     def _put(self, job: Job, step: Step, logits: Tensor) -> Completion | None:
         """One token of one answer; the completion if it was the last."""

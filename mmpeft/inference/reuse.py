@@ -16,7 +16,7 @@ from mmpeft.data.spans import IMAGE_TOKEN
 from mmpeft.inference.chunks import KeysValues
 
 Value = TypeVar("Value")
-BLOCK = 16
+BLOCK = 8
 """Prefixes are kept in multiples of so many columns."""
 
 

@@ -208,7 +208,7 @@ class MultimodalModel(nn.Module):
         owners = [self.projector_slots.get(adapters[row] or "", 0) for row in rows.tolist()]
         return self.projector(features, torch.tensor(owners, device=features.device), self.dtype)
 
-    def _embed(self, batch: Batch, columns: slice, projected: Tensor | None) -> Tensor:
+    def _embed(self, batch: Batch, columns: slice, projected: Tensor | None = None) -> Tensor:
         ids = batch.input_ids[:, columns]
         embeds = self.reader.embed(ids.clamp(min=0))
         slots = ids == IMAGE_TOKEN
