@@ -78,7 +78,8 @@ def image(engine: Engine, repeats: int) -> None:
             _, again = seconds(live, [about(first, 1)])
             many, _ = seconds(live, [about(second, number) for number in range(10)])
             if turn:
-                one.append(whole), ten.append(many), cold.append(soon), warm.append(again)
+                for own, value in ((one, whole), (ten, many), (cold, soon), (warm, again)):
+                    own.append(value)
     median = {
         name: statistics.median(own)
         for name, own in {"one": one, "ten": ten, "cold": cold, "warm": warm}.items()

@@ -9,10 +9,12 @@
 A column of a row is a token that the row has read: of its prefix, its prompt or its answers; none is padding.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -190,8 +192,14 @@ class _Layer(CacheLayerMixin):
 def _grown(tensor: Tensor, sizes: tuple[int, ...], value: int) -> Tensor:
     """``tensor`` with its leading dims padded at their end."""
     shape = *sizes, *tensor.shape[len(sizes) :]
-    out = (
-        tensor.new_full(shape, value) if value else tensor.new_zeros(shape)
-    )  # zeros take no memory until written
+    out = tensor.new_full(shape, value) if value else _zeros(tensor, shape)
     out[tuple(slice(size) for size in tensor.shape)] = tensor
     return out
+
+
+def _zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Zeros that on a CPU take no memory until they are written: torch's own are all written at once."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    memory = np.zeros(math.prod(shape) * like.itemsize, np.uint8)
+    return torch.from_numpy(memory).view(like.dtype).view(shape)

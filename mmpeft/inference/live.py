@@ -105,19 +105,13 @@ class LiveEngine:
             version = self.finetunes.pin(request.adapter)
             if not self._queue.has_place(version.name):
                 self.finetunes.unpin(version)
-                raise OverloadedError(
-                    f"{len(self._queue)} requests are waiting, of at most {self.settings.max_waiting} of which others "
-                    "keep a share; ask again later",
-                    self._retry_after(),
-                )
-            job = Job(
-                Ticket(request, logprobs, on_event, self._wake),
-                version,
-                replace(request, adapter=version.in_bank),
-            )
+                told = f"{len(self._queue)} requests are waiting, and others keep a share; ask again later"
+                raise OverloadedError(told, self._retry_after())
+            ticket = Ticket(request, logprobs, on_event, self._wake)
+            job = Job(ticket, version, replace(request, adapter=version.in_bank))
             self._queue.put(version.name, job)
             self._preparing[bool(request.record["images"])].submit(self._prepare, job)
-        return job.ticket
+        return ticket
 
     def load(self, name: str, folder: str | Path) -> None:
         """Adds a finetune, a folder in PEFT's format of any method with or without its ``projector.safetensors``,

@@ -1,8 +1,10 @@
 """The live engine: every request is answered as alone, whoever comes and goes beside it."""
 
+import gc
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -446,3 +448,25 @@ def test_clients_in_threads_over_finetunes_that_come_and_go(eight, images, folde
     assert len(found) == 96
     assert not wrong
     assert "moving" not in " ".join(eight.model.bank.names)
+
+
+@pytest.mark.slow
+def test_a_thousand_loads_leave_the_memory_where_it_was(eight, folder):
+    """What the process holds after 1,000 cycles, beside what it held after the first hundred."""
+    places = [folder(name) for name in ("lora", "ia3", "prefix", "dora")]
+
+    def resident():
+        gc.collect()
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    before = eight.model.bank.names
+    with LiveEngine(eight.engine, SMALL) as live:
+        for turn in range(1000):
+            live.load("moving", places[turn % 4])
+            assert live.submit(ask_text("why?", "moving", Sampling(2))).result(WAIT).error is None
+            live.unload("moving")
+            if turn == 100:
+                start = resident()
+        answers(live, [ask_text("why?")])
+        assert resident() <= 1.02 * start
+    assert eight.model.bank.names == before
