@@ -13,6 +13,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mmpeft.adapters.peft_format import load_adapter, save_adapter
+from mmpeft.adapters.bank import AdapterBank
+from mmpeft.adapters.methods.base import AdapterConfig
+from mmpeft.adapters.peft_format import load_adapter, read_parts, save_adapter
 from mmpeft.data.template import Template, layout_of
 from mmpeft.errors import RefusedError
 from mmpeft.files import save_tensors
@@ -135,6 +138,7 @@ def load_trained(
                 continue  # none of its rows is asked
             # a new finetune begins with the projector that rows without one use
             model.projector.fill(projectors.get(owner, projectors[BASE]), slot)
+    _reserve(model.bank, [adapter_folder(directory, source) for source in adapters.values()])
     for name, source in adapters.items():
         folder = adapter_folder(directory, source)
         try:
@@ -146,6 +150,18 @@ def load_trained(
             if left_out is None:
                 raise
             left_out[source] = error
+
+
+def _reserve(bank: AdapterBank, folders: Sequence[Path]) -> None:
+    """Room for all that is going to be loaded: made one by one, it would be copied as often."""
+    wanted: dict[str, list[AdapterConfig]] = {}
+    for folder in folders:
+        with suppress(RefusedError):  # which is told when it is loaded
+            for config in read_parts(folder):
+                wanted.setdefault(config.method, []).append(config)
+    have = [part.config.method for name in bank.names for part in bank.entry(name).parts]
+    for method, configs in wanted.items():
+        bank.reserve(method, have.count(method) + len(configs), max(config.size for config in configs))
 
 
 def tell_left_out(directory: str | Path, left_out: LeftOut, usable: Sequence[str]) -> None:
