@@ -11,6 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from threading import Thread
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from mmpeft.inference.live import LiveEngine
 from mmpeft.inference.live_settings import LiveSettings
 from mmpeft.inference.requests import Request
 from mmpeft.inference.sampling import Sampling
+from mmpeft.inference.tickets import OverloadedError
 from mmpeft.models.build import build_model
 from mmpeft.models.language import LanguageConfig, load_tokenizer
 from mmpeft.models.vision_config import VisionConfig
@@ -46,7 +48,7 @@ def live(only: str = "", repeats: int = 3, image_size: int = 224) -> None:
     """Times the cases.
 
     Args:
-        only: the cases that have this in their names: image, mixed, thousand.
+        only: the cases that have this in their names: image, mixed, overload, thousand.
         repeats: rounds over what is timed.
         image_size: pixels of the encoder's side.
     """
@@ -54,7 +56,7 @@ def live(only: str = "", repeats: int = 3, image_size: int = 224) -> None:
     model = build_model(LanguageConfig(), VisionConfig(weights=WEIGHTS, image_size=image_size)).eval()
     encoder, tokenizer = model.vision_encoder, load_tokenizer(LanguageConfig().name)
     engine = Engine(model, Template(tokenizer, encoder.num_tokens), FeatureCache(None, encoder))
-    for case in (image, mixed, thousand):
+    for case in (image, mixed, overload, thousand):
         if only in case.__name__:
             case(engine, repeats)
 
@@ -151,6 +153,41 @@ def thousand(engine: Engine, repeats: int) -> None:
         step_ms_of_8=round(1000 * found[8], 2),
         step_ms_of_1000=round(1000 * found[1000], 2),
         ratio=round(found[1000] / found[8], 3),
+    )
+
+
+def overload(engine: Engine, repeats: int) -> None:
+    """What those wait that were taken in, with as many clients as rows and with ten times as many."""
+
+    def p99(live: LiveEngine, clients: int) -> float:
+        waited: list[float] = []
+        ends = time.monotonic() + 10 * repeats
+
+        def client(number: int) -> None:
+            while time.monotonic() < ends:
+                try:
+                    ticket = live.submit(text(f"what is at place {number}?", None, 16))
+                except OverloadedError as error:
+                    time.sleep(min(error.retry_after, 1))
+                else:
+                    assert ticket.result().error is None
+                    waited.append((ticket.ended or 0) - ticket.submitted)
+
+        threads = [Thread(target=client, args=(number,)) for number in range(clients)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return statistics.quantiles(waited, n=100)[-1]
+
+    with LiveEngine(engine, LiveSettings(max_rows=ROWS)) as live:
+        p99(live, ROWS)
+        usual, much = p99(live, ROWS), p99(live, 10 * ROWS)
+    report(
+        case="overload",
+        p99_ms=round(1000 * usual),
+        p99_of_ten_times_ms=round(1000 * much),
+        ratio=round(much / usual, 2),
     )
 
 

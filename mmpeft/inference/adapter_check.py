@@ -53,7 +53,7 @@ def check_adapters(
     """
     kinds = defaultdict[str, list[str]](list)
     for name in model.bank.names if among is None else among:
-        kinds[_kind(model.bank.entry(name))].append(name)
+        kinds[kind_of(model.bank.entry(name))].append(name)
     known = {*checked.get("adapters", [])}
     with evaluating(model):
         for kind, names in kinds.items():
@@ -71,8 +71,8 @@ def check_adapters(
     return checked | {"adapters": sorted(known)}
 
 
-def _kind(entry: Entry) -> str:
-    """Methods, and a hash of where they are."""
+def kind_of(entry: Entry) -> str:
+    """What one check speaks for: methods, and a hash of where they are."""
     return f"{_methods(entry)} {hash_json([part.sites for part in entry.parts])[:16]}"
 
 

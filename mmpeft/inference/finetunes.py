@@ -17,7 +17,7 @@ from mmpeft.adapters.methods.stack import Stack
 from mmpeft.adapters.peft_format import load_adapter
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import hash_json, hash_tensors
-from mmpeft.inference.adapter_check import check_adapters
+from mmpeft.inference.adapter_check import check_adapters, kind_of
 from mmpeft.inference.reuse import Identity
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.names import RESERVED_NAME, unknown_finetune
@@ -44,7 +44,7 @@ class Finetunes:
     up and pinned from any thread.
 
     Args:
-        model: whose bank's finetunes are there from the beginning.
+        model: whose bank's finetunes are there from the beginning, and have been checked.
         base: hash of the frozen base, where there are several.
     """
 
@@ -55,7 +55,8 @@ class Finetunes:
         self._base = Version(None, None)
         self._versions = {name: Version(name, name) for name in model.bank.names}
         self._leaving: list[Version] = []
-        self._checked: dict[str, Any] = {}
+        kinds = {kind_of(entry) for entry in model.bank.entries.values()}
+        self._checked: dict[str, Any] = {"adapters": sorted(kinds)}
 
     def names(self) -> list[str]:
         """Of the finetunes that can be asked."""
