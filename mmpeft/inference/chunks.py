@@ -103,25 +103,19 @@ class Prompt:
 
 
 @torch.no_grad()
-def read_chunks(
-    model: MultimodalModel,
-    prompts: Sequence[Prompt],
-    counts: Sequence[int],
-    shape: tuple[int, int] | None = None,
-) -> None:
+def read_chunks(model: MultimodalModel, prompts: Sequence[Prompt], counts: Sequence[int]) -> None:
     """The next columns of some prompts, in one forward.
 
     Args:
         model: whose conversations can share rows.
         prompts: what is read.
         counts: columns of each.
-        shape: (columns read, columns of keys) of the forward where these are fixed; by default as many as are needed.
 
     Raises:
         RefusedError: what the model refuses, such as a row beyond its window; no prompt has been changed then.
     """
     ends = [prompt.start + count for prompt, count in zip(prompts, counts, strict=True)]
-    queries, keys = shape or (max(counts), max(ends))
+    queries, keys = max(counts), max(ends)
     model.reader.check_width(max(ends))
     part = _stacked(prompts, counts, queries)
     known = [(prompt.inputs, end) for prompt, end in zip(prompts, ends, strict=True)]

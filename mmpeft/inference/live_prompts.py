@@ -101,8 +101,7 @@ class Prompts:
         Raises:
             RefusedError: as `read_chunks`.
         """
-        shape = (self.settings.chunk, self.settings.max_columns) if self.settings.deterministic else None
-        read_chunks(self.model, [_prompt_of(job) for job, _ in chosen], [count for _, count in chosen], shape)
+        read_chunks(self.model, [_prompt_of(job) for job, _ in chosen], [count for _, count in chosen])
         done: list[Job] = []
         for job, _ in chosen:
             prompt = _prompt_of(job)
@@ -147,8 +146,8 @@ class Prompts:
         if inputs.invoked is not None and identity.activated:
             acts = inputs.invoked[0].nonzero()
             acts_from = int(acts[0, 0]) if len(acts) else len(ids)
-        per_image = self.model.vision_encoder.num_tokens
-        return prefix_keys(ids[:limit], job.row.images, per_image, acts_from, identity, self.prefixes.block)
+        sizes = [len(features) for features in job.features]
+        return prefix_keys(ids[:limit], job.row.images, sizes, acts_from, identity, self.prefixes.block)
 
     def _check_size(self, job: Job, inputs: Inputs) -> None:
         new = 0 if job.request.rank else job.request.sampling.max_new_tokens

@@ -24,8 +24,10 @@ class LiveSettings:
     prefix_bytes: int = 2**29
     """Keys and values of read prompts that are kept, the latest used."""
     deterministic: bool = False
-    """Whether all shapes are fixed, so that an answer is the same bit by bit whatever is answered beside it: every step
-    has ``max_rows`` rows of ``max_columns`` columns, and prompts are read one by one in whole chunks."""
+    """Whether no shape depends on others, so that an answer is the same bit by bit whatever is answered beside it:
+    every step has ``max_rows`` rows of ``max_columns`` columns, prompts are read one by one in whole chunks, and logits
+    are computed row by row. Experts that gather tokens of all rows do so still, and a finetune that is loaded with a
+    larger rank than all before widens the products of its method."""
 
     def __post_init__(self):
         for name in ("max_rows", "max_columns", "chunk"):

@@ -5,9 +5,11 @@ Base rows, and those of activated finetunes before their invocation, have the ba
 """
 
 import hashlib
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -60,7 +62,7 @@ class Identity(NamedTuple):
 def prefix_keys(
     ids: Sequence[int],
     images: Sequence[str],
-    image_tokens: int,
+    sizes: Sequence[int],
     acts_from: int,
     identity: Identity,
     block: int,
@@ -70,18 +72,18 @@ def prefix_keys(
     Args:
         ids: of every column, `IMAGE_TOKEN` at images'; virtual tokens have a negative one of their own.
         images: the content's hash of every image, in order.
-        image_tokens: columns of an image.
+        sizes: columns of every image.
         acts_from: the first column that the finetune changes; ``len(ids)`` where it changes none.
         identity: of the row.
         block: columns.
     """
     keys: list[PrefixKey] = []
-    tokens, begun = hashlib.sha256(), 0
+    tokens, begun, starts = hashlib.sha256(), 0, [0, *accumulate(sizes)][: len(images)]
     for end in range(block, len(ids) + 1, block):
         part = ids[end - block : end]
         tokens.update(str(part).encode())
         begun += part.count(IMAGE_TOKEN)
-        shown = images[: -(-begun // image_tokens)] if begun else ()
+        shown = images[: bisect_left(starts, begun)]
         keys.append(
             PrefixKey(
                 identity.base,

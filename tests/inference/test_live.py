@@ -309,9 +309,9 @@ def test_a_long_prompt_is_read_between_the_steps_of_others(eight, images, monkey
     events = []
     read, settings = chunks.read_chunks, replace(SMALL, prefix_bytes=0)
 
-    def told(model, prompts, counts, shape=None):
+    def told(model, prompts, counts):
         events.append(sum(counts))
-        return read(model, prompts, counts, shape)
+        return read(model, prompts, counts)
 
     monkeypatch.setattr(live_prompts, "read_chunks", told)
     with LiveEngine(eight.engine, settings) as live:

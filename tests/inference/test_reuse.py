@@ -11,7 +11,7 @@ IDENTITY = Identity("base", "encoder", "adapter", "projector", False, False)
 
 
 def keys_of(ids, images=(), acts_from=0, identity=IDENTITY):
-    return prefix_keys(ids, images, 3, acts_from, identity, BLOCK)
+    return prefix_keys(ids, images, [3] * len(images), acts_from, identity, BLOCK)
 
 
 def layers_of(ids, num_layers=2):
@@ -108,3 +108,13 @@ def test_the_latest_used_stay():
     latest.put("d", "D", 1)
     assert latest.trim() == ["B"]
     assert (latest.get("b"), latest.hits, latest.misses) == (None, 1, 1)
+
+
+def test_images_may_have_different_numbers_of_columns():
+    first, second = [IMAGE_TOKEN] * 4, [IMAGE_TOKEN] * 8
+
+    def keys(*images):
+        return prefix_keys([*first, *second], images, [4, 8], 0, IDENTITY, BLOCK)
+
+    shared = [a == b for a, b in zip(keys("a", "b"), keys("a", "c"), strict=True)]
+    assert shared == [True, False, False]
