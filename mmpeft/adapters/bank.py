@@ -62,6 +62,8 @@ class AdapterBank(nn.Module):
         self.inputs: dict[str, Stack] = {}
         """Method -> the stack of a method that changes what the model reads, in the order in which they act."""
         self.entries: dict[str, Entry] = {}
+        self.doubling = False
+        """Whether `add`, where it has to make room, makes it for twice as many: where adapters come and go."""
         self._inputs: ModelInputs | None = None
         self._num_slots: dict[str, int] = {}
         self._sizes: dict[str, int] = {}
@@ -114,7 +116,10 @@ class AdapterBank(nn.Module):
         tell_left_out(self.model, name, config)
         for part in parts:
             method = part.config.method
-            self.reserve(method, max(part.slot + 1, self._num_slots.get(method, 0)), part.config.size)
+            room = self._num_slots.get(method, 0)
+            if part.slot >= room:
+                room = max(2, 2 * room) if self.doubling else part.slot + 1
+            self.reserve(method, room, part.config.size)
             for path in part.sites:
                 self._stack(path, part.config).open(part.slot, part.config, generator)
         self.entries[name] = Entry(config, parts)
@@ -257,12 +262,8 @@ class AdapterBank(nn.Module):
         return parts
 
     def _free_slot(self, method: str) -> int:
-        taken = {
-            part.slot
-            for entry in self.entries.values()
-            for part in entry.parts
-            if part.config.method == method
-        }
+        parts = (part for entry in self.entries.values() for part in entry.parts)
+        taken = {part.slot for part in parts if part.config.method == method}
         return next(slot for slot in range(len(taken) + 1) if slot not in taken)
 
     def _stack(self, path: str, config: AdapterConfig) -> Stack:

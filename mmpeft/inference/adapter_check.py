@@ -6,7 +6,7 @@ read the weight of a linear and multiply themselves, and an adapter there does n
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,7 +32,10 @@ OF_IMAGES = "image_prompt"
 
 
 def check_adapters(
-    model: MultimodalModel, checked: dict[str, Any], left_out: LeftOut | None = None
+    model: MultimodalModel,
+    checked: dict[str, Any],
+    left_out: LeftOut | None = None,
+    among: Iterable[str] | None = None,
 ) -> dict[str, Any]:
     """Checks one finetune of every combination of methods on every choice of layers.
 
@@ -40,6 +43,7 @@ def check_adapters(
         model: holds the finetunes.
         checked: of the base, as `ensure_checked` gives it; what is in it already is not checked again.
         left_out: takes the finetunes that fail, which leave the bank; None raises for the first.
+        among: the finetunes to be checked; all by default.
 
     Returns:
         The same with what was checked now.
@@ -48,8 +52,8 @@ def check_adapters(
         RefusedError: one that reaches other rows, or not its own.
     """
     kinds = defaultdict[str, list[str]](list)
-    for name, entry in model.bank.entries.items():
-        kinds[_kind(entry)].append(name)
+    for name in model.bank.names if among is None else among:
+        kinds[kind_of(model.bank.entry(name))].append(name)
     known = {*checked.get("adapters", [])}
     with evaluating(model):
         for kind, names in kinds.items():
@@ -67,8 +71,8 @@ def check_adapters(
     return checked | {"adapters": sorted(known)}
 
 
-def _kind(entry: Entry) -> str:
-    """Methods, and a hash of where they are."""
+def kind_of(entry: Entry) -> str:
+    """What one check speaks for: methods, and a hash of where they are."""
     return f"{_methods(entry)} {hash_json([part.sites for part in entry.parts])[:16]}"
 
 

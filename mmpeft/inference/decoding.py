@@ -10,11 +10,14 @@ from itertools import count
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from mmpeft.data.batch import Batch
 from mmpeft.errors import RefusedError
+from mmpeft.inference.kv_cache import Room
 from mmpeft.inference.own_memory import OwnMemory
 from mmpeft.inference.packed_memory import PackedMemory
+from mmpeft.inference.prefill import Prefilled
 from mmpeft.inference.sampling import Sampling, sample
 from mmpeft.models.multimodal import MultimodalModel, last_positions
 
@@ -51,14 +54,19 @@ class Decoder:
     Args:
         model: in eval mode.
         eos_token_id: ends an answer; of several each does.
+        room: what is allocated at once, of a model whose conversations can share rows.
     """
 
-    def __init__(self, model: MultimodalModel, eos_token_id: int | Collection[int]):
-        self.model = model
+    def __init__(self, model: MultimodalModel, eos_token_id: int | Collection[int], room: Room | None = None):
+        self.model, self._room = model, room or Room()
         self.end_ids = {eos_token_id} if isinstance(eos_token_id, int) else {*eos_token_id}
-        self._memory = PackedMemory(model) if model.reader.reading.packed else OwnMemory(model)
+        self._memory = PackedMemory(model, self._room) if model.reader.reading.packed else OwnMemory(model)
+        self.logits = torch.empty(0)
+        """(conversations, vocabulary) of the last step, in the order of what it returned."""
         self._conversations: list[_Conversation] = []
         self._hidden = torch.empty(0)
+        self._tokens = torch.empty(0, dtype=torch.int64)
+        """(conversations,): what each has just written."""
         self._handles = count()
 
     def __len__(self) -> int:
@@ -84,18 +92,48 @@ class Decoder:
             raise RefusedError(
                 f"{len(sampling)} sampling settings for {len(owners)} conversations; give one for each"
             )
-        hidden = self._memory.join(batch)
+        return self._add(owners, sampling, self._memory.join(batch))
+
+    @torch.no_grad()
+    def admit(self, read: Prefilled, adapter: str | None, sampling: Sampling) -> int:
+        """A row with one conversation whose prompt is read already, of a model whose conversations can share rows.
+
+        Returns:
+            Its handle.
+        """
+        assert isinstance(self._memory, PackedMemory), "others read prompts by themselves"
+        self._memory.admit(read, [adapter])
+        return self._add([adapter], [sampling], read.hidden)[0]
+
+    @property
+    def columns(self) -> int:
+        """Tokens whose keys and values, or states, are kept."""
+        return self._memory.columns
+
+    def rearrange(self) -> None:
+        """The bank has other finetunes than at the last step."""
+        self._memory.keep(range(len(self)))
+
+    def _add(self, owners: Sequence[str | None], sampling: Sequence[Sampling], hidden: Tensor) -> list[int]:
         new = [
             _Conversation(next(self._handles), owner, *self._own(each))
             for owner, each in zip(owners, sampling, strict=True)
         ]
         self._conversations += new
+        nothing = torch.zeros(len(new), dtype=torch.int64, device=hidden.device)
+        self._tokens = torch.cat([self._tokens, nothing]) if len(self._hidden) else nothing
         self._hidden = torch.cat([self._hidden, hidden]) if len(self._hidden) else hidden
         return [one.handle for one in new]
 
-    @torch.no_grad()
     def step(self) -> list[Step]:
         """One token for every unfinished conversation, and the forward for the next."""
+        steps = self.write()
+        self.advance()
+        return steps
+
+    @torch.no_grad()
+    def write(self) -> list[Step]:
+        """One token for every unfinished conversation; `advance` is to follow, before others join."""
         if not self._conversations:
             return []
         with self.model.reader.prepacked.in_use(self.model.bank.layers.values()):
@@ -103,14 +141,27 @@ class Decoder:
 
     def _step(self) -> list[Step]:
         settings = [(one.sampling, one.generator) for one in self._conversations]
-        logits = self.model.logits(self._hidden, [one.adapter for one in self._conversations])
-        tokens = sample(logits, *zip(*settings, strict=True))
+        self.logits = self._next_logits()
+        tokens = sample(self.logits, *zip(*settings, strict=True))
         steps = [self._write(*pair) for pair in zip(self._conversations, tokens.tolist(), strict=True)]
         going_on = [number for number, step in enumerate(steps) if step.finish_reason is None]
+        self._tokens = tokens
         self._keep(going_on)
-        if going_on:
-            self._hidden = self._memory.advance(tokens if len(going_on) == len(steps) else tokens[going_on])
         return steps
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """The forward for the next tokens of those that go on."""
+        if self._conversations:
+            self._hidden = self._memory.advance(self._tokens)
+
+    def _next_logits(self) -> Tensor:
+        """(conversations, vocabulary); of fixed shapes where the room is fixed."""
+        owners = [one.adapter for one in self._conversations]
+        if not self._room.fixed:
+            return self.model.logits(self._hidden, owners)
+        each = zip(self._hidden.split(1), owners, strict=True)
+        return torch.cat([self.model.logits(hidden, [owner]) for hidden, owner in each])
 
     def leave(self, conversation: int) -> None:
         """Ends a conversation early; nothing happens where it has ended by itself."""
@@ -132,7 +183,7 @@ class Decoder:
     def _keep(self, numbers: list[int]) -> None:
         if len(numbers) < len(self._conversations):
             self._conversations = [self._conversations[number] for number in numbers]
-            self._hidden = self._hidden[numbers]
+            self._hidden, self._tokens = self._hidden[numbers], self._tokens[numbers]
             self._memory.keep(numbers)
 
 

@@ -95,7 +95,7 @@ class Engine:
         for number in range(len(requests)) if among is None else among:
             request = requests[number]
             try:
-                example = self._encode(request)
+                example = self.encode(request)
             except RefusedError as error:
                 refused.append((number, Completion.refused(error)))
             else:
@@ -110,7 +110,7 @@ class Engine:
         examples: dict[int, Example] = {}
         for number, request in own.items():
             try:
-                examples[number] = self._encode(request)
+                examples[number] = self.encode(request)
             except RefusedError as error:  # its image has gone since it was planned
                 answers.append((number, Completion.refused(error)))
         loaded = self._load_images(own, examples)
@@ -149,13 +149,12 @@ class Engine:
         Raises:
             RefusedError: it cannot be asked.
         """
-        example = self._encode(request)
-        features = self.features(request.record["images"]) if request.record["images"] else None
-        asked = _Asked(self.model, {0: request}, [[0]], lambda keys: features)  # pyright: ignore
+        example = self.encode(request)
+        asked = _Asked(self.model, {0: request}, [[0]], lambda _: self.features(request.record["images"]))
         told, text = "", ""
         for writer in self._steps(asked, {0: example}):
-            text = writer.text(0)
-            if len(settled := text[: writer.settled(0, text)]) > len(told):
+            text = writer.answers[0].text()
+            if len(settled := text[: writer.answers[0].settled(text)]) > len(told):
                 yield settled[len(told) :]
                 told = settled
         if len(text) > len(told):
@@ -163,8 +162,13 @@ class Engine:
 
     # -- planning -------------------------------------------------------------------------------------------
 
-    def _encode(self, request: Request) -> Example:
-        """Images go by their content: equal ones share a row and are encoded once."""
+    def encode(self, request: Request) -> Example:
+        """A request's prompt as the model reads it. Images go by their content: equal ones share a row and are encoded
+        once.
+
+        Raises:
+            RefusedError: an unknown finetune, an image that is not there, a prompt that is too long.
+        """
         if request.adapter is not None:
             self.model.bank.entry(request.adapter)
         record = request.record
@@ -194,7 +198,8 @@ class Engine:
 
     def _write(self, asked: "_Asked", examples: dict[int, Example]) -> dict[int, Completion]:
         *_, writer = self._steps(asked, examples)
-        return {number: writer.completion(place) for place, number in enumerate(asked.numbers)}
+        answers = zip(asked.numbers, writer.answers, strict=True)
+        return {number: answer.completion() for number, answer in answers}
 
     def _steps(self, asked: "_Asked", examples: dict[int, Example]) -> Iterator["Writer"]:
         """What has been written after every step."""
@@ -213,11 +218,9 @@ class Engine:
         found: dict[int, Completion] = {}
         for row, scores in enumerate(length_normalised(losses, len(asked.rows)).tolist()):
             (number,) = asked.rows[row]
-            choices = asked.requests[number].record["choices"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
-            scores = scores[: len(choices)]
-            found[number] = Completion(choices[scores.index(max(scores))], "choice", scores)
+            found[number] = Completion.chosen(asked.requests[number], scores)
             for segment in table.segments[(table.rows == row) & (table.roles == Role.RIGHT)].tolist():
-                _add_likelihood(found[number], losses, row, segment)
+                add_likelihood(found[number], losses, row, segment)
         return found
 
     def _read_truths(self, asked: "_Asked", found: dict[int, Completion]) -> None:
@@ -230,10 +233,10 @@ class Engine:
         losses = self.model.token_losses(replace(asked, rows=rows).batch(truths))
         for row, numbers in enumerate(rows):
             for segment, number in enumerate(numbers, start=PREFIX + 1):
-                _add_likelihood(found[number], losses, row, segment)
+                add_likelihood(found[number], losses, row, segment)
 
     def _truth(self, request: Request) -> Encoded:
-        prompt = self._encode(request)
+        prompt = self.encode(request)
         assert isinstance(prompt, Encoded), "a question that was written has no choices"
         return self.template.encode_answer(prompt, str(request.record["turns"][-1][1]))
 
@@ -277,6 +280,7 @@ class _Asked:
         return make_batch(examples, self.rows, self.features, adapters).to(self.model.device)
 
 
-def _add_likelihood(completion: Completion, losses: TokenLosses, row: int, segment: int) -> None:
+def add_likelihood(completion: Completion, losses: TokenLosses, row: int, segment: int) -> None:
+    """Adds how likely the record's own answer is, which is one segment of a row."""
     own = losses.nll[(losses.rows == row) & (losses.segments == segment)]
     completion.log_likelihood, completion.num_tokens = -float(own.sum()), len(own)

@@ -9,9 +9,12 @@
 A column of a row is a token that the row has read: of its prefix, its prompt or its answers; none is padding.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -24,26 +27,45 @@ READ_BLOCK = 32
 """Attention reads multiples of so many columns: oneDNN compiles its products anew for every other width."""
 
 
+@dataclass(frozen=True)
+class Room:
+    """What is allocated with the first row."""
+
+    rows: int = 0
+    columns: int = 0
+    """Of every row."""
+    fixed: bool = False
+    """Whether all of it is read at every step, so that the shapes are always the same. There must not be more then."""
+
+
 class KVCache(Cache):
     """Keys and values of every layer, (rows, key heads, capacity, head dim), and whose they are.
 
     What lies beyond a row's length is finite: masked, a NaN would still reach the row.
     """
 
-    def __init__(self):
+    def __init__(self, room: Room | None = None):
         super().__init__(layers=[])
+        self.room = room or Room()
         self.lengths: list[int] = []
         """Columns of every row."""
         self.segments = torch.empty(0, 0, dtype=torch.int64)
         """(row capacity, capacity) int64: the segment of every column, `PADDING` beyond the row's length."""
         self.positions = torch.empty(0, 0, dtype=torch.int64)
         """(row capacity, capacity) int64: of every column in its conversation."""
+        self._used: dict[int, int] = {}
+        """Place of a row -> columns that rows which have left wrote there, and which a NaN may be in."""
         self._width = 0
         self._writes: tuple[Tensor, Tensor, Tensor]
 
     @property
     def num_rows(self) -> int:
         return len(self.lengths)
+
+    @property
+    def rows_read(self) -> int:
+        """Rows that a step reads; those beyond `num_rows` are nobody's."""
+        return self.room.rows if self.room.fixed else self.num_rows
 
     @property
     def capacity(self) -> int:
@@ -66,28 +88,34 @@ class KVCache(Cache):
         if not self.layers:
             self.layers = [_Layer(self, layer.keys, layer.values) for layer in prefilled.layers]  # pyright: ignore
             self.segments, self.positions = segments.new_full((0, 0), PADDING), positions.new_zeros(0, 0)
-        self._reserve(first + len(lengths), columns)
+        self._reserve(max(first + len(lengths), self.room.rows), max(columns, self.room.columns))
         rows = slice(first, first + len(lengths))
         self.segments[rows] = PADDING
         self.segments[rows, :columns] = segments.gather(1, order)
         self.positions[rows, :columns] = positions.gather(1, order)
         every = torch.arange(len(lengths), device=order.device)[:, None]
+        used_before = max(self._used.get(row, 0) for row in range(rows.start, rows.stop))
         for own, layer in zip(self.layers, prefilled.layers, strict=True):
             for buffer, new in ((own.keys, layer.keys), (own.values, layer.values)):  # pyright: ignore
-                buffer[rows, :, columns:] = 0  # pyright: ignore
+                buffer[rows, :, columns:used_before] = 0  # pyright: ignore
                 if in_place:  # as a rule; a copy without gathering
                     buffer[rows, :, :columns] = new[:, :, :columns]  # pyright: ignore
                 else:
                     buffer[rows, :, :columns] = new[every, :, order].transpose(1, 2)  # pyright: ignore
+        self._used |= dict.fromkeys(range(rows.start, rows.stop), columns)
         self.lengths += lengths
 
     def remove(self, row: int) -> None:
         """Takes a row out; the last row moves into its place."""
-        last = self.num_rows - 1
+        last, length = self.num_rows - 1, self.lengths[-1]
+        for place in {row, last}:
+            self._used[place] = max(self._used.get(place, 0), self.lengths[place])
         if row != last:
-            for buffer in (self.segments, self.positions, *self._buffers()):
-                buffer[row] = buffer[last]
-            self.lengths[row] = self.lengths[last]
+            self.segments[row], self.positions[row] = self.segments[last], self.positions[last]
+            for buffer in self._buffers():
+                buffer[row, :, :length] = buffer[last, :, :length]
+                buffer[row, :, length : self._used[row]] = 0
+            self.lengths[row] = length
         self.lengths.pop()
 
     def extend(self, counts: Sequence[int]) -> int:
@@ -99,7 +127,7 @@ class KVCache(Cache):
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
         longest = max(self.lengths)
         self._reserve(self.num_rows, longest)
-        self._width = -(-longest // READ_BLOCK) * READ_BLOCK
+        self._width = self.room.columns if self.room.fixed else -(-longest // READ_BLOCK) * READ_BLOCK
         return self._width
 
     def write_next(
@@ -111,12 +139,13 @@ class KVCache(Cache):
         self.segments[rows, columns], self.positions[rows, columns] = segments, positions
 
     def _reserve(self, rows: int, columns: int) -> None:
-        """Room for so many rows and columns, with a quarter more wherever it has to grow."""
+        """Room for so many rows and columns, with a quarter more wherever it has to grow beyond its `Room`."""
         have_rows, have_columns = self.segments.shape
         if rows > have_rows and have_rows:
             rows += rows // 4
         if columns > have_columns:
-            columns = -(-(columns + columns // 4) // BLOCK) * BLOCK
+            more = columns // 4 if columns > self.room.columns else 0
+            columns = -(-(columns + more) // BLOCK) * BLOCK
         if rows <= have_rows and columns <= have_columns:
             return
         rows, columns = max(rows, have_rows), max(columns, have_columns)
@@ -142,7 +171,7 @@ class _Layer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         rows, queries, columns = self.cache._writes
-        read = slice(self.cache.num_rows), slice(None), slice(self.cache._width)
+        read = slice(self.cache.rows_read), slice(None), slice(self.cache._width)
         self.keys[rows, :, columns] = key_states[rows, :, queries]  # pyright: ignore
         self.values[rows, :, columns] = value_states[rows, :, queries]  # pyright: ignore
         return self.keys[read], self.values[read]  # pyright: ignore
@@ -162,6 +191,15 @@ class _Layer(CacheLayerMixin):
 
 def _grown(tensor: Tensor, sizes: tuple[int, ...], value: int) -> Tensor:
     """``tensor`` with its leading dims padded at their end."""
-    out = tensor.new_full((*sizes, *tensor.shape[len(sizes) :]), value)
+    shape = *sizes, *tensor.shape[len(sizes) :]
+    out = tensor.new_full(shape, value) if value else _zeros(tensor, shape)
     out[tuple(slice(size) for size in tensor.shape)] = tensor
     return out
+
+
+def _zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Zeros that on a CPU take no memory until they are written: torch's own are all written at once."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    memory = np.zeros(math.prod(shape) * like.itemsize, np.uint8)
+    return torch.from_numpy(memory).view(like.dtype).view(shape)

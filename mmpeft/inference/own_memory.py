@@ -72,6 +72,11 @@ class OwnMemory:
         self._count += len(owners)
         return hidden
 
+    @property
+    def columns(self) -> int:
+        """Tokens that conversations have read whose states are kept."""
+        return sum(group.length * len(group.members) for group in self._groups)
+
     def keep(self, numbers: Sequence[int]) -> None:
         """Only these conversations go on."""
         renumbered: dict[int | None, int] = {old: new for new, old in enumerate(numbers)}

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from mmpeft.adapters.routing import Kept
 from mmpeft.data.batch import PADDING, Batch
+from mmpeft.data.packing import PREFIX
 from mmpeft.inference.attention import attention_for_decoding
-from mmpeft.inference.kv_cache import KVCache
-from mmpeft.inference.prefill import prefill
+from mmpeft.inference.kv_cache import KVCache, Room
+from mmpeft.inference.prefill import Prefilled, prefill
 from mmpeft.models.masks import additive, sees, within_reach
 from mmpeft.models.multimodal import MultimodalModel, last_positions
 
@@ -65,11 +66,12 @@ class PackedMemory:
 
     Args:
         model: whose conversations can share rows.
+        room: of the cache.
     """
 
-    def __init__(self, model: MultimodalModel):
+    def __init__(self, model: MultimodalModel, room: Room | None = None):
         self.model = model
-        self._cache = KVCache()
+        self._cache = KVCache(room)
         self._adapters: list[str | None] = []
         self._places: list[_Place] = []
         self._layout: _Layout | None = None
@@ -99,6 +101,21 @@ class PackedMemory:
         self._layout = None
         hidden = torch.cat([part.hidden for part in prefilled])
         return hidden if order == sorted(order) else hidden[sorted(range(len(order)), key=order.__getitem__)]
+
+    def admit(self, read: Prefilled, adapters: Sequence[str | None]) -> None:
+        """Appends rows of one conversation each whose prompts are read."""
+        self._drop_rows()
+        first = self._cache.num_rows
+        for row, (position, invoked) in enumerate(zip(read.last_positions, read.invoked, strict=True), first):
+            self._places.append(_Place(row, PREFIX + 1, position, invoked))
+        self._cache.insert(read.cache, read.segments, read.positions)
+        self._adapters += adapters
+        self._layout = None
+
+    @property
+    def columns(self) -> int:
+        """Columns of keys and values in rows that are not done."""
+        return sum(self._cache.lengths[row] for row in {place.row for place in self._places})
 
     def keep(self, numbers: Sequence[int]) -> None:
         """Only these conversations go on."""
@@ -137,7 +154,9 @@ class PackedMemory:
     def _arrange(self) -> _Layout:
         """Lets rows without conversations leave and gives every conversation its place among those of its row."""
         self._drop_rows()
-        self.model.bank.route(self._adapters)
+        num_rows = self._cache.rows_read
+        adapters = [*self._adapters, *[None] * (num_rows - len(self._adapters))]
+        self.model.bank.route(adapters)
         counts: Counter[int] = Counter()
         places: list[tuple[int, ...]] = []
         for one in self._places:
@@ -148,7 +167,7 @@ class PackedMemory:
             counts[one.row] += 1
         device = self.model.device
         rows, queries, segments, columns, positions = torch.tensor(places, device=device).unbind(1)
-        num_rows, num_queries = len(self._adapters), max(counts.values())
+        num_queries = max(counts.values())
 
         def per_query(values: Tensor, padding: int | bool) -> Tensor:
             out = values.new_full((num_rows, num_queries), padding)
@@ -161,13 +180,13 @@ class PackedMemory:
             rows,
             queries,
             segments,
-            [counts[row] for row in range(num_rows)],
+            [counts[row] for row in range(self._cache.num_rows)],
             columns.clone(),
             torch.bincount(rows)[rows],
             per_query(positions, 0),
             additive(seen[:, None], self.model.dtype),
             (self.model.bank.routing.slots, self.model.bank.routing.uniform),
-            acts if any(self.model.bank.invocations(self._adapters)) else None,
+            acts if any(self.model.bank.invocations(adapters)) else None,
         )
 
     def _drop_rows(self) -> None:

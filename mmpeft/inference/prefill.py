@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from mmpeft.data.batch import PADDING, Batch
 from mmpeft.models.multimodal import MultimodalModel, last_positions
@@ -22,7 +22,7 @@ class Prefilled:
 
     rows: list[int]
     """Their numbers in the batch."""
-    cache: DynamicCache
+    cache: Cache
     segments: Tensor
     """(rows, columns) int64: of the cache's columns, virtual tokens included."""
     positions: Tensor

@@ -49,6 +49,18 @@ class Completion:
         """In place of an answer."""
         return cls(finish_reason="error", error=str(refusal), refusal=refusal)
 
+    @classmethod
+    def chosen(cls, request: Request, scores: list[float]) -> "Completion":
+        """Of a request that was ranked: the choice of the highest score.
+
+        Args:
+            request: whose record has choices.
+            scores: of each, and of nothing behind them.
+        """
+        choices = request.record["choices"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
+        scores = scores[: len(choices)]
+        return cls(choices[scores.index(max(scores))], "choice", scores)
+
     def ranking(self, request: Request) -> list[tuple[str, float]]:
         """The choices of the request that was answered with their scores, the best first; none of a written answer."""
         choices = request.record.get("choices", []) if self.scores is not None else []

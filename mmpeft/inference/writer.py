@@ -3,53 +3,63 @@
 from collections.abc import Sequence
 
 from mmpeft.data.template import Template
-from mmpeft.inference.decoding import Decoder, Sampling
+from mmpeft.inference.decoding import Decoder, Sampling, Step
 from mmpeft.inference.requests import Completion
+
+
+class Answer:
+    """One answer: the tokens that have been written, and the text that they are."""
+
+    def __init__(self, template: Template, sampling: Sampling):
+        self.template, self.stops = template, sampling.stop
+        self.ids: list[int] = []
+        self._completion = Completion()
+
+    def put(self, step: Step) -> bool:
+        """Adds one token; whether the answer goes on."""
+        if step.token >= 0:
+            self.ids.append(step.token)
+        if step.finish_reason is not None:
+            self._completion.finish_reason = step.finish_reason
+            return False
+        return not self._stopped()
+
+    def text(self) -> str:
+        """What has been written, up to a stop string."""
+        text = self.template.decode(self.ids)
+        ends = [at for stop in self.stops if (at := text.find(stop)) >= 0]
+        return text[: min(ends)] if ends else text
+
+    def settled(self, text: str) -> int:
+        """How much of the text will stay: its end may be half a character, or the beginning of a stop string."""
+        if text.endswith("\N{REPLACEMENT CHARACTER}"):
+            return 0
+        begun = (
+            length
+            for stop in self.stops
+            for length in range(len(stop) - 1, 0, -1)
+            if text.endswith(stop[:length])
+        )
+        return len(text) - max(begun, default=0)
+
+    def completion(self) -> Completion:
+        """The whole answer."""
+        self._completion.text = self.text()
+        return self._completion
+
+    def _stopped(self) -> bool:
+        return bool(self.stops) and any(stop in self.template.decode(self.ids) for stop in self.stops)
 
 
 class Writer:
     """Collects the tokens of conversations that are being written, and ends them at stop strings."""
 
     def __init__(self, template: Template, samplings: Sequence[Sampling], handles: Sequence[int]):
-        self.template, self.samplings = template, samplings
-        self.places = {handle: place for place, handle in enumerate(handles)}
-        self.ids: list[list[int]] = [[] for _ in samplings]
-        self.completions = [Completion() for _ in samplings]
+        self.answers = [Answer(template, sampling) for sampling in samplings]
+        self._by_handle = dict(zip(handles, self.answers, strict=True))
 
     def take(self, decoder: Decoder) -> None:
         """One step."""
         for step in decoder.step():
-            place = self.places[step.conversation]
-            if step.token >= 0:
-                self.ids[place].append(step.token)
-            if step.finish_reason is not None:
-                self.completions[place].finish_reason = step.finish_reason
-            elif self._stopped(place):
+            if not self._by_handle[step.conversation].put(step):
                 decoder.leave(step.conversation)
-
-    def text(self, place: int) -> str:
-        """What has been written, up to a stop string."""
-        text = self.template.decode(self.ids[place])
-        ends = [at for stop in self.samplings[place].stop if (at := text.find(stop)) >= 0]
-        return text[: min(ends)] if ends else text
-
-    def settled(self, place: int, text: str) -> int:
-        """How much of the text will stay: its end may be half a character, or the beginning of a stop string."""
-        if text.endswith("\N{REPLACEMENT CHARACTER}"):
-            return 0
-        begun = (
-            length
-            for stop in self.samplings[place].stop
-            for length in range(len(stop) - 1, 0, -1)
-            if text.endswith(stop[:length])
-        )
-        return len(text) - max(begun, default=0)
-
-    def completion(self, place: int) -> Completion:
-        """The whole answer."""
-        self.completions[place].text = self.text(place)
-        return self.completions[place]
-
-    def _stopped(self, place: int) -> bool:
-        stops = self.samplings[place].stop
-        return bool(stops) and any(stop in self.template.decode(self.ids[place]) for stop in stops)

@@ -131,13 +131,19 @@ class MultimodalModel(nn.Module):
         among rows times columns, that anybody looks at; None is all."""
         return self.read(self.inputs(batch, new), cache, places)
 
-    def inputs(self, batch: Batch, new: int | None = None) -> "Inputs":
+    def inputs(self, batch: Batch, new: int | None = None, projected: Tensor | None = None) -> "Inputs":
         """What the decoder reads of the last ``new`` columns, or of all with the virtual tokens before them; routes
-        the bank."""
+        the bank.
+
+        Args:
+            batch: the rows.
+            new: how many of the last columns are read; None for all.
+            projected: (image tokens of all, dim) what `project` gives of the batch's images, where that is known.
+        """
         columns = slice(None) if new is None else slice(batch.input_ids.shape[1] - new, None)
         self.bank.route(batch.adapters)
         inputs = Inputs(
-            embeds=self._embed(batch, columns),
+            embeds=self._embed(batch, columns, projected),
             ids=batch.input_ids[:, columns].clamp(min=0),
             queries=batch.segments[:, columns],
             keys=batch.segments,
@@ -230,25 +236,35 @@ class MultimodalModel(nn.Module):
             cache.update(keys, values, layer)
         return cache
 
-    def _embed(self, batch: Batch, columns: slice) -> Tensor:
+    def project(self, features: Tensor, rows: Tensor, owners: Sequence[str | None]) -> Tensor:
+        """(images, tokens, vision dim) -> (images, tokens, dim), as the adapters of their rows see them.
+
+        Args:
+            features: of the images.
+            rows: (images,) the row of each, among those that the bank is routed for.
+            owners: the adapter of each.
+        """
+        for method, stack in self.bank.inputs.items():
+            features = stack.change_images(features, self.bank.routing.slots[method][rows])
+        slots = [self.projector_slots.get(owner or "", 0) for owner in owners]
+        return self.projector(features, to_device(slots, features.device), self.dtype)
+
+    def _embed(self, batch: Batch, columns: slice, projected: Tensor | None = None) -> Tensor:
         ids = batch.input_ids[:, columns]
         embeds = self.reader.embed(ids.clamp(min=0))
         places = (batch.on_host.input_ids[:, columns] == IMAGE_TOKEN).flatten().nonzero()[0]
         if batch.features is None or not len(places):
             return embeds
-        features = batch.features
-        for method, stack in self.bank.inputs.items():
-            features = stack.change_images(features, self.bank.routing.slots[method][batch.image_rows])
-        rows = batch.on_host.image_rows
-        owners = [self.projector_slots.get(batch.adapters[row] or "", 0) for row in rows]
-        projected = self.projector(features, to_device(owners, ids.device), embeds.dtype).flatten(0, 1)
-        if batch.image_tokens is not None:
-            used = np.arange(features.shape[1]) < batch.image_tokens[:, None]
-            projected = projected[to_device(np.flatnonzero(used), ids.device)]
+        if projected is None:
+            owners = [batch.adapters[row] for row in batch.on_host.image_rows]
+            projected = self.project(batch.features, batch.image_rows, owners).flatten(0, 1)
+            if batch.image_tokens is not None:
+                used = np.arange(batch.features.shape[1]) < batch.image_tokens[:, None]
+                projected = projected[to_device(np.flatnonzero(used), ids.device)]
         if len(places) != len(projected):
             raise RefusedError(
-                f"the rows have {len(places)} image tokens, but {len(features)} images of "
-                f"{features.shape[1]} tokens were given: template and vision encoder disagree"
+                f"the rows have {len(places)} image tokens, but {len(batch.features)} images of "
+                f"{batch.features.shape[1]} tokens were given: template and vision encoder disagree"
             )
         tokens = embeds.flatten(0, 1)
         return tokens.index_copy(0, to_device(places, ids.device), projected).view_as(embeds)

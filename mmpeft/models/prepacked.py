@@ -65,7 +65,9 @@ class PrepackedLinears:
         if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
             return []
         linears = [module for module in self._model.modules() if type(module) is nn.Linear]
-        return [(linear, partial(self._forward, linear)) for linear in linears if _is_bf16_on_cpu(linear.weight)]
+        return [
+            (linear, partial(self._forward, linear)) for linear in linears if _is_bf16_on_cpu(linear.weight)
+        ]
 
     @cached_property
     def _room(self) -> int:

@@ -30,6 +30,14 @@ class Projector(nn.Module):
         weight, bias = gather_slots(self.weight, slots), gather_slots(self.bias, slots)
         return torch.baddbmm(bias.unsqueeze(1), features, weight.transpose(1, 2)).to(dtype)
 
+    @torch.no_grad()
+    def reserve(self, num_slots: int) -> None:
+        """Makes room for so many slots; new ones hold zeros. The Parameters are others then."""
+        for name, old in list(self.named_parameters()):
+            if len(old) < num_slots:
+                grown = torch.cat([old, old.new_zeros(num_slots - len(old), *old.shape[1:])])
+                setattr(self, name, nn.Parameter(grown, old.requires_grad))
+
     def tensors(self, slot: int = 0) -> dict[str, Tensor]:
         """The slot as files hold it: ``weight`` (out, in) and ``bias`` (out,)."""
         return {"weight": self.weight.detach()[slot], "bias": self.bias.detach()[slot]}

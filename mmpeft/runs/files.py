@@ -13,6 +13,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mmpeft.adapters.peft_format import load_adapter, save_adapter
+from mmpeft.adapters.bank import AdapterBank
+from mmpeft.adapters.methods.base import AdapterConfig
+from mmpeft.adapters.peft_format import load_adapter, read_parts, save_adapter
 from mmpeft.data.image_tokens import image_tokens
 from mmpeft.data.template import Template, layout_of
 from mmpeft.errors import RefusedError
@@ -138,6 +141,7 @@ def load_trained(
                 continue  # none of its rows is asked
             # a new finetune begins with the projector that rows without one use
             model.projector.fill(projectors.get(owner, projectors[BASE]), slot)
+    _reserve(model.bank, [adapter_folder(directory, source) for source in adapters.values()])
     for name, source in adapters.items():
         folder = adapter_folder(directory, source)
         try:
@@ -149,6 +153,18 @@ def load_trained(
             if left_out is None:
                 raise
             left_out[source] = error
+
+
+def _reserve(bank: AdapterBank, folders: Sequence[Path]) -> None:
+    """Room for all that is going to be loaded: made one by one, it would be copied as often."""
+    wanted: dict[str, list[AdapterConfig]] = {}
+    for folder in folders:
+        with suppress(RefusedError):  # which is told when it is loaded
+            for config in read_parts(folder):
+                wanted.setdefault(config.method, []).append(config)
+    have = [part.config.method for name in bank.names for part in bank.entry(name).parts]
+    for method, configs in wanted.items():
+        bank.reserve(method, have.count(method) + len(configs), max(config.size for config in configs))
 
 
 def tell_left_out(directory: str | Path, left_out: LeftOut, usable: Sequence[str]) -> None:
@@ -215,7 +231,7 @@ def read_projectors(
     by_hash: dict[str, dict[str, Tensor]] = {}
     for name, path in _projector_files(directory, manifest).items():
         try:
-            by_hash[manifest.projectors[name]] = _read(path, manifest.projectors[name])
+            by_hash[manifest.projectors[name]] = read_projector(path, manifest.projectors[name])
         except RefusedError as error:
             if name == BASE:
                 raise
@@ -232,12 +248,17 @@ def _projector_files(directory: Path, manifest: Manifest) -> dict[str, Path]:
     return files if manifest.projectors[BASE] in own else {BASE: directory / PROJECTOR, **files}
 
 
-def _read(path: Path, wanted: str) -> dict[str, Tensor]:
+def read_projector(path: Path, wanted: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a projector's file, of this hash where one was recorded.
+
+    Raises:
+        RefusedError: it is missing, damaged, another, or not finite.
+    """
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise RefusedError(f"{path} is missing or damaged ({error}); {RESTORE}") from None
-    if hash_tensors(tensors) != wanted:
+    if wanted is not None and hash_tensors(tensors) != wanted:
         raise RefusedError(f"{path} is not the projector that {MANIFEST} was written for; {RESTORE}")
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise RefusedError(f"{path} holds NaN or infinite values: its training diverged")
@@ -247,7 +268,7 @@ def _read(path: Path, wanted: str) -> dict[str, Tensor]:
 def _read_format_1(directory: Path, manifest: Manifest) -> dict[str, dict[str, Tensor]]:
     """All projectors in one file, ``<finetune or "base">.weight``; a finetune without one uses the base's."""
     found: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in _read(directory / PROJECTOR, manifest.projector).items():
+    for key, tensor in read_projector(directory / PROJECTOR, manifest.projector).items():
         name, _, part = key.rpartition(".")
         found.setdefault(name, {})[part] = tensor
     return {name: found.get(name, found[BASE]) for name in (BASE, *manifest.adapters)}

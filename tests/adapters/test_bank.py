@@ -154,3 +154,19 @@ def test_adapters_stay_fp32_on_a_bf16_base(make_llama, make_bank, logits_of, tok
     bank = make_bank(model=make_llama().bfloat16())
     assert {p.dtype for p in bank.parameters()} == {torch.float32}
     assert logits_of(bank, ["small", "tfew"], tokens(2)).dtype == torch.bfloat16
+
+
+def test_a_bank_where_adapters_come_and_go_grows_by_doubling(make_llama, make_bank):
+    """Each growth copies all stacks: of 33 additions six, not 33; what was there keeps its bits."""
+    bank = make_bank({"first": IA3Config()})
+    bank.doubling = True
+    before, sizes = snapshot(bank, ["first"]), set()
+    for number in range(32):
+        bank.add(f"more{number}", IA3Config())
+        sizes.add(len(next(iter(bank.stacks.values())).active))
+    assert sorted(sizes) == [2, 4, 8, 16, 32, 64]
+    assert all(torch.equal(t, before[key]) for key, t in snapshot(bank, ["first"]).items())
+    for number in range(32):
+        bank.remove(f"more{number}")
+    bank.add("again", IA3Config())
+    assert len(next(iter(bank.stacks.values())).active) == 64

@@ -278,3 +278,19 @@ def test_a_refused_batch_changes_nothing_for_those_that_are_there(model, batches
     with pytest.raises(RefusedError, match="no finetune 'nobody'"):
         decoder.join(batches[3], [Sampling(6)])
     assert collect(decoder, {})[handle] == alone(model, batches[0], Sampling(6))[0]
+
+
+def test_a_row_that_moves_into_a_longer_ones_place_meets_nothing_of_it(model, batches, poison):
+    """When a row leaves, the last one moves into its place, and what the longer one wrote there must not reach it."""
+    (want,) = alone(model, batches[3], Sampling(20))[:1]
+    poison(model.bank, "ia3")
+    decoder, answers = Decoder(model, NO_END), {}
+    sick = decoder.join(batches[5], [Sampling(60)] * count(batches[5]))
+    collect(decoder, answers, steps=35)
+    handle, *others = decoder.join(batches[3], [Sampling(20)] * count(batches[3]))
+    for other in others:
+        decoder.leave(other)
+    collect(decoder, answers, steps=2)
+    for each in sick:
+        decoder.leave(each)
+    assert collect(decoder, answers)[handle] == want

@@ -11,6 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mmpeft.adapters import IA3Config, LoraConfig
+from mmpeft.adapters.methods import stack
 from mmpeft.cli import main
 from mmpeft.data.features import encode_images
 from mmpeft.data.images import ImageConfig
@@ -334,3 +336,23 @@ def test_peft_alone_reads_the_adapter(tiny_run, tiny_base, tmp_path, randomise):
     peft = PeftModel.from_pretrained(plain, tmp_path / "adapters" / "default").eval()
     torch.testing.assert_close(ours, peft(ids).logits, atol=1e-5, rtol=1e-5)
     assert (ours - base).abs().max() > 0.1
+
+
+def test_a_run_of_many_finetunes_is_loaded_without_copying_stacks(run, monkeypatch):
+    """Room is made for all of them before the first."""
+    model, _, manifest = load_run(run)
+    for number in range(5):
+        model.bank.add(f"more{number}", LoraConfig(rank=2 + number, target_modules=["q_proj"]))
+    model.bank.add("tfew", IA3Config())
+    save_run(run, manifest, model)
+    grown = []
+    grow = stack._grown
+    monkeypatch.setattr(stack, "_grown", lambda *args: grown.append(args) or grow(*args))
+    again, *_ = load_run(run)
+    assert not grown
+    assert (again.bank.names, again.bank._num_slots) == (model.bank.names, model.bank._num_slots)
+    assert all(
+        torch.equal(tensor, again.bank.tensors(name)[key])
+        for name in model.bank.names
+        for key, tensor in model.bank.tensors(name).items()
+    )
