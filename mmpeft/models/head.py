@@ -18,6 +18,7 @@ def logits_of_tokens(
     hidden: Tensor,
     owners: Sequence[str | None],
     dropout_seeds: Mapping[str, int],
+    in_float32: bool = False,
 ) -> Tensor:
     """By the adapters of the tokens' owners; afterwards the bank is routed as before.
 
@@ -27,12 +28,13 @@ def logits_of_tokens(
         hidden: (tokens, dim) hidden states of the decoder.
         owners: the adapter of every token.
         dropout_seeds: as of a batch; each adapter drops a function of its own tokens.
+        in_float32: as of `LanguageReader.logits`.
 
     Returns:
         (tokens, vocabulary)
     """
     if all(reader.is_in_decoder(layer.base) for layer in bank.layers.values()):
-        return reader.logits(hidden)
+        return reader.logits(hidden, in_float32)
     names = list(dict.fromkeys(owners))
     counts = dict.fromkeys(names, 0)
     places: list[tuple[int, int]] = []
@@ -49,4 +51,4 @@ def logits_of_tokens(
             bank.routing.seed_dropout(
                 dropout_seeds, is_token.index_put((rows, columns), is_token.new_ones(()))
             )
-        return reader.logits(together)[rows, columns]
+        return reader.logits(together, in_float32)[rows, columns]

@@ -70,7 +70,11 @@ class MultimodalModel(nn.Module):
         return hash_tensors(trained)
 
     def token_losses(
-        self, batch: Batch, cache: DynamicCache | None = None, new: int | None = None
+        self,
+        batch: Batch,
+        cache: DynamicCache | None = None,
+        new: int | None = None,
+        in_float32: bool = False,
     ) -> TokenLosses:
         """The losses of the labelled positions. Logits are computed there and nowhere else.
 
@@ -78,6 +82,7 @@ class MultimodalModel(nn.Module):
             batch: the rows.
             cache: keys and values of the columns before the last ``new``; gets those of these.
             new: how many of the last columns are looked at; None for all.
+            in_float32: as of `LanguageReader.logits`.
         """
         hidden = self.hidden_states(batch, cache, new)
         targets, segments = (tensor[:, -hidden.shape[1] :] for tensor in (batch.targets, batch.segments))
@@ -85,7 +90,7 @@ class MultimodalModel(nn.Module):
         labels = targets[labelled]
         rows = labelled.nonzero()[:, 0]
         owners = [batch.adapters[row] for row in rows.tolist()]
-        logits = self.logits(hidden[labelled], owners, batch.dropout_seeds)
+        logits = self.logits(hidden[labelled], owners, batch.dropout_seeds, in_float32)
         nll = F.cross_entropy(logits.float(), labels, reduction="none")
         return TokenLosses(nll, logits.argmax(-1) == labels, rows, segments[labelled])
 
@@ -94,6 +99,7 @@ class MultimodalModel(nn.Module):
         hidden: Tensor,
         owners: Sequence[str | None],
         dropout_seeds: Mapping[str, int] = MappingProxyType({}),
+        in_float32: bool = False,
     ) -> Tensor:
         """(tokens, dim) hidden states -> (tokens, vocabulary), or (rows, tokens, dim) -> (rows, tokens, vocabulary).
 
@@ -101,9 +107,11 @@ class MultimodalModel(nn.Module):
             hidden: of the decoder.
             owners: the adapter of every token, or row; None is the base model.
             dropout_seeds: as of a batch.
+            in_float32: as of `LanguageReader.logits`.
         """
         each = [owner for owner in owners for _ in range(hidden.shape[1])] if hidden.dim() == 3 else owners
-        logits = logits_of_tokens(self.reader, self.bank, hidden.flatten(0, -2), each, dropout_seeds)
+        flat = hidden.flatten(0, -2)
+        logits = logits_of_tokens(self.reader, self.bank, flat, each, dropout_seeds, in_float32)
         return logits.unflatten(0, hidden.shape[:-1])
 
     def hidden_states(
