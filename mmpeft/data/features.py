@@ -136,6 +136,15 @@ class FeatureCache:
                 raise features
         return torch.stack(loaded)  # pyright: ignore[reportArgumentType]
 
+    def holds(self, image: ImageLike) -> bool:
+        """Whether an image's features are at hand, so that it need not be decoded.
+
+        Raises:
+            ImageError: it cannot be named, see `key`.
+        """
+        key = self.key(image)
+        return key in self._kept or self._on_disk(key) is not None
+
     def load(self, images: Sequence[ImageLike]) -> list[Tensor | RefusedError]:
         """The features (image tokens, vision dim) of every image, or why it has none; one does not harm another."""
         with self._lock:
