@@ -36,6 +36,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": commands.predict,
     "ask": commands.ask,
     "caption": commands.caption,
+    "serve": commands.serve,
     "merge": commands.merge,
     "combine": commands.combine,
     "few-shot": few_shot,

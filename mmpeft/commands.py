@@ -8,9 +8,11 @@ from argparse import ArgumentParser, RawTextHelpFormatter
 from typing import Literal
 
 from mmpeft.errors import RefusedError, require_positive
+from mmpeft.inference.live_settings import LiveSettings
 from mmpeft.options import TellsBriefly, command_line
 from mmpeft.paths import resolve
 from mmpeft.runs.layout import WHAT_WAS_WANTED
+from mmpeft.serving.limits import Limits
 
 
 class _Parser(TellsBriefly, ArgumentParser):
@@ -104,6 +106,37 @@ def ask(
     print(answer.text)
     for remark in answer.remarks:
         print(remark, file=sys.stderr)
+
+
+def serve(
+    run: str = "runs/quickstart",
+    adapters: list[str] | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    keys: str | None = None,
+    limits: Limits = Limits(),  # noqa: B008 it is frozen
+    engine: LiveSettings = LiveSettings(),  # noqa: B008 it is frozen
+) -> None:
+    """Serves a run and its finetunes over HTTP, as OpenAI's API: all in one batch, until SIGTERM.
+
+    Needs the extra [serve]: pip install 'mmpeft[serve]'.
+
+    Args:
+        run: directory that `mmpeft fit` wrote.
+        adapters: more finetunes on the same base: folders in PEFT's format, or runs.
+        host: address to listen at; one that others reach needs keys.
+        port: port to listen at; 0 takes one that is free, which is printed.
+        keys: YAML file of the admin's key and the tenants' with their finetunes; without one everybody may ask.
+        limits: what one request may cost.
+        engine: how much is answered together, and waits.
+    """
+    try:
+        from mmpeft.serving.server import serve_run
+    except ImportError as error:
+        raise RefusedError(
+            f"{error.name} is missing, which serving needs: pip install 'mmpeft[serve]'"
+        ) from None
+    serve_run(run, adapters or [], host, port, keys, limits, engine)
 
 
 def caption(

@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli", "commands", "__init__"),
     ("experiments", "tools"),
     ("training",),
-    ("evaluation",),
+    ("evaluation", "serving"),
     ("inference",),
     ("reporting",),
     ("runs",),
@@ -61,6 +61,9 @@ DOORS = {
     "tifffile": {"data/images/deep_files.py"},
     "torchvision": {"data/images/deep_files.py"},
     "av": {"data/images/video_file.py"},
+    "fastapi": {f"serving/{name}.py" for name in ("answers", "app", "endpoints", "stream")},
+    "prometheus_client": {"serving/metrics.py"},
+    "uvicorn": {"serving/server.py", "serving/protocol.py"},
 }
 """Library -> the only files that import it. bitsandbytes comes in through transformers, in models/language.py."""
 

@@ -32,6 +32,8 @@ SHELL = list(
 )
 EXPERIMENTS = ("continual", "compare-methods", "compare-prompting")
 """Commands that train for long, with a script of their name; the module and function of that name do it."""
+SERVING = "serve"
+"""It does not end; tests/serving/test_process.py runs the paper about it."""
 TRAINING = ("fit", "validate", "test", "predict", "few-shot")
 PYTHON = blocks("python")
 JSON = blocks("json")
@@ -109,7 +111,7 @@ def test_training_commands_parse(arguments: list[str], as_in_the_readme, capsys)
 
 
 @pytest.mark.parametrize(
-    "arguments", [a for a in MMPEFT if a[0] not in (*TRAINING, *EXPERIMENTS)], ids=" ".join
+    "arguments", [a for a in MMPEFT if a[0] not in (*TRAINING, *EXPERIMENTS, SERVING)], ids=" ".join
 )
 def test_other_commands_run(arguments: list[str], as_in_the_readme, capsys):
     main(arguments)

@@ -144,6 +144,14 @@ class FeatureCache:
         pixels = {key: _or_refused(self._pixels, image) for key, image in keys.items() if not self._has(key)}
         return lambda: _all_or_refused(images, self.load(images, pixels))
 
+    def holds(self, image: ImageLike) -> bool:
+        """Whether an image's features are at hand, so that it need not be decoded.
+
+        Raises:
+            ImageError: it cannot be named, see `key`.
+        """
+        return self._has(self.key(image))
+
     def load(
         self, images: Sequence[ImageLike], pixels: Mapping[str, Any] = NOTHING_DECODED
     ) -> list[Tensor | RefusedError]:

@@ -114,7 +114,7 @@ class RecordReader:
         record = Record(
             id=_id(made_id if sample.id is None else sample.id),
             images=sample.images,
-            turns=_place_markers(turns, len(sample.images)),
+            turns=place_markers(turns, len(sample.images)),
             task=self.task if sample.task is None else as_text(sample.task, "task"),
             where=where,
         )
@@ -159,7 +159,7 @@ def _pairs(turns: list[Turn], require_answers: bool) -> list[tuple[str, str | No
     return list(zip(texts[::2], texts[1::2], strict=True))
 
 
-def _place_markers(turns: list[tuple[str, str | None]], num_images: int) -> list[tuple[str, str | None]]:
+def place_markers(turns: list[tuple[str, str | None]], num_images: int) -> list[tuple[str, str | None]]:
     """The turns with one marker per image, as told at the top of this module."""
     found = sum(question.count(IMAGE_MARKER) for question, _ in turns)
     if found == 0:

@@ -214,7 +214,7 @@ class Engine:
 
     def _rank(self, asked: "_Asked", examples: dict[int, Example]) -> dict[int, Completion]:
         batch = asked.batch(examples)
-        losses, table = self.model.token_losses(batch), batch.conversations
+        losses, table = self.model.token_losses(batch, in_float32=True), batch.conversations
         found: dict[int, Completion] = {}
         for row, scores in enumerate(length_normalised(losses, len(asked.rows)).tolist()):
             (number,) = asked.rows[row]
@@ -230,7 +230,7 @@ class Engine:
         if not rows:
             return
         truths: dict[int, Example] = {number: self._truth(asked.requests[number]) for number in wants}
-        losses = self.model.token_losses(replace(asked, rows=rows).batch(truths))
+        losses = self.model.token_losses(replace(asked, rows=rows).batch(truths), in_float32=True)
         for row, numbers in enumerate(rows):
             for segment, number in enumerate(numbers, start=PREFIX + 1):
                 add_likelihood(found[number], losses, row, segment)

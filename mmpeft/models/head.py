@@ -29,6 +29,7 @@ class AdaptedHead:
         owners: the adapter of every token; None is the base model.
         dropout_seeds: as of a batch; each adapter drops a function of its own tokens.
         device: of the tokens.
+        in_float32: as of `LanguageReader.logits`.
     """
 
     def __init__(
@@ -38,8 +39,10 @@ class AdaptedHead:
         owners: Sequence[str | None],
         dropout_seeds: Mapping[str, int],
         device: torch.device,
+        in_float32: bool = False,
     ):
         self.reader, self.bank, self.dropout_seeds = reader, bank, dropout_seeds
+        self.in_float32 = in_float32
         self.names = list(dict.fromkeys(owners))
         counts = dict.fromkeys(self.names, 0)
         numbers = {name: number for number, name in enumerate(self.names)}
@@ -69,7 +72,7 @@ class AdaptedHead:
             self.bank.route(self.names)
             if self.dropout_seeds:
                 self.bank.routing.seed_dropout(self.dropout_seeds, self.is_token, columns)
-            return self.reader.logits(together)
+            return self.reader.logits(together, self.in_float32)
 
 
 def logits_of_tokens(
@@ -78,10 +81,11 @@ def logits_of_tokens(
     hidden: Tensor,
     owners: Sequence[str | None],
     dropout_seeds: Mapping[str, int],
+    in_float32: bool = False,
 ) -> Tensor:
     """(tokens, dim) hidden states of the decoder -> (tokens, vocabulary), by the adapters of the tokens' owners; see
     `AdaptedHead`."""
     if not is_adapted(reader, bank):
-        return reader.logits(hidden)
-    head = AdaptedHead(reader, bank, owners, dropout_seeds, hidden.device)
+        return reader.logits(hidden, in_float32)
+    head = AdaptedHead(reader, bank, owners, dropout_seeds, hidden.device, in_float32)
     return head.apart(head.logits(head.together(hidden)))

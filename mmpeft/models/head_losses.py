@@ -35,6 +35,7 @@ def losses_of_tokens(
     labels: Tensor,
     owners: Sequence[str | None],
     dropout_seeds: Mapping[str, int],
+    in_float32: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Args:
         reader: of the language model.
@@ -43,17 +44,19 @@ def losses_of_tokens(
         labels: (tokens,) int64
         owners: the adapter of every token; None is the base model.
         dropout_seeds: as of a batch.
+        in_float32: as of `LanguageReader.logits`.
 
     Returns:
         (tokens,) fp32 negative log-likelihood of each label, and (tokens,) bool whether it was the most likely one.
     """
     at_once = max(1, NUMBERS_AT_ONCE // reader.vocabulary_size)
     if len(hidden) <= at_once:
-        return _scored(logits_of_tokens(reader, bank, hidden, owners, dropout_seeds), labels)
+        return _scored(logits_of_tokens(reader, bank, hidden, owners, dropout_seeds, in_float32), labels)
     if not is_adapted(reader, bank):
         needs_grad = hidden.requires_grad and torch.is_grad_enabled()
-        return _FrozenHead.apply(hidden, labels, reader.logits, _even(len(hidden), at_once), needs_grad)
-    head = AdaptedHead(reader, bank, owners, dropout_seeds, hidden.device)
+        logits = partial(reader.logits, in_float32=in_float32)
+        return _FrozenHead.apply(hidden, labels, logits, _even(len(hidden), at_once), needs_grad)
+    head = AdaptedHead(reader, bank, owners, dropout_seeds, hidden.device, in_float32)
     hidden, labels = head.together(hidden), head.together(labels)
     width = _even(head.width, max(1, at_once // len(head.names)))
 

@@ -75,7 +75,11 @@ class MultimodalModel(nn.Module):
         return hash_tensors(trained)
 
     def token_losses(
-        self, batch: Batch, cache: DynamicCache | None = None, new: int | None = None
+        self,
+        batch: Batch,
+        cache: DynamicCache | None = None,
+        new: int | None = None,
+        in_float32: bool = False,
     ) -> TokenLosses:
         """The losses of the labelled positions. Logits are computed there and nowhere else, and not of all at once.
 
@@ -83,6 +87,7 @@ class MultimodalModel(nn.Module):
             batch: the rows.
             cache: keys and values of the columns before the last ``new``; gets those of these.
             new: how many of the last columns are looked at; None for all.
+            in_float32: as of `LanguageReader.logits`.
         """
         width, host = batch.input_ids.shape[1] if new is None else new, batch.on_host
         targets, segments = (own[:, -width:] for own in (host.targets, host.segments))
@@ -99,6 +104,7 @@ class MultimodalModel(nn.Module):
             labels,
             [batch.adapters[row] for row in rows],
             batch.dropout_seeds,
+            in_float32,
         )
         return TokenLosses(nll, correct, rows, segments[rows, columns])
 
@@ -107,6 +113,7 @@ class MultimodalModel(nn.Module):
         hidden: Tensor,
         owners: Sequence[str | None],
         dropout_seeds: Mapping[str, int] = MappingProxyType({}),
+        in_float32: bool = False,
     ) -> Tensor:
         """(tokens, dim) hidden states -> (tokens, vocabulary), or (rows, tokens, dim) -> (rows, tokens, vocabulary).
 
@@ -114,9 +121,11 @@ class MultimodalModel(nn.Module):
             hidden: of the decoder.
             owners: the adapter of every token, or row; None is the base model.
             dropout_seeds: as of a batch.
+            in_float32: as of `LanguageReader.logits`.
         """
         each = [owner for owner in owners for _ in range(hidden.shape[1])] if hidden.dim() == 3 else owners
-        logits = logits_of_tokens(self.reader, self.bank, hidden.flatten(0, -2), each, dropout_seeds)
+        flat = hidden.flatten(0, -2)
+        logits = logits_of_tokens(self.reader, self.bank, flat, each, dropout_seeds, in_float32)
         return logits.unflatten(0, hidden.shape[:-1])
 
     def hidden_states(

@@ -13,6 +13,7 @@ from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from mmpeft.errors import RefusedError
+from mmpeft.models.float32_head import float32_head
 from mmpeft.models.masks import Mask, Reach, additive, attention_mask, within_reach
 from mmpeft.models.positions import check_positions, position_limit
 from mmpeft.models.prefix_cache import PrefixCache
@@ -200,12 +201,17 @@ class LanguageReader:
         self._output = type(output)
         return output[0], getattr(output, self.cache_argument or "", None)
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, in_float32: bool = False) -> Tensor:
         """(rows, tokens, dim) or (tokens, dim) hidden states of the decoder -> the same with the vocabulary last, by
-        all that the model does after it: scales, head and caps."""
+        all that the model does after it: scales, head and caps.
+
+        Args:
+            in_float32: whether a head of 16 bits gives float32, so that its logits are not rounded; one that adapters
+                change gives what it does.
+        """
         flat = hidden if hidden.dim() == 3 else hidden[None]
         ids = torch.zeros(flat.shape[:2], dtype=torch.int64, device=flat.device)  # read by nobody
-        with self._returning(flat):
+        with self._returning(flat), float32_head(self.language_model, in_float32):
             logits = self.language_model(input_ids=ids, use_cache=False).logits
         return logits.view(*hidden.shape[:-1], logits.shape[-1])
 
