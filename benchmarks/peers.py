@@ -53,10 +53,11 @@ class Rows(torch.utils.data.Dataset):
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         example = self.examples[number]
-        labels = [IGNORE_INDEX, *example.targets[:-1]]  # Hugging Face shifts them itself
+        last = example.targets[-1:]  # what ends the answer: ours predicts it and does not read it
+        read = last if last != [IGNORE_INDEX] else [0]
         return {
-            "input_ids": example.ids,
-            "labels": labels,
+            "input_ids": [*example.ids, *read],
+            "labels": [IGNORE_INDEX, *example.targets],  # Hugging Face shifts them itself
             "images": [self._image(own) for own in example.images],
         }
 

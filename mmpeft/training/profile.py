@@ -4,7 +4,7 @@ On a GPU every part is waited for as it ends, so that it is told what is its own
 """
 
 import time
-from collections import Counter
+from collections import defaultdict
 from typing import Any
 
 import lightning as L
@@ -29,7 +29,7 @@ class StepTimes(Profiler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.batches = 0
         self._open: list[str] = []
         self._since = 0.0
