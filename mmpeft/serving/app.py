@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from mmpeft import __version__
 from mmpeft.errors import RefusedError
 from mmpeft.serving.answers import GoneError
-from mmpeft.serving.endpoints import router
+from mmpeft.serving.endpoints import open_router, router
 from mmpeft.serving.intake import Intake
 from mmpeft.serving.metrics import GONE, Observed
 from mmpeft.serving.refusals import HttpError, of_engine, of_fault, of_schema
@@ -42,14 +42,17 @@ def make_app(service: Service) -> Any:
     """The ASGI application of a service."""
     app = FastAPI(title="mmpeft", version=__version__, responses=REFUSALS, docs_url=None, redoc_url=None)
     app.state.service = service
-    app.include_router(router, dependencies=[Security(HTTPBearer(auto_error=False))])
+    app.include_router(open_router)
+    app.include_router(
+        router, dependencies=[Security(HTTPBearer(auto_error=False))] if service.keys.digests else []
+    )
     app.add_exception_handler(RequestValidationError, _schema)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(GoneError, _gone)
     app.add_exception_handler(ExceptionGroup, _group)
     app.add_exception_handler(Exception, _fault)
-    paths = {route.path for route in router.routes if isinstance(route, APIRoute)}
+    paths = {route.path for route in (*open_router.routes, *router.routes) if isinstance(route, APIRoute)}
     inner = Intake(app, service.keys, service.limits, service.open_requests)
     return Observed(inner, service.metrics, paths)
 

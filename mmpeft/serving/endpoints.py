@@ -24,7 +24,12 @@ from mmpeft.serving.stream import EventStream
 AT_ONCE = 4
 """Questions of one request that wait at the engine together: it shares its places out among requests."""
 
+STREAM: Any = {200: {"content": {"text/event-stream": {}}}}
+TEXT: Any = {200: {"content": {"text/plain": {}}}}
 router = APIRouter()
+"""Of the API, which needs a key where there are some."""
+open_router = APIRouter()
+"""Of what looks after servers."""
 
 
 def _service(client: Request) -> Service:
@@ -39,14 +44,14 @@ Served = Annotated[Service, Depends(_service)]
 Asker = Annotated[Tenant, Depends(_tenant)]
 
 
-@router.get("/health")
+@open_router.get("/health")
 async def health(service: Served) -> JSONResponse:
     """200 while requests can be answered, 503 after a forward that failed."""
     good = service.live.healthy
     return JSONResponse({"status": "ok" if good else "unavailable"}, 200 if good else 503)
 
 
-@router.get("/metrics")
+@open_router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(service: Served) -> PlainTextResponse:
     """The numbers of the server in Prometheus' format."""
     return PlainTextResponse(service.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -67,7 +72,7 @@ async def model(model: str, service: Served, tenant: Asker) -> dict[str, Any]:
     raise unknown_model(model)
 
 
-@router.post("/v1/chat/completions", response_model=None)
+@router.post("/v1/chat/completions", response_model=None, responses=STREAM)
 async def chat_completions(asked: ChatRequest, client: Request, service: Served, tenant: Asker) -> Response:
     """OpenAI's chat completions; ``model`` is a finetune, or "base" for the frozen model."""
     finetune = service.finetune(asked.model, tenant)
@@ -135,7 +140,7 @@ async def systemone(asked: DecisionRequest, client: Request, service: Served, te
     return JSONResponse({"model": asked.model, "answers": answers, "usage": usage})
 
 
-@router.post("/v1/load_lora_adapter")
+@router.post("/v1/load_lora_adapter", responses=TEXT)
 async def load_lora_adapter(asked: LoadRequest, service: Served, tenant: Asker) -> PlainTextResponse:
     """Loads a finetune of any method from a folder of this machine; for the admin alone."""
     require_admin(tenant)
@@ -143,7 +148,7 @@ async def load_lora_adapter(asked: LoadRequest, service: Served, tenant: Asker) 
     return PlainTextResponse(f"Success: LoRA adapter '{asked.lora_name}' added successfully.")
 
 
-@router.post("/v1/unload_lora_adapter")
+@router.post("/v1/unload_lora_adapter", responses=TEXT)
 async def unload_lora_adapter(asked: UnloadRequest, service: Served, tenant: Asker) -> PlainTextResponse:
     """Takes a finetune away, for all requests that come from now on; for the admin alone."""
     require_admin(tenant)
