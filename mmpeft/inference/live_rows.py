@@ -7,9 +7,9 @@ those of a forward where that raised. The others go on.
 import traceback
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mmpeft.data.packing import PREFIX, Role
 from mmpeft.data.template import IGNORE_INDEX
@@ -25,7 +25,9 @@ from mmpeft.inference.requests import Completion
 from mmpeft.inference.reuse import Identity
 from mmpeft.inference.tickets import FailedError, Piece, TokenLogprob
 from mmpeft.inference.writer import Answer
+from mmpeft.models.head_losses import losses_of_tokens
 from mmpeft.models.token_losses import TokenLosses, length_normalised
+from mmpeft.transfer import to_device
 
 Ended = tuple[Job, Completion]
 
@@ -120,20 +122,20 @@ class LiveRows:
             self._begin_writing(job, handle)
             return None
         hidden = prompt.hidden()
-        targets = torch.tensor(job.row.targets, device=hidden.device)
-        labels = targets[targets != IGNORE_INDEX]
-        logits = self.model.logits(hidden, [job.request.adapter] * len(labels))
-        nll = F.cross_entropy(logits.float(), labels, reduction="none")
-        segments = torch.tensor(job.row.segments, device=hidden.device)[targets != IGNORE_INDEX]
-        return self._ranked(
-            job, TokenLosses(nll, logits.argmax(-1) == labels, torch.zeros_like(labels), segments)
+        targets, segments = np.array(job.row.targets), np.array(job.row.segments)
+        labelled = targets != IGNORE_INDEX
+        labels = to_device(targets[labelled], hidden.device)
+        owners = [job.request.adapter] * len(labels)
+        scored = losses_of_tokens(
+            self.model.reader, self.model.bank, hidden, labels, owners, {}, in_float32=True
         )
+        return self._ranked(job, TokenLosses(*scored, np.zeros(len(labels), np.int64), segments[labelled]))
 
     def _begin_whole(self, job: Job) -> Completion | None:
         batch = job.batch().to(self.model.device)
         job.ticket.prompt_tokens = int((batch.targets == IGNORE_INDEX).sum())
         if job.request.rank:
-            return self._ranked(job, self.model.token_losses(batch))
+            return self._ranked(job, self.model.token_losses(batch, in_float32=True))
         (handle,) = self.decoder.join(batch, [job.request.sampling])
         self._begin_writing(job, handle)
         return None

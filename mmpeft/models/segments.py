@@ -106,7 +106,9 @@ class Segments:
         """(rows, queries) the first key of the conversation of each query, beyond all for others; and where any row has
         keys of a prefix."""
         queries, keys = self.queries.numpy(), self.keys.numpy()
-        rows, columns = np.indices(keys.shape)
+        rows, columns = (
+            np.broadcast_to(own, keys.shape) for own in np.ogrid[: keys.shape[0], : keys.shape[1]]
+        )
         first = np.full((len(keys), max(keys.max(), queries.max(), PREFIX) + 1), keys.shape[1])
         own = keys > PREFIX
         np.minimum.at(first, (rows[own], keys[own]), columns[own])
