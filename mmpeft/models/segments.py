@@ -110,7 +110,7 @@ class Segments:
         first = np.full((len(keys), max(keys.max(), queries.max(), PREFIX) + 1), keys.shape[1])
         own = keys > PREFIX
         np.minimum.at(first, (rows[own], keys[own]), columns[own])
-        shared = (keys == PREFIX).any(0).nonzero()[0].tolist()
+        shared: list[int] = np.flatnonzero(np.any(keys == PREFIX, axis=0)).tolist()
         of_queries = np.take_along_axis(first, queries.clip(min=PREFIX), 1)
         return of_queries, slice(shared[0], shared[-1] + 1) if shared else slice(0, 0)
 
