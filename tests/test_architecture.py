@@ -22,6 +22,7 @@ GROUND = (
     "config_files",
     "typed_json",
     "progress_bar",
+    "transfer",
 )
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli", "commands", "__init__"),

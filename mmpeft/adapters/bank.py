@@ -27,6 +27,7 @@ from mmpeft.adapters.targets import (
 )
 from mmpeft.errors import RefusedError
 from mmpeft.names import RESERVED_NAME, unknown_finetune
+from mmpeft.transfer import to_device
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 INPUTS = "adapter_inputs"
@@ -163,15 +164,14 @@ class AdapterBank(nn.Module):
         uniform: dict[str, bool] = {}
         for method, num_slots in self._num_slots.items():
             rows = [own.get(method, BASE) for own in owned]
-            slots[method] = torch.tensor(rows, dtype=torch.int64, device=self._device())
+            slots[method] = to_device(rows, self._device())
             setattr(slots[method], ALL_SERVED, BASE not in rows)
             uniform[method] = num_slots == 1 and all(row == 0 for row in rows)
         self.routing.slots, self.routing.uniform = slots, uniform
         self.routing.names, self.routing.owned, self.routing.streams = list(names), owned, []
         invocations = self.invocations(names)
-        self.routing.act_on(
-            invoked_tokens(ids, invocations) if any(invocations) and ids is not None else None
-        )
+        acts = any(invocations) and ids is not None
+        self.routing.act_on(invoked_tokens(ids.tolist(), invocations).to(ids.device) if acts else None)
         self.routing.awaits_invoked = any(invocations) and ids is None
 
     def invocations(self, names: Sequence[str | None]) -> list[Sequence[int]]:

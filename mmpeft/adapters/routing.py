@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import seed_of
+from mmpeft.transfer import to_device
 
 
 @dataclass(eq=False)
@@ -22,22 +23,25 @@ class Stream:
     slots: Mapping[str, int]
     """Method -> the slot of the finetune."""
     tokens_of_rows: Tensor
-    """(rows, tokens) bool: which are tokens of some row and no padding."""
+    """(rows, tokens) bool on the host: which are tokens of some row and no padding."""
     rows: Sequence[bool]
     """Of every row, whether it is the finetune's."""
+    columns: slice = field(default_factory=lambda: slice(None))
+    """Of these tokens, the ones that the coming forwards read."""
+    device: torch.device | str = "cpu"
+    """Of the forwards."""
 
     @cached_property
     def tokens(self) -> Tensor:
-        """(n,) int64: where its tokens stand among all rows times tokens. Found once a batch, as it waits for the
-        device, and only if something is dropped."""
-        rows = torch.tensor(self.rows, device=self.tokens_of_rows.device)
-        return (self.tokens_of_rows & rows[:, None]).flatten().nonzero()[:, 0]
+        """(n,) int64: where its tokens stand among all rows times tokens. Found once a batch, and only if something is
+        dropped."""
+        own = self.tokens_of_rows & torch.tensor(self.rows)[:, None]
+        return to_device(own.flatten().numpy().nonzero()[0], self.device)
 
     def uniform(self, features: int, place: str) -> Tensor:
         """(n, features) float32 in [0, 1), the same ones whenever asked for the same ``place``."""
-        device = self.tokens_of_rows.device
-        generator = torch.Generator(device).manual_seed(seed_of(self.seed, place))
-        return torch.rand(len(self.tokens), features, generator=generator, device=device)
+        generator = torch.Generator(self.device).manual_seed(seed_of(self.seed, place))
+        return torch.rand(len(self.tokens), features, generator=generator, device=self.device)
 
 
 @dataclass(eq=False)
@@ -71,13 +75,14 @@ class Routing:
         """Rows of the batch that the routing was written for."""
         return len(next(iter(self.slots.values()))) if self.slots else 1
 
-    def seed_dropout(self, seeds: Mapping[str, int], tokens: Tensor) -> None:
+    def seed_dropout(self, seeds: Mapping[str, int], tokens: Tensor, columns: slice = slice(None)) -> None:
         """Gives every finetune random numbers of its own for the dropout of the coming forwards, until the next route:
         together it then drops what it would alone.
 
         Args:
             seeds: adapter -> seed of its share of this batch.
-            tokens: (rows, tokens) bool: which are no padding. Padding is never dropped.
+            tokens: (rows, tokens) bool on the host: which are no padding. Padding is never dropped.
+            columns: which of the tokens are read, where these are not all: of them the same is dropped as if they were.
 
         Raises:
             RefusedError: an adapter of the rows has no seed.
@@ -88,9 +93,12 @@ class Routing:
                 f"dropout got seeds for {sorted(seeds)}, but rows of {unseeded} are in the batch; give one to each"
             )
         self.streams = []
+        device = next(iter(self.slots.values())).device if self.slots else "cpu"
         for name in names:
             rows = [name == each for each in self.names]
-            self.streams.append(Stream(seeds[name], self.owned[rows.index(True)], tokens, rows))
+            self.streams.append(
+                Stream(seeds[name], self.owned[rows.index(True)], tokens, rows, columns, device)
+            )
 
     @contextmanager
     def restored(self) -> Iterator[None]:
@@ -136,11 +144,15 @@ class Routing:
         """
         mask = torch.ones(x.shape, dtype=torch.bool, device=x.device)
         for stream in self.streams:
-            if stream.tokens_of_rows.shape != x.shape[:2]:
+            rows, tokens = stream.tokens_of_rows.shape
+            if (rows, len(range(tokens)[stream.columns])) != x.shape[:2]:
                 raise RefusedError(
-                    f"dropout was seeded for (rows, tokens) {tuple(stream.tokens_of_rows.shape)}, but an adapted "
+                    f"dropout was seeded for (rows, tokens) {(rows, tokens)}, but an adapted "
                     f"layer got an input of shape {tuple(x.shape)}; call routing.seed_dropout with its tokens"
                 )
             if rate := rates.get(stream.slots.get(method, -1)):
-                mask.flatten(0, 1)[stream.tokens] = stream.uniform(x.shape[-1], place) >= rate
+                whole = mask if tokens == x.shape[1] else mask.new_ones(rows, tokens, x.shape[-1])
+                whole.flatten(0, 1)[stream.tokens] = stream.uniform(x.shape[-1], place) >= rate
+                if whole is not mask:
+                    mask &= whole[:, stream.columns]
         return mask

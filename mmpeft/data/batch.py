@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,28 +24,38 @@ class Tensors:
         """The same with its tensors there."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}  # pyright: ignore[reportArgumentType]
         moved = {n: v.to(device, non_blocking=True) for n, v in values.items() if isinstance(v, Tensor)}
-        moved |= {n: v.to(device) for n, v in values.items() if isinstance(v, Tensors)}
         return replace(self, **moved)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass
-class Conversations(Tensors):
-    """What stands in a batch, row by row in the order of the segments; all (conversations,) int64."""
+class OnHost:
+    """What stands in a batch, for the host to look at without waiting for the device; shapes as in `Batch`."""
 
-    rows: Tensor
-    segments: Tensor
-    roles: Tensor
+    input_ids: np.ndarray
+    targets: np.ndarray
+    positions: np.ndarray
+    segments: np.ndarray
+    image_rows: np.ndarray
+
+
+@dataclass
+class Conversations:
+    """What stands in a batch, row by row in the order of the segments; all (conversations,) int64, on the host."""
+
+    rows: np.ndarray
+    segments: np.ndarray
+    roles: np.ndarray
     """A `Role`: answer, right or wrong choice."""
-    examples: Tensor
+    examples: np.ndarray
     """Number of its example among those that the batch was made from; the choices of a question share theirs."""
 
     @property
     def num_examples(self) -> int:
         """How many questions or captions there are; one with choices counts once."""
         answers = self.roles == Role.ANSWER
-        return int(answers.sum()) + len(self.rows[~answers].unique())
+        return int(answers.sum()) + len(np.unique(self.rows[~answers]))
 
-    def where(self, mask: Tensor) -> "Conversations":
+    def where(self, mask: np.ndarray) -> "Conversations":
         """Those that ``mask`` (conversations,) bool picks."""
         return Conversations(*(getattr(self, each.name)[mask] for each in fields(self)))
 
@@ -71,6 +82,20 @@ class Batch(Tensors):
     """What stands in which segment of which row."""
     dropout_seeds: dict[str, int] = field(default_factory=dict)
     """Adapter -> the seed of what it drops in this batch; empty where that is left to torch's global generator."""
+    _on_host: OnHost | None = field(default=None, init=False, repr=False, compare=False)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same with its tensors there; what was on the host can still be looked at (`on_host`)."""
+        moved = super().to(device)
+        moved._on_host = self.on_host
+        return moved
+
+    @property
+    def on_host(self) -> OnHost:
+        """Of a batch that no `to` brought to its device, this waits for the device."""
+        if self._on_host is not None:
+            return self._on_host
+        return OnHost(*(getattr(self, each.name).cpu().numpy() for each in fields(OnHost)))
 
 
 def collate(
@@ -118,7 +143,7 @@ def _conversations(rows: Sequence[PackedRow], examples: Sequence[Sequence[int]])
         for number, (row, own) in enumerate(zip(rows, examples, strict=True))
         for segment, role in enumerate(row.roles, start=PREFIX + 1)
     ]
-    return Conversations(*torch.tensor(table, dtype=torch.int64).reshape(-1, 4).unbind(1))
+    return Conversations(*np.array(table, np.int64).reshape(-1, 4).T)
 
 
 def concatenate(batches: Sequence[Batch]) -> Batch:
@@ -131,21 +156,22 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
         tensors = [getattr(batch, name) for batch in batches]
         return torch.cat([nn.functional.pad(t, (0, width - t.shape[1]), value=value) for t in tensors])
 
-    def numbered(tensors: Sequence[Tensor]) -> Tensor:
-        return torch.cat([t + first for t, first in zip(tensors, firsts, strict=True)])
+    def numbered(rows: Sequence[Any]) -> list[Any]:
+        return [own + first for own, first in zip(rows, firsts, strict=True)]
 
     features = [batch.features for batch in batches if batch.features is not None]
     firsts = [0, *accumulate(len(batch.input_ids) for batch in batches)][:-1]
     tables = [batch.conversations for batch in batches]
-    joined = {each.name: torch.cat([getattr(t, each.name) for t in tables]) for each in fields(Conversations)}
+    columns = {each.name: [getattr(t, each.name) for t in tables] for each in fields(Conversations)}
+    columns |= {"rows": numbered(columns["rows"])}
     return Batch(
         input_ids=padded("input_ids", 0),
         targets=padded("targets", IGNORE_INDEX),
         positions=padded("positions", 0),
         segments=padded("segments", PADDING),
         features=torch.cat(features) if features else None,
-        image_rows=numbered([batch.image_rows for batch in batches]),
+        image_rows=torch.cat(numbered([batch.image_rows for batch in batches])),
         adapters=[adapter for batch in batches for adapter in batch.adapters],
-        conversations=Conversations(**joined | {"rows": numbered([t.rows for t in tables])}),
+        conversations=Conversations(**{name: np.concatenate(own) for name, own in columns.items()}),
         dropout_seeds={name: seed for batch in batches for name, seed in batch.dropout_seeds.items()},
     )

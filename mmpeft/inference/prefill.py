@@ -9,6 +9,7 @@ from transformers import DynamicCache
 
 from mmpeft.data.batch import PADDING, Batch
 from mmpeft.models.multimodal import MultimodalModel, last_positions
+from mmpeft.transfer import to_device
 
 SHORTEST = 0.75
 """The shortest row that is read with a longer one, in parts of that one's length."""
@@ -43,7 +44,8 @@ def prefill(model: MultimodalModel, batch: Batch) -> list[Prefilled]:
 def _read(model: MultimodalModel, batch: Batch, rows: list[int]) -> Prefilled:
     inputs, cache = model.inputs(batch), DynamicCache()
     where = last_positions(batch)
-    hidden = model.read(inputs, cache, where[0] * batch.input_ids.shape[1] + where[1])
+    places = to_device(where[0] * batch.input_ids.shape[1] + where[1], model.device)
+    hidden = model.read(inputs, cache, places)
     own = inputs.positions[:, -batch.input_ids.shape[1] :]
     last = own[where].tolist()
     invoked = [False] * len(last) if inputs.invoked is None else inputs.invoked[where].tolist()

@@ -16,6 +16,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from mmpeft.errors import RefusedError
 from mmpeft.models.segment_attention import attending
 
+READS_CACHE = "_can_checkpoint_with_cache"
+"""What a layer of transformers calls that a cache is left to it when it recomputes, since it only reads it: true of
+`PrefixCache`, the only one that a layer meets then."""
+
 
 def recompute(model: Any) -> None:
     """Lets the layers of a language model recompute their activations in the backward, in eval mode.
@@ -30,6 +34,25 @@ def recompute(model: Any) -> None:
         raise RefusedError(f"{error} Set model.language.gradient_checkpointing to false") from error
     for layer in _recomputing(model):
         layer._gradient_checkpointing_func = partial(_as_computed, layer, model.get_decoder().config)
+        if hasattr(layer, READS_CACHE):
+            setattr(layer, READS_CACHE, True)
+
+
+def check_reads_cache(model: nn.Module, only_read: bool) -> None:
+    """Args:
+        model: the language model, in training.
+        only_read: whether its cache gets nothing in a forward.
+
+    Raises:
+        RefusedError: its layers recompute and so lose a cache, or write into it once more.
+    """
+    for layer in _recomputing(model):
+        if not (only_read and getattr(layer, READS_CACHE, False)):
+            raise RefusedError(
+                f"prefix tuning keeps its keys and values in the cache, which {type(layer).__name__} does not read "
+                "alike when it recomputes its activations: set model.language.gradient_checkpointing to false, or "
+                "take transformers 5.24 or newer"
+            )
 
 
 def set_mode(model: nn.Module, training: bool) -> None:

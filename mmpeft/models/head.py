@@ -10,6 +10,66 @@ from torch import Tensor
 
 from mmpeft.adapters import AdapterBank
 from mmpeft.models.reader import LanguageReader
+from mmpeft.transfer import to_device
+
+ALL = slice(None)
+
+
+def is_adapted(reader: LanguageReader, bank: AdapterBank) -> bool:
+    """Whether any adapter changes what stands behind the decoder."""
+    return not all(reader.is_in_decoder(layer.base) for layer in bank.layers.values())
+
+
+class AdaptedHead:
+    """What stands behind the decoder, by the adapters of the tokens' owners.
+
+    Args:
+        reader: of the language model.
+        bank: on the same.
+        owners: the adapter of every token; None is the base model.
+        dropout_seeds: as of a batch; each adapter drops a function of its own tokens.
+        device: of the tokens.
+    """
+
+    def __init__(
+        self,
+        reader: LanguageReader,
+        bank: AdapterBank,
+        owners: Sequence[str | None],
+        dropout_seeds: Mapping[str, int],
+        device: torch.device,
+    ):
+        self.reader, self.bank, self.dropout_seeds = reader, bank, dropout_seeds
+        self.names = list(dict.fromkeys(owners))
+        counts = dict.fromkeys(self.names, 0)
+        numbers = {name: number for number, name in enumerate(self.names)}
+        places: list[tuple[int, int]] = []
+        for owner in owners:
+            places.append((numbers[owner], counts[owner]))
+            counts[owner] += 1
+        table = torch.tensor(places, dtype=torch.int64).reshape(-1, 2)
+        self.rows, self.columns = to_device(table, device).unbind(1)
+        self.width = max(counts.values(), default=0)
+        self.is_token = torch.zeros(len(self.names), self.width, dtype=torch.bool)
+        self.is_token[table[:, 0], table[:, 1]] = True
+
+    def together(self, values: Tensor) -> Tensor:
+        """(tokens, ...) -> (adapters, most tokens of one, ...), 0 at padding."""
+        out = values.new_zeros(len(self.names), self.width, *values.shape[1:])
+        return out.index_put((self.rows, self.columns), values)
+
+    def apart(self, values: Tensor) -> Tensor:
+        """The way back."""
+        return values[self.rows, self.columns]
+
+    def logits(self, together: Tensor, columns: slice = ALL) -> Tensor:
+        """Those columns of what `together` gave, (adapters, columns, dim), -> (adapters, columns, vocabulary);
+        afterwards the bank is routed as before."""
+        with self.bank.routing.restored():
+            self.bank.route(self.names)
+            if self.dropout_seeds:
+                self.bank.routing.seed_dropout(self.dropout_seeds, self.is_token, columns)
+            return self.reader.logits(together)
 
 
 def logits_of_tokens(
@@ -19,34 +79,9 @@ def logits_of_tokens(
     owners: Sequence[str | None],
     dropout_seeds: Mapping[str, int],
 ) -> Tensor:
-    """By the adapters of the tokens' owners; afterwards the bank is routed as before.
-
-    Args:
-        reader: of the language model.
-        bank: on the same.
-        hidden: (tokens, dim) hidden states of the decoder.
-        owners: the adapter of every token.
-        dropout_seeds: as of a batch; each adapter drops a function of its own tokens.
-
-    Returns:
-        (tokens, vocabulary)
-    """
-    if all(reader.is_in_decoder(layer.base) for layer in bank.layers.values()):
+    """(tokens, dim) hidden states of the decoder -> (tokens, vocabulary), by the adapters of the tokens' owners; see
+    `AdaptedHead`."""
+    if not is_adapted(reader, bank):
         return reader.logits(hidden)
-    names = list(dict.fromkeys(owners))
-    counts = dict.fromkeys(names, 0)
-    places: list[tuple[int, int]] = []
-    for owner in owners:
-        places.append((names.index(owner), counts[owner]))
-        counts[owner] += 1
-    rows, columns = torch.tensor(places, dtype=torch.int64, device=hidden.device).reshape(-1, 2).unbind(1)
-    shape = len(names), max(counts.values(), default=0)
-    together = hidden.new_zeros(*shape, hidden.shape[-1]).index_put((rows, columns), hidden)
-    with bank.routing.restored():
-        bank.route(names)
-        if dropout_seeds:
-            is_token = torch.zeros(shape, dtype=torch.bool, device=hidden.device)
-            bank.routing.seed_dropout(
-                dropout_seeds, is_token.index_put((rows, columns), is_token.new_ones(()))
-            )
-        return reader.logits(together)[rows, columns]
+    head = AdaptedHead(reader, bank, owners, dropout_seeds, hidden.device)
+    return head.apart(head.logits(head.together(hidden)))

@@ -12,6 +12,7 @@ none.
 import warnings
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from mmpeft.adapters.invocation import invoked_tokens
 from mmpeft.data.batch import Batch
 from mmpeft.errors import RefusedError
 from mmpeft.models.unpacking import unpack
+from mmpeft.transfer import to_device
 
 
 def invoked_columns(batch: Batch, invocations: Sequence[Sequence[int]], new: int | None) -> Tensor | None:
@@ -38,7 +40,8 @@ def invoked_columns(batch: Batch, invocations: Sequence[Sequence[int]], new: int
     """
     if not any(invocations):
         return None
-    acts = _acts(batch.input_ids, batch.segments, invocations)
+    ids, segments = batch.on_host.input_ids, batch.on_host.segments
+    acts = _acts(ids, segments, invocations)
     for row, wanted in enumerate(invocations):
         if wanted and not acts[row].any():
             warnings.warn(
@@ -46,27 +49,27 @@ def invoked_columns(batch: Batch, invocations: Sequence[Sequence[int]], new: int
                 stacklevel=2,
             )
     if new is None:
-        return acts
+        return to_device(acts, batch.input_ids.device, torch.bool)
     kept = slice(acts.shape[1] - new)
-    before = _acts(batch.input_ids[:, kept], batch.segments[:, kept], invocations)
-    if not torch.equal(before, acts[:, kept]):
+    before = _acts(ids[:, kept], segments[:, kept], invocations)
+    if (before != acts[:, kept]).any():
         raise RefusedError(
             "the kept examples hold the invocation tokens of an activated adapter, which acts from the last ones on, "
             "those of the question: it cannot be asked behind kept examples; score it with the examples read anew"
         )
-    return acts[:, acts.shape[1] - new :]
+    return to_device(acts[:, acts.shape[1] - new :], batch.input_ids.device, torch.bool)
 
 
-def _acts(ids: Tensor, segments: Tensor, invocations: Sequence[Sequence[int]]) -> Tensor:
+def _acts(ids: np.ndarray, segments: np.ndarray, invocations: Sequence[Sequence[int]]) -> np.ndarray:
     """(rows, columns) bool of whole rows."""
     unpacked = unpack(segments)
-    rows = unpacked.rows.tolist()
-    alone = torch.where(unpacked.tokens, unpacked.take(ids), -1)
-    own = invoked_tokens(alone, [invocations[row] for row in rows]) & unpacked.tokens
-    acts = unpacked.put_back(own[..., None].float(), *ids.shape)[..., 0] > 0
-    differing = ((unpacked.take(acts) != own) & unpacked.tokens).any(1)
+    alone = np.where(unpacked.tokens, unpacked.take_on_host(ids), -1)
+    wanted = [invocations[row] for row in unpacked.rows]
+    own = invoked_tokens(alone.tolist(), wanted).numpy() & unpacked.tokens
+    acts = unpacked.put_back_on_host(own, ids.shape)
+    differing = ((unpacked.take_on_host(acts) != own) & unpacked.tokens).any(1)
     if differing.any():
-        row = rows[int(differing.nonzero()[0])]
+        row = unpacked.rows[differing][0]
         raise RefusedError(
             f"conversations of one row share tokens on which their activated adapter acts for some of them alone: its "
             f"invocation tokens {list(invocations[row])} stand in what they share; give each conversation a row of its "

@@ -1,14 +1,12 @@
 """Vision features, projector, language model and adapters as one model: forward on packed rows."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import DynamicCache
 
 from mmpeft.adapters import AdapterBank
@@ -19,15 +17,19 @@ from mmpeft.errors import RefusedError
 from mmpeft.hashing import hash_tensors
 from mmpeft.models import frozen
 from mmpeft.models.head import logits_of_tokens
+from mmpeft.models.head_losses import losses_of_tokens
+from mmpeft.models.inputs import Inputs
 from mmpeft.models.invocation import invoked_columns
-from mmpeft.models.last_layer import only_at
+from mmpeft.models.last_layer import last_layer_at
+from mmpeft.models.prefix_cache import PrefixCache
 from mmpeft.models.projector import Projector
 from mmpeft.models.reader import LanguageReader
 from mmpeft.models.segments import Segments
 from mmpeft.models.token_losses import TokenLosses
 from mmpeft.models.unpacking import Unpacked, unpack
-from mmpeft.models.virtual import VirtualTokens, virtual_tokens
+from mmpeft.models.virtual import virtual_tokens
 from mmpeft.models.vision import NoVision, VisionEncoder
+from mmpeft.transfer import to_device
 
 
 class MultimodalModel(nn.Module):
@@ -74,23 +76,29 @@ class MultimodalModel(nn.Module):
     def token_losses(
         self, batch: Batch, cache: DynamicCache | None = None, new: int | None = None
     ) -> TokenLosses:
-        """The losses of the labelled positions. Logits are computed there and nowhere else.
+        """The losses of the labelled positions. Logits are computed there and nowhere else, and not of all at once.
 
         Args:
             batch: the rows.
             cache: keys and values of the columns before the last ``new``; gets those of these.
             new: how many of the last columns are looked at; None for all.
         """
-        columns = slice(None) if new is None else slice(batch.input_ids.shape[1] - new, None)
-        targets, segments = batch.targets[:, columns], batch.segments[:, columns]
-        labelled = targets != IGNORE_INDEX
-        hidden = self.hidden_states(batch, cache, new, labelled.flatten().nonzero()[:, 0])
-        labels = targets[labelled]
-        rows = labelled.nonzero()[:, 0]
-        owners = [batch.adapters[row] for row in rows.tolist()]
-        logits = self.logits(hidden[labelled], owners, batch.dropout_seeds)
-        nll = F.cross_entropy(logits.float(), labels, reduction="none")
-        return TokenLosses(nll, logits.argmax(-1) == labels, rows, segments[labelled])
+        width, host = batch.input_ids.shape[1] if new is None else new, batch.on_host
+        targets, segments = (own[:, -width:] for own in (host.targets, host.segments))
+        rows, columns = (targets != IGNORE_INDEX).nonzero()
+        labelled, labels = (
+            to_device(own, self.device) for own in (rows * width + columns, targets[rows, columns])
+        )
+        hidden = self.hidden_states(batch, cache, new, labelled)
+        nll, correct = losses_of_tokens(
+            self.reader,
+            self.bank,
+            hidden.flatten(0, 1).index_select(0, labelled),
+            labels,
+            [batch.adapters[row] for row in rows],
+            batch.dropout_seeds,
+        )
+        return TokenLosses(nll, correct, rows, segments[rows, columns])
 
     def logits(
         self,
@@ -121,7 +129,7 @@ class MultimodalModel(nn.Module):
         among rows times columns, that anybody looks at; None is all."""
         return self.read(self.inputs(batch, new), cache, places)
 
-    def inputs(self, batch: Batch, new: int | None = None) -> "Inputs":
+    def inputs(self, batch: Batch, new: int | None = None) -> Inputs:
         """What the decoder reads of the last ``new`` columns, or of all with the virtual tokens before them; routes
         the bank."""
         columns = slice(None) if new is None else slice(batch.input_ids.shape[1] - new, None)
@@ -135,13 +143,13 @@ class MultimodalModel(nn.Module):
             adapters=batch.adapters,
             dropout_seeds=batch.dropout_seeds,
             invoked=invoked_columns(batch, self.bank.invocations(batch.adapters), new),
+            on_host=batch.on_host.segments[:, columns],
+            highest=batch.on_host.positions.max(1),
         )
         virtual = virtual_tokens(self.bank, len(inputs.keys), inputs.keys.device)
         return inputs if virtual is None else inputs.behind(virtual, new is None)
 
-    def read(
-        self, inputs: "Inputs", cache: DynamicCache | None = None, places: Tensor | None = None
-    ) -> Tensor:
+    def read(self, inputs: Inputs, cache: DynamicCache | None = None, places: Tensor | None = None) -> Tensor:
         """(rows, columns, dim) hidden states of the batch's own columns, of which only ``places`` are looked at.
 
         Raises:
@@ -150,7 +158,7 @@ class MultimodalModel(nn.Module):
         if not self.reader.reading.packed:
             return self._read_unpacked(inputs, cache)[:, inputs.num_prompts :]
         if inputs.dropout_seeds:
-            self.bank.routing.seed_dropout(inputs.dropout_seeds, inputs.queries != PADDING)
+            self.bank.routing.seed_dropout(inputs.dropout_seeds, torch.from_numpy(inputs.on_host != PADDING))
         self.bank.routing.act_on(inputs.invoked)
         if inputs.prefix is not None:
             cache = self._with_prefix(cache, inputs.prefix)
@@ -159,22 +167,16 @@ class MultimodalModel(nn.Module):
         positions = inputs.positions[:, -columns:]
         segments = Segments(inputs.queries, inputs.keys, positions, inputs.positions)
         mask = self.reader.mask(segments, self.dtype)
-        with self._last_layer_at(places, inputs):
-            hidden, _ = self.reader.decode(inputs.embeds, mask, positions, cache, inputs.ids)
+        last = int(inputs.highest.max())
+        with last_layer_at(
+            self.language_model, self.reader.last_modules, self.bank, inputs.among_all(places)
+        ):
+            hidden, _ = self.reader.decode(
+                inputs.embeds, mask, positions, cache, inputs.ids, last_position=last
+            )
         return hidden[:, inputs.num_prompts :]
 
-    def _last_layer_at(self, places: Tensor | None, inputs: "Inputs") -> AbstractContextManager[None]:
-        """Inside, the last layer works for these tokens alone, but for what finetunes change in it."""
-        if places is None or self.language_model.is_activation_checkpointing:
-            return nullcontext()
-        columns, own = inputs.queries.shape[1], inputs.queries.shape[1] - inputs.num_prompts
-        behind_prompts = places // own * columns + inputs.num_prompts + places % own
-        adapted = {id(layer.base) for layer in self.bank.layers.values()}
-        modules = [self.language_model.get_submodule(path) for path in self.reader.last_modules]
-        plain = [each for each in modules if adapted.isdisjoint(map(id, each.modules()))]
-        return only_at(plain, behind_prompts)
-
-    def unpacked(self, inputs: "Inputs") -> tuple[Unpacked, Tensor, Tensor]:
+    def unpacked(self, inputs: Inputs) -> tuple[Unpacked, Tensor, Tensor]:
         """Every conversation in a row of its own, with the embeddings (conversations, tokens, dim) and ids there.
 
         Raises:
@@ -185,10 +187,10 @@ class MultimodalModel(nn.Module):
                 "prefix tuning trains keys and values that conversations share, but "
                 f"{type(self.language_model).__name__} reads each of them by itself; use another method"
             )
-        unpacked = unpack(inputs.queries)
+        unpacked = unpack(inputs.on_host)
         return unpacked, unpacked.take(inputs.embeds), unpacked.take(inputs.ids)
 
-    def _read_unpacked(self, inputs: "Inputs", cache: DynamicCache | None) -> Tensor:
+    def _read_unpacked(self, inputs: Inputs, cache: DynamicCache | None) -> Tensor:
         """As `read`, every conversation in a row of its own; the bank stays routed for those."""
         if cache is not None:
             raise RefusedError(
@@ -199,90 +201,47 @@ class MultimodalModel(nn.Module):
         self.bank.route([inputs.adapters[row] for row in unpacked.rows.tolist()])
         self.bank.routing.act_on(None if inputs.invoked is None else unpacked.take(inputs.invoked))
         if inputs.dropout_seeds:
-            self.bank.routing.seed_dropout(inputs.dropout_seeds, unpacked.tokens)
+            self.bank.routing.seed_dropout(inputs.dropout_seeds, torch.from_numpy(unpacked.tokens))
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        hidden, _ = self.reader.decode(embeds, None, positions, ids=ids)
+        last = ids.shape[1] - 1
+        hidden, _ = self.reader.decode(embeds, None, positions, ids=ids, last_position=last)
         return unpacked.put_back(hidden, *inputs.queries.shape)
 
     def _with_prefix(self, cache: DynamicCache | None, prefix: Tensor) -> DynamicCache:
-        """The cache with every row's trained keys and values in it; a new one where there was none."""
-        if self.training and self.language_model.is_activation_checkpointing:
-            raise RefusedError(
-                "prefix tuning keeps its keys and values in the cache, which transformers drops under gradient "
-                "checkpointing; set model.language.gradient_checkpointing to false"
-            )
-        cache = DynamicCache() if cache is None else cache
-        for layer, (keys, values) in enumerate(prefix.to(self.dtype)):
+        """The cache with every row's trained keys and values in it; where there was none, one that is only read."""
+        prefix = prefix.to(self.dtype)
+        if self.training:
+            frozen.check_reads_cache(self.language_model, cache is None)
+        if cache is None:
+            return PrefixCache(prefix)
+        for layer, (keys, values) in enumerate(prefix):
             cache.update(keys, values, layer)
         return cache
 
     def _embed(self, batch: Batch, columns: slice) -> Tensor:
         ids = batch.input_ids[:, columns]
         embeds = self.reader.embed(ids.clamp(min=0))
-        slots = ids == IMAGE_TOKEN
-        if batch.features is None or not bool(slots.any()):
+        places = (batch.on_host.input_ids[:, columns] == IMAGE_TOKEN).flatten().nonzero()[0]
+        if batch.features is None or not len(places):
             return embeds
         features = batch.features
         for method, stack in self.bank.inputs.items():
             features = stack.change_images(features, self.bank.routing.slots[method][batch.image_rows])
-        owners = [self.projector_slots.get(batch.adapters[row] or "", 0) for row in batch.image_rows.tolist()]
-        projected = self.projector(features, torch.tensor(owners, device=ids.device), embeds.dtype)
-        if int(slots.sum()) != projected.shape[0] * projected.shape[1]:
+        rows = batch.on_host.image_rows
+        owners = [self.projector_slots.get(batch.adapters[row] or "", 0) for row in rows]
+        projected = self.projector(features, to_device(owners, ids.device), embeds.dtype)
+        if len(places) != projected.shape[0] * projected.shape[1]:
             raise RefusedError(
-                f"the rows have {int(slots.sum())} image tokens, but {projected.shape[0]} images of "
+                f"the rows have {len(places)} image tokens, but {projected.shape[0]} images of "
                 f"{projected.shape[1]} tokens were given: template and vision encoder disagree"
             )
-        return embeds.masked_scatter(slots.unsqueeze(-1), projected)
+        tokens = embeds.flatten(0, 1)
+        return tokens.index_copy(0, to_device(places, ids.device), projected.flatten(0, 1)).view_as(embeds)
 
 
-@dataclass
-class Inputs:
-    """What the decoder reads of a batch."""
-
-    embeds: Tensor
-    """(rows, columns, dim)"""
-    ids: Tensor
-    """(rows, columns) int64; 0 where no text stands."""
-    queries: Tensor
-    """(rows, columns) int64: their segments"""
-    keys: Tensor
-    """(rows, keys) int64: the segments of everything in the cache and of these columns, which are the last"""
-    positions: Tensor
-    """(rows, keys) int64: of the same"""
-    adapters: Sequence[str | None]
-    """Of every row."""
-    dropout_seeds: dict[str, int]
-    invoked: Tensor | None
-    """(rows, columns) bool: on which of them activated adapters act; None where no row has one."""
-    num_prompts: int = 0
-    """How many of the first columns are virtual tokens."""
-    prefix: Tensor | None = None
-    """(layers, 2, rows, heads, prefix columns, head dim): keys and values before all columns."""
-
-    def behind(self, virtual: VirtualTokens, all_columns: bool) -> "Inputs":
-        """The same behind virtual tokens, which are read too where these are ``all_columns`` of the batch."""
-        keys = torch.cat([virtual.segments, self.keys], 1)
-        positions = torch.cat([virtual.positions, self.positions + virtual.lengths[:, None]], 1)
-        moved = replace(self, keys=keys, positions=positions)
-        num = virtual.num_prompts
-        if not all_columns:
-            return moved
-        if num == 0:
-            return replace(moved, prefix=virtual.keys_values)
-        return replace(
-            moved,
-            embeds=torch.cat([virtual.embeds.to(self.embeds.dtype), self.embeds], 1),
-            ids=nn.functional.pad(self.ids, (num, 0)),
-            queries=torch.cat([virtual.segments[:, virtual.segments.shape[1] - num :], self.queries], 1),
-            invoked=None if self.invoked is None else nn.functional.pad(self.invoked, (num, 0)),
-            num_prompts=num,
-            prefix=virtual.keys_values,
-        )
-
-
-def last_positions(batch: Batch) -> tuple[Tensor, Tensor]:
-    """(rows, columns) of the last token of every conversation, row by row, in order of the segments."""
-    segments = batch.segments
-    following = torch.cat([segments[:, 1:], segments.new_full((len(segments), 1), PADDING)], dim=1)
-    rows, columns = ((segments > PREFIX) & (segments != following)).nonzero(as_tuple=True)
+def last_positions(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, columns) of the last token of every conversation, row by row, in order of the segments; on the host."""
+    segments = batch.on_host.segments
+    following = np.pad(segments[:, 1:], ((0, 0), (0, 1)), constant_values=PADDING)
+    rows, columns = ((segments > PREFIX) & (segments != following)).nonzero()
     return rows, columns

@@ -64,11 +64,18 @@ def rescaled_beyond(decoder: Any) -> int | None:
     return min(limits, default=None)
 
 
-def check_positions(limit: PositionLimit | None, positions: Tensor) -> None:
-    """Raises:
-    RefusedError: a position is beyond the limit.
+def check_positions(limit: PositionLimit | None, positions: Tensor, last: int | None = None) -> None:
+    """Args:
+        limit: of the model.
+        positions: of a batch.
+        last: the highest of them; None waits for the device to tell.
+
+    Raises:
+        RefusedError: a position is beyond the limit.
     """
-    if limit is not None and (last := int(positions.max())) >= limit.count:
+    if limit is None:
+        return
+    if (last := int(positions.max()) if last is None else last) >= limit.count:
         raise RefusedError(
             f"a row has {last + 1} tokens, but the language model {limit.why}: "
             "lower data.packing.max_length, ask a shorter question, or let fewer tokens be written (max_new_tokens)"

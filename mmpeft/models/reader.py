@@ -15,6 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from mmpeft.errors import RefusedError
 from mmpeft.models.masks import Mask, Reach, additive, attention_mask, within_reach
 from mmpeft.models.positions import check_positions, position_limit
+from mmpeft.models.prefix_cache import PrefixCache
 from mmpeft.models.segment_attention import BY_SEGMENTS, attending
 from mmpeft.models.segments import SIZES, SegmentMask, Segments
 
@@ -95,6 +96,11 @@ class LanguageReader:
         return getattr(self.decoder, "config", self.language_model.config)
 
     @property
+    def vocabulary_size(self) -> int:
+        """Tokens that it has logits for."""
+        return self.language_model.get_input_embeddings().weight.shape[0]
+
+    @property
     def end_ids(self) -> set[int]:
         """The tokens of which each ends the model's own ``generate``."""
         ends = getattr(getattr(self.language_model, "generation_config", None), "eos_token_id", None)
@@ -155,6 +161,7 @@ class LanguageReader:
         cache: Cache | None = None,
         ids: Tensor | None = None,
         keep: bool = False,
+        last_position: int | None = None,
     ) -> tuple[Tensor, Any]:
         """The decoder's forward.
 
@@ -166,6 +173,7 @@ class LanguageReader:
             cache: gets the queries' keys and values, and returns all that ``mask`` speaks of.
             ids: (rows, queries), for models that read more of them than their embeddings.
             keep: whether the model makes a cache of its own where none is given.
+            last_position: the highest, where the caller knows it without asking the device.
 
         Returns:
             (rows, queries, dim) hidden states, and the cache or None.
@@ -173,13 +181,13 @@ class LanguageReader:
         Raises:
             RefusedError: a position beyond those that the model reads alike.
         """
-        check_positions(self.position_limit, positions)
+        check_positions(self.position_limit, positions, last_position)
         using = keep or cache is not None
         given = {
             EMBEDS: embeds,
             "attention_mask": mask,
             "position_ids": positions,
-            "use_cache": using,
+            "use_cache": using and not isinstance(cache, PrefixCache),
             "per_layer_inputs": None if ids is None else self.per_layer_inputs(ids),
         }
         if using and self.cache_argument:

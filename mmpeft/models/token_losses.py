@@ -5,10 +5,12 @@ Source of rank classification: Liu et al. 2022 (T-Few), section 3.2: ``beta(x, y
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mmpeft.data.packing import PREFIX
+from mmpeft.transfer import to_device
 
 
 @dataclass
@@ -19,14 +21,18 @@ class TokenLosses:
     """(labelled,) float32"""
     correct: Tensor
     """(labelled,) bool: whether the label was the most likely token."""
-    rows: Tensor
-    """(labelled,) int64"""
-    segments: Tensor
-    """(labelled,) int64"""
+    rows: np.ndarray
+    """(labelled,) int64, on the host"""
+    segments: np.ndarray
+    """(labelled,) int64, on the host"""
 
-    def where(self, mask: Tensor) -> "TokenLosses":
+    def where(self, mask: np.ndarray) -> "TokenLosses":
         """Those of the tokens that ``mask`` (labelled,) bool picks."""
-        return TokenLosses(self.nll[mask], self.correct[mask], self.rows[mask], self.segments[mask])
+        if mask.all():
+            return self
+        places = to_device(mask.nonzero()[0], self.nll.device)
+        nll, correct = self.nll.index_select(0, places), self.correct.index_select(0, places)
+        return TokenLosses(nll, correct, self.rows[mask], self.segments[mask])
 
 
 def length_normalised(losses: TokenLosses, num_rows: int) -> Tensor:
@@ -38,7 +44,8 @@ def length_normalised(losses: TokenLosses, num_rows: int) -> Tensor:
     columns = losses.segments - PREFIX - 1
     width = int(columns.max()) + 1 if len(columns) else 0
     place = losses.rows * width + columns
-    counts = torch.bincount(place, minlength=num_rows * width)
-    totals = losses.nll.new_zeros(num_rows * width).index_add(0, place, -losses.nll)
+    device = losses.nll.device
+    counts = to_device(np.bincount(place, minlength=num_rows * width), device)
+    totals = losses.nll.new_zeros(num_rows * width).index_add(0, to_device(place, device), -losses.nll)
     means = torch.where(counts > 0, totals / counts.clamp(min=1), -torch.inf)
     return means.view(num_rows, width)

@@ -10,12 +10,15 @@ of every method, and base rows, share one batch::
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mmpeft.adapters import AdapterBank
+from mmpeft.adapters.methods.stack import Stack
 from mmpeft.data.batch import PADDING
 from mmpeft.data.packing import PREFIX
+from mmpeft.transfer import to_device
 
 
 @dataclass
@@ -32,6 +35,8 @@ class VirtualTokens:
     """(rows, prompt columns, dim)"""
     positions: Tensor
     """(rows, columns) int64"""
+    on_host: tuple[np.ndarray, np.ndarray]
+    """The segments and the lengths once more."""
 
     @property
     def num_prompts(self) -> int:
@@ -41,40 +46,40 @@ class VirtualTokens:
 def virtual_tokens(bank: AdapterBank, num_rows: int, device: torch.device) -> VirtualTokens | None:
     """The virtual tokens of the rows that the bank was last routed for; None where no row has any."""
     slots = bank.routing.slots
-    lengths = torch.zeros(num_rows, dtype=torch.int64, device=device)
-    segments: list[Tensor] = []
-    positions: list[Tensor] = []
+    lengths = np.zeros(num_rows, np.int64)
+    segments: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
+
+    def stand_next(stack: Stack) -> int:
+        """Gives the rows their next columns; as many as the longest has."""
+        nonlocal lengths
+        own = np.array(
+            [stack.sizes[row[stack.method]] if stack.method in row else 0 for row in bank.routing.owned]
+        )
+        columns = np.arange(own.max(initial=0))
+        segments.append(np.where(columns < own[:, None], PREFIX, PADDING))
+        positions.append(lengths[:, None] + columns)
+        lengths = lengths + own
+        return len(columns)
+
     keys_values: list[Tensor] = []
     embeds: list[Tensor] = []
     for method, stack in bank.inputs.items():  # all prefixes stand before all prompts
         inputs = bank.model_inputs()
-        found = stack.virtual_keys_values(slots[method], inputs.num_layers, inputs.num_key_heads)
-        if found is not None:
-            prefixes, own = found
-            columns = torch.arange(int(own.max()), device=device)
-            keys_values.append(prefixes[..., : len(columns), :])
-            segments.append(_segments(columns, own))
-            positions.append(lengths[:, None] + columns)
-            lengths = lengths + own
+        prefixes = stack.virtual_keys_values(slots[method], inputs.num_layers, inputs.num_key_heads)
+        if prefixes is not None:
+            keys_values.append(prefixes[..., : stand_next(stack), :])
     for method, stack in bank.inputs.items():
-        if (found := stack.virtual_embeds(slots[method])) is not None:
-            prompts, own = found
-            columns = torch.arange(int(own.max()), device=device)
-            embeds.append(prompts[:, : len(columns)])
-            segments.append(_segments(columns, own))
-            positions.append(lengths[:, None] + columns)
-            lengths = lengths + own
-    if not segments or not bool(lengths.any()):
+        if (prompts := stack.virtual_embeds(slots[method])) is not None:
+            embeds.append(prompts[:, : stand_next(stack)])
+    if not lengths.any():
         return None
+    all_segments = np.concatenate(segments, 1)
     return VirtualTokens(
-        segments=torch.cat(segments, 1),
-        lengths=lengths,
+        segments=to_device(all_segments, device),
+        lengths=to_device(lengths, device),
         keys_values=torch.cat(keys_values, -2) if keys_values else None,
-        embeds=torch.cat(embeds, 1) if embeds else lengths.new_zeros(num_rows, 0, 0),
-        positions=torch.cat(positions, 1),
+        embeds=torch.cat(embeds, 1) if embeds else torch.zeros(num_rows, 0, 0, device=device),
+        positions=to_device(np.concatenate(positions, 1), device),
+        on_host=(all_segments, lengths),
     )
-
-
-def _segments(columns: Tensor, lengths: Tensor) -> Tensor:
-    """(rows, columns): which of its virtual columns each row uses."""
-    return torch.where(columns < lengths[:, None], PREFIX, PADDING)

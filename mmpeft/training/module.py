@@ -1,6 +1,6 @@
 """The LightningModule: Lightning's hooks, each a call of what does the work."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +37,7 @@ from mmpeft.training.start import (
     run_to_begin_from,
 )
 from mmpeft.training.step_losses import Logged, StepLosses
+from mmpeft.transfer import to_host
 
 ON_THE_BAR = ("train_loss", "val_loss", "val_exact_match", "val_rank_accuracy")
 """Curves that the progress bar shows."""
@@ -104,6 +105,8 @@ class VisionLanguageModule(L.LightningModule):
         self.started: Started
         self.evaluation: Evaluation
         self.losses: StepLosses
+        self._waiting: list[Logged] = []
+        """Of the last batch, still on the device."""
 
     # -- building -------------------------------------------------------------------------------------------
 
@@ -169,15 +172,17 @@ class VisionLanguageModule(L.LightningModule):
         self.model.train()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss, logged = self.losses.train(batch, self.model.token_losses(batch))
-        self._log(logged)
-        self.log("conversations", float(batch.conversations.num_examples), reduce_fx="sum", on_step=True)
+        loss, self._waiting = self.losses.train(batch, self.model.token_losses(batch))
+        number = torch.tensor(float(batch.conversations.num_examples))
+        self.log("conversations", number, reduce_fx="sum", on_step=True)
         return loss
 
-    def _log(self, logged: list[Logged]) -> None:
-        """The report tells the curves of a joint run by their finetune's name."""
+    def _log(self, logged: Sequence[Logged]) -> None:
+        """The report tells the curves of a joint run by their finetune's name. Lightning would move plain numbers to
+        the device and wait for it."""
         for metric, name, value, size in logged:
             curve = metric if len(self.finetunes) == 1 else f"{metric}/{name}"
+            value = value if isinstance(value, Tensor) else torch.tensor(value)
             self.log(curve, value, prog_bar=metric in ON_THE_BAR, batch_size=size)
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -193,13 +198,26 @@ class VisionLanguageModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips each finetune by its own norm; one whose norm is not finite sits the step out."""
-        for name, parameters in self._trained():
-            norm = parameters.clip(gradient_clip_val)
-            if norm is not None:
-                self._log([Logged("gradient_norm", name, norm, 1)])
-                if told := parameters.trouble(norm):
-                    print(f"step {self.global_step}: {told}")
+        """Clips each finetune by its own norm; one whose norm is not finite sits the step out.
+
+        Here alone the host waits for the device in a step: whether a finetune takes the step decides about its
+        schedule and its optimiser. The losses of the last batch come with the norms.
+        """
+        stepped = ((name, self.finetunes[name].parameters) for name in self.losses.stepped)
+        parameters = {name: own for name, own in stepped if own is not None}
+        norms = [
+            Logged("gradient_norm", name, norm, 1)
+            for name, own in parameters.items()
+            if (norm := own.norm()) is not None
+        ]
+        waiting, self._waiting = [*self._waiting, *norms], []
+        values = to_host([each.value for each in waiting])
+        self._log([each._replace(value=value) for each, value in zip(waiting, values, strict=True)])
+        for each, norm in zip(norms, values[len(values) - len(norms) :], strict=True):
+            own = parameters[each.finetune]
+            own.clip(gradient_clip_val, norm)
+            if told := own.trouble(norm):
+                print(f"step {self.global_step}: {told}")
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad()

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,6 +22,7 @@ from mmpeft.data.batch import Conversations
 from mmpeft.data.packing import PREFIX, Role
 from mmpeft.errors import RefusedError
 from mmpeft.models.token_losses import TokenLosses, length_normalised
+from mmpeft.transfer import to_device
 
 FLOOR = 1e-2
 SEGMENTS = 2**20
@@ -50,7 +52,7 @@ class ChoiceLosses:
         return self.unlikelihood > 0 or self.length_normalised > 0
 
 
-def in_answers(losses: TokenLosses, conversations: Conversations) -> Tensor:
+def in_answers(losses: TokenLosses, conversations: Conversations) -> np.ndarray:
     """(labelled,) bool: which tokens are of answers; the others are of choices that are not the right one."""
     answers = (conversations.roles == Role.ANSWER) | (conversations.roles == Role.RIGHT)
     return _of(losses, conversations.where(answers))
@@ -60,22 +62,21 @@ def language_modelling(
     policy: TokenLosses, reference: TokenLosses | None, conversations: Conversations
 ) -> Tensor:
     """L_LM: the mean over the tokens of all right answers."""
-    return policy.nll[in_answers(policy, conversations)].mean()
+    return policy.where(in_answers(policy, conversations)).nll.mean()
 
 
 def unlikelihood(policy: TokenLosses, reference: TokenLosses | None, conversations: Conversations) -> Tensor:
     """L_UL: the mean of ``-log(1 - p + FLOOR)`` over the tokens of all wrong choices."""
-    wrong = policy.nll[_of(policy, conversations.where(conversations.roles == Role.WRONG))]
-    return -torch.log1p(FLOOR - torch.exp(-wrong)).mean()
+    wrong = policy.where(_of(policy, conversations.where(conversations.roles == Role.WRONG)))
+    return -torch.log1p(FLOOR - torch.exp(-wrong.nll)).mean()
 
 
 def length_normalised_choice(
     policy: TokenLosses, reference: TokenLosses | None, conversations: Conversations
 ) -> Tensor:
     """L_LN: cross-entropy of the right choice among the mean log-probabilities of all, mean over questions."""
-    right = conversations.where(conversations.roles == Role.RIGHT)
-    scores = length_normalised(policy, int(conversations.rows.max()) + 1)[right.rows]
-    return F.cross_entropy(scores, right.segments - PREFIX - 1)
+    scores, right = _scores_of_choices(policy, conversations)
+    return F.cross_entropy(scores, right)
 
 
 CHOICE_TERMS: dict[str, Term] = {
@@ -100,37 +101,46 @@ def objective(
         Name -> scalar; their sum is the loss. Rows without choices have "lm" alone.
     """
     terms = {"lm": language_modelling(policy, reference, conversations)}
-    if bool((conversations.roles == Role.RIGHT).any()):
+    if (conversations.roles == Role.RIGHT).any():
         for name, term in CHOICE_TERMS.items():
             if weight := getattr(weights, name):
                 terms[name] = weight * term(policy, reference, conversations)
     return terms
 
 
-def exactly_right(losses: TokenLosses) -> dict[tuple[int, int], bool]:
-    """Per conversation (row, segment), whether every labelled token was the most likely one (the argmax).
+def exactly_right(losses: TokenLosses) -> Tensor:
+    """(conversations,) bool, by row and segment: whether every labelled token was the most likely one (the argmax).
 
     Greedy decoding would then have written exactly this answer, and any other otherwise: as long as it has
     written the answer's beginning, it stands where the labels stand.
     """
-    conversations: dict[tuple[int, int], bool] = {}
-    for row, segment, right in zip(
-        losses.rows.tolist(), losses.segments.tolist(), losses.correct.tolist(), strict=True
-    ):
-        conversations[row, segment] = conversations.get((row, segment), True) and right
-    return conversations
+    conversations, numbers = np.unique(_keys(losses), return_inverse=True)
+    wrong = torch.zeros(len(conversations), device=losses.correct.device)
+    return wrong.index_add(0, to_device(numbers, wrong.device), (~losses.correct).float()) == 0
 
 
-def rank_accuracy(losses: TokenLosses, conversations: Conversations) -> list[bool]:
-    """Of every question with a right choice, whether that is the most likely one per token."""
-    right = conversations.where(conversations.roles == Role.RIGHT)
-    if not len(right.rows):
-        return []
-    best = length_normalised(losses, int(conversations.rows.max()) + 1)[right.rows].argmax(1)
-    return (best == right.segments - PREFIX - 1).tolist()
+def rank_accuracy(losses: TokenLosses, conversations: Conversations) -> Tensor:
+    """(questions with a right choice,) bool: whether that is the most likely one per token."""
+    if not (conversations.roles == Role.RIGHT).any():
+        return losses.correct.new_empty(0)
+    scores, right = _scores_of_choices(losses, conversations)
+    return scores.argmax(1) == right
 
 
-def _of(losses: TokenLosses, conversations: Conversations) -> Tensor:
+def _scores_of_choices(losses: TokenLosses, conversations: Conversations) -> tuple[Tensor, Tensor]:
+    """The mean log-probabilities (questions, choices) where one is right, and (questions,) int64 which that is."""
+    right, device = conversations.where(conversations.roles == Role.RIGHT), losses.nll.device
+    scores = length_normalised(losses, int(conversations.rows.max()) + 1)
+    return scores.index_select(0, to_device(right.rows, device)), to_device(
+        right.segments - PREFIX - 1, device
+    )
+
+
+def _of(losses: TokenLosses, conversations: Conversations) -> np.ndarray:
     """(labelled,) bool: which tokens belong to these conversations."""
-    keys = conversations.rows * SEGMENTS + conversations.segments
-    return torch.isin(losses.rows * SEGMENTS + losses.segments, keys)
+    return np.isin(_keys(losses), _keys(conversations))
+
+
+def _keys(places: TokenLosses | Conversations) -> np.ndarray:
+    """Row and segment as one number."""
+    return places.rows * SEGMENTS + places.segments

@@ -89,16 +89,25 @@ class SlotParameters:
             found.setdefault((part, origin), {"params": [], **settings})["params"].append(view)
         return list(found.values())
 
-    def clip(self, max_norm: float | None) -> float | None:
+    def norm(self) -> Tensor | None:
+        """Of the gradient, on its device; None where the finetune takes no part in this step."""
+        gradients = self._gradients()
+        return torch.nn.utils.get_total_norm(gradients) if gradients else None
+
+    def clip(self, max_norm: float | None, norm: float | None = None) -> float | None:
         """Scales the gradient down to ``max_norm`` and counts the step; one that is not finite is dropped.
+
+        Args:
+            max_norm: None leaves it as it is.
+            norm: what `norm` found, on the host; without it this waits for the device.
 
         Returns:
             The norm before; None where the finetune takes no part in this step.
         """
-        gradients = [view.grad for view in self.views if view.grad is not None]
+        gradients = self._gradients()
         if not gradients:
             return None
-        norm = float(torch.nn.utils.get_total_norm(gradients))
+        norm = float(torch.nn.utils.get_total_norm(gradients)) if norm is None else norm
         if not math.isfinite(norm):
             self.skipped += 1
             self._skipped_in_a_row += 1
@@ -117,6 +126,9 @@ class SlotParameters:
             return None
         end = "; it is given up, as it was left" if self.given_up else ""
         return f"{self.name!r} has a gradient that is not finite; its step is skipped{end}"
+
+    def _gradients(self) -> list[Tensor]:
+        return [view.grad for view in self.views if view.grad is not None]
 
     def _drop_gradients(self) -> None:
         for view in self.views:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from mmpeft.data.batch import Batch, Conversations
 from mmpeft.models.token_losses import TokenLosses
 from mmpeft.training.finetune import Finetune
 from mmpeft.training.objectives import exactly_right, in_answers, objective, rank_accuracy
+from mmpeft.transfer import to_host
 
 
 class Logged(NamedTuple):
@@ -32,15 +34,19 @@ class StepLosses:
 
     def __init__(self, finetunes: Mapping[str, Finetune], adapters: Mapping[str, str | None]):
         self.finetunes, self.adapters = finetunes, adapters
+        self._of_adapter = {adapter: name for name, adapter in adapters.items()}
         self._tokens: Counter[str] = Counter()
         self._with_images: set[str] = set()
-        self._correct: dict[tuple[str, str], list[bool]] = {}
+        self._told = list(finetunes)
+        self._correct: dict[tuple[str, str], list[Tensor]] = {}
+        self.stepped: list[str] = []
+        """The finetunes that had rows in the step whose gradients were taken last."""
 
     def train(self, batch: Batch, losses: TokenLosses) -> tuple[Tensor, list[Logged]]:
         """The sum over answers' tokens, which `take_gradients` makes the mean over all tokens of the step: that stays
         exact when micro-batches of different length are accumulated (the terms that come from wrong choices are then
         averaged by the tokens of the right ones)."""
-        with_images = {batch.adapters[row] for row in batch.image_rows.tolist()}
+        with_images = {batch.adapters[row] for row in batch.on_host.image_rows}
         total, logged = losses.nll.new_zeros(()), []
         for finetune, own, conversations in self._by_finetune(batch, losses):
             name, tokens = finetune.name, int(in_answers(own, conversations).sum())
@@ -53,19 +59,21 @@ class StepLosses:
                 terms = objective(own, None, conversations, finetune.settings.choice_losses)
                 loss = tokens * torch.stack(list(terms.values())).sum()
             total = total + loss
-            # NaN where it has no tokens: Lightning would repeat the last value of a finetune that has left
             mean = loss.detach() / tokens if tokens else torch.nan
             logged.append(Logged("train_loss", name, mean, max(1, tokens)))
             logged += [Logged(f"train_{term}", name, own.detach(), tokens) for term, own in terms.items()]
+        told, self._told = self._told, [each.finetune for each in logged]
+        # Lightning would repeat the last value of a finetune that has left
+        logged += [Logged("train_loss", name, torch.nan, 1) for name in told if name not in self._told]
         return total, logged
 
     def take_gradients(self, accumulated: int) -> None:
-        """Gives every finetune the gradient of its own token mean; the loss was divided by ``accumulated`` batches."""
-        for name, finetune in self.finetunes.items():
-            if finetune.parameters is not None:
-                finetune.parameters.take_gradients(
-                    self._tokens[name] / accumulated, name in self._with_images
-                )
+        """Gives every finetune that had rows the gradient of its own token mean, of a loss that was divided by
+        ``accumulated`` batches. The others have none since the optimiser's ``zero_grad``."""
+        for name, tokens in self._tokens.items():
+            if (parameters := self.finetunes[name].parameters) is not None:
+                parameters.take_gradients(tokens / accumulated, name in self._with_images)
+        self.stepped = list(self._tokens)
         self._tokens.clear()
         self._with_images.clear()
 
@@ -78,26 +86,32 @@ class StepLosses:
                 terms = objective(own, None, conversations, finetune.settings.choice_losses)
                 logged.append(Logged("val_loss", name, torch.stack(list(terms.values())).sum(), tokens))
             right = {
-                "val_exact_match": list(exactly_right(answers).values()),
+                "val_exact_match": exactly_right(answers),
                 "val_rank_accuracy": rank_accuracy(own, conversations),
             }
             for metric, correct in right.items():
-                self._correct.setdefault((metric, name), []).extend(correct)
+                self._correct.setdefault((metric, name), []).append(correct)
         return logged
 
     def accuracies(self) -> list[Logged]:
         """Shares of right answers since the last call."""
-        correct, self._correct = self._correct, {}
-        return [Logged(*key, sum(own) / len(own), len(own)) for key, own in correct.items() if own]
+        kept, self._correct = self._correct, {}
+        joined = {key: own for key, parts in kept.items() if len(own := torch.cat(parts))}
+        right = to_host([own.sum() for own in joined.values()])
+        return [
+            Logged(*key, count / len(own), len(own))
+            for (key, own), count in zip(joined.items(), right, strict=True)
+        ]
 
     def _by_finetune(
         self, batch: Batch, losses: TokenLosses
     ) -> Iterator[tuple[Finetune, TokenLosses, Conversations]]:
-        """Each finetune with what is its own of a batch; a single one has all of it."""
-        for name, finetune in self.finetunes.items():
-            if len(self.finetunes) == 1:
-                yield finetune, losses, batch.conversations
-                continue
-            owned = [owner == self.adapters[name] for owner in batch.adapters]
-            mask, table = torch.tensor(owned, device=losses.rows.device), batch.conversations
-            yield finetune, losses.where(mask[losses.rows]), table.where(mask[table.rows])
+        """Each finetune of a batch with what is its own of it; a single one has all of it."""
+        table = batch.conversations
+        if len(self.finetunes) == 1:
+            yield *self.finetunes.values(), losses, table
+            return
+        names = [self._of_adapter.get(adapter) for adapter in batch.adapters]
+        for name in dict.fromkeys(name for name in names if name is not None):
+            own = np.array([other == name for other in names])
+            yield self.finetunes[name], losses.where(own[losses.rows]), table.where(own[table.rows])

@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -52,8 +53,8 @@ def order(batches):
 def same(one, other):
     for field in fields(one):
         left, right = getattr(one, field.name), getattr(other, field.name)
-        if isinstance(left, Tensor):
-            assert torch.equal(left, right), field.name
+        if isinstance(left, Tensor | np.ndarray):
+            assert (left == right).all(), field.name
         elif isinstance(left, Conversations):
             same(left, right)
         else:

@@ -1,8 +1,10 @@
 """Prompts, prefixes and image prompts: PEFT is the oracle, and rows of every method share a batch exactly."""
 
+import numpy as np
 import peft
 import pytest
 import torch
+from transformers import DynamicCache
 
 from mmpeft.adapters import (
     HybridConfig,
@@ -14,8 +16,11 @@ from mmpeft.adapters import (
 )
 from mmpeft.adapters.peft_format import load_adapter, read_config, save_adapter
 from mmpeft.data.template import IGNORE_INDEX
+from mmpeft.errors import RefusedError
 from mmpeft.inference.decoding import generate
+from mmpeft.models.frozen import READS_CACHE, recompute
 from mmpeft.models.language import LanguageConfig, load_language_model
+from tests.inference.test_self_check import packed_batch, wrapped
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 CONFIGS = {
@@ -76,7 +81,7 @@ def test_what_a_finetune_drops_depends_on_no_neighbour(dropping, make_batch, con
         batch = make_batch([rows[number] for number in own], [name] * len(own))
         batch.dropout_seeds = {name: seeds[name]}
         want = dropping.token_losses(batch).nll
-        got = together.nll[torch.isin(together.rows, torch.tensor(own))]
+        got = together.nll[np.isin(together.rows, own)]
         torch.testing.assert_close(got, want, **CLOSE)
         batch.dropout_seeds = {name: 77}
         assert torch.allclose(dropping.token_losses(batch).nll, want) == (name == "lora")
@@ -114,7 +119,7 @@ def test_a_diverged_prompt_stays_in_its_row(model, make_batch, rows, poison):
     want = model.token_losses(make_batch(rows, NAMES))
     for sick in ("prompt", "prefix", "patches"):
         poison(model.bank, sick)
-    sick_rows = torch.tensor([name in ("prompt", "prefix", "patches") for name in NAMES])
+    sick_rows = np.array([name in ("prompt", "prefix", "patches") for name in NAMES])
     got = model.token_losses(make_batch(rows, NAMES))
     assert not got.nll[sick_rows[got.rows]].isfinite().any()
     assert torch.equal(got.nll[~sick_rows[got.rows]], want.nll[~sick_rows[got.rows]])
@@ -163,12 +168,34 @@ def test_an_image_prompt_is_part_of_the_features(model, make_batch, rows):
     torch.testing.assert_close(model.token_losses(batch).nll, model.token_losses(changed).nll, **CLOSE)
 
 
-def test_a_prefix_under_gradient_checkpointing_is_refused(make_model, make_batch, rows):
-    """Transformers would drop the cache that holds it, and train as if there were none."""
+def test_layers_that_recompute_read_the_prefix_again(make_model, make_batch, randomise, rows, caplog):
+    """Transformers by itself would drop the cache that holds it, and train as if there were none."""
+    names, gradients, forwards = ["prefix", "both", "lora", "ia3"], [], []
+    for recomputing in (False, True):
+        model = make_model(gradient_checkpointing=recomputing)
+        for name in ("prefix", "both"):
+            model.bank.add(name, CONFIGS[name])
+            randomise(model.bank, name)
+        forwards.clear()
+        model.language_model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: forwards.append(1))
+        model.train().token_losses(make_batch(rows[:4], names)).nll.sum().backward()
+        assert len(forwards) == 1 + recomputing
+        gradients.append([parameter.grad for parameter in model.bank.parameters()])
+    assert all(gradient is not None and gradient.any() for gradient in gradients[0])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, plain)
+    assert "incompatible" not in caplog.text
+
+
+def test_a_prefix_whose_layers_would_lose_it_is_refused(make_model, make_batch, rows, monkeypatch):
     model = make_model(gradient_checkpointing=True)
     model.bank.add("prefix", PrefixConfig(2))
     model.train()
-    with pytest.raises(ValueError, match="gradient_checkpointing to false"):
+    with pytest.raises(RefusedError, match="gradient_checkpointing to false"):
+        model.token_losses(make_batch(rows[:1], ["prefix"]), DynamicCache())
+    for layer in model.language_model.model.layers:
+        monkeypatch.setattr(layer, READS_CACHE, False)
+    with pytest.raises(RefusedError, match=r"LlamaDecoderLayer .*gradient_checkpointing to false"):
         model.token_losses(make_batch(rows[:1], ["prefix"]))
 
 
@@ -181,3 +208,23 @@ def test_a_prompt_needs_a_length(tokens):
 def test_an_image_prompt_needs_a_model_that_reads_images(make_bank):
     with pytest.raises(ValueError, match="language model alone"):
         make_bank({"a": ImagePromptConfig()})
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma3_text", "falcon", "mpt", "qwen3_moe"])
+def test_every_family_reads_a_prefix_that_nothing_is_added_to(family, randomise):
+    """As from a cache that keeps all, and again where it recomputes."""
+    model = wrapped(family)
+    model.bank.add("prefix", PrefixConfig(3))
+    randomise(model.bank, "prefix")
+    losses, gradients = [], []
+    for cache, recomputing in ((DynamicCache(), False), (None, False), (None, True)):
+        if recomputing:
+            recompute(model.language_model)
+            model.train()
+        losses.append(model.token_losses(packed_batch(["prefix", None]), cache).nll)
+        gradients.append(torch.autograd.grad(losses[-1].sum(), list(model.bank.parameters()))[0])
+    half = len(losses[0]) // 2
+    assert not torch.allclose(losses[0][:half], losses[0][half:], atol=1e-2)
+    for loss, gradient in zip(losses[1:], gradients[1:], strict=True):
+        torch.testing.assert_close(loss, losses[0])
+        torch.testing.assert_close(gradient, gradients[0])

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,7 +27,7 @@ def table(rights):
         for row, ((conversations, _), right) in enumerate(zip(ROWS, rights, strict=True))
         for segment in range(1, len(conversations) + 1)
     ]
-    return Conversations(*torch.tensor(entries).unbind(1))
+    return Conversations(*np.array(entries).T)
 
 
 RIGHT = table([right for _, right in ROWS])
@@ -42,9 +43,7 @@ def losses():
     ]
     rows, segments, values = zip(*places, strict=True)
     nll = (-torch.tensor(values, dtype=torch.float64)).requires_grad_()
-    return TokenLosses(
-        nll, torch.zeros(len(values), dtype=torch.bool), torch.tensor(rows), torch.tensor(segments)
-    )
+    return TokenLosses(nll, torch.zeros(len(values), dtype=torch.bool), np.array(rows), np.array(segments))
 
 
 def by_the_formulas() -> dict[str, float]:
@@ -99,8 +98,8 @@ def test_gradients_are_right_and_finite_with_any_number_of_choices(losses):
 
 def test_a_wrong_answer_that_is_certain_has_a_finite_gradient():
     nll = torch.tensor([0.5, 0.0], requires_grad=True)
-    losses = TokenLosses(nll, torch.zeros(2, dtype=torch.bool), torch.tensor([0, 0]), torch.tensor([1, 2]))
-    two = Conversations(*torch.tensor([(0, 1, Role.RIGHT, 0), (0, 2, Role.WRONG, 0)]).unbind(1))
+    losses = TokenLosses(nll, torch.zeros(2, dtype=torch.bool), np.array([0, 0]), np.array([1, 2]))
+    two = Conversations(*np.array([(0, 1, Role.RIGHT, 0), (0, 2, Role.WRONG, 0)]).T)
     torch.stack(list(objective(losses, None, two, ChoiceLosses()).values())).sum().backward()
     assert torch.isfinite(nll.grad).all()
 

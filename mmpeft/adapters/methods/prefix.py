@@ -55,10 +55,9 @@ class PrefixStack(Stack):
         super().__init__(num_slots)
         self.prefix = nn.Parameter(torch.zeros(num_slots, num_tokens, features))
 
-    def virtual_keys_values(self, slots: Tensor, num_layers: int, num_heads: int) -> tuple[Tensor, Tensor]:
-        slots = self.effective(slots)
-        rows = gather_slots(self.prefix, slots).unflatten(-1, (num_layers, 2, num_heads, -1))
-        return rows.permute(2, 3, 0, 4, 1, 5), self.sizes_of(slots)
+    def virtual_keys_values(self, slots: Tensor, num_layers: int, num_heads: int) -> Tensor:
+        rows = gather_slots(self.prefix, self.effective(slots)).unflatten(-1, (num_layers, 2, num_heads, -1))
+        return rows.permute(2, 3, 0, 4, 1, 5)
 
     @torch.no_grad()
     def open(self, slot: int, config: PrefixConfig, generator: torch.Generator) -> None:

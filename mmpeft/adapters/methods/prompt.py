@@ -93,9 +93,8 @@ class PromptStack(Stack):
     def attach(self, base: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
         self._embedding: list[Any] = [base, forward]  # in a list: it stays the model's module, not this one's
 
-    def virtual_embeds(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        slots = self.effective(slots)
-        return gather_slots(self._prompts(), slots), self.sizes_of(slots)
+    def virtual_embeds(self, slots: Tensor) -> Tensor:
+        return gather_slots(self._prompts(), self.effective(slots))
 
     def _prompts(self) -> Tensor:
         return self.prompt

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mmpeft.adapters.functional import BASE, gather_slots
 from mmpeft.adapters.routing import Routing
+from mmpeft.transfer import to_device
 
 
 class Stack(nn.Module):
@@ -69,16 +70,14 @@ class Stack(nn.Module):
         instead, of the same shape."""
         return features
 
-    def virtual_embeds(self, slots: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Embeddings (B, R, dim) that the rows of ``slots`` (B,) read before their own tokens, and how many each row
-        has (B,); None for methods without."""
+    def virtual_embeds(self, slots: Tensor) -> Tensor | None:
+        """Embeddings (B, R, dim) that the rows of ``slots`` (B,) read before their own tokens, each as many as its slot
+        is large; None for methods without."""
         return None
 
-    def virtual_keys_values(
-        self, slots: Tensor, num_layers: int, num_heads: int
-    ) -> tuple[Tensor, Tensor] | None:
+    def virtual_keys_values(self, slots: Tensor, num_layers: int, num_heads: int) -> Tensor | None:
         """Keys and values (layers, 2, B, heads, R, head dim) that the rows of ``slots`` (B,) attend to before their
-        own, and how many each row has (B,); None for methods without."""
+        own, each as many as its slot is large; None for methods without."""
         return None
 
     def train_only(self, slot: int, features: Tensor) -> None:
@@ -143,7 +142,7 @@ class Stack(nn.Module):
 
     def sizes_of(self, slots: Tensor) -> Tensor:
         """(B,) int64: the size of each row's slot; 0 for base rows."""
-        return gather_slots(torch.tensor(self.sizes, device=slots.device), slots)
+        return gather_slots(to_device(self.sizes, slots.device), slots)
 
     def one(self, uniform: bool) -> bool:
         """Whether slot 0 serves every row of the batch."""
