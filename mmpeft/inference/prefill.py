@@ -44,7 +44,7 @@ def prefill(model: MultimodalModel, batch: Batch) -> list[Prefilled]:
 def _read(model: MultimodalModel, batch: Batch, rows: list[int]) -> Prefilled:
     inputs, cache = model.inputs(batch), DynamicCache()
     where = last_positions(batch)
-    places = to_device(where[0] * batch.input_ids.shape[1] + where[1], batch.input_ids.device)
+    places = to_device(where[0] * batch.input_ids.shape[1] + where[1], model.device)
     hidden = model.read(inputs, cache, places)
     own = inputs.positions[:, -batch.input_ids.shape[1] :]
     last = own[where].tolist()

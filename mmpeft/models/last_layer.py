@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmpeft.adapters import AdapterBank
 from mmpeft.adapters.architecture import find_blocks
 from mmpeft.errors import RefusedError
 
@@ -24,13 +25,23 @@ def behind_the_last_attention(language_model: nn.Module) -> list[str]:
 
 
 @contextmanager
-def only_at(modules: Sequence[nn.Module], places: Tensor) -> Iterator[None]:
-    """Inside, the modules compute some tokens and return 0 for all others.
+def last_layer_at(
+    language_model: Any, paths: Sequence[str], bank: AdapterBank, places: Tensor | None
+) -> Iterator[None]:
+    """Inside, the last layer computes some tokens and returns 0 for all others, but for what finetunes change in it.
 
     Args:
-        modules: that work token by token.
-        places: (n,) int64, among rows times columns.
+        language_model: frozen.
+        paths: what of it works token by token.
+        bank: of its finetunes.
+        places: (n,) int64, among rows times columns; None is all. So it is where layers recompute, out of here.
     """
+    if places is None or language_model.is_activation_checkpointing:
+        yield
+        return
+    adapted = {id(layer.base) for layer in bank.layers.values()}
+    modules = [language_model.get_submodule(path) for path in paths]
+    modules = [module for module in modules if adapted.isdisjoint(map(id, module.modules()))]
     replaced = [module.__dict__.get("forward") for module in modules]
     for module in modules:
         module.forward = partial(_at, module.forward, places)

@@ -1,8 +1,6 @@
 """Vision features, projector, language model and adapters as one model: forward on packed rows."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -20,15 +18,16 @@ from mmpeft.hashing import hash_tensors
 from mmpeft.models import frozen
 from mmpeft.models.head import logits_of_tokens
 from mmpeft.models.head_losses import losses_of_tokens
+from mmpeft.models.inputs import Inputs
 from mmpeft.models.invocation import invoked_columns
-from mmpeft.models.last_layer import only_at
+from mmpeft.models.last_layer import last_layer_at
 from mmpeft.models.prefix_cache import PrefixCache
 from mmpeft.models.projector import Projector
 from mmpeft.models.reader import LanguageReader
 from mmpeft.models.segments import Segments
 from mmpeft.models.token_losses import TokenLosses
 from mmpeft.models.unpacking import Unpacked, unpack
-from mmpeft.models.virtual import VirtualTokens, virtual_tokens
+from mmpeft.models.virtual import virtual_tokens
 from mmpeft.models.vision import NoVision, VisionEncoder
 from mmpeft.transfer import to_device
 
@@ -92,9 +91,8 @@ class MultimodalModel(nn.Module):
         width, host = batch.input_ids.shape[1] if new is None else new, batch.on_host
         targets, segments = (own[:, -width:] for own in (host.targets, host.segments))
         rows, columns = (targets != IGNORE_INDEX).nonzero()
-        device = batch.input_ids.device
         labelled, labels = (
-            to_device(own, device) for own in (rows * width + columns, targets[rows, columns])
+            to_device(own, self.device) for own in (rows * width + columns, targets[rows, columns])
         )
         hidden = self.hidden_states(batch, cache, new, labelled)
         nll, correct = losses_of_tokens(
@@ -140,7 +138,7 @@ class MultimodalModel(nn.Module):
         among rows times columns, that anybody looks at; None is all."""
         return self.read(self.inputs(batch, new), cache, places)
 
-    def inputs(self, batch: Batch, new: int | None = None, projected: Tensor | None = None) -> "Inputs":
+    def inputs(self, batch: Batch, new: int | None = None, projected: Tensor | None = None) -> Inputs:
         """What the decoder reads of the last ``new`` columns, or of all with the virtual tokens before them; routes
         the bank.
 
@@ -166,9 +164,7 @@ class MultimodalModel(nn.Module):
         virtual = virtual_tokens(self.bank, len(inputs.keys), inputs.keys.device)
         return inputs if virtual is None else inputs.behind(virtual, new is None)
 
-    def read(
-        self, inputs: "Inputs", cache: DynamicCache | None = None, places: Tensor | None = None
-    ) -> Tensor:
+    def read(self, inputs: Inputs, cache: DynamicCache | None = None, places: Tensor | None = None) -> Tensor:
         """(rows, columns, dim) hidden states of the batch's own columns, of which only ``places`` are looked at.
 
         Raises:
@@ -185,25 +181,17 @@ class MultimodalModel(nn.Module):
         columns = inputs.queries.shape[1]
         positions = inputs.positions[:, -columns:]
         segments = Segments(inputs.queries, inputs.keys, positions, inputs.positions)
-        mask, last = self.reader.mask(segments, self.dtype), int(inputs.highest.max())
-        with self._last_layer_at(places, inputs):
+        mask = self.reader.mask(segments, self.dtype)
+        last = int(inputs.highest.max())
+        with last_layer_at(
+            self.language_model, self.reader.last_modules, self.bank, inputs.among_all(places)
+        ):
             hidden, _ = self.reader.decode(
                 inputs.embeds, mask, positions, cache, inputs.ids, last_position=last
             )
         return hidden[:, inputs.num_prompts :]
 
-    def _last_layer_at(self, places: Tensor | None, inputs: "Inputs") -> AbstractContextManager[None]:
-        """Inside, the last layer works for these tokens alone, but for what finetunes change in it."""
-        if places is None or self.language_model.is_activation_checkpointing:
-            return nullcontext()
-        columns, own = inputs.queries.shape[1], inputs.queries.shape[1] - inputs.num_prompts
-        behind_prompts = places // own * columns + inputs.num_prompts + places % own
-        adapted = {id(layer.base) for layer in self.bank.layers.values()}
-        modules = [self.language_model.get_submodule(path) for path in self.reader.last_modules]
-        plain = [each for each in modules if adapted.isdisjoint(map(id, each.modules()))]
-        return only_at(plain, behind_prompts)
-
-    def unpacked(self, inputs: "Inputs") -> tuple[Unpacked, Tensor, Tensor]:
+    def unpacked(self, inputs: Inputs) -> tuple[Unpacked, Tensor, Tensor]:
         """Every conversation in a row of its own, with the embeddings (conversations, tokens, dim) and ids there.
 
         Raises:
@@ -217,7 +205,7 @@ class MultimodalModel(nn.Module):
         unpacked = unpack(inputs.on_host)
         return unpacked, unpacked.take(inputs.embeds), unpacked.take(inputs.ids)
 
-    def _read_unpacked(self, inputs: "Inputs", cache: DynamicCache | None) -> Tensor:
+    def _read_unpacked(self, inputs: Inputs, cache: DynamicCache | None) -> Tensor:
         """As `read`, every conversation in a row of its own; the bank stays routed for those."""
         if cache is not None:
             raise RefusedError(
@@ -277,57 +265,6 @@ class MultimodalModel(nn.Module):
             )
         tokens = embeds.flatten(0, 1)
         return tokens.index_copy(0, to_device(places, ids.device), projected).view_as(embeds)
-
-
-@dataclass
-class Inputs:
-    """What the decoder reads of a batch."""
-
-    embeds: Tensor
-    """(rows, columns, dim)"""
-    ids: Tensor
-    """(rows, columns) int64; 0 where no text stands."""
-    queries: Tensor
-    """(rows, columns) int64: their segments"""
-    keys: Tensor
-    """(rows, keys) int64: the segments of everything in the cache and of these columns, which are the last"""
-    positions: Tensor
-    """(rows, keys) int64: of the same"""
-    adapters: Sequence[str | None]
-    """Of every row."""
-    dropout_seeds: dict[str, int]
-    invoked: Tensor | None
-    """(rows, columns) bool: on which of them activated adapters act; None where no row has one."""
-    on_host: np.ndarray
-    """(rows, columns) int64: the queries once more, on the host"""
-    highest: np.ndarray
-    """(rows,) int64: the highest position of each, on the host"""
-    num_prompts: int = 0
-    """How many of the first columns are virtual tokens."""
-    prefix: Tensor | None = None
-    """(layers, 2, rows, heads, prefix columns, head dim): keys and values before all columns."""
-
-    def behind(self, virtual: VirtualTokens, all_columns: bool) -> "Inputs":
-        """The same behind virtual tokens, which are read too where these are ``all_columns`` of the batch."""
-        keys = torch.cat([virtual.segments, self.keys], 1)
-        positions = torch.cat([virtual.positions, self.positions + virtual.lengths[:, None]], 1)
-        segments, lengths = virtual.on_host
-        moved = replace(self, keys=keys, positions=positions, highest=self.highest + lengths)
-        num = virtual.num_prompts
-        if not all_columns:
-            return moved
-        if num == 0:
-            return replace(moved, prefix=virtual.keys_values)
-        return replace(
-            moved,
-            embeds=torch.cat([virtual.embeds.to(self.embeds.dtype), self.embeds], 1),
-            ids=nn.functional.pad(self.ids, (num, 0)),
-            queries=torch.cat([virtual.segments[:, virtual.segments.shape[1] - num :], self.queries], 1),
-            on_host=np.concatenate([segments[:, segments.shape[1] - num :], self.on_host], 1),
-            invoked=None if self.invoked is None else nn.functional.pad(self.invoked, (num, 0)),
-            num_prompts=num,
-            prefix=virtual.keys_values,
-        )
 
 
 def last_positions(batch: Batch) -> tuple[np.ndarray, np.ndarray]:

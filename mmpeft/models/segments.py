@@ -106,13 +106,10 @@ class Segments:
         """(rows, queries) the first key of the conversation of each query, beyond all for others; and where any row has
         keys of a prefix."""
         queries, keys = self.queries.numpy(), self.keys.numpy()
-        rows, columns = (
-            np.broadcast_to(own, keys.shape) for own in np.ogrid[: keys.shape[0], : keys.shape[1]]
-        )
+        rows, columns = np.nonzero(keys > PREFIX)
         first = np.full((len(keys), max(keys.max(), queries.max(), PREFIX) + 1), keys.shape[1])
-        own = keys > PREFIX
-        np.minimum.at(first, (rows[own], keys[own]), columns[own])
-        shared = (keys == PREFIX).any(0).nonzero()[0].tolist()
+        np.minimum.at(first, (rows, keys[rows, columns]), columns)
+        shared: list[int] = np.flatnonzero(np.any(keys == PREFIX, axis=0)).tolist()
         of_queries = np.take_along_axis(first, queries.clip(min=PREFIX), 1)
         return of_queries, slice(shared[0], shared[-1] + 1) if shared else slice(0, 0)
 
