@@ -1,7 +1,7 @@
 """Prepacked weights of frozen linears, for steps with few rows on CPU: the products of decoding in bf16.
 
-oneDNN multiplies weights in blocks of its own. Handed a plain weight it lays the blocks out anew at every product, which
-with a few rows takes about as long as the product; laid out once, the same kernel gives the same bits.
+oneDNN multiplies weights in blocks of its own. Handed a plain weight it lays the blocks out anew at every product,
+which with a few rows takes about as long as the product; laid out once, the same kernel gives the same bits.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -65,7 +65,9 @@ class PrepackedLinears:
         if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
             return []
         linears = [module for module in self._model.modules() if type(module) is nn.Linear]
-        return [(linear, partial(self._forward, linear)) for linear in linears if _is_bf16_on_cpu(linear.weight)]
+        return [
+            (linear, partial(self._forward, linear)) for linear in linears if _is_bf16_on_cpu(linear.weight)
+        ]
 
     @cached_property
     def _room(self) -> int:
