@@ -193,7 +193,7 @@ class LoraConfig(LayersConfig):
         return {"target_parameters": paths}
 
     def fold(self, path: str, model: nn.Module, stack: Any, slot: int) -> Callable[[], None]:
-        linear, (A, B) = model.get_submodule(path), stack.tensors(slot).values()
+        linear, (A, B, *_) = model.get_submodule(path), stack.tensors(slot).values()
         check_dense(path, linear, self.method)
         return partial(add_lora, linear, A, B, self.scaling_at(path))
 
