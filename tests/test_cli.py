@@ -529,3 +529,18 @@ def test_errors_of_the_system_name_the_file_and_what_to_do(fit, tmp_path):
 )
 def test_errors_of_the_system_are_words(error, message):
     assert told(error).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_that_wait_spin_briefly_unless_the_user_says_otherwise(given, spins):
+    """A spinning thread keeps the core from the one that it waits for; set before torch is loaded."""
+    ask = "import mmpeft, os, sys; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    kept = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run(
+        [sys.executable, "-c", ask], env=kept | given, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [str(spins), "False"]

@@ -175,7 +175,7 @@ class AdapterBank(nn.Module):
             uniform[method] = num_slots == 1 and all(row == 0 for row in rows)
         self.routing.slots, self.routing.uniform = slots, uniform
         self.routing.names, self.routing.owned, self.routing.streams = list(names), owned, []
-        self.routing.kept = None
+        self.routing.gathered = None
         invocations = self.invocations(names)
         acts: Tensor | None = None
         if any(invocations) and ids is not None:

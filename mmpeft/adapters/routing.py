@@ -45,16 +45,16 @@ class Stream:
         return torch.rand(len(self.tokens), features, generator=generator, device=self.device)
 
 
-KEPT_BYTES = 2**30
+GATHERED_BYTES = 2**30
 """What stacks keep for the rows of one routing at most; beyond that they make it anew in every forward."""
 
 
-class Kept:
+class Gathered:
     """What stacks have made of their slots for the rows of one routing, as long as none of their tensors changes."""
 
     def __init__(self) -> None:
         self._found: dict[Any, tuple[list[tuple[Tensor, int]], tuple[Tensor, ...]]] = {}
-        self._room = KEPT_BYTES
+        self._room = GATHERED_BYTES
 
     def get(
         self, key: Any, made_of: Sequence[Tensor], make: Callable[[], tuple[Tensor, ...]]
@@ -103,7 +103,7 @@ class Routing:
     beside the model; False where the model stays in eval mode while they train, and the bank's mode is theirs."""
     streams: list[Stream] = field(default_factory=list)
     """The random numbers of every finetune's dropout; none where it draws from torch's global generator."""
-    kept: "Kept | None" = None
+    gathered: "Gathered | None" = None
     """What stacks have made for these rows, where many forwards come with this routing, as in decoding."""
 
     @property

@@ -42,8 +42,12 @@ def grouped_attention(
     grouped = query.reshape(rows, key.shape[1], -1, dim)
     # keys first: on CPU the product with few queries on the right is the faster one
     scores = torch.matmul(key, grouped.transpose(2, 3)).transpose(2, 3)
-    scores = scores.unflatten(2, (-1, queries)) * (dim**-0.5 if scaling is None else scaling)
-    weights = torch.softmax(scores + attention_mask[:, :, None], -1, dtype=torch.float32).to(query.dtype)
+    scaled = torch.add(
+        attention_mask[:, :, None],
+        scores.unflatten(2, (-1, queries)),
+        alpha=dim**-0.5 if scaling is None else scaling,
+    )
+    weights = torch.softmax(scaled, -1, dtype=torch.float32).to(query.dtype)
     output = torch.matmul(weights.flatten(2, 3), value)
     return output.reshape(rows, heads, queries, -1).transpose(1, 2).contiguous(), None
 

@@ -18,8 +18,9 @@ from transformers.cache_utils import Cache
 
 from mmpeft.data.batch import PADDING
 from mmpeft.inference.prefill import Prefilled
+from mmpeft.models.inputs import Inputs
 from mmpeft.models.masks import additive, sees, within_reach
-from mmpeft.models.multimodal import Inputs, MultimodalModel
+from mmpeft.models.multimodal import MultimodalModel
 
 KeysValues = tuple[Tensor, Tensor]
 """(key heads, columns, head dim) and (key heads, columns, value dim) of one layer and row"""

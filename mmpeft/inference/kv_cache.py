@@ -21,10 +21,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from mmpeft.data.batch import PADDING
 
-BLOCK = 64
-"""Capacities are multiples of so many columns."""
-READ_BLOCK = 32
-"""Attention reads multiples of so many columns: oneDNN compiles its products anew for every other width."""
+BLOCK = 32
+"""Capacities, and what attention reads, are multiples of so many columns: oneDNN compiles its products anew for every
+other width."""
 
 
 @dataclass(frozen=True)
@@ -122,12 +121,17 @@ class KVCache(Cache):
         """Makes every row longer by its count of columns.
 
         Returns:
-            The width that attention reads: the longest row's, rounded up.
+            The width that attention reads: the longest row's, rounded up, or the capacity where that is little more.
         """
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
         longest = max(self.lengths)
         self._reserve(self.num_rows, longest)
-        self._width = self.room.columns if self.room.fixed else -(-longest // READ_BLOCK) * READ_BLOCK
+        if self.room.fixed:
+            self._width = self.room.columns
+            return self._width
+        width = -(-longest // BLOCK) * BLOCK
+        # on CPU a product copies a part of its rows' columns first, which takes longer than to read some more of them
+        self._width = self.capacity if 3 * self.capacity <= 4 * width else width
         return self._width
 
     def write_next(
@@ -139,13 +143,12 @@ class KVCache(Cache):
         self.segments[rows, columns], self.positions[rows, columns] = segments, positions
 
     def _reserve(self, rows: int, columns: int) -> None:
-        """Room for so many rows and columns, with a quarter more wherever it has to grow beyond its `Room`."""
+        """Room for so many rows, with a quarter more where they have to grow, and columns."""
         have_rows, have_columns = self.segments.shape
         if rows > have_rows and have_rows:
             rows += rows // 4
         if columns > have_columns:
-            more = columns // 4 if columns > self.room.columns else 0
-            columns = -(-(columns + more) // BLOCK) * BLOCK
+            columns = -(-columns // BLOCK) * BLOCK
         if rows <= have_rows and columns <= have_columns:
             return
         rows, columns = max(rows, have_rows), max(columns, have_columns)

@@ -17,7 +17,8 @@ from mmpeft.inference.finetunes import Version
 from mmpeft.inference.live_job import Job
 from mmpeft.inference.live_settings import LiveSettings
 from mmpeft.inference.reuse import BLOCK, Identity, ImageKey, Latest, PrefixCache, PrefixKey, prefix_keys
-from mmpeft.models.multimodal import Inputs, MultimodalModel
+from mmpeft.models.inputs import Inputs
+from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.models.positions import check_positions
 
 VIRTUAL = -2

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from mmpeft.adapters.routing import Kept
+from mmpeft.adapters.routing import Gathered
 from mmpeft.data.batch import PADDING, Batch
 from mmpeft.data.packing import PREFIX
 from mmpeft.inference.attention import attention_for_decoding
@@ -57,7 +57,7 @@ class _Layout:
     """Whose rows they are, as the bank was routed for them"""
     invoked: Tensor | None
     """(rows, queries) bool: on which tokens activated adapters act; None where no row has one"""
-    kept: Kept = field(default_factory=Kept)
+    gathered: Gathered = field(default_factory=Gathered)
     """What adapters have gathered for the rows"""
 
 
@@ -127,7 +127,7 @@ class PackedMemory:
         layout = self._layout = self._layout or self._arrange()
         routing, reader = self.model.bank.routing, self.model.reader
         routing.slots, routing.uniform = layout.routing  # another decoder may have stepped in between
-        routing.kept = layout.kept
+        routing.gathered = layout.gathered
         routing.act_on(layout.invoked)
         width = self._cache.extend(layout.counts)
         reader.check_width(max(self._cache.lengths))
@@ -144,7 +144,7 @@ class PackedMemory:
         mask = within_reach(layout.mask[..., :width], reader.reaches, layout.positions, keys)
         with attention_for_decoding(reader.decoder):
             hidden, _ = reader.decode(reader.embed(ids), mask, layout.positions, self._cache, ids)
-        routing.kept = None
+        routing.gathered = None
         layout.positions += 1
         layout.columns += layout.strides
         for place in self._places:

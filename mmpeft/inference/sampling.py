@@ -70,7 +70,9 @@ def sample(
     Returns:
         (conversations,) int64
     """
-    tokens = logits.argmax(-1)
+    tokens = logits.max(
+        -1
+    ).indices  # the first of equals, as argmax, which is four times slower in bf16 on CPU
     for row, (own, generator) in enumerate(zip(sampling, generators, strict=True)):
         if not own.greedy:
             tokens[row] = _draw(logits[row].float(), own, generator)

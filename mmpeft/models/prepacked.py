@@ -1,7 +1,7 @@
 """Prepacked weights of frozen linears, for steps with few rows on CPU: the products of decoding in bf16.
 
-oneDNN multiplies weights in blocks of its own. Handed a plain weight it lays the blocks out anew at every product, which
-with a few rows takes about as long as the product; laid out once, the same kernel gives the same bits.
+oneDNN multiplies weights in blocks of its own. Handed a plain weight it lays the blocks out anew at every product,
+which with a few rows takes about as long as the product; laid out once, the same kernel gives the same bits.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmpeft.adapters import HybridConfig, LoraConfig, PrefixConfig, PromptConfig
+from mmpeft.adapters.methods import lora
 from mmpeft.data.batch import collate
 from mmpeft.data.packing import pack
 from mmpeft.errors import RefusedError
@@ -294,3 +296,63 @@ def test_a_row_that_moves_into_a_longer_ones_place_meets_nothing_of_it(model, ba
     for each in sick:
         decoder.leave(each)
     assert collect(decoder, answers)[handle] == want
+
+
+def test_what_a_step_gathers_is_kept_until_members_or_weights_change(model, batches, monkeypatch, poison):
+    gathered = []
+    gather = lora.lora_of_rows
+    monkeypatch.setattr(lora, "lora_of_rows", lambda *given: (gathered.append(1), gather(*given))[1])
+    places = sum(isinstance(stack, lora.LoraStack) for stack in model.bank.stacks.values())
+    decoder = Decoder(model, NO_END)
+    handles = [decoder.join(batch, [Sampling(30)] * count(batch)) for batch in (batches[3], batches[1])]
+
+    def gathers():
+        gathered.clear()
+        decoder.step()
+        return len(gathered)
+
+    assert [gathers() for _ in range(3)] == [places, 0, 0]
+    decoder.leave(handles[1][0])
+    assert [gathers() for _ in range(2)] == [places, 0]
+    assert decoder._hidden.isfinite().all()
+    poison(model.bank, "lora")
+    assert gathers() == places
+    assert decoder._hidden[0].isnan().all(), "the step reads the weights as they are"
+    assert model.bank.routing.gathered is None, "nothing is kept for other forwards"
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operators whose result the host must wait for."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        indexed = func.overloadpacket is torch.ops.aten.index and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if indexed or func.overloadpacket in WAITED_FOR:
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+WAITED_FOR = {
+    getattr(torch.ops.aten, name)
+    for name in ("_local_scalar_dense", "nonzero", "masked_select", "bincount", "equal", "is_nonzero")
+}
+
+
+def test_a_step_waits_for_the_device_once(model, batches, monkeypatch):
+    """To read the tokens that were written."""
+    lists = []
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda own: (lists.append(1), tolist(own))[1])
+    decoder = Decoder(model, NO_END)
+    for batch in batches:
+        decoder.join(batch, [Sampling(9)] * count(batch))
+    decoder.step()
+    lists.clear()
+    with Waits() as waits:
+        decoder.step()
+    assert (waits.found, len(lists)) == ([], 1)

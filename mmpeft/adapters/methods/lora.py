@@ -193,11 +193,9 @@ class LoraConfig(LayersConfig):
         return {"target_parameters": paths}
 
     def fold(self, path: str, model: nn.Module, stack: Any, slot: int) -> Callable[[], None]:
-        linear, tensors = model.get_submodule(path), stack.tensors(slot)
+        linear, (A, B, *_) = model.get_submodule(path), stack.tensors(slot).values()
         check_dense(path, linear, self.method)
-        return partial(
-            add_lora, linear, tensors["lora_A.weight"], tensors["lora_B.weight"], self.scaling_at(path)
-        )
+        return partial(add_lora, linear, A, B, self.scaling_at(path))
 
     def change_weight(self, change: Tensor, weight: Tensor, path: str, stack: Any, slot: int) -> None:
         tensors = stack.tensors(slot)
@@ -253,10 +251,10 @@ class LoraStack(Stack):
     def delta(self, x: Tensor, slots: Tensor) -> Tensor:
         """`lora_delta` of the rows of `effective` slots; in decoding, what it gathers is kept from step to step."""
         tensors = self.lora_A, self.lora_B, self.scaling
-        if (kept := self.routing.kept) is None or not x.is_floating_point():
+        if (gathered := self.routing.gathered) is None or not x.is_floating_point():
             return lora_delta(x, *tensors, slots)
         gather = partial(lora_of_rows, *tensors, slots, x.dtype)
-        return low_rank(x, *kept.get((self, x.dtype), (*tensors, self.active), gather))
+        return low_rank(x, *gathered.get((self, x.dtype), (*tensors, self.active), gather))
 
     def _drop(self, x: Tensor, slots: Tensor) -> Tensor:
         probability = gather_slots(self.dropout, slots).view(-1, 1, 1)
