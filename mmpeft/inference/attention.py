@@ -39,16 +39,16 @@ def grouped_attention(
         (rows, queries, heads, value dim), and no weights.
     """
     rows, heads, queries, dim = query.shape
-    grouped = query.reshape(rows, key.shape[1], -1, dim)
-    # keys first: on CPU the product with few queries on the right is the faster one
-    scores = torch.matmul(key, grouped.transpose(2, 3)).transpose(2, 3)
-    scaled = torch.add(
-        attention_mask[:, :, None],
-        scores.unflatten(2, (-1, queries)),
-        alpha=dim**-0.5 if scaling is None else scaling,
-    )
-    weights = torch.softmax(scaled, -1, dtype=torch.float32).to(query.dtype)
-    output = torch.matmul(weights.flatten(2, 3), value)
+    grouped = query.reshape(rows, key.shape[1], -1, dim).flatten(0, 1)
+    keys, scale = key.flatten(0, 1).transpose(1, 2), dim**-0.5 if scaling is None else scaling
+    if queries == 1:  # the usual step: one operator for product, scaling and mask
+        mask = attention_mask.expand(-1, key.shape[1], -1, -1).flatten(0, 1)
+        scores = torch.baddbmm(mask, grouped, keys, alpha=scale)
+    else:
+        product = torch.bmm(grouped, keys).view(*key.shape[:2], -1, queries, keys.shape[-1])
+        scores = torch.add(attention_mask[:, :, None], product, alpha=scale).flatten(2, 3).flatten(0, 1)
+    weights = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
+    output = torch.bmm(weights, value.flatten(0, 1))
     return output.reshape(rows, heads, queries, -1).transpose(1, 2).contiguous(), None
 
 

@@ -56,6 +56,7 @@ class KVCache(Cache):
         """Place of a row -> columns that rows which have left wrote there, and which a NaN may be in."""
         self._width = 0
         self._writes: tuple[Tensor, Tensor, Tensor]
+        self._in_order = False
 
     @property
     def num_rows(self) -> int:
@@ -135,11 +136,19 @@ class KVCache(Cache):
         return self._width
 
     def write_next(
-        self, rows: Tensor, queries: Tensor, columns: Tensor, segments: Tensor, positions: Tensor
+        self,
+        rows: Tensor,
+        queries: Tensor,
+        columns: Tensor,
+        segments: Tensor,
+        positions: Tensor,
+        in_order: bool = False,
     ) -> None:
         """Says where the coming forward's keys and values go: of row ``rows[i]`` those of its ``queries[i]``-th token
-        into column ``columns[i]``, which is of ``segments[i]`` and at ``positions[i]``; all (tokens,) int64."""
+        into column ``columns[i]``, which is of ``segments[i]`` and at ``positions[i]``; all (tokens,) int64.
+        ``in_order`` promises the only query of every row, row by row."""
         self._writes = rows, queries, columns
+        self._in_order = in_order
         self.segments[rows, columns], self.positions[rows, columns] = segments, positions
 
     def _reserve(self, rows: int, columns: int) -> None:
@@ -175,8 +184,9 @@ class _Layer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         rows, queries, columns = self.cache._writes
         read = slice(self.cache.rows_read), slice(None), slice(self.cache._width)
-        self.keys[rows, :, columns] = key_states[rows, :, queries]  # pyright: ignore
-        self.values[rows, :, columns] = value_states[rows, :, queries]  # pyright: ignore
+        for buffer, new in ((self.keys, key_states), (self.values, value_states)):
+            own = new[: len(rows), :, 0] if self.cache._in_order else new[rows, :, queries]
+            buffer[rows, :, columns] = own  # pyright: ignore
         return self.keys[read], self.values[read]  # pyright: ignore
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:

@@ -57,6 +57,8 @@ class _Layout:
     """Whose rows they are, as the bank was routed for them"""
     invoked: Tensor | None
     """(rows, queries) bool: on which tokens activated adapters act; None where no row has one"""
+    in_order: bool
+    """Whether every row has one conversation, row by row"""
     gathered: Gathered = field(default_factory=Gathered)
     """What adapters have gathered for the rows"""
 
@@ -136,7 +138,7 @@ class PackedMemory:
                 layout.mask, (0, missing), value=torch.finfo(self.model.dtype).min
             )
         own = layout.rows, layout.queries
-        self._cache.write_next(*own, layout.columns, layout.segments, layout.positions[own])
+        self._cache.write_next(*own, layout.columns, layout.segments, layout.positions[own], layout.in_order)
         layout.mask[layout.rows, 0, layout.queries, layout.columns] = 0
         ids = torch.zeros_like(layout.positions)
         ids[own] = tokens
@@ -187,6 +189,7 @@ class PackedMemory:
             additive(seen[:, None], self.model.dtype),
             (self.model.bank.routing.slots, self.model.bank.routing.uniform),
             acts if any(self.model.bank.invocations(adapters)) else None,
+            [one.row for one in self._places] == list(range(num_rows)),
         )
 
     def _drop_rows(self) -> None:
