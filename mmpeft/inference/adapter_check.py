@@ -51,15 +51,16 @@ def check_adapters(
     Raises:
         RefusedError: one that reaches other rows, or not its own.
     """
-    kinds = defaultdict[str, list[str]](list)
+    known, kinds = {*checked.get("adapters", [])}, defaultdict[str, list[str]](list)
     for name in model.bank.names if among is None else among:
-        kinds[kind_of(model.bank.entry(name))].append(name)
-    known = {*checked.get("adapters", [])}
+        if (kind := kind_of(model.bank.entry(name))) not in known:
+            kinds[kind].append(name)
+    if not kinds:
+        return checked | {"adapters": sorted(known)}
     with evaluating(model):
         for kind, names in kinds.items():
             try:
-                if kind not in known:
-                    _check(model, names[0])
+                _check(model, names[0])
             except RefusedError as error:
                 if left_out is None:
                     raise
