@@ -162,7 +162,7 @@ class LiveEngine:
             return {
                 "waiting": len(self._queue),
                 "running": self._queue.rows.total(),
-                "columns": rows.decoder.columns,
+                "columns": rows.columns,
                 "steps": rows.steps,
                 "tokens": rows.tokens,
                 "failures": rows.failures + self._broken,

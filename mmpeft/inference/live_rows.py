@@ -50,6 +50,8 @@ class LiveRows:
         """Prompts of a model that does not read in chunks; one is read in a step."""
         self.steps = self.tokens = self.failures = 0
         """Steps of decoding, tokens written, and forwards that raised."""
+        self.columns = 0
+        """Of keys and values, as the last step left them; for whoever asks while the next one changes them."""
         self.broken = False
         """Whether the last one did."""
         self.decoder = self._new_decoder()
@@ -79,6 +81,7 @@ class LiveRows:
             self.unread.remove(job)
         if self.writing.pop(job.handle, None):
             self.decoder.leave(job.handle)
+            self.columns = self.decoder.columns
 
     def step(self) -> Iterator[Ended]:
         """Reads some columns and writes a token of every answer; gives those that have ended."""
@@ -89,6 +92,7 @@ class LiveRows:
                 yield from self._read(chosen)
             if self.writing:
                 yield from self._write()
+        self.columns = self.decoder.columns
 
     # -- reading ------------------------------------------------------------------------------------------------
 

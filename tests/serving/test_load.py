@@ -44,15 +44,8 @@ def until(condition, seconds: float = 20.0) -> bool:
     return False
 
 
-def statistics(served) -> dict[str, float]:
-    """Of the engine, which goes on meanwhile."""
-    while True:
-        with suppress(IndexError):
-            return served.service.live.statistics()
-
-
 def is_idle(served) -> bool:
-    numbers = statistics(served)
+    numbers = served.service.live.statistics()
     return not numbers["waiting"] and not numbers["running"]
 
 
