@@ -28,6 +28,7 @@ from mmpeft.inference.live import LiveEngine
 from mmpeft.inference.live_settings import LiveSettings
 from mmpeft.inference.requests import Request
 from mmpeft.inference.sampling import Sampling
+from mmpeft.inference.self_check import check_language_model
 from mmpeft.inference.tickets import OverloadedError
 from mmpeft.models.build import build_model
 from mmpeft.models.language import LanguageConfig, load_tokenizer
@@ -54,6 +55,7 @@ def live(only: str = "", repeats: int = 3, image_size: int = 224) -> None:
     """
     torch.manual_seed(0)
     model = build_model(LanguageConfig(), VisionConfig(weights=WEIGHTS, image_size=image_size)).eval()
+    check_language_model(model)  # how it is read
     encoder, tokenizer = model.vision_encoder, load_tokenizer(LanguageConfig().name)
     engine = Engine(model, Template(tokenizer, encoder.num_tokens), FeatureCache(None, encoder))
     for case in (image, mixed, overload, thousand):

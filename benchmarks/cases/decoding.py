@@ -15,6 +15,7 @@ from mmpeft.data.batch import Batch, collate
 from mmpeft.data.packing import pack
 from mmpeft.data.template import IMAGE_TOKEN, Encoded
 from mmpeft.inference.decoding import generate
+from mmpeft.inference.self_check import check_language_model
 from mmpeft.models.build import build_model
 from mmpeft.models.language import LanguageConfig
 from mmpeft.models.multimodal import MultimodalModel
@@ -32,6 +33,8 @@ def decoding(rows: int = 32, seed: int = 0) -> Iterator[Race]:
         seed: of prompts and weights.
     """
     model, bare = (build_model(LanguageConfig(), None).eval() for _ in range(2))
+    for each in (model, bare):
+        check_language_model(each)  # how it is read
     for name in names(8):
         model.bank.add(name, METHODS["LoRA q,v"][0])
     fill(model.bank, names(8), seed)

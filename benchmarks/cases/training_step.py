@@ -16,6 +16,7 @@ from mmpeft.data.features import FeatureCache
 from mmpeft.data.packing import pack
 from mmpeft.data.sources import load_records
 from mmpeft.data.template import IGNORE_INDEX, Template
+from mmpeft.inference.self_check import check_language_model
 from mmpeft.models.build import build_model
 from mmpeft.models.language import LanguageConfig, load_tokenizer
 from mmpeft.models.multimodal import MultimodalModel
@@ -31,6 +32,7 @@ def training_step(images: int = 4, seed: int = 0) -> Iterator[Race]:
     """
     language = LanguageConfig()
     model = build_model(language, embedded_vision())
+    check_language_model(model)  # how it is read
     model.bank.add("ours", LoraConfig(target_modules=QV))
     packed, unpacked = batches(model, load_tokenizer(language.name), images, seed)
     peer = peft_of(METHODS["LoRA q,v"][1])

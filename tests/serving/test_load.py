@@ -44,8 +44,12 @@ def until(condition, seconds: float = 20.0) -> bool:
     return False
 
 
+def statistics(served) -> dict[str, float]:
+    return served.service.live.statistics()
+
+
 def is_idle(served) -> bool:
-    numbers = served.service.live.statistics()
+    numbers = statistics(served)
     return not numbers["waiting"] and not numbers["running"]
 
 
