@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 # GNU OpenMP reads it when torch is loaded. Its threads wait for each other by spinning, by default for milliseconds: as
 # soon as another process is busy, a spinning thread keeps the core from the one that it waits for, a thousand times in
-# every decoding step. Beside one busy process a step of 0.1 s took more than 2 s so, and takes 0.3 to 0.5 s.
+# every decoding step: beside one busy process a step of 0.1 s took more than 1 s so, and takes half a second.
 if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "1000"
 
