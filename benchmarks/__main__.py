@@ -17,6 +17,7 @@ from typing import Any
 
 from jsonargparse import auto_cli
 
+import mmpeft  # noqa: F401, before torch: it says how OpenMP's threads wait
 from benchmarks.race import case_function, case_names, measure, report, what
 from benchmarks.table import DOCUMENT, write_table
 from mmpeft.training.malloc import keep_freed_memory

@@ -5,6 +5,7 @@ which every conversation has a state of its own.
 """
 
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import count
 from typing import Literal
@@ -136,12 +137,9 @@ class Decoder:
         """One token for every unfinished conversation; `advance` is to follow, before others join."""
         if not self._conversations:
             return []
-        with self.model.reader.prepacked.in_use(self.model.bank.layers.values()):
-            return self._step()
-
-    def _step(self) -> list[Step]:
         settings = [(one.sampling, one.generator) for one in self._conversations]
-        self.logits = self._next_logits()
+        with self._prepacked():
+            self.logits = self._next_logits()
         tokens = sample(self.logits, *zip(*settings, strict=True))
         steps = [self._write(*pair) for pair in zip(self._conversations, tokens.tolist(), strict=True)]
         going_on = [number for number, step in enumerate(steps) if step.finish_reason is None]
@@ -153,7 +151,11 @@ class Decoder:
     def advance(self) -> None:
         """The forward for the next tokens of those that go on."""
         if self._conversations:
-            self._hidden = self._memory.advance(self._tokens)
+            with self._prepacked():
+                self._hidden = self._memory.advance(self._tokens)
+
+    def _prepacked(self) -> AbstractContextManager[None]:
+        return self.model.reader.prepacked.in_use(self.model.bank.layers.values())
 
     def _next_logits(self) -> Tensor:
         """(conversations, vocabulary); of fixed shapes where the room is fixed."""

@@ -144,8 +144,11 @@ class PackedMemory:
         ids[own] = tokens
         keys = self._cache.positions[: len(ids), :width]
         mask = within_reach(layout.mask[..., :width], reader.reaches, layout.positions, keys)
+        last = 1 + max(place.position for place in self._places)
         with attention_for_decoding(reader.decoder):
-            hidden, _ = reader.decode(reader.embed(ids), mask, layout.positions, self._cache, ids)
+            hidden, _ = reader.decode(
+                reader.embed(ids), mask, layout.positions, self._cache, ids, last_position=last
+            )
         routing.gathered = None
         layout.positions += 1
         layout.columns += layout.strides
