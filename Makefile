@@ -18,11 +18,11 @@ demo: $(VENV)/.dev ## ask the quickstart's model in the browser
 
 test: $(VENV)/.dev ## the whole suite but the slow tests
 	$(BIN)/mmpeft prepare
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: $(VENV)/.dev ## the slow tests
 	$(BIN)/mmpeft prepare
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --dist loadfile
 
 check: $(VENV)/.dev ## ruff, format and types
 	$(BIN)/ruff check .
