@@ -132,10 +132,28 @@ LAYOUTS = [
         },
         ONE,
     ),
+    *(
+        Layout(
+            f"Rows of several splits in one file, under {key}",
+            writes([{"image": A, **ASKED, key: own} for own in ("train", "test")]),
+            refused="is of the split 'test'",
+        )
+        for key in ("split", "Split", "subset", "Data-Split", "set_name")
+    ),
     Layout(
-        "Rows of several splits in one file",
-        writes([{"image": A, **ASKED, "split": own} for own in ("train", "test")]),
-        refused="is of the split 'test'",
+        "Rows of several splits in one file, with blanks",
+        writes([{"image": A, **ASKED, "SPLIT": own} for own in ("Train ", "TEST")]),
+        refused="is of the split 'TEST'",
+    ),
+    Layout(
+        "Rows of several splits in one file, one named",
+        lambda folder: (
+            writes([{"image": own, **ASKED, "Subset": split} for own, split in ((A, "train"), (B, "val"))])(
+                folder
+            )
+            + ":validation"
+        ),
+        records=[meant("What is it?", "a cat", images=(B,))],
     ),
     Layout(
         "Rows of several splits in one file, all named",
