@@ -53,6 +53,20 @@ GOOD = json.dumps(qa())
             '[\n{"question": "a", "answer": -Infinity}]',
             r"data\.json:element 1: not valid JSON: found -Infinity",
         ),
+        (
+            f'{GOOD}\n{{"question": "a", "question": "b", "answer": "c"}}',
+            r"data\.json:2: the key 'question' is given twice in one object; keep one of them",
+        ),
+        (
+            '[\n{"image": {"path": "a.png", "path": "b.png"}, "answer": "c"}]',
+            r"data\.json:element 1: the key 'path' is given twice",
+        ),
+        ('{\n"question": "a",\n"answer": "b",\n"answer": "c"\n}', r"data\.json:1: the key 'answer' is given"),
+        (
+            '{"question": "a", "answer": "b", "images": "[{\\"url\\": 1, \\"url\\": 2}]"}',
+            "the key 'url' is given",
+        ),
+        (f'{{"data": [{GOOD}],\n"data": [{GOOD}]}}', r"data\.json:2: .*the list 'data' is given twice"),
         (b'{"question": "a",\xff}', r"data\.json:1: not UTF-8 at byte 17"),
         (b'[\n{"question": "a",\xff}]', r"data\.json:2: not UTF-8 at byte 19"),
         ("[" * 100_000, r"data\.json:1: not valid JSON"),
@@ -66,6 +80,15 @@ def test_json_faults_give_line_and_byte(folder, content, message):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=message):
         load_records(path)
+
+
+def test_a_key_given_twice_leaves_the_other_rows(folder):
+    twice = '{"question": "a", "question": "b", "answer": "c"}'
+    document = f'{{"info": 1, "data": [{GOOD},\n{twice}, {GOOD}]}}'
+    for text, place in ((f"[{GOOD},\n{twice},\n{GOOD}]", "element 2"), (document, "data 2")):
+        with pytest.raises(DataError, match=f"{place}: the key 'question' is given twice") as caught:
+            load_records(write(folder, text, name="data.json"))
+        assert "1 problem(s)" in str(caught.value)
 
 
 def test_an_array_of_one_line_reads_as_its_rows(folder):

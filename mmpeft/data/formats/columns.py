@@ -13,6 +13,7 @@ from typing import Any
 
 from mmpeft.data.formats.base import DataError, Rows
 from mmpeft.data.formats.classes import class_row
+from mmpeft.data.formats.json_text import object_of
 from mmpeft.data.formats.large_pages import is_large, values
 
 BYTES = 2**20
@@ -126,7 +127,7 @@ def as_written(row: dict[str, Any], features: dict | None) -> Any:
         kind = feature.get("_type") if isinstance(feature, dict) else None
         value = row.get(key)
         if kind == "Json" and isinstance(value, str):
-            row[key] = json.loads(value)
+            row[key] = json.loads(value, object_pairs_hook=object_of)
         elif kind == "ClassLabel" and value is not None:
             classes[key] = feature["names"]
         elif kind in ("List", "Sequence", "LargeList") and isinstance(value, list):

@@ -50,7 +50,8 @@ class ListPart:
 
     def add(self, value: Any) -> None:
         self.count += 1
-        self.only_objects &= isinstance(value, dict)
+        bad_row = isinstance(value, DataError) and bool(self.first)
+        self.only_objects &= isinstance(value, dict) or bad_row
         if self.count == 1 and isinstance(value, dict):
             self.first = value
 
@@ -126,6 +127,8 @@ def outline_of(text: JsonText) -> Outline:
             text.value()
             outline.images += [name] * (len(outline.images) < 10)
         elif text.peek() == "[":
+            if name in outline.lists:
+                raise text.fault(f"the list {name!r} is given twice in one object", None)
             part = outline.lists[name] = ListPart()
             for _ in text.items("["):
                 part.add(text.value())

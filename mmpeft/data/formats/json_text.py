@@ -22,13 +22,28 @@ class JsonTextError(Exception):
         self.line, self.error = line, error
 
 
+def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, for ``object_pairs_hook``.
+
+    Raises:
+        DataError: a key is given twice, of which Python would drop the first value.
+    """
+    if len(found := dict(pairs)) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"the key {twice!r} is given twice in one object; keep one of them")
+    return found
+
+
 class RowDecoder:
     """JSON -> values. JSON has no NaN, but Python and pandas write it for what is absent: as the value of a row's key
-    it is None; elsewhere, and infinity everywhere, it makes a `DataError` of the row."""
+    it is None; elsewhere, and infinity everywhere, it makes a `DataError` of the row, as a key that is given twice
+    does."""
 
     def __init__(self) -> None:
         self._found: list[str] = []
-        self._decoder = json.JSONDecoder(parse_constant=self._note)
+        self._fault: DataError | None = None
+        self._decoder = json.JSONDecoder(parse_constant=self._note, object_pairs_hook=self._object)
 
     def decode(self, text: str) -> Any:
         """The value of a whole text.
@@ -36,25 +51,39 @@ class RowDecoder:
         Raises:
             ValueError, RecursionError: it is not one JSON value.
         """
-        self._found.clear()
+        self._forget()
         if text[:1] == "{":  # mostly nothing stands around it, and need not be looked for
             value, end = self._decoder.raw_decode(text)
             if end == len(text):
-                return self._settled(value) if self._found else value
-            self._found.clear()
+                return self._settled(value) if self._found or self._fault else value
+            self._forget()
         return self._settled(self._decoder.decode(text))
 
     def decode_at(self, text: str, start: int) -> tuple[Any, int]:
         """The value that begins at `start`, and where it ends."""
-        self._found.clear()
+        self._forget()
         value, end = self._decoder.raw_decode(text, start)
         return self._settled(value), end
+
+    def _forget(self) -> None:
+        self._found.clear()
+        self._fault = None
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """What comes behind a fault can still be read, so it is kept and not raised."""
+        try:
+            return object_of(pairs)
+        except DataError as fault:
+            self._fault = fault
+            return dict(pairs)
 
     def _note(self, name: str) -> Any:
         self._found.append(name)
         return _Constant(name)
 
     def _settled(self, value: Any) -> Any:
+        if self._fault:
+            return self._fault
         if not self._found:
             return value
         if isinstance(value, dict):

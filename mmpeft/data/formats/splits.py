@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 from mmpeft.data.formats.base import DataError, Rows
+from mmpeft.data.key_names import plain
 
 WORDS = {
     "train": ("train", "training"),
@@ -14,8 +16,9 @@ WORDS = {
 """Hugging Face's split -> the words that mean it in names of files and folders."""
 ALSO = ("restval", "minival", "testdev", "trainval")
 """Splits of public documents that mean no other."""
-KEYS = ("split", "data_split", "set_name")
+KEYS = ("split", "data_split", "set_name", "subset")
 """Keys of rows that name the split of each."""
+_PLACES = {plain(key): place for place, key in enumerate(KEYS)}
 _SPLIT_OF = {word: split for split, words in WORDS.items() for word in words} | {word: word for word in ALSO}
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})", re.ASCII)
 _WORD = re.compile(r"(?:^|[-._ 0-9])([a-z]+)(?=$|[-._ 0-9])")
@@ -23,12 +26,12 @@ _WORD = re.compile(r"(?:^|[-._ 0-9])([a-z]+)(?=$|[-._ 0-9])")
 
 def canonical(name: str) -> str:
     """A split's name as Hugging Face has it: "validation" for "val"."""
-    return _SPLIT_OF.get(name.lower(), name)
+    return _SPLIT_OF.get(name.strip().lower(), name)
 
 
 def is_split(name: object) -> bool:
     """Whether a text is a word for a split, as far as is known here."""
-    return isinstance(name, str) and name.lower() in _SPLIT_OF
+    return isinstance(name, str) and name.strip().lower() in _SPLIT_OF
 
 
 def split_in_name(path: Path) -> str | None:
@@ -73,10 +76,16 @@ def require_all_shards(files: list[Path]) -> None:
 def _split_key(row: object) -> str | None:
     """The key of a row whose value is a word for a split."""
     if isinstance(row, dict):
-        for key in KEYS:
-            if key in row and is_split(row[key]):
+        for key in _split_keys(tuple(row)):
+            if is_split(row[key]):
                 return key
     return None
+
+
+@lru_cache(1000)
+def _split_keys(keys: tuple[str, ...]) -> list[str]:
+    """Those of a row that may name its split, in the order of `KEYS`; rows of a file mostly have the same."""
+    return sorted((key for key in keys if plain(key) in _PLACES), key=lambda key: _PLACES[plain(key)])
 
 
 def of_split(rows: Rows, wanted: str | None, path: Path) -> Rows:

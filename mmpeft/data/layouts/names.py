@@ -6,6 +6,8 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
+from mmpeft.data.key_names import plain as plain
+
 NAMES: dict[str, tuple[str, ...]] = {
     "id": ("id",),
     "question id": ("question_id", "qid", "sample_id", "row_id", "uid", "uuid"),
@@ -59,12 +61,6 @@ LETTERED = re.compile(r"(?:choice|option)?[ _]?([a-j])", re.I)
 
 QUESTIONS = frozenset({"questions", "qas", "qa", "qapairs"})
 """Lists of the questions of a row: OCR-VQA, Visual Genome, TallyQA, PixMo-docs."""
-
-
-@lru_cache(100_000)
-def plain(key: str) -> str:
-    """What makes a key's name; the empty header of pandas' index stays empty."""
-    return "".join(letter for letter in key.lower() if letter.isalnum())
 
 
 def plain_names(text: str) -> frozenset[str]:

@@ -3,14 +3,12 @@
 from typing import Any
 
 from mmpeft.data.formats import DataError
-from mmpeft.data.layouts.pictures import SOURCES
+from mmpeft.data.layouts.pictures import KINDS as IMAGE_KINDS
+from mmpeft.data.layouts.pictures import source_of
 from mmpeft.data.layouts.tags import IMAGE_MARKER
 from mmpeft.data.layouts.values import as_text, from_json, is_absent, is_empty, short
 
 TEXT_KINDS = ("text", "input_text", "output_text")
-IMAGE_KINDS = ("image", "image_url", "input_image", "image_path")
-HINTS = ("detail", "min_pixels", "max_pixels", "resized_height", "resized_width")
-"""How large another model is to read an image; the encoder here has a size of its own."""
 TEXTS = ("text", "value", "content")
 
 
@@ -41,12 +39,10 @@ def _part(part: Any, inline: list) -> str:
         wanted = "; name it under the row's key video, and write <video> here" if kind == "video" else ""
         told = f"{kind} is not read{wanted}" if kind else "wanted {type: text, text} or {type: image}"
         raise DataError(f"found the part {short(part)}; {told}")
-    sources = [said.pop(key) for key in ("image_path", *SOURCES) if key in said]
     place = said.pop("index", None)
     if place is not None and place != len(inline):
         raise DataError(f"found the part {short(part)}; wanted images in the order of their index, from 0")
-    inline.append(next((source for source in sources if not is_empty(source)), None))
-    _refuse_rest({key: value for key, value in said.items() if key not in HINTS}, part)
+    inline.append(source_of(said))
     return IMAGE_MARKER
 
 

@@ -7,13 +7,25 @@ from typing import Any
 
 from mmpeft.data.formats import DataError
 from mmpeft.data.image_names import LONGEST_NAME, is_image_name
+from mmpeft.data.layouts.bookkeeping import BESIDE_IMAGE
 from mmpeft.data.layouts.fields import Fields
 from mmpeft.data.layouts.image_root import ImageRoot
+from mmpeft.data.layouts.names import plain, plain_names
 from mmpeft.data.layouts.tags import PLACEHOLDER
 from mmpeft.data.layouts.values import from_json, is_empty, short
 
-SOURCES = ("bytes", "base64", "image", "image_url", "url", "path", "value", "file_name", "filename")
+SOURCES = (
+    *("bytes", "base64", "image", "image_path", "image_url", "url", "path", "value", "file_name", "filename"),
+)
 """Where an object that stands for an image holds it."""
+KINDS = ("image", "image_url", "input_image", "image_path")
+"""What an object that stands for an image may call itself under ``type``."""
+HARMLESS = frozenset().union(*BESIDE_IMAGE.values()) | plain_names(
+    "id license date_captured format mime_type media_type mode detail "
+    "min_pixels max_pixels resized_height resized_width"
+)
+"""Further keys of such an object that change no pixel: whose it is, how it is written, its size, and how large another
+model is to read it; the encoder here has a size of its own."""
 
 
 def take_images(fields: Fields, root: ImageRoot) -> tuple[list[str | bytes], list[str]]:
@@ -54,20 +66,62 @@ def read_images(value: Any, root: ImageRoot) -> list[str | bytes]:
     return [_resolve(image, root) for image in (value if isinstance(value, list) else [value])]
 
 
+def source_of(image: dict[str, Any]) -> Any:
+    """What an object names as its image; None where it names none.
+
+    Raises:
+        DataError: it names several, or says something more that is not read.
+    """
+    said = {key: value for key, value in image.items() if not is_empty(value)}
+    if said.get("type") in KINDS:
+        del said["type"]
+    given = {key: said.pop(key) for key in SOURCES if key in said}
+    refuse_unread(said, "image", image)
+    if "base64" in given and len(given) > 1:
+        raise DataError(f"images are given more than once, under {[*given]}; keep one of them")
+    if not given:
+        return None
+    source = given[_one_key(given)]
+    is_bare = "base64" in given and isinstance(source, str) and not source.startswith("data:")
+    return _decoded(source, source) if is_bare else source
+
+
+def refuse_unread(said: dict[str, Any], what: str, whole: dict[str, Any]) -> None:
+    """Raises:
+    DataError: an object that stands for an image or video says something more of it, such as a page or a box.
+    """
+    if left := [key for key in said if plain(key) not in HARMLESS]:
+        raise DataError(
+            f"found the {what} {short(whole)}, of which {left} is not read; take it out, and write the {what} as it is "
+            "to be seen (one page or frame of a file is its name#frame=3)"
+        )
+
+
 def _one_of(fields: Fields, keys: list[str]) -> list[str]:
-    """Of several keys the one that has the image, where the others are only its name."""
+    """Of several keys of a row the one that has the image; the others are taken."""
     if len(keys) < 2:
         return keys
-    local = [key for key in keys if not str(fields.row[key]).startswith(("http://", "https://"))]
-    fields.take_all(key for key in keys if local and key not in local)
-    keys = local or keys
-    held = [key for key in keys if _is_held(fields.row[key])]
-    names = {os.path.basename(str(fields.row[key])) for key in keys if key not in held}
+    first = _one_key({key: fields.row[key] for key in keys})
+    fields.take_all(key for key in keys if key != first)
+    return [first]
+
+
+def _one_key(given: dict[str, Any]) -> str:
+    """The key that has the image, where the others are only its name.
+
+    Raises:
+        DataError: several have one.
+    """
+    keys = [key for key in given if not _is_address(given[key])] or [*given]
+    held = [key for key in keys if _is_held(given[key])]
+    names = {os.path.basename(str(given[key])) for key in keys if key not in held}
     if len(held) > 1 or len(names) > 1:
         raise DataError(f"images are given more than once, under {keys}; keep one of them")
-    first = held or keys[:1]
-    fields.take_all(key for key in keys if key not in first)
-    return first
+    return (held or keys)[0]
+
+
+def _is_address(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(("http://", "https://"))
 
 
 def _is_held(value: Any) -> bool:
@@ -89,7 +143,7 @@ def _has_file(value: Any, root: ImageRoot) -> bool:
 def _resolve(image: Any, root: ImageRoot) -> str | bytes:
     """The absolute path or the bytes behind one image."""
     if isinstance(image, dict):
-        given = next((image[key] for key in SOURCES if not is_empty(image.get(key))), None)
+        given = source_of(image)
         image = _resolve(given, root) if isinstance(given, dict) else image if given is None else given
     if isinstance(image, bytes) and image:
         return image

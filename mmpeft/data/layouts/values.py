@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from mmpeft.data.formats import DataError
+from mmpeft.data.formats.json_text import object_of
 
 
 def short(value: Any) -> str:
@@ -81,10 +82,16 @@ def from_python(value: Any) -> Any:
 
 
 def from_json(value: Any) -> Any:
-    """The list or object that a text holds as JSON; else the value itself."""
+    """The list or object that a text holds as JSON; else the value itself.
+
+    Raises:
+        DataError: a key of an object is given twice.
+    """
     if isinstance(value, str) and value[:1] in ("[", "{"):
         try:
-            return json.loads(value)
+            return json.loads(value, object_pairs_hook=object_of)
+        except DataError:
+            raise
         except ValueError:
             return value
     return value

@@ -8,6 +8,7 @@ from mmpeft.data.images import ImageError
 from mmpeft.data.layouts.fields import Fields
 from mmpeft.data.layouts.image_root import ImageRoot
 from mmpeft.data.layouts.notes import Notes
+from mmpeft.data.layouts.pictures import refuse_unread
 from mmpeft.data.layouts.tags import IMAGE_MARKER, Turn
 from mmpeft.data.layouts.values import from_json, is_empty, short
 from mmpeft.data.video import NUM_FRAMES, VIDEO_MARKER, sample_frames
@@ -74,11 +75,12 @@ def _in_front(
 
 
 def _frames(video: Any, count: int, root: ImageRoot) -> list[str]:
-    name = (
-        next((video[key] for key in ("path", "video", "file") if video.get(key)), None)
-        if isinstance(video, dict)
-        else video
-    )
+    name = video
+    if isinstance(video, dict):
+        said = {key: value for key, value in video.items() if not is_empty(value)}
+        given = [said.pop(key) for key in ("path", "video", "file") if key in said]
+        refuse_unread(said, "video", video)
+        name = given[0] if len(given) == 1 else None
     if not isinstance(name, str):
         raise DataError(f"found the video {short(video)}; wanted a file name")
     try:

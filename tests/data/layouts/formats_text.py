@@ -49,6 +49,11 @@ LAYOUTS = [
     layout("JSONL", lambda f: lines(f, "a.jsonl", *ROWS), MEANT),
     layout("JSONL with a byte order mark", lambda f: lines(f, "a.jsonl", *ROWS, encoding="utf-8-sig"), MEANT),
     layout("JSONL in UTF-16", lambda f: lines(f, "a.jsonl", *ROWS, encoding="utf-16"), MEANT),
+    layout(
+        "JSONL, a key given twice in one object",
+        lambda f: text(f, "a.jsonl", '{"image": "1.png", "question": "a", "question": "b", "answer": "c"}\n'),
+        refused="the key 'question' is given twice",
+    ),
     layout(".ndjson", lambda f: lines(f, "a.ndjson", *ROWS), MEANT),
     layout(".jsonl.gz", lambda f: lines(f, "a.jsonl.gz", *ROWS), MEANT),
     layout(".json.gz", lambda f: document(f, "a.json.gz", ROWS), MEANT),

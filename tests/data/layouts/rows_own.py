@@ -1,7 +1,7 @@
 """People's own rows: images under other names, keys that nobody knows, and data.columns."""
 
 from tests.data.layouts.layout import Layout
-from tests.data.layouts.rows import CLIP, A, B, frames, meant, read, refused, writes
+from tests.data.layouts.rows import CLIP, A, B, chat, frames, meant, read, refused, writes
 
 ONE = meant("What is it?", "a cat")
 ASKED = {"question": "What is it?", "answer": "a cat"}
@@ -37,6 +37,11 @@ LAYOUTS = [
         files=(CLIP,),
         ignore=["<video>"],
     ),
+    refused(
+        "A video's object with start",
+        {"video": {"path": CLIP, "start": 3}, **ASKED},
+        "of which ['start'] is not read",
+    ),
     refused("A video that is not there", {"video": "none.mp4", **ASKED}, "none.mp4' does not exist"),
     refused("A video that is an image", {"video": A, **ASKED}, "no video that is known"),
     refused(
@@ -54,6 +59,58 @@ LAYOUTS = [
         "Images under image_1, image_2",
         {"image_2": B, "image_1": A, **ASKED},
         meant("What is it?", "a cat", images=(A, B)),
+    ),
+    *(
+        refused(
+            f"An image's object with {key}",
+            {"image": {"path": A, key: value}, **ASKED},
+            f"of which ['{key}'] is not read",
+        )
+        for key, value in (
+            ("page", 3),
+            ("frame", 0),
+            ("crop", [0, 0, 2, 2]),
+            ("bbox", [0, 0, 2, 2]),
+            ("rotate", 90),
+        )
+    ),
+    refused(
+        "An image's object with path and base64",
+        {"image": {"path": A, "base64": "aGVsbG8="}, **ASKED},
+        "given more than once, under ['base64', 'path']",
+    ),
+    refused("An image's object of two names", {"image": {"path": A, "image": B}, **ASKED}, "more than once"),
+    read(
+        "An image's object with base64",
+        {"image": {"base64": "aGVsbG8="}, **ASKED},
+        meant("What is it?", "a cat", images=(b"hello",)),
+    ),
+    read(
+        "An image's object of COCO",
+        {"image": {"id": 7, "file_name": A, "coco_url": "http://x/a.png", "width": 2, "height": 2}, **ASKED},
+        ONE,
+    ),
+    refused(
+        "A part of an image with bbox",
+        {
+            "messages": chat(
+                [
+                    {"type": "image", "image": A, "bbox": [0, 0, 1, 1]},
+                    {"type": "text", "text": "What is it?"},
+                ],
+                "a cat",
+            )
+        },
+        "of which ['bbox'] is not read",
+    ),
+    refused(
+        "A part of two images",
+        {
+            "messages": chat(
+                [{"type": "image", "image": A, "path": B}, {"type": "text", "text": "What is it?"}], "a cat"
+            )
+        },
+        "more than once",
     ),
     read(
         "Images as a JSON list in a cell",
@@ -132,10 +189,28 @@ LAYOUTS = [
         },
         ONE,
     ),
+    *(
+        Layout(
+            f"Rows of several splits in one file, under {key}",
+            writes([{"image": A, **ASKED, key: own} for own in ("train", "test")]),
+            refused="is of the split 'test'",
+        )
+        for key in ("split", "Split", "subset", "Data-Split", "set_name")
+    ),
     Layout(
-        "Rows of several splits in one file",
-        writes([{"image": A, **ASKED, "split": own} for own in ("train", "test")]),
-        refused="is of the split 'test'",
+        "Rows of several splits in one file, with blanks",
+        writes([{"image": A, **ASKED, "SPLIT": own} for own in ("Train ", "TEST")]),
+        refused="is of the split 'TEST'",
+    ),
+    Layout(
+        "Rows of several splits in one file, one named",
+        lambda folder: (
+            writes([{"image": own, **ASKED, "Subset": split} for own, split in ((A, "train"), (B, "val"))])(
+                folder
+            )
+            + ":validation"
+        ),
+        records=[meant("What is it?", "a cat", images=(B,))],
     ),
     Layout(
         "Rows of several splits in one file, all named",
