@@ -1,4 +1,4 @@
-"""JSON files, files that are written whole or not at all, and disks without room for them."""
+"""JSON files, files that are written whole or not at all, disks without room for them, and versions of files."""
 
 import errno
 import json
@@ -16,6 +16,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+FileVersion = tuple[int, int, int, int]
+"""(bytes, time of change in ns, time of change of the state in ns, inode)"""
+
+
+def file_version(path: str | Path) -> FileVersion:
+    """What tells a file that was seen from any other in its place. Size and time of change alone do not: both are the
+    other's after ``mv``, ``cp -p``, ``rsync -t`` or an archive; the time of the state changes with whatever is written.
+
+    Raises:
+        OSError, ValueError: there is no such file, or no such name.
+    """
+    state = os.stat(path)
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
 
 
 def read_json(path: Path) -> Any:

@@ -1,6 +1,5 @@
 """How many tokens an image is: as many as any other, or as its shape says where an encoder cuts images into tiles."""
 
-import os
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +9,7 @@ from PIL.Image import Image
 
 from mmpeft.data.encoder import Encoder, Tiling, tiling_of
 from mmpeft.data.images import ImageConfig, ImageLike, image_file, image_size, load_image
+from mmpeft.files import FileVersion, file_version
 
 Decode = Callable[[ImageLike, ImageConfig], Image]
 KNOWN = 2**16
@@ -35,7 +35,7 @@ class TokensByShape:
         ImageError: it cannot be read.
         """
         if isinstance(image, str | Path) and (version := version_of(image)) is not None:
-            return self._of_file(str(image), *version)
+            return self._of_file(str(image), version)
         return self._count(image)
 
     @property
@@ -43,7 +43,7 @@ class TokensByShape:
         """All that decides how many there are of a file."""
         return [self.tiling.identity, self.config.identity]
 
-    def _of_version(self, image: str, size: int, mtime_ns: int) -> int:
+    def _of_version(self, image: str, version: FileVersion) -> int:
         return self._count(image)
 
     def _count(self, image: ImageLike) -> int:
@@ -61,10 +61,9 @@ def image_tokens(encoder: Encoder) -> ImageTokens:
     return TokensByShape(tiling_of(encoder), encoder.image_config)
 
 
-def version_of(image: str | Path) -> tuple[int, int] | None:
-    """(bytes, time of change in ns) of an image's file; None where there is none."""
+def version_of(image: str | Path) -> FileVersion | None:
+    """Of an image's file; None where there is none."""
     try:
-        state = os.stat(image_file(image))
+        return file_version(image_file(image))
     except (OSError, ValueError):
         return None
-    return state.st_size, state.st_mtime_ns

@@ -2,7 +2,7 @@
 
 Stores lie in ``records/`` of the mmpeft home. The name of one comes from the paths of its files and the settings that
 they were read with, so that a file that has changed takes the place of what it was. What is kept is opened if nothing
-that it came from has changed: the size and times of the files, the links among folders and images, and this code.
+that it came from has changed: the versions of the files, the links among folders and images, and this code.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from filelock import FileLock
 from mmpeft.data.records import ImageRoot
 from mmpeft.data.store import RecordStore, Spool, StoreWriter, open_store
 from mmpeft.errors import RefusedError
-from mmpeft.files import whole_file
+from mmpeft.files import file_version, whole_file
 from mmpeft.hashing import hash_json
 from mmpeft.paths import home
 
@@ -90,9 +90,8 @@ def _unchanged(files: Sequence[Path]) -> Iterator[list[list[int]]]:
 
 
 def _state(files: Sequence[Path]) -> list[list[int]]:
-    """Size and times of every file; the second time changes with whatever is written."""
-    states = [file.stat() for file in files]
-    return [[each.st_size, each.st_mtime_ns, each.st_ctime_ns, each.st_ino] for each in states]
+    """The version of every file, as JSON gives it back."""
+    return [list(file_version(file)) for file in files]
 
 
 @cache

@@ -19,7 +19,7 @@ from mmpeft.data.images import ImageWorker, is_image_file
 from mmpeft.data.records import CAPTION_TASK
 from mmpeft.errors import MissingFileError, RefusedError, require_positive
 from mmpeft.files import append, read_json, write_json
-from mmpeft.hashing import hash_file, hash_json
+from mmpeft.hashing import hash_file, hash_json, hash_rows
 from mmpeft.progress_bar import progress_bar
 from mmpeft.runs.layout import adapter_folder
 from mmpeft.runs.manifest import Manifest, read_manifest
@@ -197,6 +197,12 @@ def _identity(run: str, manifest: Manifest, adapter: str) -> str:
 
 
 def _hash(folder: str, names: list[str]) -> str:
-    """Names and sizes of the images; a broken link has none."""
-    paths = [Path(folder, name) for name in names]
-    return hash_json([names, [path.stat().st_size if path.exists() else None for path in paths]])
+    """Names and content of the images, wherever a copy of the folder lies; what cannot be read has none."""
+    return hash_rows([name, _content(Path(folder, name))] for name in names)
+
+
+def _content(path: Path) -> str | None:
+    try:
+        return hash_file(path) if path.is_file() else None  # to open a pipe waits for ever
+    except OSError:
+        return None

@@ -31,8 +31,9 @@ def small_shards(monkeypatch):
 
 
 @pytest.fixture
-def settled(images):
-    """The images, as if they had been there for a while."""
+def settled(images, monkeypatch):
+    """The images, as if they had been there for a while; no call sets the time of a file's state."""
+    monkeypatch.setattr(image_keys, "SETTLED_NS", 0)
     for image in images:
         os.utime(image, (1e9, 1e9))
     return images
@@ -205,21 +206,51 @@ def test_an_image_that_changed_is_read_again(tmp_path, settled, change):
     assert encoder.encoded == (change != "time")
 
 
-def test_the_key_of_a_file_that_has_just_changed_is_not_kept(tmp_path, images):
+def test_the_key_of_a_file_that_has_just_changed_is_not_kept(tmp_path, images, monkeypatch):
     build(tmp_path / "cache", images)
     before = os.stat(images[0])
     content = Path(images[0]).read_bytes()
     Path(images[0]).write_bytes(content[:-20] + bytes([content[-20] ^ 1]) + content[-19:])
-    os.utime(images[0], ns=(before.st_atime_ns, before.st_mtime_ns))  # as within one tick of a coarse disk
+    os.utime(images[0], ns=(before.st_atime_ns, before.st_mtime_ns))
+    same = before.st_size, before.st_mtime_ns, before.st_ctime_ns, before.st_ino
+    monkeypatch.setattr(image_keys, "file_version", lambda file: same)  # as within one tick of a coarse disk
     again = FeatureCache(tmp_path / "cache", CountingEncoder())
     assert again.key(images[0]) == features.image_key(images[0])
 
 
+def test_images_that_change_places_are_told_apart_though_size_and_time_are_the_same(tmp_path, settled):
+    """By ``mv``, and as ``cp -p``, ``rsync -t`` and archives put another version in an image's place."""
+    first, second, third = settled[:3]
+    sizes = {os.stat(image).st_size for image in (first, second, third)}
+    assert len(sizes) == 1
+    cache = build(tmp_path / "cache", settled)
+    before = [cache.key(image) for image in (first, second, third)]
+    assert len(set(before)) == 3
+    os.rename(first, tmp_path / "aside")
+    os.rename(second, first)
+    os.rename(tmp_path / "aside", second)
+    shutil.copyfile(first, third)
+    os.utime(third, (1e9, 1e9))
+    for seen in (
+        cache,
+        FeatureCache(tmp_path / "cache", CountingEncoder()),
+    ):  # by this process, and by one before
+        assert [seen.key(image) for image in (first, second, third)] == [before[1], before[0], before[1]]
+
+
+def test_an_inode_of_64_bits_is_kept(tmp_path, settled, monkeypatch):
+    version = 1, -1, 2, 2**64 - 1
+    monkeypatch.setattr(image_keys, "file_version", lambda file: version)
+    key = build(tmp_path / "cache", settled[:1]).key(settled[0])
+    monkeypatch.setattr(image_keys, "image_key", None)  # it is not read again
+    assert FeatureCache(tmp_path / "cache", CountingEncoder()).key(settled[0]) == key
+
+
 def test_paths_are_told_apart_whatever_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_keys, "SETTLED_NS", 0)
     for number, name in enumerate(("a", "b")):
         (tmp_path / name).mkdir()
         Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / name / "1.bmp")
-        os.utime(tmp_path / name / "1.bmp", (1e9, 1e9))
         monkeypatch.chdir(tmp_path / name)
         cache = build(tmp_path / "cache", ["1.bmp"])
         assert cache.key("1.bmp") == features.image_key("1.bmp")

@@ -209,6 +209,18 @@ def test_an_output_of_another_adapter_run_or_folder_is_refused(photos, tiny_run,
     assert len(rows(output)) == 12
 
 
+def test_an_image_that_another_has_replaced_is_no_more_the_one_captioned(photos, tiny_run, tmp_path, whole):
+    output = tmp_path / "whole.jsonl"
+    elsewhere = shutil.copytree(photos, tmp_path / "elsewhere")
+    caption_folder(str(elsewhere), str(tiny_run), str(output))  # a copy, as of a cluster's node, goes on
+    state, content = (photos / "0.png").stat(), (photos / "0.png").read_bytes()
+    (photos / "0.png").write_bytes(content[:-20] + bytes([content[-20] ^ 1]) + content[-19:])
+    os.utime(photos / "0.png", ns=(state.st_atime_ns, state.st_mtime_ns))
+    with pytest.raises(ValueError, match="other images;"):
+        caption_folder(str(photos), str(tiny_run), str(output))
+    assert output.read_bytes() == whole
+
+
 def test_foreign_and_edited_outputs_are_left_alone(photos, tiny_run, tmp_path, whole):
     foreign = tmp_path / "foreign.jsonl"
     foreign.write_text("precious\n")

@@ -1,6 +1,7 @@
-"""The keys of image files, kept on disk by path, size and time of change: a second start reads no image again."""
+"""The keys of image files, kept on disk by path and version of the file: a second start reads no image again."""
 
 import hashlib
+import json
 import os
 import sqlite3
 import time
@@ -13,19 +14,19 @@ from mmpeft.data.feature_cache.encoder_folder import tell
 from mmpeft.data.feature_cache.settings import KEYS
 from mmpeft.data.images import ImageConfig, ImageLike, image_file, image_key
 from mmpeft.data.images.decode import DECODING
+from mmpeft.files import FileVersion, file_version
 
 KEPT_BACK = 4096
 """Keys are written in groups of so many, each a short transaction."""
 SETTLED_NS = 2 * 10**9
-"""A file that changed less long ago may change again without another time of change, which some disks keep in steps
-of two seconds; its key is not kept on disk."""
+"""A file that changed less long ago may change again without another time, which some disks keep in steps of two
+seconds; its key is not kept on disk."""
 WAIT_SECONDS = 30.0
-NAME = f"images_{hashlib.sha256(DECODING).hexdigest()[:8]}"
+COLUMNS = "path BLOB PRIMARY KEY, version TEXT, key BLOB"
+"""The version as JSON: an inode may have more bits than SQLite's numbers."""
+NAME = f"images_{hashlib.sha256(DECODING + COLUMNS.encode()).hexdigest()[:8]}"
 """Other decoding makes other keys."""
-TABLE = f"""CREATE TABLE IF NOT EXISTS {NAME} (path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, key BLOB)
-WITHOUT ROWID"""
-Version = tuple[int, int]
-"""(bytes, time of change in ns)"""
+TABLE = f"CREATE TABLE IF NOT EXISTS {NAME} ({COLUMNS}) WITHOUT ROWID"
 
 
 class ImageKeys:
@@ -41,9 +42,9 @@ class ImageKeys:
     def __init__(self, directory: Path | None, config: ImageConfig | None = None):
         self._config = config or ImageConfig()
         self._path = None if directory is None else directory / KEYS
-        self._known: dict[str, tuple[Version, str]] = {}
+        self._known: dict[str, tuple[FileVersion, str]] = {}
         """Of this process; those on disk stay there."""
-        self._pending: dict[str, tuple[Version, str]] = {}
+        self._pending: dict[str, tuple[FileVersion, str]] = {}
         self._connection: sqlite3.Connection | None = None
         self._process = 0
         self._lock = Lock()  # a connection serves one thread at a time
@@ -57,10 +58,10 @@ class ImageKeys:
         if not isinstance(image, str | Path):
             return image_key(image, self._config)
         try:
-            state = os.stat(image_file(image))
+            version = file_version(image_file(image))
         except (OSError, ValueError):
             return image_key(image, self._config)  # which says what is wrong
-        version, path = (state.st_size, state.st_mtime_ns), os.path.abspath(image)
+        path = os.path.abspath(image)
         with self._lock:
             known = self._known.get(path) or self._pending.get(path) or self._stored(path)
         if known and known[0] == version:
@@ -75,8 +76,9 @@ class ImageKeys:
         with self._lock:
             self._write()
 
-    def _remember(self, path: str, version: Version, key: str) -> None:
-        if self._path is None or time.time_ns() - version[1] < SETTLED_NS:
+    def _remember(self, path: str, version: FileVersion, key: str) -> None:
+        _, changed_ns, state_changed_ns, _ = version
+        if self._path is None or time.time_ns() - max(changed_ns, state_changed_ns) < SETTLED_NS:
             self._known[path] = version, key
             return
         self._known.pop(path, None)
@@ -84,18 +86,18 @@ class ImageKeys:
         if len(self._pending) >= KEPT_BACK:
             self._write()
 
-    def _stored(self, path: str) -> tuple[Version, str] | None:
+    def _stored(self, path: str) -> tuple[FileVersion, str] | None:
         if self._path is None or (self._connection is None and not self._path.exists()):
             return None
-        query = f"SELECT size, mtime_ns, key FROM {NAME} WHERE path = ?"
+        query = f"SELECT version, key FROM {NAME} WHERE path = ?"
         row = self._use(lambda store: store.execute(query, (os.fsencode(path),)).fetchone())
-        return None if row is None else ((row[0], row[1]), row[2].hex())
+        return None if row is None else (tuple(json.loads(row[0])), row[1].hex())
 
     def _write(self) -> None:
         if self._path is None or not self._pending:
             return
         rows = [
-            (os.fsencode(path), *version, bytes.fromhex(key))
+            (os.fsencode(path), json.dumps(version), bytes.fromhex(key))
             for path, (version, key) in self._pending.items()
         ]
         self._use(lambda store: _insert(store, rows))
@@ -122,6 +124,6 @@ class ImageKeys:
             return None
 
 
-def _insert(store: sqlite3.Connection, rows: list[tuple[bytes, int, int, bytes]]) -> None:
+def _insert(store: sqlite3.Connection, rows: list[tuple[bytes, str, bytes]]) -> None:
     with store:  # one transaction
-        store.executemany(f"REPLACE INTO {NAME} VALUES (?, ?, ?, ?)", rows)
+        store.executemany(f"REPLACE INTO {NAME} VALUES (?, ?, ?)", rows)

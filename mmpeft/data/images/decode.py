@@ -14,7 +14,6 @@ In order:
 
 import functools
 import hashlib
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +31,7 @@ from mmpeft.data.images.source import (
     split_frame,
 )
 from mmpeft.data.images.upright import turn_of
+from mmpeft.files import FileVersion, file_version
 from mmpeft.hashing import hash_file
 
 if TYPE_CHECKING:
@@ -91,8 +91,7 @@ def image_key(image: ImageLike, config: ImageConfig = DEFAULT) -> str:
         digest.update(read_bytes(file, max_bytes=config.max_bytes))
         return digest.hexdigest()
     read_head(file)  # which says what is wrong
-    state = os.stat(file)
-    of_file = _file_key(str(file), state.st_mtime_ns, state.st_size)
+    of_file = _file_key(str(file), file_version(file))
     return hashlib.sha256(DECODING + f"frame {frame} of {of_file}".encode()).hexdigest()
 
 
@@ -102,7 +101,7 @@ def _named(image: str | Path) -> tuple[str, int | None]:
 
 
 @functools.lru_cache(maxsize=256)
-def _file_key(file: str, mtime_ns: int, size: int) -> str:
+def _file_key(file: str, version: FileVersion) -> str:
     """Of files with many frames, such as videos, which are not to be read once a frame."""
     return hash_file(file)
 

@@ -1,7 +1,6 @@
 """Frames of video files (PyAV, the extra [video]): how many there are, and one by its number."""
 
 import functools
-import os
 from typing import Any
 
 from PIL import Image
@@ -10,6 +9,7 @@ from mmpeft.data.images.config import ImageConfig
 from mmpeft.data.images.formats import VIDEO, needs_extra
 from mmpeft.data.images.frames import no_such_frame
 from mmpeft.data.images.source import ImageError, check_pixels
+from mmpeft.files import FileVersion, file_version
 
 
 def read_frame(file: str | bytes, frame: int | None, config: ImageConfig) -> Image.Image:
@@ -56,12 +56,11 @@ def frame_times(file: str) -> list[int | None]:
 
     Nothing is decoded.
     """
-    state = os.stat(file)
-    return _frame_times(file, state.st_mtime_ns, state.st_size)
+    return _frame_times(file, file_version(file))
 
 
 @functools.lru_cache(maxsize=64)
-def _frame_times(file: str, mtime_ns: int, size: int) -> list[int | None]:
+def _frame_times(file: str, version: FileVersion) -> list[int | None]:
     with _open(file) as container:
         if not container.streams.video:
             raise ImageError("found sound without pictures; wanted a video")
