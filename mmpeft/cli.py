@@ -38,6 +38,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "caption": commands.caption,
     "serve": commands.serve,
     "merge": commands.merge,
+    "export": commands.export,
     "combine": commands.combine,
     "few-shot": few_shot,
     "continual": experiments.continual,

@@ -276,6 +276,34 @@ def merge(
     )
 
 
+def export(
+    *,
+    run: str = "runs/quickstart",
+    to: Literal["gguf", "vllm", "transformers"],
+    adapter: str | None = None,
+    output: str | None = None,
+    text_only: bool = False,
+) -> None:
+    """Writes a finetune for llama.cpp, vLLM, or transformers with peft; what they do not take is refused by name.
+
+    A LoRA becomes llama.cpp's adapter GGUF, or an adapter folder in PEFT's format. For transformers, finetunes by other
+    methods are merged into a plain model, as `mmpeft merge` does.
+
+    Args:
+        run: directory that `mmpeft fit` wrote.
+        to: gguf is llama.cpp's.
+        adapter: a finetune of the run; the run's first by default.
+        output: new or empty folder; RUN/exported/TO/ADAPTER by default.
+        text_only: leave out what reads images.
+    """
+    from mmpeft.runs.export import export_run
+
+    exported = export_run(run, to, adapter, output, text_only)
+    print(f"exported {exported.adapter!r} to {exported.directory}")
+    for remark in exported.remarks:
+        print(remark)
+
+
 def combine(
     run: str,
     adapters: list[str] | None = None,
