@@ -19,6 +19,7 @@ from mmpeft.experiments import commands as experiments
 from mmpeft.experiments.compare_methods import compare_methods
 from mmpeft.experiments.few_shot import few_shot
 from mmpeft.options import TellsBriefly
+from mmpeft.runs import commands as runs
 from mmpeft.samples import prepare
 from mmpeft.tools import commands as tools
 
@@ -37,8 +38,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "ask": commands.ask,
     "caption": commands.caption,
     "serve": commands.serve,
-    "merge": commands.merge,
-    "combine": commands.combine,
+    "merge": runs.merge,
+    "export": runs.export,
+    "combine": runs.combine,
     "few-shot": few_shot,
     "continual": experiments.continual,
     "compare-methods": compare_methods,

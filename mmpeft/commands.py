@@ -1,6 +1,7 @@
-"""Our own commands but for the experiments'. A function's signature is its command line, its docstring the help.
+"""Our own commands, beside those of the rooms runs/, tools/ and experiments/.
 
-The libraries come in only where a command needs them, so that `mmpeft --help` stays instant.
+A function's signature is its command line, its docstring the help. The libraries come in only where a command needs
+them, so that `mmpeft --help` stays instant.
 """
 
 import sys
@@ -9,9 +10,9 @@ from typing import Literal
 
 from mmpeft.errors import RefusedError, require_positive
 from mmpeft.inference.live_settings import LiveSettings
-from mmpeft.options import TellsBriefly, command_line
+from mmpeft.options import TellsBriefly
 from mmpeft.paths import resolve
-from mmpeft.runs.layout import WHAT_WAS_WANTED
+from mmpeft.runs.layout import RUN, WHAT_WAS_WANTED
 from mmpeft.serving.limits import Limits
 
 
@@ -63,12 +64,14 @@ def _lightning(command: str, arguments: list[str]) -> None:
 
 def ask(
     question: str,
-    run: str = "runs/quickstart",
+    run: str = RUN,
     image: str | None = None,
     adapter: str | None = None,
     max_new_tokens: int | None = None,
     choices: str | None = None,
     answer_by: Literal["auto", "generate", "rank"] = "auto",
+    server: str | None = None,
+    api_key: str | None = None,
 ) -> None:
     """Asks a finetuned model about an image and prints the answer, alone on stdout.
 
@@ -81,6 +84,9 @@ def ask(
         choices: answers to pick the best of, such as red,green,blue; by default those that the finetune's training data
             listed for such a question.
         answer_by: auto picks where there are choices and writes elsewhere; generate always writes; rank always picks.
+        server: address of `mmpeft serve`, or of another server of OpenAI's API, to ask instead of loading a run; it
+            picks among given choices only.
+        api_key: the server's, where it wants one.
     """
     from mmpeft.data.choices import check_choices, read_choices
     from mmpeft.data.images import load_image
@@ -91,10 +97,18 @@ def ask(
     given = None if choices is None else read_choices(choices)
     if given is not None:
         check_choices(given, "--choices")
+    require_positive("--max_new_tokens", max_new_tokens)
+    if server is not None:
+        if run != RUN:
+            raise RefusedError(
+                f"--server {server} and --run {run} both say whom to ask; leave one of them out"
+            )
+        return _ask_server(question, server, api_key, image, adapter, max_new_tokens, given, answer_by)
+    if api_key is not None:
+        raise RefusedError("--api_key is a server's, and there is no --server; leave it out, or name one")
     manifest = read_manifest(run)
     if image is not None:
         load_image(image, manifest.image_config)
-    require_positive("--max_new_tokens", max_new_tokens)
     manifest.finetune(adapter)
 
     from mmpeft.inference.reply import reply  # seconds of libraries, for what is not refused
@@ -108,8 +122,39 @@ def ask(
         print(remark, file=sys.stderr)
 
 
+def _ask_server(
+    question: str,
+    url: str,
+    api_key: str | None,
+    image: str | None,
+    adapter: str | None,
+    max_new_tokens: int | None,
+    choices: list[str] | None,
+    answer_by: str,
+) -> None:
+    from mmpeft.serving.client import Server
+
+    if choices is None and answer_by == "rank":
+        raise RefusedError(
+            "--answer_by rank needs --choices: a server tells none that a finetune was trained on"
+        )
+    if choices is not None and answer_by == "generate":
+        raise RefusedError('choices are for ranking, but answer_by is "generate": leave one of them out')
+    server = Server(url, api_key)
+    model = server.choose(adapter)
+    if choices is not None:
+        return print(server.rank(question, image, model, choices)[0][0])
+    wrote = False
+    for piece in server.write(question, image, model, max_new_tokens):
+        print(piece, end="", flush=True)
+        wrote = wrote or bool(piece.strip())
+    print()
+    if not wrote:
+        print(f"{model} ended its answer at once: it wrote nothing", file=sys.stderr)
+
+
 def serve(
-    run: str = "runs/quickstart",
+    run: str = RUN,
     adapters: list[str] | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -141,7 +186,7 @@ def serve(
 
 def caption(
     folder: str,
-    run: str = "runs/quickstart",
+    run: str = RUN,
     output: str = "captions.jsonl",
     adapter: str | None = None,
     batch_size: int = 32,
@@ -251,60 +296,3 @@ def adapter(file: str, base: str | None = None) -> None:
     from mmpeft.tools.adapter_table import print_adapter
 
     print_adapter(resolve(file), base)
-
-
-def merge(
-    run: str,
-    adapter: str | None = None,
-    output: str | None = None,
-    quantization: Literal["nf4", "int8"] | None = None,
-) -> None:
-    """Folds a finetune into its base and writes a plain transformers model, with the projector beside it.
-
-    Args:
-        run: directory that `mmpeft fit` wrote.
-        adapter: a finetune of the run; the run's first by default.
-        output: new or empty folder; RUN/merged/ADAPTER by default.
-        quantization: keep the base in 4 or 8 bits; exact for IA3, refused for LoRA. Dense by default.
-    """
-    from mmpeft.runs.merge import merge_run
-
-    merged = merge_run(run, adapter, output, quantization)
-    print(
-        f"merged {merged.adapter!r} into {merged.directory}: on a fixed prompt its logits, of up to "
-        f"{merged.largest:.2g}, differ from the adapted model's by at most {merged.difference:.2g}: {merged.verdict}"
-    )
-
-
-def combine(
-    run: str,
-    adapters: list[str] | None = None,
-    name: str = "combined",
-    method: str = "linear",
-    weights: list[float] | None = None,
-    density: float = 0.5,
-    rank: int | None = None,
-    projector_of: str | None = None,
-    output: str | None = None,
-) -> None:
-    """Makes one finetune of several of a run, and a run directory of it that `mmpeft ask --run` takes.
-
-    Methods: linear, magnitude_prune, ties, dare_linear, dare_ties; of LoRA also cat, svd, magnitude_prune_svd,
-    ties_svd, dare_linear_svd, dare_ties_svd; of IA3 also log; of any one config federated, the mean of clients that
-    trained apart.
-
-    Args:
-        run: directory that `mmpeft fit` wrote.
-        adapters: finetunes of the run, such as [a,b]; all by default.
-        name: of the new finetune.
-        method: one of the above.
-        weights: one for each, of any sign and sum, equal by default; of federated the clients' numbers of examples.
-        density: share that pruning keeps.
-        rank: of the methods ending in svd; the largest of the finetunes' by default.
-        projector_of: finetune whose projector the new one reads images with, where they own different ones.
-        output: new or empty folder; RUN/combined/NAME by default.
-    """
-    from mmpeft.runs.combine import combine_run
-
-    made = combine_run(run, adapters, name, method, weights, density, rank, projector_of, output)
-    print(f"combined into {name!r} in {made}; ask it with `{command_line('ask', '--run', made)}`")

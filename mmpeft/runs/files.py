@@ -147,7 +147,7 @@ def load_trained(
         try:
             if source in unusable:
                 raise unusable[source]
-            _check_files(folder, manifest.adapter_files.get(source, {}))
+            check_files(folder, manifest.adapter_files.get(source, {}))
             load_adapter(model.bank, name, folder, untrained=True)
         except RefusedError as error:
             if left_out is None:
@@ -179,7 +179,7 @@ def tell_left_out(directory: str | Path, left_out: LeftOut, usable: Sequence[str
         print(f"{directory}: {name!r} cannot be asked, the others can: {error}", file=sys.stderr)
 
 
-def _check_files(folder: Path, recorded: Mapping[str, str]) -> None:
+def check_files(folder: Path, recorded: Mapping[str, str]) -> None:
     """Raises:
     RefusedError: one of the files is not there, or not as it was written.
     """

@@ -38,14 +38,19 @@ def check_identity(manifest: Manifest, found: dict[str, Any], directory: str | P
 def identify(config: LanguageConfig) -> dict[str, Any]:
     """What a finetune must agree with: the base's configuration and weights. How they are held (dtype, 4-bit) is a
     setting, not an identity: a projector of the dense base serves a QLoRA run."""
-    settings = load_pretrained(AutoConfig, config.name).to_dict()
-    for volatile in ("_name_or_path", "transformers_version", "dtype"):
-        settings.pop(volatile, None)
     return {
         "name": config.name,
-        "config": hash_json(settings),
+        "config": hash_config(load_pretrained(AutoConfig, config.name)),
         "weights": hash_weight_files(_weight_files(existing_path(config.name))),
     }
+
+
+def hash_config(config: Any) -> str:
+    """Identity of a base's configuration, transformers' object, by what it computes."""
+    settings = config.to_dict()
+    for volatile in ("_name_or_path", "transformers_version", "dtype"):
+        settings.pop(volatile, None)
+    return hash_json(settings)
 
 
 def hash_tokenizer(tokenizer: Any) -> str:

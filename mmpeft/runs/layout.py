@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+RUN = "runs/quickstart"
+"""Where the first run lies that people make."""
 MANIFEST = "mmpeft.json"
 PROJECTOR = "projector.safetensors"
 CONFIG = "config.yaml"

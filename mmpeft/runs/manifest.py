@@ -162,6 +162,18 @@ def require_adapters(directory: str | Path, manifest: Manifest) -> None:
         )
 
 
+def choose_adapter(directory: str | Path, manifest: Manifest, name: str | None) -> str:
+    """The finetune of this name; of None the run's first.
+
+    Raises:
+        RefusedError: there is none.
+    """
+    require_adapters(directory, manifest)
+    if name is not None and name not in manifest.adapters:
+        raise RefusedError(f"{directory} has no adapter {name!r}; it has {', '.join(manifest.adapters)}")
+    return name or manifest.adapters[0]
+
+
 def no_run(directory: str | Path) -> str:
     """Why a directory without manifest is none that can be asked, and what to do."""
     if (Path(directory) / CONFIG).exists():

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from mmpeft.adapters.merge import merge, unwrap
-from mmpeft.errors import RefusedError
 from mmpeft.files import ordinary_permissions, save_tensors, whole_folder
 from mmpeft.hashing import hash_tensors
 from mmpeft.models.build import build_model
@@ -33,7 +32,7 @@ from mmpeft.runs.files import (
     shared_slots,
 )
 from mmpeft.runs.identity import check_identity, describe
-from mmpeft.runs.manifest import Manifest, read_manifest, require_adapters, write_manifest
+from mmpeft.runs.manifest import Manifest, choose_adapter, read_manifest, write_manifest
 
 PROMPT = "Question: what is in this image, and what color is it? Answer:"
 """The text on which the model is compared before and after."""
@@ -92,7 +91,7 @@ def merge_run(
             `load_run` refuses. Nothing is written then.
     """
     manifest = read_manifest(run)
-    adapter = _chosen(manifest, adapter, run)
+    adapter = choose_adapter(run, manifest, adapter)
     directory = Path(output) if output is not None else Path(run) / "merged" / adapter
     require_empty(directory)
     language = replace(language_of(run, manifest), quantization=quantization, gradient_checkpointing=False)
@@ -152,13 +151,6 @@ def _write_run(
     manifest.identity = describe(language, model, load_tokenizer(language.name))
     manifest.identity["language"]["name"] = HERE
     write_manifest(directory, manifest)
-
-
-def _chosen(manifest: Manifest, name: str | None, run: str | Path) -> str:
-    require_adapters(run, manifest)
-    if name is not None and name not in manifest.adapters:
-        raise RefusedError(f"{run} has no adapter {name!r}; it has {', '.join(manifest.adapters)}")
-    return name or manifest.adapters[0]
 
 
 @torch.no_grad()
