@@ -7,6 +7,7 @@ import pytest
 from pyarrow import parquet
 
 from mmpeft.data.sources import DataError, load_records
+from mmpeft.metrics.vqa import vqa_score
 
 
 @pytest.fixture
@@ -88,6 +89,13 @@ def test_references_and_the_answer_that_is_learnt(load, row, answer, references)
     record = load(question="What?", **row)
     assert record["turns"] == [("What?", answer)]
     assert record["references"] == references
+
+
+def test_an_answer_that_people_spell_otherwise_is_no_further_person(load):
+    people = ["no"] * 7 + ["Yes"] * 3
+    record = load(image="a.png", question="Is it?", answer="yes", answers=people)
+    assert (record["turns"][-1][1], sorted(record["references"])) == ("yes", sorted(people))
+    assert vqa_score("yes", record["references"]) == pytest.approx(0.9)
 
 
 def test_references_beside_conversations_and_captions(load):

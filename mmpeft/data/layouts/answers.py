@@ -8,6 +8,7 @@ from mmpeft.data.formats import DataError
 from mmpeft.data.layouts.choices import Choices
 from mmpeft.data.layouts.notes import Notes
 from mmpeft.data.layouts.values import as_list, as_spoken, from_json, is_absent, short
+from mmpeft.metrics.vqa import normalise
 
 LIST_OF_PYTHON = re.compile(r"\['.*'\]", re.S)
 TEXTS = ("answer", "raw", "caption", "text")
@@ -79,9 +80,14 @@ def most_frequent(texts: list[str]) -> str:
 
 
 def starting_with(answer: str, references: list[str]) -> list[str]:
-    """The references with the answer, or what equals it but for outer whitespace, moved or added to the front."""
-    same = [number for number, text in enumerate(references) if text.strip() == answer.strip()][:1]
-    return [answer, *(text for number, text in enumerate(references) if number not in same)]
+    """The references, those first that say what the answer does; it is added only where none does. Published answers
+    are often normalised where what people said is not, and one person more would change how many agree."""
+    for plain in (str.strip, normalise):
+        for number, text in enumerate(references):
+            if plain(text) == plain(answer) != "":
+                others = references[:number] + references[number + 1 :]
+                return [answer if plain is str.strip else text, *others]
+    return [answer, *references]
 
 
 def _text_of(item: Any, name: str) -> str:
