@@ -6,7 +6,7 @@ them, so that `mmpeft --help` stays instant.
 
 import sys
 from argparse import ArgumentParser, RawTextHelpFormatter
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mmpeft.errors import RefusedError, require_positive
 from mmpeft.inference.live_settings import LiveSettings
@@ -14,6 +14,9 @@ from mmpeft.options import TellsBriefly
 from mmpeft.paths import resolve
 from mmpeft.runs.layout import RUN, WHAT_WAS_WANTED
 from mmpeft.serving.limits import Limits
+
+if TYPE_CHECKING:
+    from mmpeft.serving.client import Server
 
 
 class _Parser(TellsBriefly, ArgumentParser):
@@ -92,20 +95,15 @@ def ask(
     from mmpeft.data.images import load_image
     from mmpeft.data.records import check_question
     from mmpeft.runs.manifest import read_manifest
+    from mmpeft.serving.client import named_server
 
     check_question(question, "the question")
     given = None if choices is None else read_choices(choices)
     if given is not None:
         check_choices(given, "--choices")
     require_positive("--max_new_tokens", max_new_tokens)
-    if server is not None:
-        if run != RUN:
-            raise RefusedError(
-                f"--server {server} and --run {run} both say whom to ask; leave one of them out"
-            )
-        return _ask_server(question, server, api_key, image, adapter, max_new_tokens, given, answer_by)
-    if api_key is not None:
-        raise RefusedError("--api_key is a server's, and there is no --server; leave it out, or name one")
+    if (served := named_server(server, api_key, run)) is not None:
+        return _ask_server(served, question, image, adapter, max_new_tokens, given, answer_by)
     manifest = read_manifest(run)
     if image is not None:
         load_image(image, manifest.image_config)
@@ -123,24 +121,20 @@ def ask(
 
 
 def _ask_server(
+    server: "Server",
     question: str,
-    url: str,
-    api_key: str | None,
     image: str | None,
     adapter: str | None,
     max_new_tokens: int | None,
     choices: list[str] | None,
     answer_by: str,
 ) -> None:
-    from mmpeft.serving.client import Server
-
     if choices is None and answer_by == "rank":
         raise RefusedError(
             "--answer_by rank needs --choices: a server tells none that a finetune was trained on"
         )
     if choices is not None and answer_by == "generate":
         raise RefusedError('choices are for ranking, but answer_by is "generate": leave one of them out')
-    server = Server(url, api_key)
     model = server.choose(adapter)
     if choices is not None:
         return print(server.rank(question, image, model, choices)[0][0])

@@ -117,8 +117,8 @@ def _to_gguf(finetune: _Finetune, directory: Path) -> list[str]:
     require_blocks(finetune.lora, "llama.cpp")
     if finetune.projector:
         raise RefusedError(
-            f"{finetune.name!r} reads images by a projector of its own from {_encoder(finetune)}, which llama.cpp's "
-            "mmproj has no architecture for; --text_only writes the language model's part, for questions without image"
+            f"{finetune.name!r} reads images through a projector behind {_encoder(finetune)}, and no mmproj of that is "
+            "written here; --text_only writes the language model's part, for questions without an image"
         )
     size = sum(tensor.nbytes for tensor in finetune.lora.file.tensors.values())
     with whole_folder(directory, size) as unfinished:

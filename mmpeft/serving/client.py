@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from mmpeft.errors import MissingFileError, RefusedError
+from mmpeft.runs.layout import RUN
 
 SECONDS = 600
 """Without a byte, after which a server is given up."""
@@ -53,16 +54,13 @@ class Server:
             raise RefusedError(
                 f"{self.url}/v1/models lists no models as OpenAI's API does; name another server"
             )
+        if not listed:
+            raise RefusedError(f"{self.url} lists no model that may be asked; its log or its keys say why")
         return [own["id"] for own in sorted(listed, key=lambda own: not own.get("parent"))]
 
     def choose(self, model: str | None) -> str:
         """The model of this name, which the server checks; of None the first that it lists."""
-        if model is not None:
-            return model
-        known = self.models()
-        if not known:
-            raise RefusedError(f"{self.url} lists no model that may be asked; its log or its keys say why")
-        return known[0]
+        return self.models()[0] if model is None else model
 
     def write(
         self, question: str, image: str | Path | None, model: str, max_new_tokens: int | None = None
@@ -132,6 +130,21 @@ class Server:
             raise RefusedError(
                 f"{self.url} cannot be reached, or broke off ({reason}); is `mmpeft serve` running there?"
             ) from None
+
+
+def named_server(url: str | None, api_key: str | None, run: str) -> Server | None:
+    """The server that a command names in place of a run, if it does.
+
+    Raises:
+        RefusedError: both are named, a key without a server, or what is no address.
+    """
+    if url is None:
+        if api_key is not None:
+            raise RefusedError("--api_key is a server's, and there is no --server; leave it out, or name one")
+        return None
+    if run != RUN:
+        raise RefusedError(f"--server {url} and --run {run} both say whom to ask; leave one of them out")
+    return Server(url, api_key)
 
 
 def _asked(question: str, image: str | Path | None, model: str) -> dict[str, Any]:

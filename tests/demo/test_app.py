@@ -13,7 +13,7 @@ from mmpeft.inference.requests import Completion
 gradio = pytest.importorskip("gradio")
 client = pytest.importorskip("gradio_client")
 
-from demo.app import LAUNCH, build, main  # noqa: E402
+from demo.app import LAUNCH, build, main, of_run  # noqa: E402
 
 SCRIPT = "<script>alert(1)</script><img src=x onerror=alert(2)> [x](javascript:alert(3)) $\\href{x}{y}$"
 
@@ -26,7 +26,7 @@ def vlm(tiny_run):
 @pytest.fixture(scope="module")
 def page(vlm, tiny_run):
     """A client of the page."""
-    blocks = build(vlm, tiny_run)
+    blocks = build(of_run(vlm, tiny_run))
     _, url, _ = blocks.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **LAUNCH)
     yield client.Client(url, verbose=False)
     blocks.close()
@@ -175,7 +175,7 @@ def test_markup_stays_text(page, vlm, red, monkeypatch):
 def test_names_and_facts_of_a_run_are_escaped(vlm, tmp_path, monkeypatch):
     monkeypatch.setattr(vlm.manifest, "facts", {SCRIPT: SCRIPT})
     monkeypatch.setitem(vlm.manifest.language, "name", SCRIPT)
-    parts = build(vlm, tmp_path).get_config_file()["components"]
+    parts = build(of_run(vlm, tmp_path)).get_config_file()["components"]
     texts = [part["props"]["value"] for part in parts if part["type"] == "html"]
     assert len(texts) == 2
     assert not any("<script" in text or "<img" in text for text in texts)

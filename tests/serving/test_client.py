@@ -180,8 +180,8 @@ def test_errors_of_other_servers_are_told(fake):
         server, _ = fake(body, 429)
         with pytest.raises(RefusedError, match=told):
             server.models()
-    for body in ([], {"data": "m"}, b"<html>"):
-        with pytest.raises(RefusedError, match=r"lists no models|answers no JSON object"):
+    for body in ([], {"data": "m"}, {"data": []}, b"<html>"):
+        with pytest.raises(RefusedError, match=r"lists no model|answers no JSON object"):
             fake(body)[0].models()
     with pytest.raises(RefusedError, match="answers otherwise than `mmpeft serve`"):
         fake({"data": [{}]})[0].rank("what?", None, "m", ["a", "b"])
