@@ -152,6 +152,16 @@ class FeatureCache:
         """
         return self._has(self.key(image))
 
+    def bytes_to_come(self, images: int) -> int:
+        """How much memory features will take beside those that are held in it, at most: of images on disk as pages of
+        their files, which the system can take back.
+
+        Args:
+            images: different ones that will be asked for.
+        """
+        most = images * self._footprint.most
+        return most if self.store is not None else max(0, min(most, KEPT_BYTES) - self._kept_bytes)
+
     def load(
         self, images: Sequence[ImageLike], pixels: Mapping[str, Any] = NOTHING_DECODED
     ) -> list[Tensor | RefusedError]:

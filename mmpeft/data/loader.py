@@ -25,6 +25,9 @@ from mmpeft.hashing import seed_of
 Features = Callable[[Sequence[Any]], Tensor | Sequence[Tensor]]
 """Images -> (images, image tokens, vision dim), or (image tokens, vision dim) of each."""
 
+LOOKED_AT = 8
+"""Batches that are packed to find the largest: before, it is not known what conversations of a row share."""
+
 
 def pack_row(examples: Sequence[Example]) -> PackedRow:
     """Conversations that share a row, or one question with its choices."""
@@ -124,6 +127,11 @@ class PackedLoader:
     def packed_rows(self, batch: int) -> list[PackedRow]:
         """The rows of one batch of this epoch, before padding."""
         return [pack_row([self.examples[number] for number in row]) for row in self._plan[batch]]
+
+    def largest_batch(self) -> list[PackedRow]:
+        """The rows of that batch of this epoch which has the most tokens, padding included."""
+        largest = self._plan.largest(self.counts["tokens"], LOOKED_AT)
+        return max(map(self.packed_rows, largest), key=lambda rows: len(rows) * max(len(r.ids) for r in rows))
 
     def batch(self, number: int) -> Batch:
         """One batch of this epoch."""

@@ -47,6 +47,18 @@ class Plan(Lazy[list[list[int]]]):
         start = self._ends[number - 1] if number else 0
         return [self.rows.item(row) for row in range(start, self._ends[number])]
 
+    def largest(self, lengths: np.ndarray, count: int) -> list[int]:
+        """Numbers of the batches with the most tokens, padding included, as if no conversations shared any.
+
+        Args:
+            lengths: tokens of each example.
+            count: how many batches, at most.
+        """
+        starts = np.concatenate([[0], self._ends[:-1]])
+        widths = np.add.reduceat(lengths[self.rows.numbers], self.rows.starts)
+        tokens = np.maximum.reduceat(widths, starts) * (self._ends - starts)
+        return np.argsort(tokens, kind="stable")[-count:].tolist()
+
 
 def plan_batches(
     keys: Sequence[Hashable] | np.ndarray,

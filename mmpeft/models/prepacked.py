@@ -18,6 +18,16 @@ ROWS = 32
 SHARE = 0.25
 """Of the memory that is free: second copies of weights take no more."""
 MEMORY = Path("/proc/meminfo")
+GROUP = Path("/sys/fs/cgroup")
+GROUP_FILES = (
+    ("memory.max", "memory.current", ("memory.stat", "inactive_file")),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        ("memory/memory.stat", "total_inactive_file"),
+    ),
+)
+"""Limit, use, and where the pages of files stand: of version 2, then of version 1."""
 
 
 class PrepackedLinears:
@@ -103,7 +113,21 @@ def _is_bf16_on_cpu(tensor: Tensor) -> bool:
 
 
 def free_memory() -> int:
-    """Bytes that the system can give without swapping; 0 where it does not say."""
+    """Bytes that the system can give without swapping, within the limit of a container; 0 where it does not say."""
     lines = MEMORY.read_text().splitlines() if MEMORY.exists() else []
     sizes = dict(line.split(":", 1) for line in lines)
-    return 1024 * int(sizes.get("MemAvailable", "0 kB").split()[0])
+    free = 1024 * int(sizes.get("MemAvailable", "0 kB").split()[0])
+    return min([free, *_left_in_group()])
+
+
+def _left_in_group() -> list[int]:
+    """Bytes that the control group of this process may still take, where it has a limit; pages of files that were read
+    are given back. Source: the kernel's cgroup-v2.rst, and cgroup-v1/memory.rst."""
+    for limit, usage, pages in GROUP_FILES:
+        try:
+            most, used = (int((GROUP / name).read_text()) for name in (limit, usage))
+            stat = dict(line.split() for line in (GROUP / pages[0]).read_text().splitlines())
+        except (OSError, ValueError):  # not of this version, or no limit: "max"
+            continue
+        return [max(0, most - used + int(stat.get(pages[1], 0)))]
+    return []

@@ -31,6 +31,7 @@ from mmpeft.training.folder_or_section import with_sections
 from mmpeft.training.interruption import Checkpoints, StopSignals
 from mmpeft.training.lightning_refusals import refusals_of_lightning
 from mmpeft.training.malloc import keep_freed_memory
+from mmpeft.training.memory import MemoryTold
 from mmpeft.training.module import VisionLanguageModule
 from mmpeft.training.profile import StepTable
 from mmpeft.training.progress import LastValidation, progress
@@ -164,6 +165,7 @@ class VisionLanguageCLI(LightningCLI):
         config = yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)
         trainer.callbacks += [
             LastValidation(),
+            *([MemoryTold()] if fitting else []),
             RunWriter(config),
             EvaluationWriter(self._results, config, own.forgetting),
             *([StepTable()] if own.profile else []),
