@@ -155,7 +155,7 @@ def test_one_that_fails_its_check_leaves_the_others_alone(run, capsys, monkeypat
             raise RefusedError("own on this model changes nothing")
 
     monkeypatch.setattr(adapter_check, "_check", fails)
-    monkeypatch.setattr(adapter_check, "_kind", lambda entry: str(id(entry)))  # none is known
+    monkeypatch.setattr(adapter_check, "kind_of", lambda entry: str(id(entry)))  # none is known
     capsys.readouterr()
     vlm = mmpeft.load(str(run), "cpu")
     assert vlm.adapters == [name for name in FINETUNES if name != "own"]
