@@ -27,7 +27,7 @@ from mmpeft.data.layouts.preferences import refuse_wrong, take_preferred
 from mmpeft.data.layouts.published import as_published, take_published
 from mmpeft.data.layouts.questions import SHAPES, asks, lists_captions, take_turns
 from mmpeft.data.layouts.several import each_question
-from mmpeft.data.layouts.tags import Turn, read_tags
+from mmpeft.data.layouts.tags import Turn, read_tags, refuse_tags
 from mmpeft.data.layouts.values import as_text, from_json, is_empty, short
 from mmpeft.data.layouts.videos import place_videos, take_videos
 from mmpeft.data.video import VIDEO_MARKER
@@ -111,6 +111,8 @@ class RowReader:
         asked = asks(fields)
         turns, inline, choices, references = self._answered(fields, bool(images or videos), asked)
         left_alone = {*self._as_text, VIDEO_MARKER} if videos else self._as_text
+        refuse_tags(choices or (), "the choices", left_alone)
+        refuse_tags(references, "the answers", left_alone)
         turns, tagged = read_tags(turns, bool(images), inline, left_alone)
         parts = [image for image in inline if image is not None]
         if sum(map(bool, (images, parts, tagged))) > 1:

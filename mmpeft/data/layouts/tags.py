@@ -5,12 +5,13 @@ where a row has images; Qwen-VL's ``<img>path</img>`` names its image on the spo
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from mmpeft.data.formats import DataError
 
 IMAGE_MARKER = "<image>"
 """Stands in a record's question where an image belongs."""
+MARKER = re.compile(re.escape(IMAGE_MARKER))
 PLACEHOLDER = re.compile(
     r"\(<image>\./</image>\)|<image[ _](\d+)>|<\|image_(\d+)\|>|<\|image\|>|<\|image_pad\|>|<ImageHere>"
     r"|<image_placeholder>|<ImageContent>"
@@ -54,6 +55,22 @@ def read_tags(
     if "<img>" not in as_text:
         turns = [(role, _inlined(text, named) if role == "user" else text) for role, text in turns]
     return _placed(turns, has_images or bool(inline), as_text), named
+
+
+def refuse_tags(texts: Iterable[str], where: str, as_text: Collection[str] = ()) -> None:
+    """Raises:
+    DataError: a text in which no image can stand, such as a choice, holds a tag of one or of what is not read.
+    """
+    for text in texts:
+        if tag := next((tag for tag in _tags(text) if tag == IMAGE_MARKER or tag not in as_text), None):
+            hint = "" if tag == IMAGE_MARKER else f', or name "{tag}" in data.ignore to learn it as text'
+            raise DataError(f"{where} hold {tag}; images stand in questions: drop the row{hint}")
+
+
+def _tags(text: str) -> list[str]:
+    if "<" not in text:
+        return []
+    return [tag[0] for own in (MARKER, UNREAD, PLACEHOLDER) for tag in own.finditer(text)]
 
 
 def _inlined(text: str, named: list[str]) -> str:
