@@ -68,7 +68,7 @@ class RowReader:
         self.root, self.columns, self.required, self.notes = root, columns, required, notes
         self.each_caption = each_caption
         self._left_out = frozenset((*columns.ignored, *columns.mapping.values()))
-        self._as_text = {key for key in columns.ignored if key.startswith("<")}
+        self._as_text = {key for key in columns.ignored if key.startswith(("<", "[", "!["))}
 
     def read(self, row: Any) -> Iterator[Sample]:
         """The samples of a row: one, or several of a packed row (Qwen-VL: a list of rows), of several questions or
