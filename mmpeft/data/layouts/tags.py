@@ -1,7 +1,8 @@
 """Tags inside of texts: where images stand, in the spellings of public tools, and what cannot be read.
 
-`<image>` is the marker of all of them here. ``<image 1>``, ``<|image_1|>``, ``<ImageHere>``,
-``<|vision_start|><|image_pad|><|vision_end|>`` and the like become it where a row has images; Qwen-VL's ``<img>path</img>`` names its image on the spot.
+`<image>` is the marker of all of them here. ``<image 1>``, ``<|image_1|>``, ``<ImageHere>``, Qwen's
+``<|vision_start|><|image_pad|><|vision_end|>`` and the like become it where a row has images; Qwen-VL's
+``<img>path</img>`` names its image on the spot.
 """
 
 import re
