@@ -142,7 +142,7 @@ class RowReader:
         inline: list = []
         choices = take_choices(fields)
         turns = take_turns(fields, has_image, inline)
-        refuse_wrong(fields)
+        refuse_wrong(fields, turns)
         turns, wrong = take_preferred(fields, turns, inline)
         if wrong and choices is not None:
             raise DataError("found choices beside a rejected answer; keep one of them")
