@@ -18,6 +18,8 @@ ALSO = ("restval", "minival", "testdev", "trainval")
 """Splits of public documents that mean no other."""
 KEYS = ("split", "data_split", "set_name", "subset")
 """Keys of rows that name the split of each."""
+ALWAYS = ("split", "datasplit")
+"""Those of them, as plain names, whose every value is a split's; of the others only the words for one are."""
 _PLACES = {plain(key): place for place, key in enumerate(KEYS)}
 _SPLIT_OF = {word: split for split, words in WORDS.items() for word in words} | {word: word for word in ALSO}
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})", re.ASCII)
@@ -73,12 +75,14 @@ def require_all_shards(files: list[Path]) -> None:
             )
 
 
-def _split_key(row: object) -> str | None:
-    """The key of a row whose value is a word for a split."""
+def _split_named(row: object) -> str | None:
+    """The split that a row names, as it is written; None where it names none."""
     if isinstance(row, dict):
         for key in _split_keys(tuple(row)):
-            if is_split(row[key]):
-                return key
+            value = row[key]
+            names_one = plain(key) in ALWAYS and isinstance(value, str | int) and str(value).strip()
+            if names_one or is_split(value):
+                return str(value).strip()
     return None
 
 
@@ -89,37 +93,35 @@ def _split_keys(keys: tuple[str, ...]) -> list[str]:
 
 
 def of_split(rows: Rows, wanted: str | None, path: Path) -> Rows:
-    """The rows of one split, by the key `split` of each where it is a word for one.
+    """The rows of one split, by the key `split` of each.
 
-    Rows of several splits of which none is wanted, and rows that name none where one is, make one error.
+    Rows of several splits of which none is wanted, and rows that name none beside some that do or where one is wanted,
+    make one error.
     """
     names = {canonical(name) for name in wanted.split("+")} if wanted else set()
-    seen: set[str] = set()
+    seen: set[str | None] = set()
     for place, row in rows:
-        key = _split_key(row)
-        if key is None:
-            if names and not isinstance(row, DataError):
-                yield (
-                    place,
-                    DataError(f"names no split; wanted {wanted!r} in {KEYS[0]!r}; leave out :{wanted}"),
-                )
-                return
+        if isinstance(row, DataError):
             yield place, row
             continue
-        seen.add(canonical(row[key]))
-        if not names and len(seen) > 1:
-            yield (
-                place,
-                DataError(
-                    f"is of the split {row[key]!r}, rows above of another; {_name_one(path, row[key])}"
-                ),
-            )
+        named = _split_named(row)
+        seen.add(None if named is None else canonical(named))
+        if names and named is None:
+            yield place, DataError(f"names no split; wanted {wanted!r} in {KEYS[0]!r}; leave out :{wanted}")
             return
-        if not names or canonical(row[key]) in names:
+        if not names and len(seen) > 1:
+            yield place, DataError(_of_another(path, named, seen))
+            return
+        if not names or canonical(str(named)) in names:
             yield place, row
     if missing := sorted(names - seen):
-        yield "end", DataError(f"no row is of the split {missing[0]!r}; found {sorted(seen)}")
+        yield "end", DataError(f"no row is of the split {missing[0]!r}; found {sorted(map(str, seen))}")
 
 
-def _name_one(path: Path, split: str) -> str:
-    return f"name the one that is meant: {path}:{split}"
+def _of_another(path: Path, named: str | None, seen: set[str | None]) -> str:
+    if None in seen:
+        this, others = (
+            ("is of no split", "of one") if named is None else (f"is of the split {named!r}", "of none")
+        )
+        return f"{this}, rows above {others}; write the split into every row, or leave the key out"
+    return f"is of the split {named!r}, rows above of another; name the one that is meant: {path}:{named}"

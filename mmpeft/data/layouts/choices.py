@@ -67,6 +67,11 @@ def take_choices(fields: Fields) -> Choices | None:
             as_spoken(value, key) for key, value in zip(lettered, fields.take_all(lettered), strict=True)
         ]
         return Choices(*_without_letters(texts, list(LETTERS[: len(texts)])))
+    if gapped := [key for key in fields.keys.gapped if key in fields.left]:
+        raise DataError(
+            f"found {gapped}; wanted choices A, B, C, ... each once and none missing or empty between them: write "
+            "it, or drop the row"
+        )
     key = fields.key("choices")
     if key is None:
         return None

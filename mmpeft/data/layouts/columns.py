@@ -90,16 +90,29 @@ class Columns:
             raise RefusedError(f"data.columns maps {missing}, which no row of {where} has; correct the name")
 
 
-def _describe(keys: list[str], fields_row: Mapping[str, Any], folder: str | None) -> str:
+def _describe(keys: list[str], row: Mapping[str, Any], folder: str | None) -> str:
     """What a row holds that is not understood, and what can be done about it."""
-    told = [_described(key, fields_row[key], folder) for key in keys]
+    told = [_described(key, row[key], folder) for key in keys]
+    out = f"it out (data.ignore: [{', '.join(keys)}])"
     first = keys[0]
-    wanted = PROPOSED.get(MEANINGS.get(plain(closest(first) or ""), ""), "KEY")
-    wanted = "image" if is_image_name(fields_row[first]) else wanted
+    near = MEANINGS.get(plain(closest(first) or ""), "")
+    wanted = "image" if is_image_name(row[first]) else PROPOSED.get(near, "KEY")
+    meant = {MEANINGS.get(plain(key)) for key in row if key not in keys}
+    if MEANINGS.get(plain(first)) and (wanted == plain(first) or "conversations" in meant):
+        return f"found {', '.join(told)}: not read beside the row's other keys; leave {out}"
+    wanted = wanted if _fits(wanted, row[first]) else "KEY"
     return (
         f"found {', '.join(told)}: not understood in this row; say what it is (data.columns: {{{wanted}: {first}}}), "
-        f"or leave it out (data.ignore: [{', '.join(keys)}])"
+        f"or leave {out}"
     )
+
+
+def _fits(key: str, value: Any) -> bool:
+    """Whether a value can be what stands under one of our keys."""
+    value = from_json(value)
+    if key in ("choices", "answers", "conversations"):
+        return isinstance(value, list | dict)
+    return key not in ("question", "caption", "text") or isinstance(value, str | list)
 
 
 def propose_columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
@@ -128,7 +141,8 @@ def _known(column: str, value: Any) -> str | None:
 
 def _alike(column: str, value: Any) -> str | None:
     near = closest(column)
-    return PROPOSED.get(MEANINGS[plain(near)]) if near else None
+    meant = PROPOSED.get(MEANINGS[plain(near)]) if near else None
+    return meant if meant and _fits(meant, value) else None
 
 
 def _by_value(column: str, value: Any) -> str | None:
@@ -144,7 +158,7 @@ def _described(key: str, value: Any, folder: str | None) -> str:
         hint = f", but no image of that name or number lies in {folder}: pass the folder that has it as image_root"
     elif is_image_name(value):
         hint = ", an image's name"
-    elif near and plain(near) != plain(key):
+    elif near and plain(near) != plain(key) and _fits(PROPOSED.get(MEANINGS[plain(near)], ""), value):
         hint = f", closest to {near!r}"
     else:
         hint = ""

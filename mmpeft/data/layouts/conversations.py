@@ -54,7 +54,7 @@ def read_turn(turn: Any, inline: list) -> Turn:
     """Role and text of one turn."""
     if isinstance(turn, dict) and (names := PLAIN.get(tuple(turn))):
         role, text = turn[names[0]], turn[names[1]]
-        if type(role) is type(text) is str and role in ROLES and not text.startswith("[{"):
+        if type(role) is type(text) is str and role in ROLES and not text.startswith("["):
             return ROLES[role], as_text(text, names[1])
     said = {key: value for key, value in turn.items() if value is not None} if isinstance(turn, dict) else {}
     role = said.pop("role" if "role" in said else "from", None)

@@ -83,6 +83,8 @@ class Keys(NamedTuple):
     """``image_1``, ``image_2``, ... in their order."""
     lettered: tuple[str, ...]
     """``A``, ``B``, ... in their order."""
+    gapped: tuple[str, ...]
+    """The same where one of them is missing or given twice."""
     questions: tuple[str, ...]
     """Lists of questions."""
 
@@ -102,7 +104,8 @@ def sort_keys(keys: tuple[str, ...]) -> Keys:
     names = frozenset(map(plain, keys))
     numbered = tuple(sorted(numbers, key=lambda key: numbers[key]))
     several = tuple(key for key in keys if plain(key) in QUESTIONS)
-    return Keys(names, meant, numbered, tuple(choices) if whole else (), several)
+    gapped = tuple(choices) if len(choices) > 1 and not whole else ()
+    return Keys(names, meant, numbered, tuple(choices) if whole else (), gapped, several)
 
 
 def closest(key: str) -> str | None:

@@ -9,20 +9,29 @@ from mmpeft.data.layouts.tags import IMAGE_MARKER
 from mmpeft.data.layouts.values import as_text, from_json, is_absent, is_empty, short
 
 TEXT_KINDS = ("text", "input_text", "output_text")
+TYPES = (*TEXT_KINDS, *IMAGE_KINDS, "video", "video_url", "audio", "input_audio")
 TEXTS = ("text", "value", "content")
 
 
 def read_content(content: Any, name: str, inline: list) -> str:
     """The text of a message; images that its parts name are appended to ``inline``, a part of an image without a name
-    as None."""
-    if isinstance(content, str) and content[:2] != "[{":
-        return as_text(content, name)
-    content = from_json(content)
+    as None. A text is parts as JSON only as OpenAI's ``content``, and only where each is of a known type: else it is
+    what is said, as boxes of objects are."""
+    if isinstance(content, str):
+        parts = from_json(content) if name == "content" and content[:1] == "[" else None
+        if not _are_typed(parts):
+            return as_text(content, name)
+        content = parts
     if isinstance(content, dict):
         content = [content]
     if not isinstance(content, list):
         return as_text(content, name)
     return "".join([part if isinstance(part, str) else _part(part, inline) for part in content])
+
+
+def _are_typed(parts: Any) -> bool:
+    kinds = [part.get("type") if isinstance(part, dict) else None for part in parts or ()]
+    return bool(kinds) and all(kind in TYPES for kind in kinds)
 
 
 def _part(part: Any, inline: list) -> str:

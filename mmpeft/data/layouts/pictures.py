@@ -62,8 +62,12 @@ def read_images(value: Any, root: ImageRoot) -> list[str | bytes]:
         return [_resolve(value, root)]
     value = from_json(value)
     if isinstance(value, dict) and value and all(PLACEHOLDER.fullmatch(str(key)) for key in value):
-        value = [value[key] for key in sorted(value)]  # MiniCPM-V: {"<image_00>": name, ...}
+        value = [value[key] for key in sorted(value, key=_number)]  # MiniCPM-V: {"<image_00>": name, ...}
     return [_resolve(image, root) for image in (value if isinstance(value, list) else [value])]
+
+
+def _number(tag: str) -> int:
+    return int("".join(filter(str.isdigit, tag)) or 0)
 
 
 def source_of(image: dict[str, Any]) -> Any:

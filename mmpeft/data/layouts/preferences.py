@@ -31,13 +31,15 @@ def take_preferred(fields: Fields, turns: list[Turn], inline: list) -> tuple[lis
     return turns, wrong
 
 
-def refuse_wrong(fields: Fields) -> None:
+def refuse_wrong(fields: Fields, turns: list[Turn]) -> None:
     """KTO's label of an answer, if the row has one.
 
     Raises:
         DataError: the answer is a wrong one, and no right one is there.
     """
-    for meaning in ("kto tag", "label"):
+    answered = bool(turns) and turns[-1][0] == "assistant"
+    answered |= any(fields.has(own) for own in ("answer", "answers", "caption", "text"))
+    for meaning in ("kto tag", "label") if answered else ("kto tag",):  # else the label is the answer
         key = fields.key(meaning)
         if key and isinstance(fields.row[key], bool) and not fields.take(meaning):
             raise DataError(

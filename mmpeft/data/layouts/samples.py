@@ -27,7 +27,7 @@ from mmpeft.data.layouts.preferences import refuse_wrong, take_preferred
 from mmpeft.data.layouts.published import as_published, take_published
 from mmpeft.data.layouts.questions import SHAPES, asks, lists_captions, take_turns
 from mmpeft.data.layouts.several import each_question
-from mmpeft.data.layouts.tags import Turn, read_tags
+from mmpeft.data.layouts.tags import Turn, read_tags, refuse_tags
 from mmpeft.data.layouts.values import as_text, from_json, is_empty, short
 from mmpeft.data.layouts.videos import place_videos, take_videos
 from mmpeft.data.video import VIDEO_MARKER
@@ -68,7 +68,7 @@ class RowReader:
         self.root, self.columns, self.required, self.notes = root, columns, required, notes
         self.each_caption = each_caption
         self._left_out = frozenset((*columns.ignored, *columns.mapping.values()))
-        self._as_text = {key for key in columns.ignored if key.startswith("<")}
+        self._as_text = {key for key in columns.ignored if key.startswith(("<", "[", "!["))}
 
     def read(self, row: Any) -> Iterator[Sample]:
         """The samples of a row: one, or several of a packed row (Qwen-VL: a list of rows), of several questions or
@@ -111,6 +111,8 @@ class RowReader:
         asked = asks(fields)
         turns, inline, choices, references = self._answered(fields, bool(images or videos), asked)
         left_alone = {*self._as_text, VIDEO_MARKER} if videos else self._as_text
+        refuse_tags(choices or (), "the choices", left_alone)
+        refuse_tags(references, "the answers", left_alone)
         turns, tagged = read_tags(turns, bool(images), inline, left_alone)
         parts = [image for image in inline if image is not None]
         if sum(map(bool, (images, parts, tagged))) > 1:
@@ -140,7 +142,7 @@ class RowReader:
         inline: list = []
         choices = take_choices(fields)
         turns = take_turns(fields, has_image, inline)
-        refuse_wrong(fields)
+        refuse_wrong(fields, turns)
         turns, wrong = take_preferred(fields, turns, inline)
         if wrong and choices is not None:
             raise DataError("found choices beside a rejected answer; keep one of them")

@@ -2,7 +2,7 @@
 
 import base64
 
-from tests.data.layouts.rows import A, B, chat, meant, read, refused
+from tests.data.layouts.rows import A, B, chat, meant, read, refused, said
 from tests.data.layouts.writing import png
 
 URL = f"data:image/png;base64,{base64.b64encode(png()).decode()}"
@@ -19,6 +19,30 @@ LAYOUTS = [
             "messages": [{"role": "system", "content": "See <image>."}, *chat("What is it?", "A cat.")],
         },
         "the system turn holds <image>",
+    ),
+    *(
+        read(
+            f"{name}, an answer that is JSON",
+            {key: own("What is it?", text)},
+            meant("What is it?", text, images=()),
+        )
+        for name, key, own in (("LLaVA", "conversations", said), ("OpenAI messages", "messages", chat))
+        for text in ('[{"bbox_2d": [1, 2], "label": "cat"}]',)
+    ),
+    read(
+        "LLaVA, an answer that is JSON of parts",
+        {"conversations": said("What is it?", '[{"type": "text", "text": "hey"}]')},
+        meant("What is it?", '[{"type": "text", "text": "hey"}]', images=()),
+    ),
+    read(
+        "OpenAI messages, parts as JSON",
+        {
+            "messages": chat(
+                f'[ {{"type": "image", "image": "{A}"}}, {{"type": "text", "text": "What is it?"}}]',
+                '[{"type": "text", "text": "A cat."}]',
+            )
+        },
+        ONE,
     ),
     read("OpenAI messages", {"messages": chat("What is it?", "A cat.")}, PLAIN),
     read(

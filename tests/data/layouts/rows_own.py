@@ -197,6 +197,39 @@ LAYOUTS = [
         )
         for key in ("split", "Split", "subset", "Data-Split", "set_name")
     ),
+    *(
+        Layout(
+            f"Rows of several splits in one file, {first} and {second}",
+            writes([{"image": A, **ASKED, "split": own} for own in (first, second)]),
+            refused=f"is of the split '{second}'",
+        )
+        for first, second in (("train", "holdout"), ("trn", "tst"), (0, 1))
+    ),
+    Layout(
+        "Rows of several splits in one file, holdout named",
+        lambda folder: (
+            writes(
+                [{"image": own, **ASKED, "split": split} for own, split in ((A, "train"), (B, "holdout"))]
+            )(folder)
+            + ":holdout"
+        ),
+        records=[meant("What is it?", "a cat", images=(B,))],
+    ),
+    Layout(
+        "Rows of a split, one without",
+        writes([{"image": A, **ASKED, "split": "test"}, {"image": A, **ASKED}]),
+        refused="is of no split, rows above of one",
+    ),
+    Layout(
+        "Rows without a split, one of test",
+        writes([{"image": A, **ASKED}, {"image": A, **ASKED, "split": "test"}]),
+        refused="is of the split 'test', rows above of none",
+    ),
+    Layout(
+        "Rows of several subsets that are no splits",
+        writes([{"image": A, **ASKED, "subset": own} for own in ("charts", "maps")]),
+        records=[ONE, ONE],
+    ),
     Layout(
         "Rows of several splits in one file, with blanks",
         writes([{"image": A, **ASKED, "SPLIT": own} for own in ("Train ", "TEST")]),
