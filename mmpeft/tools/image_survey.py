@@ -16,12 +16,12 @@ class ImageSurvey:
 
     Args:
         decode: whether images are decoded; else only their files are looked at.
-        config: how they are decoded; by default as encoders do whose settings say nothing of it.
+        config: how they are decoded.
     """
 
-    def __init__(self, decode: bool, config: ImageConfig | None = None):
+    def __init__(self, decode: bool, config: ImageConfig):
         self._worker = ImageWorker() if decode else None
-        self._config = config or ImageConfig()
+        self._config = config
         self._seen = HashSet()
         self.bad: dict[str | int, str] = {}
         """Image, of bytes their hash -> what is wrong with it."""
