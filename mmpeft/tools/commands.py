@@ -2,15 +2,13 @@
 `mmpeft.commands`."""
 
 import sys
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mmpeft.errors import RefusedError
 from mmpeft.paths import resolve
 
 if TYPE_CHECKING:
     from mmpeft.data.images.config import ImageConfig
-    from mmpeft.models.vision import VisionEncoder
-    from mmpeft.models.vision_config import VisionConfig
 
 
 def cache(
@@ -100,12 +98,11 @@ def check(
     from mmpeft.data.images.config import ImageConfig
     from mmpeft.data.layouts.columns import Columns
     from mmpeft.data.sources import Reading
-    from mmpeft.models.vision_config import VisionConfig
     from mmpeft.tools.check_data import check_data
 
     image = image or ImageConfig()
     how = {"layer": layer, "image_size": image_size, "fit": fit, "max_tiles": max_tiles, "image": image}
-    encoders = _made_encoders([VisionConfig(name, **how) for name in encoder], decode) if encoder else []
+    encoders = _made_encoders(encoder, how, decode) if encoder else []
     tokens = None
     if language:
         from mmpeft.data.image_tokens import image_tokens
@@ -143,12 +140,13 @@ def _refuse_settings_of_nothing(
         )
 
 
-def _made_encoders(configs: "list[VisionConfig]", decode: bool) -> "list[VisionEncoder]":
-    """Encoders without weights; what is to know of each is printed."""
-    from mmpeft.models.vision import VisionEncoder
+def _made_encoders(names: list[str], how: dict[str, Any], decode: bool) -> list[Any]:
+    """`VisionEncoder`s without weights; what is to know of each is printed. The annotation does not name them, as the
+    parser imports what this file names, and torch with it."""
+    from mmpeft.models.vision import VisionConfig, VisionEncoder
     from mmpeft.tools.encoder_facts import encoder_facts
 
-    encoders = [VisionEncoder(config, load_weights=False) for config in configs]
+    encoders = [VisionEncoder(VisionConfig(name, **how), load_weights=False) for name in names]
     for each in encoders:
         of_tiles = f"; of each tile: {each.tiling.told}" if each.tiling else ""
         print(f"{each.config.name}: {encoder_facts(each)}{of_tiles}")
