@@ -90,7 +90,11 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"mmpeft has no command {command!r}; `mmpeft --help` lists them{hint}")
     try:
         _run(COMMANDS[command], rest, f"mmpeft {command}")
-    except (RefusedError, OSError) as error:  # of the system: no such file, no space, no network
+    except (RefusedError, OSError, ValueError) as found:  # of the system: no such file, no space, no network
+        # of a section that may be left out, the parser tells the section's own refusal as the cause of another error
+        error = found.__cause__ if isinstance(found.__cause__, RefusedError) else found
+        if not isinstance(error, RefusedError | OSError):
+            raise
         if os.environ.get("MMPEFT_TRACEBACK"):
             raise
         sys.exit(f"error: {error if isinstance(error, RefusedError) else told(error)}")

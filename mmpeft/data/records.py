@@ -11,6 +11,7 @@ from collections import Counter
 from typing import Any, NotRequired, TypedDict
 
 from mmpeft.data.formats import DataError
+from mmpeft.data.hash_set import HashSet
 from mmpeft.data.layouts.columns import Columns
 from mmpeft.data.layouts.image_root import ImageRoot as ImageRoot
 from mmpeft.data.layouts.notes import Notes
@@ -89,7 +90,9 @@ class RecordReader:
     ):
         self.task, self.require_answers = task, require_answers
         self._rows = RowReader(root, columns or Columns(), require_answers, each_caption, notes or Notes())
-        self._times: Counter[int] = Counter()
+        self._met = HashSet()
+        self._times: dict[int, int] = {}
+        """Of ids that came again."""
 
     def read(self, row: Any, made_id: str, where: str) -> list[Record]:
         """The records of a row: mostly one, several of a packed row or of several captions.
@@ -136,9 +139,11 @@ class RecordReader:
     def _counted(self, name: str) -> str:
         """An id that may repeat, as one of an image does, counted on: ``7``, ``7#2``, ``7#3`` in the order of the data.
         Hashes are kept, since a million ids as text are large."""
-        self._times[hash(name)] += 1
-        times = self._times[hash(name)]
-        return name if times == 1 else f"{name}#{times}"
+        own = hash(name)
+        if self._met.add(own):
+            return name
+        times = self._times[own] = self._times.get(own, 1) + 1
+        return f"{name}#{times}"
 
 
 def _pairs(turns: list[Turn], require_answers: bool) -> list[tuple[str, str | None]]:

@@ -11,6 +11,8 @@ from rich.console import Console
 from tqdm.auto import tqdm
 
 from mmpeft.data.formats import DataError
+from mmpeft.data.images.config import ImageConfig
+from mmpeft.data.images.decode import DEFAULT
 from mmpeft.data.layouts.columns import Columns, UnknownKeysError
 from mmpeft.data.layouts.notes import Notes
 from mmpeft.data.problems import MAX_LISTED, Problems
@@ -87,6 +89,7 @@ def check_data(
     readings: list[Reading],
     columns: Columns,
     decode: bool = True,
+    config: ImageConfig = DEFAULT,
     encoders: "list[VisionEncoder] | None" = None,
     tokens: "TokenSurvey | None" = None,
     fix: str | None = None,
@@ -98,6 +101,7 @@ def check_data(
         readings: the data sets.
         columns: by which they are read.
         decode: whether images are decoded.
+        config: how they are, the encoders' own.
         encoders: to tell what they cut off.
         tokens: to tell how long conversations are.
         fix: JSONL file to write what is good to.
@@ -111,7 +115,7 @@ def check_data(
     console = Console()
     with clean.open() if clean else nullcontext() as writer:
         for reading in readings:
-            with ImageSurvey(decode) as images:
+            with ImageSurvey(decode, config) as images:
                 checked = Checked(reading, images)
                 _look(checked, tokens, sample)
             if writer or checked.facts.ids_used_twice:
@@ -119,7 +123,7 @@ def check_data(
             _tell(checked, console, encoders or [], tokens)
             faults += checked.faults()
             notes.add(checked.notes)
-    _show(sample.records, console, encoders or [], tokens, pictures)
+    _show(sample.records, console, encoders or [], tokens, pictures, config)
     for line in clean.lines() if clean else []:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     if faults:
@@ -207,6 +211,7 @@ def _show(
     encoders: "list[VisionEncoder]",
     tokens: "TokenSurvey | None",
     pictures: str | None,
+    config: ImageConfig,
 ) -> None:
     """Some conversations as the model reads them, and a picture of them."""
     if tokens:
@@ -215,5 +220,5 @@ def _show(
     if pictures and records:
         from mmpeft.tools.sample_picture import draw_samples
 
-        draw_samples(pictures, records, encoders[0] if encoders else None)
+        draw_samples(pictures, records, encoders[0] if encoders else None, config)
         print(f"{pictures}: {len(records)} random conversations that are good")

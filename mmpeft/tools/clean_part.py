@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpeft.data.formats import DataError
+from mmpeft.data.hash_set import HashSet
 from mmpeft.data.images.formats import format_of
 from mmpeft.data.layouts.columns import Columns
 from mmpeft.data.records import ImageRoot, Record, RecordReader
@@ -45,7 +46,7 @@ class CleanPart:
         self._root = os.path.commonpath([folder, *map(os.path.realpath, roots)])
         self._relative = self._root == folder
         self._reader = RecordReader(ImageRoot(Path(self._root)), columns=Columns({}, self._tags))
-        self._ids: set[int] = set()
+        self._ids = HashSet()
         self.written = self.set_aside = self.renamed = 0
 
     @contextmanager
@@ -129,10 +130,9 @@ class CleanPart:
     def _own_id(self, name: str) -> str:
         """An id of this file alone: one that a row of an earlier source has is counted on."""
         own, times = name, 1
-        while hash(own) in self._ids:
+        while not self._ids.add(hash(own)):
             times += 1
             own = f"{name}#{times}"
-        self._ids.add(hash(own))
         self.renamed += own != name
         return own
 

@@ -2,14 +2,13 @@
 `mmpeft.commands`."""
 
 import sys
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mmpeft.errors import RefusedError
 from mmpeft.paths import resolve
 
 if TYPE_CHECKING:
-    from mmpeft.models.vision import VisionEncoder
-    from mmpeft.models.vision_config import Fit
+    from mmpeft.data.images.config import ImageConfig
 
 
 def cache(
@@ -55,6 +54,8 @@ def check(
     layer: int = -1,
     image_size: int | None = None,
     fit: Literal["crop", "pad", "squash", "tile"] = "crop",
+    max_tiles: int | None = None,
+    image: "ImageConfig | None" = None,
     fix: str | None = None,
     pictures: str | None = None,
 ) -> None:
@@ -65,6 +66,7 @@ def check(
         mmpeft check train.jsonl val.jsonl
         mmpeft check train.jsonl --language embedded/smollm2-135m-instruct --encoder tf_efficientnet_lite0
         mmpeft check train.jsonl --fix clean.jsonl --pictures samples.png
+        mmpeft check scans.jsonl --image.scale window:40:400 --image.max_pixels 170000000
 
     Args:
         data: data files or folders, as in the configs' data.train.
@@ -82,16 +84,25 @@ def check(
         layer: of the encoder, as in the configs' model.vision.layer.
         image_size: of the encoder, as in the configs' model.vision.image_size.
         fit: of the encoder, as in the configs' model.vision.fit; under tile an image's tokens depend on its shape.
+        max_tiles: of the encoder, as in the configs' model.vision.max_tiles.
+        image: how image files become pixels, as in the configs' model.vision.image.
         fix: a new JSONL file for what is good; what is not is written to NAME.quarantine.jsonl with the reasons.
         pictures: a PNG file for 12 random rows as the model sees them.
     """
-    _refuse_settings_of_nothing(encoder, layer, image_size, fit, language, template, max_length)
+    _refuse_settings_of_nothing(encoder, (layer, image_size, fit, max_tiles), language, template, max_length)
+    if image and not (decode or encoder or pictures):
+        raise RefusedError(
+            "--image says how images are decoded, and --decode false decodes none; leave one out"
+        )
 
+    from mmpeft.data.images.config import ImageConfig
     from mmpeft.data.layouts.columns import Columns
     from mmpeft.data.sources import Reading
     from mmpeft.tools.check_data import check_data
 
-    encoders = _made_encoders(encoder, layer, image_size, fit, decode) if encoder else []
+    image = image or ImageConfig()
+    how = {"layer": layer, "image_size": image_size, "fit": fit, "max_tiles": max_tiles, "image": image}
+    encoders = _made_encoders(encoder, how, decode) if encoder else []
     tokens = None
     if language:
         from mmpeft.data.image_tokens import image_tokens
@@ -102,14 +113,12 @@ def check(
             print("an image is counted as 1 token; --encoder NAME counts its features")
     own = Columns(columns or {}, ignore or [])
     readings = [Reading(str(resolve(source)), own, image_root, task) for source in data]
-    check_data(readings, own, decode, encoders, tokens, fix, pictures)
+    check_data(readings, own, decode, image, encoders, tokens, fix, pictures)
 
 
 def _refuse_settings_of_nothing(
     encoder: list[str] | None,
-    layer: int,
-    image_size: int | None,
-    fit: "Fit",
+    of_encoder: tuple[int, int | None, str, int | None],
     language: str | None,
     template: str,
     max_length: int,
@@ -117,9 +126,9 @@ def _refuse_settings_of_nothing(
     """Raises:
     RefusedError: a setting of what is not named, or a count of what is named twice.
     """
-    if not encoder and (layer, image_size, fit) != (-1, None, "crop"):
+    if not encoder and of_encoder != (-1, None, "crop", None):
         raise RefusedError(
-            "--layer, --image_size and --fit are of an encoder, and none is named; add --encoder NAME"
+            "--layer, --image_size, --fit and --max_tiles are of an encoder, and none is named; add --encoder NAME"
         )
     if not language and (template, max_length) != ("minigpt", 1024):
         raise RefusedError(
@@ -131,14 +140,13 @@ def _refuse_settings_of_nothing(
         )
 
 
-def _made_encoders(
-    names: list[str], layer: int, image_size: int | None, fit: "Fit", decode: bool
-) -> "list[VisionEncoder]":
-    """Encoders without weights; what is to know of each is printed."""
+def _made_encoders(names: list[str], how: dict[str, Any], decode: bool) -> list[Any]:
+    """`VisionEncoder`s without weights; what is to know of each is printed. The annotation does not name them, as the
+    parser imports what this file names, and torch with it."""
+    from mmpeft.models.vision import VisionConfig, VisionEncoder
     from mmpeft.tools.encoder_facts import encoder_facts
-    from mmpeft.tools.encoder_sight import make_encoders
 
-    encoders = make_encoders(names, layer, image_size, fit)
+    encoders = [VisionEncoder(VisionConfig(name, **how), load_weights=False) for name in names]
     for each in encoders:
         of_tiles = f"; of each tile: {each.tiling.told}" if each.tiling else ""
         print(f"{each.config.name}: {encoder_facts(each)}{of_tiles}")

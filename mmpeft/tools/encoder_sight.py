@@ -7,23 +7,10 @@ from PIL import Image
 
 from mmpeft.models.image_transform import cut_share
 from mmpeft.models.tiling import TiledImage
-from mmpeft.models.vision import VisionConfig, VisionEncoder
-from mmpeft.models.vision_config import Fit
+from mmpeft.models.vision import VisionEncoder
 
 MUCH, OFTEN = 0.2, 0.01
 """Shares: of an image's pixels, and of the images, above which a cut is warned of."""
-
-
-def make_encoders(
-    names: list[str], layer: int, image_size: int | None, fit: Fit = "crop"
-) -> list[VisionEncoder]:
-    """timm models without their weights.
-
-    Raises:
-        RefusedError: as `VisionEncoder` does.
-    """
-    configs = [VisionConfig(name, layer=layer, image_size=image_size, fit=fit) for name in names]
-    return [VisionEncoder(config, load_weights=False) for config in configs]
 
 
 def cut_warning(encoder: VisionEncoder, sizes: Mapping[tuple[int, int], int]) -> str | None:

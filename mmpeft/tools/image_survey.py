@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 
+from mmpeft.data.hash_set import HashSet
 from mmpeft.data.images import ImageConfig, ImageError, ImageWorker, image_file
 from mmpeft.data.images.formats import format_of
 from mmpeft.data.images.source import read_head
@@ -15,13 +16,13 @@ class ImageSurvey:
 
     Args:
         decode: whether images are decoded; else only their files are looked at.
-        config: how they are decoded; by default as encoders do whose settings say nothing of it.
+        config: how they are decoded.
     """
 
-    def __init__(self, decode: bool, config: ImageConfig | None = None):
+    def __init__(self, decode: bool, config: ImageConfig):
         self._worker = ImageWorker() if decode else None
-        self._config = config or ImageConfig()
-        self._seen: set[int] = set()
+        self._config = config
+        self._seen = HashSet()
         self.bad: dict[str | int, str] = {}
         """Image, of bytes their hash -> what is wrong with it."""
         self.told: list[str] = []
@@ -46,9 +47,8 @@ class ImageSurvey:
         """Looks at the images of a record that no earlier one had."""
         for image in record["images"]:
             self.named += 1
-            if (own := hash(image)) in self._seen:  # hashes of 64 bits, as a million paths as text are large
+            if not self._seen.add(hash(image)):
                 continue
-            self._seen.add(own)
             if problem := self._problem(image):
                 self.bad[_key(image)] = problem
                 self.told.append(f"{place_of(record)}: {problem}")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from mmpeft.data.images import load_image
+from mmpeft.data.images import ImageConfig, load_image
 from mmpeft.data.records import IMAGE_MARKER, Record
 from mmpeft.reporting.report import ShownExample, draw_report
 
@@ -16,22 +16,25 @@ CELL, GAP = 224, 4
 """Pixels: the longer side of one image of several, and the white between them."""
 
 
-def draw_samples(path: str, records: list[Record], encoder: "VisionEncoder | None") -> None:
+def draw_samples(
+    path: str, records: list[Record], encoder: "VisionEncoder | None", config: ImageConfig
+) -> None:
     """Draws records into a PNG.
 
     Args:
         encoder: whose transform images go through; None shows them as they are.
+        config: how images are decoded, the encoder's own.
 
     Raises:
         ImageError: an image cannot be read.
     """
     seen = f"as {encoder.config.name} sees them" if encoder else "as they are in the files"
-    shown = [_shown(record, encoder) for record in records]
+    shown = [_shown(record, encoder, config) for record in records]
     draw_report(path, None, shown, f"{len(records)} random conversations, images {seen}", {})
 
 
-def _shown(record: Record, encoder: "VisionEncoder | None") -> ShownExample:
-    images = [load_image(image) for image in record["images"]]
+def _shown(record: Record, encoder: "VisionEncoder | None", config: ImageConfig) -> ShownExample:
+    images = [load_image(image, config) for image in record["images"]]
     if encoder is not None:
         from mmpeft.tools.encoder_sight import as_seen
 

@@ -286,6 +286,9 @@ def test_no_torch_without_a_model(folder):
         (["--max_length", "9"], "add --language MODEL"),
         (["--language", "x", "--encoder", "a", "b"], "the tokens of one encoder, and 2 are named"),
         (["--fix", "clean.json"], "wanted the name of a new .jsonl file"),
+        (["--max_tiles", "6"], "--max_tiles are of an encoder, and none is named"),
+        (["--image.frame", "middle", "--decode", "false"], "--decode false decodes none"),
+        (["--image.scale", "fixed:9:1"], "LO must be below HI"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is_read(folder, words, told):
@@ -295,3 +298,50 @@ def test_what_cannot_be_done_is_refused_before_anything_is_read(folder, words, t
 def test_data_of_no_rows_is_a_fault(folder):
     (folder / "a.jsonl").write_text("\n")
     assert "holds no rows" in ended([folder / "a.jsonl"])
+
+
+def test_images_are_read_as_the_settings_of_the_fit_say(folder, capsys):
+    """Refused, told, set aside and drawn under the limits and the scale that are given, and by no default."""
+    ramp = np.linspace(0, 65535, 32 * 24).astype(np.uint16).reshape(24, 32)
+    Image.fromarray(ramp).save(folder / "deep.png")
+    data = write_jsonl(folder / "a.jsonl", [{**ROW, "image": "deep.png"}, {**ROW, "image": "wide.png"}])
+    main(["check", str(data)])
+    told = ended([data, "--image.max_pixels", "1000", "--fix", folder / "small.jsonl"])
+    assert "1 images cannot be used:\na.jsonl:2" in told
+    assert "3000 x 200 pixels; wanted 1 to 1,000 pixels" in told
+    assert len((folder / "small.jsonl").read_text().splitlines()) == 1
+    deep = write_jsonl(folder / "deep.jsonl", [{**ROW, "image": "deep.png"}])
+    brightest = {}
+    for scale in ("file", "fixed:0:1000000"):
+        for encoder in ([], ["--encoder", "test_vit"]):
+            picture = folder / f"{scale}{len(encoder)}.png".replace(":", "_")
+            main(
+                ["check", str(deep), "--image", f"{{scale: '{scale}'}}", "--pictures", str(picture), *encoder]
+            )
+            pixels = np.asarray(Image.open(picture).convert("RGB")).astype(int)
+            brightest[scale, len(encoder)] = np.count_nonzero((pixels > 20).all(-1) & (pixels < 120).all(-1))
+    for encoder in (0, 2):
+        assert brightest["file", encoder] > 1.5 * brightest["fixed:0:1000000", encoder], (
+            "the middle of the ramp is black"
+        )
+
+
+def test_tiles_are_counted_as_the_settings_of_the_fit_say(folder, tiny_base, capsys):
+    data = write_jsonl(folder / "a.jsonl", [{**ROW, "image": "wide.png"}])
+    words = [
+        "check",
+        str(data),
+        "--language",
+        str(tiny_base / "language"),
+        "--encoder",
+        "test_vit",
+        "--fit",
+        "tile",
+    ]
+    lengths = []
+    for tiles in ("2", "6"):
+        main([*words, "--max_tiles", tiles])
+        lengths.append(
+            int(table(capsys.readouterr().out)["tokens, an image's by its shape"].split()[0].replace(",", ""))
+        )
+    assert lengths[1] > lengths[0]
