@@ -140,7 +140,7 @@ class VisionLanguageModule(L.LightningModule):
             *(self.finetunes, template, features, data.packing, self.adapters(), data.seed, cycle),
             *(data.workers, skipped if skips else None),
         )
-        if stage == "fit" and not skips:
+        if stage == "fit" and not skips and any(own.records.get("train") for own in self.finetunes.values()):
             self.batches.train()  # what cannot be learnt from is refused before images are encoded
         fill_cache(features, data, self.finetunes, self.trainer, stage)
         if skips:

@@ -242,7 +242,7 @@ def test_one_finetune_that_fails_its_check_leaves_the_others_answers(together, t
             raise RefusedError("colours on this model changes nothing")
 
     monkeypatch.setattr(adapter_check, "_check", fails)
-    monkeypatch.setattr(adapter_check, "_kind", lambda entry: str(id(entry)))  # none is known
+    monkeypatch.setattr(adapter_check, "kind_of", lambda entry: str(id(entry)))  # none is known
     main(["test", f"--run={run}", "--data.limit=2", f"--output={tmp_path / 'some'}"])
     assert "'colours' cannot be asked, the others can: colours on" in capsys.readouterr().err
     metrics = json.loads((tmp_path / "some" / "metrics.json").read_text())
