@@ -16,6 +16,7 @@ from mmpeft.data.layouts.notes import Notes
 from mmpeft.data.packing import pack
 from mmpeft.data.sources import load_records
 from mmpeft.inference.decoding import generate
+from mmpeft.inference.self_check import check_language_model
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.paths import resolve
 from mmpeft.runs.files import load_run
@@ -61,6 +62,7 @@ def answering(
         return lambda: generate(model, batch, NO_TOKEN, tokens)
 
     base, *_ = load_run(run, vlm.model.device, with_adapters=False)
+    check_language_model(base.eval())  # how it is read
     runs = {"base": answers(base.eval(), None), "finetune": answers(vlm.model, vlm.adapters[0])}
     stacks = sum(parameter.numel() for parameter in vlm.model.bank.parameters())
     size = vlm.model.language_model.num_parameters() - stacks

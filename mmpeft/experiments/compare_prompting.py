@@ -36,6 +36,7 @@ from mmpeft.experiments.prompting_cost import (
 )
 from mmpeft.experiments.prompting_table import show
 from mmpeft.files import write_json
+from mmpeft.inference.self_check import check_language_model
 from mmpeft.inference.vlm import VisionLanguageModel, load
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.paths import resolve
@@ -78,6 +79,7 @@ def compare_prompting(
     rows, with_adapter = _finetune_rows(vlm.model, template, name, asked, counted)
     training = training_cost(run, vlm.model, vlm.template, name)
     base = vlm.model = load_run(run, vlm.model.device, with_adapters=False)[0].eval()
+    check_language_model(base)  # how it is read
     rows += measure("base", [FewShotPrompt(base, template)], asked, counted)
     for k in shots:
         draws = [FewShotPrompt(base, template, demonstrations(pool, k, seed)) for seed in range(seeds)]

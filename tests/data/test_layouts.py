@@ -74,7 +74,7 @@ def shown(text: str | None, most: int = 48) -> str:
 
 
 def in_cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(")
 
 
 def read_as(layout: Layout) -> str:
