@@ -110,7 +110,7 @@ def test_the_table_has_every_way_to_answer(arguments, vlm, records, capsys):
     assert rows["finetune"]["times"] == 1
     # its vectors stand in the last feed-forward, half of this model, which the base computes for labelled tokens alone
     assert 0.8 < rows["base"]["times"] < 1
-    assert 0 < result["adapter_share"] < 0.1
+    assert 0 < result["adapter_share"] < 0.2
     assert rows["base, 2 shots"]["times"] > 1.5 * rows["base, 1 shots"]["times"] > 1.5
     for k in (1, 2):
         whole, kept = rows[f"base, {k} shots"], rows[f"base, {k} shots, kept"]
