@@ -91,7 +91,7 @@ def image_key(image: ImageLike, config: ImageConfig = DEFAULT) -> str:
         digest.update(read_bytes(file, max_bytes=config.max_bytes))
         return digest.hexdigest()
     read_head(file)  # which says what is wrong
-    of_file = _file_key(str(file), file_version(file))
+    of_file = _file_key(str(file), file_version(str(file)))
     return hashlib.sha256(DECODING + f"frame {frame} of {of_file}".encode()).hexdigest()
 
 
