@@ -120,7 +120,10 @@ def test_a_fit_and_a_question_say_nothing_but_their_own(tiny_config, tiny_run, t
     ):
         code = f"from mmpeft.cli import main; main({words!r})"
         done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-        told = [line for line in done.stderr.splitlines() if line and "encoding images" not in line]
+        lines = [line for line in done.stderr.splitlines() if line and "encoding images" not in line]
+        own = [line for line in lines if line.startswith(("memory: about ", "  base "))]
+        assert len(own) == (2 if words[0] == "fit" else 0)
+        told = [line for line in lines if line not in own]
         assert told in ([], ["no --image: asked about text alone"])
 
 

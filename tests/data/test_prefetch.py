@@ -67,7 +67,7 @@ def test_an_error_comes_when_it_is_its_turn():
 
 
 def test_nothing_is_left_running_when_nobody_wants_more():
-    begun = []
+    begun, before = [], {*threading.enumerate()}
 
     def begin(number):
         begun.append(number)
@@ -76,4 +76,4 @@ def test_nothing_is_left_running_when_nobody_wants_more():
     with closing(ahead(begin, range(1000), 2)) as items:
         next(items)
     assert len(begun) <= 4
-    assert not [thread.name for thread in threading.enumerate() if "batches" in thread.name]
+    assert not [own.name for own in {*threading.enumerate()} - before if "batches" in own.name]

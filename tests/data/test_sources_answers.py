@@ -121,7 +121,7 @@ def test_prediction_rows_may_bring_references(load):
         (["red", True], "answers is True; wanted text"),
         ([{"said": "red"}], "answers holds no text"),
         (["", " "], "answers holds no text"),
-        (["<image>", "<image>"], "an answer, holds <image>"),
+        (["<image>", "<image>"], "the answers hold <image>"),
     ],
 )
 def test_refused_answers(refuse, answers, message):

@@ -249,7 +249,7 @@ def test_a_body_is_bounded_by_what_it_says_and_by_what_comes(strict):
 
 
 def test_pixels_and_images_are_bounded(strict, pictures):
-    from tests.serving.test_chat import png
+    from tests.serving.test_chat_requests import png
 
     for parts, param in (
         ([image_part(png(101, 100))], "messages[0].content[0].image_url.url"),
