@@ -83,7 +83,8 @@ HEIC, DICOM, NIFTI, VIDEO = (
 def kind_of(head: bytes) -> Kind | None:
     """The kind of a file by its first bytes; None is left to pillow."""
     brand = head[8:12] if head[4:8] == b"ftyp" else b""
-    brands = {head[start : start + 4] for start in range(16, min(_size(head), len(head)), 4)} | {brand}
+    end = min(_size(head), len(head)) if brand else 0
+    brands = {head[start : start + 4] for start in range(16, end, 4)} | {brand}
     if head[128:132] == b"DICM":
         return DICOM
     if _is_nifti(head) or _is_nifti(_gunzipped(head)):
