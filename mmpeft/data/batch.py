@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,24 +15,6 @@ from mmpeft.errors import RefusedError
 
 PADDING = -1
 """The segment of a position that is no token of its row."""
-
-
-class Tensors:
-    """A dataclass of tensors and other things, of which the tensors live on one device."""
-
-    def to(self, device: torch.device | str) -> Self:
-        """The same with its tensors there."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pinned(self) -> Self:
-        """The same in memory from which a GPU copies while the processor goes on; itself where there is no GPU."""
-        return self._each(Tensor.pin_memory) if torch.cuda.is_available() else self
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
-        values = {each.name: getattr(self, each.name) for each in fields(self)}  # pyright: ignore[reportArgumentType]
-        changed = {n: change(v) for n, v in values.items() if isinstance(v, Tensor)}
-        changed |= {n: v._each(change) for n, v in values.items() if isinstance(v, Tensors)}
-        return replace(self, **changed)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass
@@ -69,7 +51,7 @@ class Conversations:
 
 
 @dataclass
-class Batch(Tensors):
+class Batch:
     """Rows of tokens, right-padded. Rows are never reordered: row b belongs to ``adapters[b]``."""
 
     input_ids: Tensor
@@ -95,11 +77,19 @@ class Batch(Tensors):
     """(images,) int64, on the host: the tokens of each; None where all have as many as the features are wide."""
     _on_host: OnHost | None = field(default=None, init=False, repr=False, compare=False)
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "Batch":
         """The same with its tensors there; what was on the host can still be looked at (`on_host`)."""
-        moved = super().to(device)
+        moved = self._each(lambda tensor: tensor.to(device, non_blocking=True))
         moved._on_host = self.on_host
         return moved
+
+    def pinned(self) -> "Batch":
+        """The same in memory from which a GPU copies while the processor goes on; itself where there is no GPU."""
+        return self._each(Tensor.pin_memory) if torch.cuda.is_available() else self
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return replace(self, **{n: change(v) for n, v in values.items() if isinstance(v, Tensor)})
 
     @property
     def on_host(self) -> OnHost:
