@@ -36,11 +36,9 @@ from mmpeft.experiments.prompting_cost import (
 )
 from mmpeft.experiments.prompting_table import show
 from mmpeft.files import write_json
-from mmpeft.inference.self_check import check_language_model
-from mmpeft.inference.vlm import VisionLanguageModel, load
+from mmpeft.inference.vlm import VisionLanguageModel, load, load_base
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.paths import resolve
-from mmpeft.runs.files import load_run
 
 
 def compare_prompting(
@@ -78,8 +76,7 @@ def compare_prompting(
     template.max_length = max_length or window_of(vlm.model, vlm.template.max_length)
     rows, with_adapter = _finetune_rows(vlm.model, template, name, asked, counted)
     training = training_cost(run, vlm.model, vlm.template, name)
-    base = vlm.model = load_run(run, vlm.model.device, with_adapters=False)[0].eval()
-    check_language_model(base)  # how it is read
+    base = vlm.model = load_base(run, vlm.model.device)
     rows += measure("base", [FewShotPrompt(base, template)], asked, counted)
     for k in shots:
         draws = [FewShotPrompt(base, template, demonstrations(pool, k, seed)) for seed in range(seeds)]

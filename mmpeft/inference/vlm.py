@@ -58,6 +58,17 @@ def load(run: str, device: str = "auto", batch_size: int = 32) -> "VisionLanguag
     return VisionLanguageModel(model, template, manifest, batch_size, left_out, cache_folder(run))
 
 
+def load_base(run: str, device: torch.device | str) -> MultimodalModel:
+    """The frozen model of a run without its finetunes, read as it has proven to be.
+
+    Raises:
+        RefusedError: as `load`.
+    """
+    model, _, manifest = load_run(run, device, with_adapters=False)
+    ensure_checked(model, LanguageConfig(**manifest.language), manifest.self_check)
+    return model.eval()
+
+
 class VisionLanguageModel:
     """A frozen vision-language base and the finetunes of a run, answering in mixed batches.
 
