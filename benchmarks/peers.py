@@ -9,7 +9,7 @@ import transformers
 from torch import Tensor, nn
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from mmpeft.data.features import encode_images
+from mmpeft.data.encoding import encode_images
 from mmpeft.data.images import load_image
 from mmpeft.data.spans import IMAGE_TOKEN
 from mmpeft.data.template import IGNORE_INDEX, Encoded

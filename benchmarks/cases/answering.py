@@ -10,16 +10,15 @@ from typing import Any
 import mmpeft
 from benchmarks.race import Race
 from mmpeft.data.batch import collate
-from mmpeft.data.features import encode_images
+from mmpeft.data.encoding import encode_images
 from mmpeft.data.layouts.columns import Columns
 from mmpeft.data.layouts.notes import Notes
 from mmpeft.data.packing import pack
 from mmpeft.data.sources import load_records
 from mmpeft.inference.decoding import generate
-from mmpeft.inference.self_check import check_language_model
+from mmpeft.inference.vlm import load_base
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.paths import resolve
-from mmpeft.runs.files import load_run
 
 NO_TOKEN = -1
 
@@ -61,9 +60,8 @@ def answering(
         batch = collate(rows, features, [adapter] * len(rows)).to(model.device)
         return lambda: generate(model, batch, NO_TOKEN, tokens)
 
-    base, *_ = load_run(run, vlm.model.device, with_adapters=False)
-    check_language_model(base.eval())  # how it is read
-    runs = {"base": answers(base.eval(), None), "finetune": answers(vlm.model, vlm.adapters[0])}
+    base = load_base(run, vlm.model.device)
+    runs = {"base": answers(base, None), "finetune": answers(vlm.model, vlm.adapters[0])}
     stacks = sum(parameter.numel() for parameter in vlm.model.bank.parameters())
     size = vlm.model.language_model.num_parameters() - stacks
     facts = {"answers": len(rows), "language_model": size}

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmpeft.data.encoder import Encoder, dtype_name, tiling_of
+from mmpeft.data.encoder import Encoder, dtype_name, images_at_once, stacked, tiling_of
+from mmpeft.data.images import ImageLike, image_key, load_image
 from mmpeft.errors import RefusedError
 
 FEATURE_DTYPE = torch.float16
@@ -34,3 +35,26 @@ def encode(encoder: Encoder, pixels: Sequence[Any], stream: Any = None) -> list[
         "model.vision.feature_dtype to bfloat16"
     )
     return [own if fits else refusal for own, fits in zip(features, finite, strict=True)]
+
+
+def encode_images(
+    encoder: Encoder, images: Sequence[ImageLike], batch_size: int = 64
+) -> Tensor | list[Tensor]:
+    """(images, image tokens, vision dim) in the encoder's `feature_dtype`, or (image tokens, vision dim) of each where
+    their number differs, now; an image that comes twice once.
+
+    Raises:
+        RefusedError: an image cannot be read, or a feature is too large for it or not a number.
+    """
+    config = encoder.image_config
+    keys = [image_key(image, config) for image in images]
+    different = list(dict(zip(keys, images, strict=True)).values())
+    parts, batch_size = [], images_at_once(encoder, batch_size)
+    for start in range(0, len(different), batch_size):
+        chunk = different[start : start + batch_size]
+        for own in encode(encoder, [encoder.transform(load_image(image, config)) for image in chunk]):
+            if isinstance(own, RefusedError):
+                raise own
+            parts.append(own)
+    places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+    return stacked([parts[places[key]] for key in keys])

@@ -31,7 +31,7 @@ from mmpeft.data.feature_cache.settings import room
 from mmpeft.data.feature_cache.shard_file import rows_per_shard
 from mmpeft.data.feature_cache.store import FeatureStore
 from mmpeft.data.image_tokens import Decode
-from mmpeft.data.images import ImageLike, image_key, load_image
+from mmpeft.data.images import ImageLike, load_image
 from mmpeft.data.unusable_image import UnusableImageError
 from mmpeft.errors import RefusedError
 from mmpeft.progress_bar import progress_bar
@@ -308,29 +308,6 @@ def _counted(
 def _name(fingerprint: dict[str, Any]) -> str:
     """Of an encoder's folder."""
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def encode_images(
-    encoder: Encoder, images: Sequence[ImageLike], batch_size: int = 64
-) -> Tensor | list[Tensor]:
-    """(images, image tokens, vision dim) in the encoder's `feature_dtype`, or (image tokens, vision dim) of each where
-    their number differs, now; an image that comes twice once.
-
-    Raises:
-        RefusedError: an image cannot be read, or a feature is too large for it or not a number.
-    """
-    config = encoder.image_config
-    keys = [image_key(image, config) for image in images]
-    different = list(dict(zip(keys, images, strict=True)).values())
-    parts, batch_size = [], images_at_once(encoder, batch_size)
-    for start in range(0, len(different), batch_size):
-        chunk = different[start : start + batch_size]
-        for own in encode(encoder, [encoder.transform(load_image(image, config)) for image in chunk]):
-            if isinstance(own, RefusedError):
-                raise own
-            parts.append(own)
-    places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
-    return stacked([parts[places[key]] for key in keys])
 
 
 def _all_or_refused(

@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from mmpeft.data.batch import Batch, collate
-from mmpeft.data.features import FeatureCache, encode_images
+from mmpeft.data.encoding import encode_images
+from mmpeft.data.features import FeatureCache
 from mmpeft.data.formats import DataError
 from mmpeft.data.packing import PREFIX, PackedRow, pack_choices
 from mmpeft.data.records import Record, place_of

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from mmpeft.data.features import encode_images
+from mmpeft.data.encoding import encode_images
 from mmpeft.data.layouts.notes import Notes
 from mmpeft.data.loader import PackedLoader
 from mmpeft.data.plan import PackingConfig

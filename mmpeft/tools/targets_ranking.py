@@ -9,8 +9,8 @@ from rich.console import Console
 
 from mmpeft.adapters import LoraConfig
 from mmpeft.adapters.sensitivity import top_sites
+from mmpeft.data.encoding import encode_images
 from mmpeft.data.examples import Examples
-from mmpeft.data.features import encode_images
 from mmpeft.data.image_tokens import image_tokens
 from mmpeft.data.layouts.columns import Columns
 from mmpeft.data.layouts.notes import Notes

@@ -16,9 +16,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mmpeft.data import features
+from mmpeft.data.encoding import encode_images
 from mmpeft.data.feature_cache import encoder_folder, image_keys, settings, shard_file
 from mmpeft.data.feature_cache.settings import CacheConfig, cache_config
-from mmpeft.data.features import FeatureCache, encode_images
+from mmpeft.data.features import FeatureCache
+from mmpeft.data.images import image_key
 from tests.data.counting_encoder import CountingEncoder
 
 IMAGE_BYTES = 2 * 3 * 2
@@ -201,7 +203,7 @@ def test_an_image_that_changed_is_read_again(tmp_path, settled, change):
         Image.new("RGB", (4, 4), (9, 9, 9)).save(path)
     encoder = CountingEncoder()
     cache = FeatureCache(tmp_path / "cache", encoder)
-    assert cache.key(settled[2]) == features.image_key(settled[2])
+    assert cache.key(settled[2]) == image_key(settled[2])
     assert torch.equal(cache(settled), encode_images(CountingEncoder(), settled))
     assert encoder.encoded == (change != "time")
 
@@ -215,7 +217,7 @@ def test_the_key_of_a_file_that_has_just_changed_is_not_kept(tmp_path, images, m
     same = before.st_size, before.st_mtime_ns, before.st_ctime_ns, before.st_ino
     monkeypatch.setattr(image_keys, "file_version", lambda file: same)  # as within one tick of a coarse disk
     again = FeatureCache(tmp_path / "cache", CountingEncoder())
-    assert again.key(images[0]) == features.image_key(images[0])
+    assert again.key(images[0]) == image_key(images[0])
 
 
 def test_images_that_change_places_are_told_apart_though_size_and_time_are_the_same(tmp_path, settled):
@@ -253,7 +255,7 @@ def test_paths_are_told_apart_whatever_the_working_directory(tmp_path, monkeypat
         Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / name / "1.bmp")
         monkeypatch.chdir(tmp_path / name)
         cache = build(tmp_path / "cache", ["1.bmp"])
-        assert cache.key("1.bmp") == features.image_key("1.bmp")
+        assert cache.key("1.bmp") == image_key("1.bmp")
 
 
 @pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\0" + bytes(200)])

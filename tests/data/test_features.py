@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from mmpeft.data import features
-from mmpeft.data.encoding import FEATURE_DTYPE
-from mmpeft.data.features import FeatureCache, encode_images
+from mmpeft.data.encoding import FEATURE_DTYPE, encode_images
+from mmpeft.data.features import FeatureCache
 from mmpeft.data.images import ImageConfig
 from mmpeft.data.loader import PackedLoader
 from mmpeft.data.plan import PackingConfig

@@ -90,9 +90,9 @@ def test_examples_and_question_share_one_system_turn(model, template, records):
 
 def test_an_image_that_comes_twice_is_encoded_once(model, template, records, monkeypatch):
     seen = []
-    monkeypatch.setattr("mmpeft.data.features.load_image", lambda image, _: seen.append(image))
+    monkeypatch.setattr("mmpeft.data.encoding.load_image", lambda image, _: seen.append(image))
     monkeypatch.setattr(
-        "mmpeft.data.features.encode",
+        "mmpeft.data.encoding.encode",
         lambda _, pixels: torch.arange(float(len(pixels)))[:, None, None],
     )
     monkeypatch.setattr(type(model.vision_encoder), "transform", lambda *_: None)

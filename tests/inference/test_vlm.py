@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from mmpeft.data.batch import collate
-from mmpeft.data.features import encode_images
+from mmpeft.data.encoding import encode_images
 from mmpeft.data.images import ImageError
 from mmpeft.data.packing import pack
 from mmpeft.errors import RefusedError

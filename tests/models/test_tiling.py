@@ -10,7 +10,8 @@ from transformers.image_processing_utils import select_best_resolution
 
 from mmpeft.adapters import ImagePromptConfig, LoraConfig
 from mmpeft.data.batch import collate, concatenate
-from mmpeft.data.features import FeatureCache, encode_images
+from mmpeft.data.encoding import encode_images
+from mmpeft.data.features import FeatureCache
 from mmpeft.data.image_tokens import TokensByShape, image_tokens
 from mmpeft.data.packing import pack
 from mmpeft.data.template import IMAGE_TOKEN, Template

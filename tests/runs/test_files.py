@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mmpeft.adapters import IA3Config, LoraConfig
 from mmpeft.adapters.methods import stack
 from mmpeft.cli import main
-from mmpeft.data.features import encode_images
+from mmpeft.data.encoding import encode_images
 from mmpeft.data.images import ImageConfig
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import hash_tensors
