@@ -1,4 +1,4 @@
-"""Folders of images -> rows: imagefolders with metadata, folders of class folders, images with side-car texts."""
+"""Folders of images -> rows: imagefolders with metadata, images with side-car texts."""
 
 import re
 from collections import defaultdict
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from mmpeft.data.formats.base import DataError, Rows
-from mmpeft.data.formats.classes import image_of_class
 
 BOX = re.compile(r"\d+(\s+[\d.eE+-]+){4,}\s*")
 """A line of YOLO's labels: the number of a class, and the places of its box or outline."""
@@ -15,20 +14,6 @@ NO_DATA = (
     *("thumbs.db", "desktop.ini", "readme.md", "readme.txt", "license", "license.txt"),
     *("dataset_infos.json", "classes.txt"),
 )
-NO_CLASSES = (
-    "image",
-    "images",
-    "img",
-    "imgs",
-    "mask",
-    "masks",
-    "label",
-    "labels",
-    "annotations",
-    "captions",
-    "depth",
-)
-"""Names of folders that say what kind of file lies in them, not of which class it is."""
 FILE_NAMES = {"file_names": "images", "image_file_name": "image", "image_file_names": "images"}
 """Spellings of `datasets` beside `file_name` -> the key that says the same."""
 
@@ -49,18 +34,6 @@ def _with_images(row: dict[str, Any]) -> Any:
     if len(images) > 1:
         return DataError(f"images are given more than once, under {images}; keep one of them")
     return {names.get(key, key): value for key, value in row.items()}
-
-
-def class_rows(folder: Path, classes: list[str]) -> Rows:
-    """An image of each class folder, with the folder's name for its class."""
-    for name in classes:
-        for file in data_files(folder / name):
-            place = f"{name}/{file.name}"
-            if file.is_dir() or file.suffix.lower() in TEXT_ENDINGS:
-                kind = "a folder" if file.is_dir() else "a text"
-                yield place, DataError(f"{kind} among the images of a class; take it out")
-            else:
-                yield place, image_of_class(place, name, classes)
 
 
 def captioned_rows(folder: Path) -> Rows:
@@ -93,8 +66,9 @@ def captioned_rows(folder: Path) -> Rows:
 
 def data_files(folder: Path) -> list[Path]:
     """What lies in a folder but hidden files and those that systems and authors leave there, by name."""
-    return sorted(
-        file
-        for file in folder.iterdir()
-        if not file.name.startswith(".") and file.name.lower() not in NO_DATA
-    )
+    return sorted(filter(is_data, folder.iterdir()))
+
+
+def is_data(file: Path) -> bool:
+    """Whether a file is no hidden one, and none that systems and authors leave beside data."""
+    return not file.name.startswith(".") and file.name.lower() not in NO_DATA
