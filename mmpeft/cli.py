@@ -1,6 +1,7 @@
 """The command line: one table of commands, each a function whose signature and docstring make its options and help."""
 
 import atexit
+import functools
 import gc
 import inspect
 import json
@@ -136,8 +137,20 @@ def _run(function: Callable[..., Any], words: list[str], program: str) -> None:
     class Parser(TellsBriefly, ArgumentParser):
         """Without pages of usage."""
 
+        def parse_args(self, *given: Any, **how: Any) -> Any:
+            parsed = super().parse_args(*given, **how)
+            kept.update({name: parsed[name] for name in ("config",) if name in parameters})
+            return parsed
+
+    kept: dict[str, Any] = {}
+    """What jsonargparse does not hand on, as it takes the name for its own."""
+
+    @functools.wraps(function)
+    def called(**given: Any) -> Any:
+        return function(**given, **kept)
+
     auto_cli(
-        function,
+        called,
         args=spelt_out(function, words),
         prog=program,
         description=(inspect.getdoc(function) or "").split("\n\nArgs:")[0],
@@ -180,12 +193,12 @@ def spelt_out(function: Callable[..., Any], words: list[str]) -> list[str]:
 
 
 def _as_one(words: list[str]) -> list[str]:
-    """The words with those that are no option's as one list in front."""
+    """The words with those that are no option's as one list in front, which may be empty."""
     bare, rest = [], []
     for before, word in zip(["", *words], words, strict=False):
         of_option = before.startswith("--") and "=" not in before
         (rest if word.startswith("-") or of_option else bare).append(word)
-    return [bare[0] if bare[0].startswith("[") else json.dumps(bare), *rest] if bare else rest
+    return [bare[0] if bare and bare[0].startswith("[") else json.dumps(bare), *rest]
 
 
 def _is_list(kind: Any) -> bool:
