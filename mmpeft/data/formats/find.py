@@ -118,7 +118,14 @@ def _in_folder(folder: Path, wanted: str | None) -> list[DataFile]:
         by_split = {file.name: file for file in folders}
         return _in_folder(by_split[choose_split(folder, by_split, wanted)], None)
     if wanted is not None:
-        raise DataError(f"{folder} has no splits, found {wanted!r}; leave out :{wanted}")
+        splits = [file for file in folders if split_in_name(file)]
+        others = [file.name for file in found if file not in splits]
+        there = (
+            f"beside its splits {others[:5]}; name the folder of one, such as {splits[0]}"
+            if splits
+            else "no splits"
+        )
+        raise DataError(f"{folder} has {there}, found {wanted!r}; leave out :{wanted}")
     return [_images(folder, found, folders)]
 
 

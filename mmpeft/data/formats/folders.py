@@ -7,8 +7,12 @@ from typing import Any
 
 from mmpeft.data.formats.base import DataError, Rows
 
-BOX = re.compile(r"\d+(\s+[\d.eE+-]+){4,}\s*")
-"""A line of YOLO's labels: the number of a class, and the places of its box or outline."""
+NO_CAPTIONS = {
+    "boxes, as YOLO writes them": re.compile(r"\d+(\s+[\d.eE+-]+){4,}\s*"),
+    "questions and their answers, as MME writes them": re.compile(r"[^\t]+\t[^\t]+"),
+}
+"""What each line of a text beside an image may be instead: the number of a class and the places of its box or outline;
+columns with a tab between them."""
 TEXT_ENDINGS = (".txt", ".caption")
 NO_DATA = (
     *("thumbs.db", "desktop.ini", "readme.md", "readme.txt", "license", "license.txt"),
@@ -53,15 +57,20 @@ def captioned_rows(folder: Path) -> Rows:
             continue
         try:
             text = texts[0].read_text("utf-8-sig").strip()
-            if text and all(map(BOX.fullmatch, text.splitlines())):
-                yield (
-                    texts[0].name,
-                    DataError("holds boxes, as YOLO writes them, and no caption; wanted a text"),
-                )
+            if kind := _no_caption(text):
+                yield texts[0].name, DataError(f"holds {kind}, and no caption; wanted a text")
             else:
                 yield images[0].name, {"image": images[0].name, "text": text}
         except UnicodeDecodeError as error:
             yield texts[0].name, DataError(f"not UTF-8 at byte {error.start}; save the file as UTF-8")
+
+
+def _no_caption(text: str) -> str | None:
+    """What a text beside an image is, if that is no caption."""
+    for kind, line in NO_CAPTIONS.items():
+        if text and all(map(line.fullmatch, text.splitlines())):
+            return kind
+    return None
 
 
 def data_files(folder: Path) -> list[Path]:

@@ -117,6 +117,12 @@ def cut_tar(folder: Path) -> str:
 
 FOLDER = [{"images": ["set/1.png"], "turns": [CAPTION]}]
 IN_TAR = [{"images": [png()], "turns": [CAPTION]}]
+MVTEC = (
+    "set/train/good/1.png",
+    "set/test/good/1.png",
+    "set/test/scratch/1.png",
+    "set/ground_truth/scratch/1.png",
+)
 LAYOUTS = [
     Layout("parquet with images as bytes", lambda f: parquet(f, "a.parquet", *ROWS), MEANT),
     Layout("parquet with images by name", imagefolder("metadata.parquet"), FOLDER),
@@ -271,6 +277,28 @@ LAYOUTS = [
         ],
     ),
     Layout("the same, an image without .txt", side_cars("3.png"), refused="3.png"),
+    Layout(
+        "folder of images with questions and answers each (MME)",
+        lambda f: (images(f, "set/1.png"), text(f, "set/1.txt", "A cat?\tYes\nA dog?\tNo\n"), "set")[2],
+        refused="questions and their answers, as MME writes them",
+    ),
+    Layout(
+        "MVTec, set/test beside ground_truth/",
+        lambda f: (images(f, *MVTEC), "set/test")[1],
+        [
+            {
+                "images": [f"set/test/{c}/1.png"],
+                "turns": [(f"<image>{QUESTION}", c)],
+                "choices": ["good", "scratch"],
+            }
+            for c in ("good", "scratch")
+        ],
+    ),
+    Layout(
+        "MVTec, set:test",
+        lambda f: (images(f, *MVTEC), "set:test")[1],
+        refused="name the folder of one, such as",
+    ),
     Layout("WebDataset: image and .txt", webdataset(("0001.png", png()), ("0001.txt", "a dog\n")), IN_TAR),
     Layout(
         "WebDataset: image and .json",
