@@ -91,7 +91,9 @@ def _noise(height: int, width: int) -> Tensor:
 
 
 def _is_final(encoder: VisionEncoder, pixels: Tensor, tokens: Tensor) -> bool:
-    final = encoder.model.forward_features(pixels.expand(2, -1, -1, -1))  # as `VisionEncoder` does a single one
+    final = encoder.model.forward_features(
+        pixels.expand(2, -1, -1, -1)
+    )  # as `VisionEncoder` does a single one
     if not isinstance(final, Tensor):
         return False  # a feature of each scale or a dictionary, and no grid
     if final.dim() == 4:
