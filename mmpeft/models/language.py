@@ -40,7 +40,8 @@ class LanguageConfig:
     """Recompute activations in the backward: about a third more time for a fraction of the memory."""
 
     def __post_init__(self):
-        if self.attention not in (known := ("auto", "eager", "sdpa")):  # no Literal, whose refusal has no reason
+        # no Literal: the command line would refuse what it does not name without a reason
+        if self.attention not in (known := ("auto", "eager", "sdpa")):
             raise RefusedError(
                 f"model.language.attention is {self.attention!r}; it is one of {', '.join(known)}. Flash attention "
                 'takes no mask, which conversations that share a row need: "auto" is flex attention on a GPU'

@@ -293,5 +293,7 @@ def test_by_name_the_model_keeps_its_own_attention():
 def test_flash_attention_is_refused_by_name_before_anything_is_loaded():
     with pytest.raises(RefusedError, match=r"attention is 'flash_attention_2'.*takes no mask"):
         LanguageConfig(attention="flash_attention_2")
-    with pytest.raises(SystemExit, match=r"Flash attention takes no mask.*\"auto\" is flex attention on a GPU"):
+    with pytest.raises(
+        SystemExit, match=r"Flash attention takes no mask.*\"auto\" is flex attention on a GPU"
+    ):
         main(["fit", "--model.language.attention=flash_attention_2"])
