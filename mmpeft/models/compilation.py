@@ -7,6 +7,7 @@ thirty of them cost what one does.
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import cache
 from types import MethodType
 from typing import Any
 
@@ -85,8 +86,13 @@ def _traced(layer: AdaptedForward) -> Any:
     called is told from all others. Where features are dropped it is no part of a graph, which cannot seed generators.
     """
     drops = any(getattr(stack, "has_dropout", False) for stack in layer.stacks.values())
-    forward = AdaptedForward.__call__
-    return MethodType(torch.compiler.disable(forward) if drops else forward, layer)
+    return MethodType(_outside() if drops else AdaptedForward.__call__, layer)
+
+
+@cache
+def _outside() -> Any:
+    """The forward of any adapted layer, never compiled; one for all, as graphs tell functions apart."""
+    return torch.compiler.disable(AdaptedForward.__call__)
 
 
 class _WhileLearning:
@@ -100,19 +106,18 @@ class _WhileLearning:
 
 
 def _parts(reader: LanguageReader) -> Iterator[nn.Module]:
-    """What the layers consist of, without what chooses its way by numbers, as experts do, and what `last_layer_at`
-    changes from batch to batch."""
+    """What the layers consist of, without torch's own modules, which are a kernel each, what chooses its way by
+    numbers, as experts do, and what `last_layer_at` changes from batch to batch."""
     model = reader.language_model
     changed = [model.get_submodule(path) for path in reader.last_modules]
     for block in find_blocks(model):
         for part in model.get_submodule(block.path).children():
-            inside = {id(module) for module in part.modules()}
-            if isinstance(part, nn.ModuleList) or packed_experts(part):
+            inside = list(part.modules())
+            if type(part).__module__.startswith("torch.") or packed_experts(part):
                 continue
-            if any(isinstance(module, nn.ModuleList) for module in part.modules()):
+            if any(isinstance(module, nn.ModuleList) or module in changed for module in inside):
                 continue
-            if inside.isdisjoint(map(id, changed)):
-                yield part
+            yield part
 
 
 def _check_dense(model: nn.Module) -> None:

@@ -128,11 +128,13 @@ def rehearsal(trainer: Any, module: Any) -> Callable[[], None]:
     batch = concatenate([own for name in module.finetunes for own in module.batches.some(name, 1)]).to(device)
 
     def run() -> None:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            with trainer.precision_plugin.train_step_context():
-                loss = model.token_losses(batch).nll.sum()
-            loss.backward()
-        module.zero_grad()
+        try:
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                with trainer.precision_plugin.train_step_context():
+                    loss = model.token_losses(batch).nll.sum()
+                loss.backward()
+        finally:
+            module.zero_grad()
 
     return run
 
