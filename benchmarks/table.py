@@ -14,6 +14,7 @@ END = "<!-- end of the cases -->"
 
 MORE = {
     "loss": "last loss",
+    "usual": "median",
     "added_gb": "GB beside all weights",
     "weights_gb": "GB of the base",
     "of_peak": "of the peak",

@@ -25,6 +25,7 @@ from mmpeft.runs.manifest import LEAST_NEW_TOKENS
 from mmpeft.training import checkpoint
 from mmpeft.training.batches import Batches, ends_by_steps, total_steps
 from mmpeft.training.cache_use import fill_cache, leave_out_undecodable
+from mmpeft.training.compiled_steps import Compile, CompiledSteps
 from mmpeft.training.datamodule import VisionLanguageData, all_records, refuse_images, require_some_image
 from mmpeft.training.finetune import FinetuneConfig, Schedule, Settings, Split, make_finetunes
 from mmpeft.training.objectives import ChoiceLosses
@@ -64,6 +65,8 @@ class VisionLanguageModule(L.LightningModule):
         warmup: share of the steps over which they rise from zero.
         optimizer: "adamw", or T-Few's "adafactor", which scales steps by the size of what they change.
         choice_losses: weights of T-Few's losses on examples that carry choices, beside the right answer's loss.
+        compile: whether steps are compiled (torch.compile): true, false, or "auto", where it pays within the run. The
+            fit begins with a trial and says what it costs and saves.
         seed: start of the adapter and of a fresh projector.
     """
 
@@ -84,6 +87,7 @@ class VisionLanguageModule(L.LightningModule):
         warmup: float = 0.03,
         optimizer: Literal["adamw", "adafactor"] = "adamw",
         choice_losses: ChoiceLosses = ChoiceLosses(),  # noqa: B008
+        compile: Compile = False,
         seed: int = 0,
     ):
         super().__init__()
@@ -96,6 +100,7 @@ class VisionLanguageModule(L.LightningModule):
         self.language, self.vision, self.optimizer, self.seed = language, vision, optimizer, seed
         self.train_projector = train_projector and vision is not None
         self.start_from, self.start_adapter = start_from, start_adapter
+        self.compiled_steps = CompiledSteps(compile)
         self.evaluation_config = EvaluationConfig()
         """How a test answers and measures; the command line sets it from the section ``test:``."""
         self.results: Path | None = None
@@ -175,6 +180,9 @@ class VisionLanguageModule(L.LightningModule):
         }
 
     # -- training -------------------------------------------------------------------------------------------
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        return [self.compiled_steps]
 
     def on_fit_start(self) -> None:
         # Lightning keeps each module in the mode that it has, so the dropout of adapters would stay off.
