@@ -251,10 +251,10 @@ class LoraStack(Stack):
     def delta(self, x: Tensor, slots: Tensor) -> Tensor:
         """`lora_delta` of the rows of `effective` slots; in decoding, what it gathers is kept from step to step."""
         tensors = self.lora_A, self.lora_B, self.scaling
-        if (gathered := self.routing.gathered) is None or not x.is_floating_point():
+        if not x.is_floating_point():
             return lora_delta(x, *tensors, slots)
         gather = partial(lora_of_rows, *tensors, slots, x.dtype)
-        return low_rank(x, *gathered.get((self, x.dtype), (*tensors, self.active), gather))
+        return low_rank(x, *self.for_rows(tensors, gather, x.dtype))
 
     def _drop(self, x: Tensor, slots: Tensor) -> Tensor:
         probability = gather_slots(self.dropout, slots).view(-1, 1, 1)
