@@ -108,7 +108,7 @@ class DoraStack(LoraStack):
     def on_output(self, x: Tensor, y: Tensor, slots: Tensor, uniform: bool) -> Tensor:
         if self.training and self.has_dropout and x.is_floating_point():
             x = self._drop(x, slots)
-        delta = self.delta(x, self.effective(slots))
+        delta = self.delta(x, slots)
         delta = delta if self.output_scale == 1 else delta * self.output_scale
         stacks = self.lora_A, self.lora_B, self.scaling, self.magnitude
         less, factor, served = self.for_rows(
