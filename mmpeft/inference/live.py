@@ -44,6 +44,8 @@ class LiveEngine:
         if self.settings.deterministic:
             self.finetunes.fix_shapes()
         self._queue = FairQueue[Job](self.settings.max_rows, self.settings.max_waiting)
+        self.places = self._queue.places_of_one
+        """Requests that one finetune may have at the same time while nobody else asks; more are always refused."""
         self._rows = self._new_rows()
         self._commands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._changed = Condition()
@@ -55,8 +57,7 @@ class LiveEngine:
     def start(self) -> None:
         """Starts the thread."""
         self._closing = self._draining = False
-        # of texts, and of images, for which no text waits
-        self._preparing = [ThreadPoolExecutor(1) for _ in range(2)]
+        self._preparing = [ThreadPoolExecutor(1) for _ in range(2)]  # of texts, and of images
         self._thread = Thread(target=self._work, name="live engine", daemon=True)
         self._thread.start()
 
@@ -135,11 +136,6 @@ class LiveEngine:
     def names(self) -> list[str]:
         """Of the finetunes that can be asked, without the base."""
         return self.finetunes.names()
-
-    @property
-    def places(self) -> int:
-        """Requests that one finetune may have at the same time while nobody else asks; more are always refused."""
-        return self._queue.places_of_one
 
     def drain(self, timeout: float) -> bool:
         """Takes nothing more in and waits until all has ended, at most so many seconds; what has not is cancelled.
