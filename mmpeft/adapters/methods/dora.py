@@ -145,7 +145,8 @@ class DoraStack(LoraStack):
             len(slots) < len(self.magnitude) and not torch.is_grad_enabled()
         ):  # of thousands that are served, theirs
             stacks = self.lora_A, self.lora_B, self.scaling, self.magnitude
-            factors = self._factors(*(gather_slots(stack, slots) for stack in stacks), slots != BASE)
+            A, B, scaling, magnitude = (gather_slots(stack, slots) for stack in stacks)
+            factors = self._factors(A, B, scaling, magnitude, slots != BASE)
         else:
             factors = gather_slots(self.factors(), slots)
         factors = factors.unsqueeze(1)
