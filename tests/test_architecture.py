@@ -61,7 +61,7 @@ DOORS = {
     "tifffile": {"data/images/deep_files.py"},
     "torchvision": {"data/images/deep_files.py"},
     "av": {"data/images/video_file.py"},
-    "fastapi": {f"serving/{name}.py" for name in ("answers", "app", "endpoints", "stream")},
+    "fastapi": {f"serving/{name}.py" for name in ("answers", "app", "body", "endpoints", "stream")},
     "prometheus_client": {"serving/metrics.py"},
     "uvicorn": {"serving/server.py", "serving/protocol.py"},
 }
