@@ -170,6 +170,15 @@ def test_questions_are_divided_and_their_answers_joined_in_order(runs, command, 
     assert not list(two.rglob("*.partial*"))
 
 
+def test_each_image_is_encoded_by_one_process(runs):
+    one, two = (
+        {path.name: path.read_bytes() for path in run.parent.rglob("features/**/*.safetensors")}
+        for run in runs["lora"]
+    )
+    assert one
+    assert two == one
+
+
 def test_the_first_process_alone_tells(runs):
     first, second = runs["told"]
     assert "next: mmpeft test" in first
