@@ -102,17 +102,18 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _stop_by_signals(command: str) -> None:
-    """Ctrl-C and SIGTERM end the program with a line, at once: raised as an exception while the libraries are imported,
-    they leave pages of traceback or abort. A fit and a test have handlers of their own (`training/interruption.py`)."""
+    """Ctrl-C, SIGTERM and SIGUSR1 end the program with a line, at once: raised as an exception while the libraries are
+    imported, they leave pages of traceback or abort. A fit and a test have handlers of their own
+    (`training/interruption.py`)."""
     kept = "; what was written is whole, and the same command goes on from it" if command in GO_ON else ""
 
     def stop(number: int, _: Any) -> None:
         with suppress(RuntimeError, OSError):  # it may be in the middle of writing
             sys.stdout.flush()
         os.write(2, f"\n{signal.Signals(number).name}: stopped{kept}\n".encode())
-        os._exit(128 + number)
+        os._exit(130 if number == signal.SIGINT else 143)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, stop)
 
 

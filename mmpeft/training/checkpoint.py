@@ -21,8 +21,10 @@ STEP_SETTINGS = (
 
 
 def stamp(belongs_to: dict[str, Any]) -> dict[str, Any]:
-    """What the checkpoint belongs to, and the state of torch's random number generators."""
-    rng = {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+    """What the checkpoint belongs to, and the state of torch's random number generators, in each process of its own
+    device: those of the others would take memory there."""
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
+    rng = {"torch": torch.get_rng_state(), "cuda": cuda}
     return {"belongs_to": belongs_to, "rng": rng}
 
 
@@ -171,5 +173,6 @@ def _of_weights(belongs_to: dict[str, Any]) -> dict[str, Any]:
 def restore_rng(rng: dict[str, Any]) -> None:
     """Puts the generators back where the checkpoint left them."""
     torch.set_rng_state(rng["torch"])
-    if len(rng["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(rng["cuda"])
+    states = rng["cuda"]  # of all devices where an earlier version wrote it
+    if states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states[torch.cuda.current_device() % len(states)])

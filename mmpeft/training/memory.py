@@ -194,6 +194,8 @@ class MemoryTold(L.Callback):
     """Says as a fit begins how much memory it will need."""
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        if not trainer.is_global_zero:
+            return
         module, begun = pl_module, time.perf_counter()
         loader, features = module.batches.train(), module.engine.features
         try:
