@@ -71,7 +71,9 @@ def _read_table(files: Sequence[DataFile], writer: StoreWriter, root: ImageRoot)
                 raise DataError(f"{where}: {row}")
             image, own = None, None
             try:
-                image, own = _image_of(row, root)
+                fields = _fields_of(row)
+                own = fields.take("id")
+                image = _image_of(fields, root)
             except DataError as error:
                 errors[str(len(names))] = f"{where}: {error}"
             if image is not None and not seen.add(hash(image)):
@@ -79,7 +81,7 @@ def _read_table(files: Sequence[DataFile], writer: StoreWriter, root: ImageRoot)
                 continue
             is_named = isinstance(image, str)
             names.append(os.path.relpath(image, root.folder) if is_named else where)
-            ids.append(own)
+            ids.append(None if own is None else str(own))
             writer.add(
                 Record(id="", images=[] if image is None else [image], turns=[], task=None, where=where)
             )
@@ -87,16 +89,18 @@ def _read_table(files: Sequence[DataFile], writer: StoreWriter, root: ImageRoot)
     return writer.records()
 
 
-def _image_of(row: Any, root: ImageRoot) -> tuple[str | bytes, str | None]:
-    """The image of a row, and its id."""
+def _fields_of(row: Any) -> Fields:
     if not isinstance(row, dict):
         raise DataError(f"found a {type(row).__name__}; wanted an object that names an image")
-    fields = Fields(row)
+    return Fields(row)
+
+
+def _image_of(fields: Fields, root: ImageRoot) -> str | bytes:
+    """The only image of a row."""
     images, _ = take_images(fields, root)
     if len(images) != 1:
         raise DataError(
-            f"found {len(images) or 'no'} images among the keys {sorted(row)[:20]}; wanted one, under a key such as "
-            "image"
+            f"found {len(images) or 'no'} images among the keys {sorted(fields.row)[:20]}; wanted one, under a key "
+            "such as image"
         )
-    own = fields.take("id")
-    return images[0], None if own is None else str(own)
+    return images[0]

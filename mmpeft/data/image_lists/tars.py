@@ -3,7 +3,9 @@
 import os
 import tarfile
 from collections import Counter
+from pathlib import Path
 
+from mmpeft.data.formats.tars import require_end
 from mmpeft.data.image_lists.base import Listed, Part, version_of
 from mmpeft.data.images import ENDINGS
 from mmpeft.errors import RefusedError
@@ -25,6 +27,7 @@ class Tar(Part):
                 while (member := tar.next()) is not None:
                     tar.members = []  # else tarfile keeps each  # pyright: ignore
                     self._add(member, prefix, left)
+                require_end(Path(path), tar.offset)
         except (tarfile.TarError, EOFError) as error:
             raise RefusedError(
                 f"{path} is no plain tar, or is cut or damaged ({error}); unpack a packed one, or fetch it again"
