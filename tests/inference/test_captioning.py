@@ -219,9 +219,8 @@ def test_a_worker_that_is_killed_ends_the_run_and_the_next_goes_on(photos, tiny_
     process = subprocess.Popen(words, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     while not shards_of(output) and process.poll() is None:
         time.sleep(0.01)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    workers = [int(own) for own in children if b"spawn_main" in Path(f"/proc/{own}/cmdline").read_bytes()]
-    os.kill(workers[0], signal.SIGKILL)
+    for worker in _below(process.pid, b"spawn_main")[:1]:
+        os.kill(worker, signal.SIGKILL)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 1 or output.exists()
     assert process.returncode == 0 or "a worker ended with code -9" in told
@@ -592,20 +591,19 @@ def test_on_ray_a_killed_worker_changes_nothing(photos, tiny_run, tmp_path, whol
     )
     while not shards_of(output) and process.poll() is None:
         time.sleep(0.01)
-    actors = [
-        own for own in _below(process.pid) if b"ray::_Actor" in Path(f"/proc/{own}/cmdline").read_bytes()
-    ]
+    actors = _below(process.pid, b"ray::_Actor")
     assert actors
     os.kill(actors[0], signal.SIGKILL)
     assert process.wait(timeout=180) == 0
     assert output.read_bytes() == whole
 
 
-def _below(process: int) -> list[int]:
-    """The processes that it has started, and those that these have."""
+def _below(process: int, called: bytes) -> list[int]:
+    """The processes of this name that it has started, or that these have."""
     found = []
     for task in Path(f"/proc/{process}/task").glob("*/children"):
         with contextlib.suppress(OSError):
             for child in map(int, task.read_text().split()):
-                found += [child, *_below(child)]
+                own = called in Path(f"/proc/{child}/cmdline").read_bytes()
+                found += [child] * own + _below(child, called)
     return found
