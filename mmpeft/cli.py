@@ -19,6 +19,7 @@ from mmpeft.errors import RefusedError, told
 from mmpeft.experiments import commands as experiments
 from mmpeft.experiments.compare_methods import compare_methods
 from mmpeft.experiments.few_shot import few_shot
+from mmpeft.inference import commands as inference
 from mmpeft.options import TellsBriefly
 from mmpeft.runs import commands as runs
 from mmpeft.samples import prepare
@@ -37,7 +38,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "test": commands.test,
     "predict": commands.predict,
     "ask": commands.ask,
-    "caption": commands.caption,
+    "caption": inference.caption,
+    "join-captions": inference.join_captions,
     "serve": commands.serve,
     "merge": runs.merge,
     "export": runs.export,
@@ -182,7 +184,7 @@ def spelt_out(function: Callable[..., Any], words: list[str]) -> list[str]:
         if kind is bool and not equals and values[:1] not in (["true"], ["false"]):
             equals, value = "=", "true"
         elif _is_list(kind) and not equals and values and not values[0].startswith("["):
-            equals, value = "=", f"[{','.join(values)}]"
+            equals, value = "=", json.dumps(values) if _is_list(kind, str) else f"[{','.join(values)}]"
             del rest[: len(values)]
         if [option] == positional and (equals or rest):
             spelt.insert(0, value if equals else rest.pop(0))
@@ -202,5 +204,7 @@ def _as_one(words: list[str]) -> list[str]:
     return [bare[0] if bare and bare[0].startswith("[") else json.dumps(bare), *rest]
 
 
-def _is_list(kind: Any) -> bool:
-    return get_origin(kind) is list or any(get_origin(each) is list for each in get_args(kind))
+def _is_list(kind: Any, of: type | None = None) -> bool:
+    """Whether a list may be given; of texts, which may hold commas, or of anything."""
+    lists = [each for each in (kind, *get_args(kind)) if get_origin(each) is list]
+    return bool(lists) and (of is None or get_args(lists[0]) == (of,))

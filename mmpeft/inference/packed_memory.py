@@ -69,10 +69,11 @@ class PackedMemory:
     Args:
         model: whose conversations can share rows.
         room: of the cache.
+        share: whether what all prompts of a batch begin with is read once.
     """
 
-    def __init__(self, model: MultimodalModel, room: Room | None = None):
-        self.model = model
+    def __init__(self, model: MultimodalModel, room: Room | None = None, share: bool = False):
+        self.model, self._share = model, share
         self._cache = KVCache(room)
         self._adapters: list[str | None] = []
         self._places: list[_Place] = []
@@ -85,7 +86,7 @@ class PackedMemory:
             (conversations, dim) hidden states of their last tokens.
         """
         owners = last_positions(batch)[0].tolist()
-        prefilled = prefill(self.model, batch)
+        prefilled = prefill(self.model, batch, self._share)
         self._drop_rows()
         members = {row: [n for n, owner in enumerate(owners) if owner == row] for row in set(owners)}
         order: list[int] = []
