@@ -64,6 +64,7 @@ class VisionLanguageModule(L.LightningModule):
         warmup: share of the steps over which they rise from zero.
         optimizer: "adamw", or T-Few's "adafactor", which scales steps by the size of what they change.
         choice_losses: weights of T-Few's losses on examples that carry choices, beside the right answer's loss.
+        lora_b_ratio: learning rate of LoRA's B in multiples of that of its A; LoRA+ is 16.
         seed: start of the adapter and of a fresh projector.
     """
 
@@ -84,11 +85,13 @@ class VisionLanguageModule(L.LightningModule):
         warmup: float = 0.03,
         optimizer: Literal["adamw", "adafactor"] = "adamw",
         choice_losses: ChoiceLosses = ChoiceLosses(),  # noqa: B008
+        lora_b_ratio: float = 1.0,
         seed: int = 0,
     ):
         super().__init__()
         defaults = Settings(
-            learning_rate, projector_learning_rate, weight_decay, schedule, warmup, choice_losses
+            *(learning_rate, projector_learning_rate, weight_decay, schedule, warmup, choice_losses),
+            lora_b_ratio,
         )
         self.finetunes = make_finetunes(adapter, adapter_name, adapters, defaults)
         if start_adapter is not None and start_from is None:
