@@ -7,9 +7,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from mmpeft.files import write_whole
-from mmpeft.reporting.tables import markdown_table
-
 ROOT = Path(__file__).parent.parent
 DOCUMENT = "docs/benchmarks.md"
 END = "<!-- end of the cases -->"
@@ -26,6 +23,10 @@ MORE = {
 
 def write_table(case: str, what: str, command: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Puts a case's table in the place of its last one."""
+    # here, as `versus` starts the cases with packages that have neither yet
+    from mmpeft.files import write_whole
+    from mmpeft.reporting.tables import markdown_table
+
     path = ROOT / DOCUMENT
     begin, end = f"<!-- {case} -->", f"<!-- end of {case} -->"
     section = f"{begin}\n{section_of(case, what, command, rows)}\n{end}"

@@ -91,7 +91,9 @@ def _noise(height: int, width: int) -> Tensor:
 
 
 def _is_final(encoder: VisionEncoder, pixels: Tensor, tokens: Tensor) -> bool:
-    final = encoder.model.forward_features(pixels)
+    final = encoder.model.forward_features(
+        pixels.expand(2, -1, -1, -1)
+    )  # as `VisionEncoder` does a single one
     if not isinstance(final, Tensor):
         return False  # a feature of each scale or a dictionary, and no grid
     if final.dim() == 4:
@@ -99,4 +101,5 @@ def _is_final(encoder: VisionEncoder, pixels: Tensor, tokens: Tensor) -> bool:
         final = final.flatten(1, 2) if channels_last else final.flatten(2).transpose(1, 2)
     elif final.dim() == 3:
         final = final[:, getattr(encoder.model, "num_prefix_tokens", 0) :]
+    final = final[:1]
     return final.shape == tokens.shape and torch.allclose(final, tokens, atol=1e-4, rtol=1e-4)
