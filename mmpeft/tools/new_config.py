@@ -29,7 +29,7 @@ SEEN, MOST_EPOCHS = 6_000, 20
 FEW_STEPS, FEW_BATCH = 1_000, 8
 """T-Few's (Liu et al. 2022, section 4.1)."""
 BYTES_EACH = 4
-"""Of a parameter, with its share of what a step holds; a base for which there is less room is held in 4 bits."""
+"""Twice those of a parameter in 16 bits: a base for which there is less room is held in 4 bits."""
 BATCH = 16
 SHARED = 8
 """Most conversations about one image that are packed into one row."""
