@@ -26,7 +26,6 @@ def write_table(case: str, what: str, command: str, rows: Sequence[Mapping[str, 
     """Puts a case's table in the place of its last one."""
     # here, as `versus` starts the cases with packages that have neither yet
     from mmpeft.files import write_whole
-    from mmpeft.reporting.tables import markdown_table
 
     path = ROOT / DOCUMENT
     begin, end = f"<!-- {case} -->", f"<!-- end of {case} -->"

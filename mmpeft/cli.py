@@ -29,6 +29,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "prepare": prepare,
     "configs": commands.configs,
     "check": tools.check,
+    "init": tools.init,
     "inspect": commands.inspect,
     "cache": tools.cache,
     "sites": commands.sites,
@@ -37,6 +38,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "validate": commands.validate,
     "test": commands.test,
     "predict": commands.predict,
+    "compare": tools.compare,
     "ask": commands.ask,
     "caption": inference.caption,
     "join-captions": inference.join_captions,
@@ -44,6 +46,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "merge": runs.merge,
     "export": runs.export,
     "combine": runs.combine,
+    "sweep": experiments.sweep,
     "few-shot": few_shot,
     "continual": experiments.continual,
     "compare-methods": compare_methods,
@@ -60,7 +63,7 @@ def _summary(function: Callable[..., Any]) -> str:
 
 
 _LINES = "\n".join(f"  {name:<18} {_summary(function)}" for name, function in COMMANDS.items())
-GO_ON = ("prepare", "caption", "few-shot", "continual", "compare-methods", "compare-prompting")
+GO_ON = ("prepare", "caption", "sweep", "few-shot", "continual", "compare-methods", "compare-prompting")
 """Commands that go on from what they wrote."""
 HELP = f"""mmpeft: one frozen vision-language base, many finetunes.
 

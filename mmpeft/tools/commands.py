@@ -1,5 +1,5 @@
-"""The commands that look after data: the check of data sets, the feature cache; the other tools' are in
-`mmpeft.commands`."""
+"""The commands that look and change nothing: the check of data sets, the feature cache, two tests compared; the other
+tools' are in `mmpeft.commands`."""
 
 import inspect
 import sys
@@ -187,3 +187,79 @@ def _made_encoders(names: list[str], how: dict[str, Any], decode: bool) -> list[
     encoders = [VisionEncoder(VisionConfig(name, **how), load_weights=False) for name in names]
     print_facts(encoders, decode)
     return encoders
+
+
+def compare(
+    run_a: str,
+    run_b: str,
+    adapter_a: str | None = None,
+    adapter_b: str | None = None,
+    metrics: list[str] | None = None,
+    output: str | None = None,
+) -> None:
+    """Compares two tests of the same questions: is B better than A, by how much, and would more questions tell?
+
+    Tells of every metric that scores single answers both means, their difference with a 95 % interval, a paired test
+    (McNemar's exact one, or sign flips; questions about one image count as one), and how many questions would show
+    such a difference with a power of 80 %. Tests of other questions are refused, with those that differ.
+
+        mmpeft compare runs/lora runs/tfew
+
+    Args:
+        run_a: folder that `mmpeft test` wrote its results into: a run directory, or one of its tests/.
+        run_b: the same of the other.
+        adapter_a: which finetune, where several were tested.
+        adapter_b: the same of the other.
+        metrics: by name, as [exact_match,anls]; by default those that fit.
+        output: file to write the figures to, as JSON.
+    """
+    from pathlib import Path
+
+    from mmpeft.evaluation.compare_runs import compare_tests, read_test
+    from mmpeft.evaluation.compare_table import as_data, print_comparison
+    from mmpeft.files import write_json
+
+    compared = compare_tests(read_test(run_a, adapter_a), read_test(run_b, adapter_b), metrics)
+    print_comparison(compared)
+    if output is not None:
+        write_json(Path(output), as_data(compared))
+
+
+def init(
+    *,
+    data: str | None = None,
+    base: str | None = None,
+    goal: Literal["answer", "keep", "few", "caption"] | None = None,
+    output: str = "config.yaml",
+    columns: dict[str, str] | None = None,
+    ignore: list[str] | None = None,
+    image_root: str | None = None,
+    start_from: str | None = None,
+    encoder: str | None = None,
+    trial: bool = True,
+) -> None:
+    """Writes a config from three answers: your data, the language model, and what for.
+
+    Looks at all rows as `mmpeft check` does, chooses rank, learning rate, batch and packing, tries four steps, and says
+    how much memory and how many minutes the fit will take here. What is not given is asked for.
+
+        mmpeft init --data data/train.jsonl --goal answer --output mine.yaml
+
+    Args:
+        data: training data, as data.train; val and test beside it are found by their names.
+        base: language model: hub id, local folder, or embedded/smollm2-135m-instruct.
+        goal: answer learns as well as can be (LoRA); keep forgets least (LoRA on the attention); few is for a few
+            examples with choices (T-Few); caption trains the projector alone, stage 1.
+        output: the config.
+        columns: as data.columns, such as "{image: img_name, answer: response}".
+        ignore: as data.ignore, columns to leave out.
+        image_root: as data.image_root, folder that image paths start from.
+        start_from: run of stage 1 to begin from.
+        encoder: timm model, which is fetched; by default the embedded one.
+        trial: false tries no steps, and says neither memory nor time.
+    """
+    from mmpeft.data.layouts.columns import Columns
+    from mmpeft.tools import begin
+
+    own = Columns(columns or {}, ignore or [])
+    begin.init(data, base, goal, output, own, image_root, start_from, encoder, trial)

@@ -78,7 +78,7 @@ def belongs_to(
     order |= {"packing": asdict(data.packing), "train": data.paths["train"], "template": template}
     own = {
         name: {
-            **asdict(finetune.settings),
+            **_settings(finetune.settings),
             "adapter": [
                 {"method": p.method, **vars(p)}
                 for p in (finetune.adapter.parts() if finetune.adapter else [])
@@ -86,6 +86,7 @@ def belongs_to(
             "data": dict(finetune.paths),
             "max_steps": finetune.max_steps,
             "shots_seed": finetune.shots_seed,
+            **({} if finetune.seed is None else {"seed": finetune.seed}),
         }
         for name, finetune in finetunes.items()
     }
@@ -95,6 +96,11 @@ def belongs_to(
         **{"base": started.identity, "begun_from": {"weights": weights}, "language": held, "model": run},
         **{"finetunes": own, "trainer": steps, "data": order, "records": records, "tensors": tensors},
     }
+
+
+def _settings(settings: Any) -> dict[str, Any]:
+    """Without what checkpoints of earlier versions do not have, where it is as it was in them."""
+    return {name: value for name, value in asdict(settings).items() if (name, value) != ("lora_b_ratio", 1.0)}
 
 
 def verify(checkpoint: dict[str, Any], belongs_to: dict[str, Any], answering: bool = False) -> None:

@@ -69,6 +69,7 @@ class VisionLanguageModule(L.LightningModule):
         choice_losses: weights of T-Few's losses on examples that carry choices, beside the right answer's loss.
         compile: whether steps are compiled (torch.compile): true, false, or "auto", where it pays within the run. The
             fit begins with a trial and says what it costs and saves.
+        lora_b_ratio: learning rate of LoRA's B in multiples of that of its A; LoRA+ is 16.
         seed: start of the adapter and of a fresh projector.
     """
 
@@ -90,11 +91,13 @@ class VisionLanguageModule(L.LightningModule):
         optimizer: Literal["adamw", "adafactor"] = "adamw",
         choice_losses: ChoiceLosses = ChoiceLosses(),  # noqa: B008
         compile: Compile = False,
+        lora_b_ratio: float = 1.0,
         seed: int = 0,
     ):
         super().__init__()
         defaults = Settings(
-            learning_rate, projector_learning_rate, weight_decay, schedule, warmup, choice_losses
+            *(learning_rate, projector_learning_rate, weight_decay, schedule, warmup, choice_losses),
+            lora_b_ratio,
         )
         self.finetunes = make_finetunes(adapter, adapter_name, adapters, defaults)
         if start_adapter is not None and start_from is None:

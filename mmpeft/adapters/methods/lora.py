@@ -51,6 +51,7 @@ class LoraConfig(LayersConfig):
     auto: ClassVar[tuple[Role, ...]] = ("q", "v")  # Hu et al., table 5
     on_experts: ClassVar[bool] = True
     changes_weight: ClassVar[bool] = True
+    second_factor: ClassVar[str | None] = "lora_B"
     beyond: ClassVar[tuple[Beyond, ...]] = ("head", "embedding")
     peft_refused: ClassVar[tuple[str, ...]] = (
         *("use_qalora", "use_bdlora", "kasa_config", "arrow_config", "monteclora_config"),
