@@ -94,7 +94,7 @@ def compare_tests(first: Tested, second: Tested, metrics: Sequence[str] | None =
     answers = [[_as_answer(own.rows[key]) for key in asked] for own in (first, second)]
     names = _metrics(answers, metrics)
     clusters = by_images([first.rows[key]["images"] for key in asked])
-    found = {}
+    found: dict[str, Comparison] = {}
     for name in names:
         scores = METRICS[name].scores
         assert scores is not None, "others were refused or left out"
