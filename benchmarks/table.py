@@ -7,9 +7,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from mmpeft.files import write_whole
-from mmpeft.reporting.tables import markdown_table
-
 ROOT = Path(__file__).parent.parent
 DOCUMENT = "docs/benchmarks.md"
 END = "<!-- end of the cases -->"
@@ -17,6 +14,7 @@ END = "<!-- end of the cases -->"
 
 MORE = {
     "loss": "last loss",
+    "usual": "median",
     "added_gb": "GB beside all weights",
     "weights_gb": "GB of the base",
     "of_peak": "of the peak",
@@ -26,6 +24,9 @@ MORE = {
 
 def write_table(case: str, what: str, command: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Puts a case's table in the place of its last one."""
+    # here, as `versus` starts the cases with packages that have neither yet
+    from mmpeft.files import write_whole
+
     path = ROOT / DOCUMENT
     begin, end = f"<!-- {case} -->", f"<!-- end of {case} -->"
     section = f"{begin}\n{section_of(case, what, command, rows)}\n{end}"

@@ -1,6 +1,7 @@
 """The command line: one table of commands, each a function whose signature and docstring make its options and help."""
 
 import atexit
+import functools
 import gc
 import inspect
 import json
@@ -28,6 +29,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "prepare": prepare,
     "configs": commands.configs,
     "check": tools.check,
+    "init": tools.init,
     "inspect": commands.inspect,
     "cache": tools.cache,
     "sites": commands.sites,
@@ -36,6 +38,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "validate": commands.validate,
     "test": commands.test,
     "predict": commands.predict,
+    "compare": tools.compare,
     "ask": commands.ask,
     "caption": inference.caption,
     "join-captions": inference.join_captions,
@@ -43,6 +46,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "merge": runs.merge,
     "export": runs.export,
     "combine": runs.combine,
+    "sweep": experiments.sweep,
     "few-shot": few_shot,
     "continual": experiments.continual,
     "compare-methods": compare_methods,
@@ -59,7 +63,7 @@ def _summary(function: Callable[..., Any]) -> str:
 
 
 _LINES = "\n".join(f"  {name:<18} {_summary(function)}" for name, function in COMMANDS.items())
-GO_ON = ("prepare", "caption", "few-shot", "continual", "compare-methods", "compare-prompting")
+GO_ON = ("prepare", "caption", "sweep", "few-shot", "continual", "compare-methods", "compare-prompting")
 """Commands that go on from what they wrote."""
 HELP = f"""mmpeft: one frozen vision-language base, many finetunes.
 
@@ -103,17 +107,18 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _stop_by_signals(command: str) -> None:
-    """Ctrl-C and SIGTERM end the program with a line, at once: raised as an exception while the libraries are imported,
-    they leave pages of traceback or abort. A fit and a test have handlers of their own (`training/interruption.py`)."""
+    """Ctrl-C, SIGTERM and SIGUSR1 end the program with a line, at once: raised as an exception while the libraries are
+    imported, they leave pages of traceback or abort. A fit and a test have handlers of their own
+    (`training/interruption.py`)."""
     kept = "; what was written is whole, and the same command goes on from it" if command in GO_ON else ""
 
     def stop(number: int, _: Any) -> None:
         with suppress(RuntimeError, OSError):  # it may be in the middle of writing
             sys.stdout.flush()
         os.write(2, f"\n{signal.Signals(number).name}: stopped{kept}\n".encode())
-        os._exit(128 + number)
+        os._exit(130 if number == signal.SIGINT else 143)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, stop)
 
 
@@ -138,8 +143,20 @@ def _run(function: Callable[..., Any], words: list[str], program: str) -> None:
     class Parser(TellsBriefly, ArgumentParser):
         """Without pages of usage."""
 
+        def parse_args(self, *given: Any, **how: Any) -> Any:
+            parsed = super().parse_args(*given, **how)
+            kept.update({name: parsed[name] for name in ("config",) if name in parameters})
+            return parsed
+
+    kept: dict[str, Any] = {}
+    """What jsonargparse does not hand on, as it takes the name for its own."""
+
+    @functools.wraps(function)
+    def called(**given: Any) -> Any:
+        return function(**given, **kept)
+
     auto_cli(
-        function,
+        called,
         args=spelt_out(function, words),
         prog=program,
         description=(inspect.getdoc(function) or "").split("\n\nArgs:")[0],
@@ -182,12 +199,12 @@ def spelt_out(function: Callable[..., Any], words: list[str]) -> list[str]:
 
 
 def _as_one(words: list[str]) -> list[str]:
-    """The words with those that are no option's as one list in front."""
+    """The words with those that are no option's as one list in front, which may be empty."""
     bare, rest = [], []
     for before, word in zip(["", *words], words, strict=False):
         of_option = before.startswith("--") and "=" not in before
         (rest if word.startswith("-") or of_option else bare).append(word)
-    return [bare[0] if bare[0].startswith("[") else json.dumps(bare), *rest] if bare else rest
+    return [bare[0] if bare and bare[0].startswith("[") else json.dumps(bare), *rest]
 
 
 def _is_list(kind: Any, of: type | None = None) -> bool:

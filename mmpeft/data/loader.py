@@ -2,14 +2,15 @@
 
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
-from mmpeft.data.batch import Batch, collate, concatenate
+from mmpeft.data.batch import Batch, StepCounts, collate, concatenate
 from mmpeft.data.counts import count, row_keys
 from mmpeft.data.examples import Examples
 from mmpeft.data.features import FeatureCache
@@ -18,6 +19,7 @@ from mmpeft.data.plan import PackingConfig, Plan, plan_batches
 from mmpeft.data.prefetch import ahead, default_workers
 from mmpeft.data.records import Record
 from mmpeft.data.sampling import mixed_order
+from mmpeft.data.shares import Share
 from mmpeft.data.template import ChoiceSet, Example
 from mmpeft.data.unusable_image import naming_its_row
 from mmpeft.hashing import seed_of
@@ -74,6 +76,9 @@ class PackedLoader:
             of the examples.
         mix: (examples, weight) of every file that the examples come from, in order; None sees each example once.
         workers: threads that make batches ahead; by default as the cores allow. The batches do not depend on it.
+        share: whose rows of every batch are made.
+        first: the process that is asked first, see `Share.of_rows`.
+        step_of: (number of a batch, batches of an epoch) -> the numbers of all that are of the same step.
     """
 
     def __init__(
@@ -85,6 +90,9 @@ class PackedLoader:
         seed: int | None,
         mix: Sequence[tuple[int, float]] | None = None,
         workers: int | None = None,
+        share: Share = Share(),  # noqa: B008 never written to
+        first: int = 0,
+        step_of: Callable[[int, int], range] = lambda number, there: range(number, number + 1),
     ):
         self.examples = examples
         self.mix = mix
@@ -93,6 +101,7 @@ class PackedLoader:
         self.adapter = adapter
         self.seed = seed
         self.workers = workers or default_workers()
+        self.share, self.first, self.step_of = share, first, step_of
         self.epoch = 0
         self.position = 0
         self.counts = examples.counts if isinstance(examples, Examples) else count(examples)
@@ -125,32 +134,50 @@ class PackedLoader:
         self._resumed = True
 
     def packed_rows(self, batch: int) -> list[PackedRow]:
-        """The rows of one batch of this epoch, before padding."""
-        return [pack_row([self.examples[number] for number in row]) for row in self._plan[batch]]
+        """This process's rows of one batch of this epoch, before padding."""
+        rows = self._plan[batch]
+        return [pack_row([self.examples[number] for number in rows[own]]) for own in self._own(rows)]
 
     def largest_batch(self) -> list[PackedRow]:
-        """The rows of that batch of this epoch which has the most tokens, padding included."""
+        """This process's rows of that batch of this epoch where they have the most tokens, padding included."""
         largest = self._plan.largest(self.counts["tokens"], LOOKED_AT)
-        return max(map(self.packed_rows, largest), key=lambda rows: len(rows) * max(len(r.ids) for r in rows))
+        padded = (self.packed_rows(number) for number in largest)
+        return max(padded, key=lambda rows: len(rows) * max((len(row.ids) for row in rows), default=0))
 
     def batch(self, number: int) -> Batch:
-        """One batch of this epoch."""
-        return self._begin(self._plan, self.epoch, number)()
+        """One batch of this epoch, the rows of all processes."""
+        return self._begin(self._plan, self.epoch, number, Share())()
 
-    def _begin(self, plan: Plan, epoch: int, number: int) -> Callable[[], Batch]:
+    def _own(self, rows: Sequence[Sequence[int]], share: Share | None = None) -> list[int]:
+        """Numbers of a batch's rows that are this process's."""
+        tokens = [int(self.counts["tokens"][row].sum()) for row in rows]
+        return (share or self.share).of_rows(tokens, self.first)
+
+    def _begin(self, plan: Plan, epoch: int, number: int, share: Share | None = None) -> Callable[[], Batch]:
         """A batch's dropout has a seed of its own, so that a run drops the same however it came here: with other
-        finetunes beside it, or resumed."""
-        rows = plan[number]
+        finetunes beside it, divided among processes, or resumed."""
+        own = self._own(plan[number], share)
+        rows = [plan[number][row] for row in own]
         begun = begin_batch(self.examples, rows, self.features, [self.adapter] * len(rows))
 
         def end() -> Batch:
             with naming_its_row(self._records(rows)):
                 batch = begun()
+            batch.row_numbers = np.array(own, np.int64)
+            batch.of_step = {self.adapter: self._counts_of_step(plan, number)}
             if self.seed is not None and self.adapter is not None:
                 batch.dropout_seeds = {self.adapter: seed_of("dropout", self.seed, epoch, number)}
             return batch
 
         return end
+
+    def _counts_of_step(self, plan: Plan, number: int) -> StepCounts:
+        """Of all processes, and of all batches whose gradients are added up with this one's."""
+        counts = self.counts[
+            [example for each in self.step_of(number, len(plan)) for row in plan[each] for example in row]
+        ]
+        wrong = counts["carrying"].sum() - counts["right"].sum()
+        return StepCounts(int(counts["right"].sum()), int(wrong), int(counts["alone"].sum()))
 
     def _records(self, rows: Sequence[Sequence[int]]) -> Iterator[Record]:
         if isinstance(self.examples, Examples):
@@ -186,9 +213,11 @@ class JointLoader:
         self.max_steps = max_steps
         self.cycle = cycle
         self.taken = dict.fromkeys(loaders, 0)
+        self.left: set[str] = set()
+        """Those that left before their last batch."""
         self.position = 0
         self._resumed = False
-        self._own: dict[str, Iterator[Batch]] = {}
+        self._own: dict[str, Generator[Batch]] = {}
 
     def __len__(self) -> int:
         return max(map(len, self.loaders.values()))
@@ -202,9 +231,7 @@ class JointLoader:
             self._own = {name: self._batches(loader, within) for name, loader in self.loaders.items()}
         while self.position < len(self):
             self.position += 1
-            names = [
-                name for name in self.loaders if self.taken[name] < self.max_steps.get(name, sys.maxsize)
-            ]
+            names = [name for name in self.loaders if self._stays(name)]
             batches = {name: batch for name in names if (batch := next(self._own[name], None))}
             if not batches:
                 return
@@ -214,7 +241,16 @@ class JointLoader:
 
     def everybody_left(self) -> bool:
         """Whether no finetune takes another batch."""
-        return all(taken >= self.max_steps.get(name, sys.maxsize) for name, taken in self.taken.items())
+        return not any(map(self._stays, self.loaders))
+
+    def leave(self, name: str) -> None:
+        """Makes no more batches of a finetune, from the next batch on."""
+        self.left.add(name)
+        if name in self._own:
+            self._own[name].close()
+
+    def _stays(self, name: str) -> bool:
+        return name not in self.left and self.taken[name] < self.max_steps.get(name, sys.maxsize)
 
     def state_dict(self) -> dict[str, Any]:
         own = {name: loader.state_dict() for name, loader in self.loaders.items()}
@@ -226,7 +262,7 @@ class JointLoader:
             self.loaders[name].load_state_dict(own)
         self._resumed, self._own = True, {}
 
-    def _batches(self, loader: PackedLoader, within: bool) -> Iterator[Batch]:
+    def _batches(self, loader: PackedLoader, within: bool) -> Generator[Batch]:
         """``within`` an epoch that is resumed, a finetune that has finished its own waits."""
         if not (within and loader.position >= len(loader)) or self.cycle:
             yield from loader

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mmpeft.data.choices import are_for_any_question
+from mmpeft.inference.asked import Images
 from mmpeft.inference.requests import AnswerBy, Completion, Request
 from mmpeft.inference.sampling import Sampling
-from mmpeft.inference.vlm import Images, VisionLanguageModel
+from mmpeft.inference.vlm import VisionLanguageModel
 from mmpeft.names import RESERVED_NAME
 from mmpeft.runs.manifest import Manifest
 

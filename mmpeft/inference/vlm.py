@@ -7,16 +7,16 @@ from typing import Any, overload
 
 import torch
 
-from mmpeft.data.choices import check_choices
 from mmpeft.data.feature_cache.settings import CacheConfig
 from mmpeft.data.features import FeatureCache
 from mmpeft.data.image_tokens import Decode, TokensByShape
 from mmpeft.data.images import ImageLike
 from mmpeft.data.plan import PackingConfig
-from mmpeft.data.records import CAPTION_INSTRUCTION, CAPTION_TASK, IMAGE_MARKER, Record
+from mmpeft.data.records import CAPTION_INSTRUCTION, CAPTION_TASK
 from mmpeft.data.template import Template
 from mmpeft.errors import RefusedError
 from mmpeft.inference.adapter_check import check_adapters
+from mmpeft.inference.asked import Images, aligned, choices_of, record_of
 from mmpeft.inference.decoding import Sampling
 from mmpeft.inference.engine import Engine
 from mmpeft.inference.requests import AnswerBy, Completion, Request
@@ -27,9 +27,6 @@ from mmpeft.names import RESERVED_NAME, unknown_finetune
 from mmpeft.runs.cache_folder import cache_folder
 from mmpeft.runs.files import LeftOut, load_run, tell_left_out
 from mmpeft.runs.manifest import Manifest
-
-Images = ImageLike | tuple[ImageLike, ...] | None
-"""What one question is about: an image, several, or none."""
 
 
 def load(run: str, device: str = "auto", batch_size: int = 32) -> "VisionLanguageModel":
@@ -219,15 +216,15 @@ class VisionLanguageModel:
             RefusedError: lists of different length, markers that do not fit the images, or unusable choices.
             UnknownNameError: an unknown adapter.
         """
-        images, questions, adapters, single = _aligned(image, question, adapter)
+        images, questions, adapters, single = aligned(image, question, adapter)
         places = ["the question"] if single else [f"question {number}" for number in range(len(questions))]
         records = [
-            _record(*asked, task or self.manifest.default_task)
+            record_of(*asked, task or self.manifest.default_task)
             for asked in zip(images, questions, places, strict=True)
         ]
         names = self._names(adapters)
         if choices is not None:
-            known = _choices(choices, places)
+            known = choices_of(choices, places)
         else:
             known = [self.manifest.choices_of(*asked) for asked in zip(names, records, strict=True)]
         if answer_by == "generate" and choices is not None:
@@ -263,41 +260,3 @@ def _whole(completions: list[Completion]) -> list[Completion]:
         if completion.refusal is not None:
             raise completion.refusal
     return completions
-
-
-def _record(images: Images, question: str, where: str, task: str | None) -> Record:
-    listed: list[Any] = [] if images is None else list(images) if isinstance(images, tuple) else [images]
-    if not isinstance(question, str):
-        raise RefusedError(f"{where} is {question!r:.80}; wanted text")
-    markers = question.count(IMAGE_MARKER)
-    if markers and markers != len(listed):
-        raise RefusedError(f"{where} has {markers} {IMAGE_MARKER} but {len(listed)} images were given")
-    # an empty one stays so, for the engine to refuse
-    text = question if markers or not question.strip() else IMAGE_MARKER * len(listed) + question
-    return Record(id="", images=listed, turns=[(text, None)], task=task, where=where)
-
-
-def _choices(choices: Sequence[Any], places: Sequence[str]) -> list[list[str]]:
-    """A list of choices for every question."""
-    one = not isinstance(choices, str) and all(isinstance(choice, str) for choice in choices)
-    given = [choices] * len(places) if one or isinstance(choices, str) else choices
-    if len(given) != len(places):
-        raise RefusedError(f"{len(given)} lists of choices for {len(places)} questions; give one for each")
-    for own, where in zip(given, places, strict=True):
-        check_choices(own, where)
-    return [list(own) for own in given]
-
-
-def _aligned(image: Any, question: Any, adapter: Any) -> tuple[list[Any], list[Any], list[Any], bool]:
-    """Lists of equal length, single values repeated; and whether nothing was a list."""
-    values = {"image": image, "question": question, "adapter": adapter}
-    lengths = {name: len(value) for name, value in values.items() if isinstance(value, list)}
-    if len(set(lengths.values())) > 1:
-        raise RefusedError(
-            "lists of different length: " + ", ".join(f"{n} {name}s" for name, n in lengths.items())
-        )
-    length = next(iter(lengths.values()), 1)
-    images, questions, adapters = (
-        value if isinstance(value, list) else [value] * length for value in values.values()
-    )
-    return images, questions, adapters, not lengths

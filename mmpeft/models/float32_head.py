@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-CHUNK = 8192
-"""Rows of the head that are held in float32 at the same time."""
+CHUNK_BYTES = 2**22
+"""Of the head in float32 at the same time: so many stay in a processor's cache."""
 
 
 @contextmanager
@@ -34,7 +34,14 @@ def _is_plain(head: Any) -> bool:
 
 
 def _linear(head: nn.Linear, hidden: Tensor) -> Tensor:
-    """(..., dim) -> (..., vocabulary) float32"""
+    """(..., dim) -> (..., vocabulary) float32, without gradients"""
+    weight, rows = head.weight, max(1, CHUNK_BYTES // (4 * head.in_features))
     hidden = hidden.float()
-    logits = torch.cat([F.linear(hidden, rows.float()) for rows in head.weight.split(CHUNK)], -1)
+    # one chunk for all, as new pages cost more than the products
+    chunk = hidden.new_empty(min(rows, len(weight)), head.in_features)
+    logits = hidden.new_empty(*hidden.shape[:-1], len(weight))
+    with torch.no_grad():
+        for start in range(0, len(weight), rows):
+            of_head = weight[start : start + rows]
+            logits[..., start : start + rows] = F.linear(hidden, chunk[: len(of_head)].copy_(of_head))
     return logits if head.bias is None else logits + head.bias.float()

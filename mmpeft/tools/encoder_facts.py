@@ -1,5 +1,6 @@
 """What an encoder gives: how many tokens, in which order, and whether its last level is all before the head."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,15 @@ def encoder_facts(encoder: VisionEncoder) -> EncoderFacts:
     )
 
 
+def print_facts(encoders: Sequence[VisionEncoder], images_are_decoded: bool) -> None:
+    """Prints what is to know of each before data is looked at."""
+    for each in encoders:
+        of_tiles = f"; of each tile: {each.tiling.told}" if each.tiling else ""
+        print(f"{each.config.name}: {encoder_facts(each)}{of_tiles}")
+    if encoders and not images_are_decoded:
+        print("--decode false: how large images are, and what an encoder cuts off, is not looked at")
+
+
 @torch.no_grad()
 def order_is_row_major(encoder: VisionEncoder) -> bool:
     """Whether a bright patch changes most the token of its place, counted row by row.
@@ -91,7 +101,9 @@ def _noise(height: int, width: int) -> Tensor:
 
 
 def _is_final(encoder: VisionEncoder, pixels: Tensor, tokens: Tensor) -> bool:
-    final = encoder.model.forward_features(pixels)
+    final = encoder.model.forward_features(
+        pixels.expand(2, -1, -1, -1)
+    )  # as `VisionEncoder` does a single one
     if not isinstance(final, Tensor):
         return False  # a feature of each scale or a dictionary, and no grid
     if final.dim() == 4:
@@ -99,4 +111,5 @@ def _is_final(encoder: VisionEncoder, pixels: Tensor, tokens: Tensor) -> bool:
         final = final.flatten(1, 2) if channels_last else final.flatten(2).transpose(1, 2)
     elif final.dim() == 3:
         final = final[:, getattr(encoder.model, "num_prefix_tokens", 0) :]
+    final = final[:1]
     return final.shape == tokens.shape and torch.allclose(final, tokens, atol=1e-4, rtol=1e-4)

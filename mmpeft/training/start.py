@@ -40,7 +40,6 @@ def check_settings(
     """Raises:
     RefusedError: settings that cannot be together.
     """
-    check_processes(trainer)
     if stage == "fit" and not (train_projector or any(own.adapter for own in finetunes.values())):
         raise RefusedError("nothing would train: give an adapter, or set train_projector to true")
     if len(finetunes) > 1 and trainer.accumulate_grad_batches > 1:
@@ -49,19 +48,6 @@ def check_settings(
         )
     if stage == "fit":
         _check_numbers(trainer)
-
-
-def check_processes(trainer: Any) -> None:
-    """To be told before they are started, each of which would only find that another one writes the run.
-
-    Raises:
-        RefusedError: there are several.
-    """
-    if trainer.world_size > 1:
-        raise RefusedError(
-            f"the trainer has {trainer.world_size} processes, among which batches are not divided yet; "
-            "set trainer.devices to 1"
-        )
 
 
 def _check_numbers(trainer: Any) -> None:
@@ -240,7 +226,7 @@ def add_adapters(
     Args:
         model: holds the loaded ones already.
         finetunes: all of the run.
-        seed: start of the fresh ones.
+        seed: start of the fresh ones that have none of their own.
         some_batches: (finetune, number) -> training data, for methods that choose their places by it.
         source: where the loaded ones come from, for the error.
         answering: whether nothing is to be trained.
@@ -261,7 +247,8 @@ def add_adapters(
     for part in (part for config in new.values() for part in bank.plan(config)):
         part.config.check_fits([bank.features(path, part.config) for path in part.sites])
     for name, config in new.items():
-        bank.add(name, config, seed)
+        own = finetunes[name].seed
+        bank.add(name, config, seed if own is None else own)
     for parameter in bank.parameters():
         # with adapter: null, a loaded one serves but stays as it is
         parameter.requires_grad_(any(config is not None for config in wanted.values()))

@@ -9,10 +9,10 @@ from mmpeft.models import float32_head as module
 from mmpeft.models.float32_head import float32_head
 
 
-@pytest.mark.parametrize("chunk", [7, 8192])
-def test_logits_are_the_exact_products(make_model, monkeypatch, chunk):
+@pytest.mark.parametrize("chunk_bytes", [7 * 64 * 4, 2**22])
+def test_logits_are_the_exact_products(make_model, monkeypatch, chunk_bytes):
     model = make_model(dtype="bfloat16")
-    monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setattr(module, "CHUNK_BYTES", chunk_bytes)
     hidden = torch.randn(5, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
     head = model.language_model.get_output_embeddings()
     exact = F.linear(hidden.double(), head.weight.double())

@@ -6,7 +6,7 @@ from typing import Any
 from mmpeft.data.formats import DataError
 from mmpeft.data.layouts.parts import read_content
 from mmpeft.data.layouts.tags import Turn
-from mmpeft.data.layouts.values import as_list, as_text, is_absent, is_empty, short
+from mmpeft.data.layouts.values import as_list, as_text, from_json, is_absent, is_empty, short, side_by_side
 
 ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
@@ -30,6 +30,8 @@ PLAIN = {
     for names in (own, own[::-1])
 }
 """The keys of most turns, as they stand -> those of role and text."""
+COLUMNS = ({"from", "value"}, {"role", "content"}, {"user", "assistant"})
+"""Keys of an object of lists, as `datasets` writes a sequence of objects."""
 SAYS_NOTHING = {"weight": 1, "loss": True, "train": True, "source": None}
 """Keys of a turn that change nothing where they have this value; None is any."""
 
@@ -41,6 +43,9 @@ def read_turns(value: Any, name: str, inline: list) -> list[Turn]:
         DataError: a turn is not understood, or not all of it.
     """
     turns: list[Turn] = []
+    value = from_json(value)
+    if isinstance(value, dict) and {*value} in COLUMNS:
+        value = side_by_side(value)
     for turn in as_list(value, name):
         turns += (
             _pair(turn, inline)

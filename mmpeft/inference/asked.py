@@ -1,0 +1,51 @@
+"""What a caller asks, one item or many, as records and choices that are aligned, or refused with its place."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmpeft.data.choices import check_choices
+from mmpeft.data.images import ImageLike
+from mmpeft.data.records import IMAGE_MARKER, Record
+from mmpeft.errors import RefusedError
+
+Images = ImageLike | tuple[ImageLike, ...] | None
+"""What one question is about: an image, several, or none."""
+
+
+def record_of(images: Images, question: str, where: str, task: str | None) -> Record:
+    """Of one question; ``<image>`` says where in it the images stand, else they come first."""
+    listed: list[Any] = [] if images is None else list(images) if isinstance(images, tuple) else [images]
+    if not isinstance(question, str):
+        raise RefusedError(f"{where} is {question!r:.80}; wanted text")
+    markers = question.count(IMAGE_MARKER)
+    if markers and markers != len(listed):
+        raise RefusedError(f"{where} has {markers} {IMAGE_MARKER} but {len(listed)} images were given")
+    # an empty one stays so, for the engine to refuse
+    text = question if markers or not question.strip() else IMAGE_MARKER * len(listed) + question
+    return Record(id="", images=listed, turns=[(text, None)], task=task, where=where)
+
+
+def choices_of(choices: Sequence[Any], places: Sequence[str]) -> list[list[str]]:
+    """A list of choices for every question."""
+    one = not isinstance(choices, str) and all(isinstance(choice, str) for choice in choices)
+    given = [choices] * len(places) if one or isinstance(choices, str) else choices
+    if len(given) != len(places):
+        raise RefusedError(f"{len(given)} lists of choices for {len(places)} questions; give one for each")
+    for own, where in zip(given, places, strict=True):
+        check_choices(own, where)
+    return [list(own) for own in given]
+
+
+def aligned(image: Any, question: Any, adapter: Any) -> tuple[list[Any], list[Any], list[Any], bool]:
+    """Lists of equal length, single values repeated; and whether nothing was a list."""
+    values = {"image": image, "question": question, "adapter": adapter}
+    lengths = {name: len(value) for name, value in values.items() if isinstance(value, list)}
+    if len(set(lengths.values())) > 1:
+        raise RefusedError(
+            "lists of different length: " + ", ".join(f"{n} {name}s" for name, n in lengths.items())
+        )
+    length = next(iter(lengths.values()), 1)
+    images, questions, adapters = (
+        value if isinstance(value, list) else [value] * length for value in values.values()
+    )
+    return images, questions, adapters, not lengths
