@@ -566,13 +566,14 @@ def test_parquet_has_the_same_rows_and_the_same_bytes_each_time(photos, tiny_run
             {"shard": "1/2", "overwrite": True},
             "--overwrite would remove other jobs' shards",
         ),
-        ("captions.jsonl", {"task": Task(["default", "default"])}, "named twice"),
     ],
 )
 def test_what_does_not_go_together(output, more, message, photos, tiny_run, tmp_path):
     with pytest.raises(RefusedError, match=message):
         captioning.caption([str(photos)], str(tiny_run), str(tmp_path / output), **more)
     assert not list(tmp_path.glob("captions*"))
+    with pytest.raises(RefusedError, match="adapter 'default' is named twice"):
+        Task(["default", "base", "default"])
 
 
 def test_an_image_given_twice_is_refused(photos, tmp_path, monkeypatch):
