@@ -335,7 +335,11 @@ def config(folder, tiny_base):
         "image": {"max_pixels": 700_000},
     }
     settings = {
-        "model": {"language": {"name": str(tiny_base / "language")}, "vision": vision},
+        "model": {
+            "language": {"name": str(tiny_base / "language")},
+            "vision": vision,
+            "choice_losses": {"unlikelihood": 0, "length_normalised": 0},
+        },
         "data": {
             **{split: str(folder / f"{split}.jsonl") for split in ("train", "val")},
             "predict": str(folder / "questions.jsonl"),
