@@ -27,6 +27,7 @@ from mmpeft.data.images import load_image
 from mmpeft.data.records import CAPTION_TASK
 from mmpeft.errors import RefusedError
 from mmpeft.inference.reply import reply
+from mmpeft.metrics.intervals import readable
 from mmpeft.runs.layout import RUN
 from mmpeft.serving.client import Server, named_server
 
@@ -268,7 +269,7 @@ def _read_examples(run: Path) -> list[Example]:
 
 
 def _facts(vlm: mmpeft.VisionLanguageModel) -> str:
-    facts = {**vlm.manifest.facts, **vlm.manifest.metrics}
+    facts = {**vlm.manifest.facts, **readable(vlm.manifest.metrics)}
     cells = ((html.escape(name.replace("_", " ")), html.escape(str(value))) for name, value in facts.items())
     return f"<table>{''.join(f'<tr><td>{name}</td><td>{value}</td></tr>' for name, value in cells)}</table>"
 

@@ -1,6 +1,7 @@
 """The command line: one table of commands, each a function whose signature and docstring make its options and help."""
 
 import atexit
+import functools
 import gc
 import inspect
 import json
@@ -18,6 +19,7 @@ from mmpeft.errors import RefusedError, told
 from mmpeft.experiments import commands as experiments
 from mmpeft.experiments.compare_methods import compare_methods
 from mmpeft.experiments.few_shot import few_shot
+from mmpeft.inference import commands as inference
 from mmpeft.options import TellsBriefly
 from mmpeft.runs import commands as runs
 from mmpeft.samples import prepare
@@ -27,6 +29,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "prepare": prepare,
     "configs": commands.configs,
     "check": tools.check,
+    "init": tools.init,
     "inspect": commands.inspect,
     "cache": tools.cache,
     "sites": commands.sites,
@@ -35,12 +38,15 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "validate": commands.validate,
     "test": commands.test,
     "predict": commands.predict,
+    "compare": tools.compare,
     "ask": commands.ask,
-    "caption": commands.caption,
+    "caption": inference.caption,
+    "join-captions": inference.join_captions,
     "serve": commands.serve,
     "merge": runs.merge,
     "export": runs.export,
     "combine": runs.combine,
+    "sweep": experiments.sweep,
     "few-shot": few_shot,
     "continual": experiments.continual,
     "compare-methods": compare_methods,
@@ -57,7 +63,7 @@ def _summary(function: Callable[..., Any]) -> str:
 
 
 _LINES = "\n".join(f"  {name:<18} {_summary(function)}" for name, function in COMMANDS.items())
-GO_ON = ("prepare", "caption", "few-shot", "continual", "compare-methods", "compare-prompting")
+GO_ON = ("prepare", "caption", "sweep", "few-shot", "continual", "compare-methods", "compare-prompting")
 """Commands that go on from what they wrote."""
 HELP = f"""mmpeft: one frozen vision-language base, many finetunes.
 
@@ -137,8 +143,20 @@ def _run(function: Callable[..., Any], words: list[str], program: str) -> None:
     class Parser(TellsBriefly, ArgumentParser):
         """Without pages of usage."""
 
+        def parse_args(self, *given: Any, **how: Any) -> Any:
+            parsed = super().parse_args(*given, **how)
+            kept.update({name: parsed[name] for name in ("config",) if name in parameters})
+            return parsed
+
+    kept: dict[str, Any] = {}
+    """What jsonargparse does not hand on, as it takes the name for its own."""
+
+    @functools.wraps(function)
+    def called(**given: Any) -> Any:
+        return function(**given, **kept)
+
     auto_cli(
-        function,
+        called,
         args=spelt_out(function, words),
         prog=program,
         description=(inspect.getdoc(function) or "").split("\n\nArgs:")[0],
@@ -169,7 +187,7 @@ def spelt_out(function: Callable[..., Any], words: list[str]) -> list[str]:
         if kind is bool and not equals and values[:1] not in (["true"], ["false"]):
             equals, value = "=", "true"
         elif _is_list(kind) and not equals and values and not values[0].startswith("["):
-            equals, value = "=", f"[{','.join(values)}]"
+            equals, value = "=", json.dumps(values) if _is_list(kind, str) else f"[{','.join(values)}]"
             del rest[: len(values)]
         if [option] == positional and (equals or rest):
             spelt.insert(0, value if equals else rest.pop(0))
@@ -181,13 +199,15 @@ def spelt_out(function: Callable[..., Any], words: list[str]) -> list[str]:
 
 
 def _as_one(words: list[str]) -> list[str]:
-    """The words with those that are no option's as one list in front."""
+    """The words with those that are no option's as one list in front, which may be empty."""
     bare, rest = [], []
     for before, word in zip(["", *words], words, strict=False):
         of_option = before.startswith("--") and "=" not in before
         (rest if word.startswith("-") or of_option else bare).append(word)
-    return [bare[0] if bare[0].startswith("[") else json.dumps(bare), *rest] if bare else rest
+    return [bare[0] if bare and bare[0].startswith("[") else json.dumps(bare), *rest]
 
 
-def _is_list(kind: Any) -> bool:
-    return get_origin(kind) is list or any(get_origin(each) is list for each in get_args(kind))
+def _is_list(kind: Any, of: type | None = None) -> bool:
+    """Whether a list may be given; of texts, which may hold commas, or of anything."""
+    lists = [each for each in (kind, *get_args(kind)) if get_origin(each) is list]
+    return bool(lists) and (of is None or get_args(lists[0]) == (of,))

@@ -1,14 +1,19 @@
-"""The configs that come with mmpeft: listed, and copied to where people change them."""
+"""The configs that come with mmpeft: listed, copied to where people change them, and put over others as presets."""
 
 import re
 import shutil
+from difflib import get_close_matches
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from mmpeft.errors import RefusedError
 
 INSTALLED = Path(__file__).parent / "configs"
 """Where a wheel has them; a checkout has them beside the package."""
+PRESETS = "presets"
+"""Among them, the folder of what is put over a config."""
+PRESET_HELP = "settings that are put over --config: a name of configs/presets/ in `mmpeft configs list`"
 
 
 def config_folder() -> Path:
@@ -22,6 +27,42 @@ def list_configs() -> list[tuple[str, str]]:
     return [
         (f"configs/{path.relative_to(folder)}", _purpose(path)) for path in sorted(folder.rglob("*.yaml"))
     ]
+
+
+def with_presets(arguments: list[str]) -> list[str]:
+    """The words with ``--config FILE`` in place of every ``--preset NAME``: what is given after another config, or
+    after a preset, goes over it.
+
+    Raises:
+        RefusedError: there is no such preset.
+    """
+    words, rest = [], [*arguments]
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        if name != "--preset":
+            words.append(name + equals + value)
+            continue
+        words += ["--config", str(_preset(value if equals else "".join(rest[:1])))]
+        del rest[: not equals]
+    return words
+
+
+def refuse_key(value: Any) -> Any:
+    """Of the parser, which finds no `--preset` any more.
+
+    Raises:
+        RefusedError: it stands in a config.
+    """
+    raise RefusedError(f"preset: {value} stands in a config; it is an option of the command line, --preset")
+
+
+def _preset(name: str) -> Path:
+    presets = {path.stem: path for path in sorted((config_folder() / PRESETS).glob("*.yaml"))}
+    if name not in presets:
+        near = get_close_matches(name, presets, n=1)
+        hint = f"; the closest is {near[0]!r}" if near else ""
+        raise RefusedError(f"--preset: there is no {name!r}{hint}. There are: {', '.join(presets)}")
+    return presets[name]
 
 
 def copy_configs(target: str | Path) -> list[Path]:

@@ -3,11 +3,15 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mmpeft.adapters import AdapterConfig
+from mmpeft.cli import main
 from mmpeft.training.cli import VisionLanguageCLI
 
-CONFIGS = [path for path in sorted(Path("configs").rglob("*.yaml")) if "\nphases:" not in path.read_text()]
+FILES = sorted(Path("configs").rglob("*.yaml"))
+PRESETS = [path for path in FILES if path.parent.name == "presets"]
+CONFIGS = [path for path in FILES if "\nphases:" not in path.read_text() and path not in PRESETS]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
@@ -18,7 +22,40 @@ def test_config_builds_model_data_and_trainer_without_loading_weights(path: Path
     assert cli.datamodule.paths["train"]
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=str)
+@pytest.mark.parametrize("path", PRESETS, ids=str)
+@pytest.mark.parametrize("config", ["configs/text/lora.yaml", "configs/easy_vqa/instruct_tfew.yaml"])
+def test_a_preset_goes_over_any_config(path: Path, config: str, tmp_path: Path):
+    """Its method takes the place of another one, whose settings do not stay."""
+    words = ["--config", config, f"--trainer.default_root_dir={tmp_path}"]
+    before = VisionLanguageCLI.parse(words)
+    cli = VisionLanguageCLI.parse([*words[:2], "--preset", path.stem, *words[2:]])
+    wanted = yaml.safe_load(path.read_text())["model"]
+    own, settings = cli.model.finetunes["default"].adapter, cli.model.finetunes["default"].settings
+    assert type(own).__name__ == wanted["adapter"]["class_path"].rpartition(".")[2]
+    for name, value in wanted["adapter"]["init_args"].items():
+        assert getattr(own, name) == value
+    assert settings.learning_rate == wanted["learning_rate"]
+    assert settings.lora_b_ratio == wanted.get("lora_b_ratio", 1)
+    assert cli.datamodule.paths == before.datamodule.paths
+
+
+def test_presets_are_listed_and_another_is_refused_by_name(tmp_path, capsys):
+    main(["configs", "list"])
+    told = capsys.readouterr().out
+    assert {"tfew_all_linears", "lora_plus", "lora_attention", "lora_gate_up"} <= {
+        path.stem for path in PRESETS
+    }
+    assert all(f"configs/presets/{path.name} " in told for path in PRESETS)
+    with pytest.raises(
+        SystemExit, match=r"there is no 'lora_pls'; the closest is 'lora_plus'\. There are: lora_att"
+    ):
+        main(["fit", "--config", "configs/text/lora.yaml", "--preset", "lora_pls"])
+    (tmp_path / "own.yaml").write_text("preset: lora_plus\n" + Path("configs/text/lora.yaml").read_text())
+    with pytest.raises(SystemExit, match="preset: lora_plus stands in a config"):
+        main(["fit", "--config", str(tmp_path / "own.yaml")])
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
 def test_config_is_at_most_forty_lines(path: Path):
     assert len(path.read_text().splitlines()) <= 40
 

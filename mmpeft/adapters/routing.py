@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmpeft.adapters.functional import ALL_SERVED
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import seed_of
 from mmpeft.transfer import to_device
@@ -98,6 +99,16 @@ class Gathered:
         return made
 
 
+@dataclass(frozen=True)
+class Few:
+    """The rows of a method that most rows do not have."""
+
+    rows: Tensor
+    """(n,) int64"""
+    slots: Tensor
+    """(n,) int64: theirs, none of which is ``BASE``"""
+
+
 @dataclass(eq=False)
 class Routing:
     """Which slot serves each row, per method: one plain object per model, shared by all its adapted layers.
@@ -125,11 +136,29 @@ class Routing:
     """The random numbers of every finetune's dropout; none where it draws from torch's global generator."""
     gathered: "Gathered | None" = None
     """What stacks have made for these rows, where many forwards come with this routing, as in decoding."""
+    few: dict[str, Few] = field(default_factory=dict)
+    """Methods whose stacks are shown their own rows alone, see `narrow`."""
 
     @property
     def num_rows(self) -> int:
         """Rows of the batch that the routing was written for."""
         return len(next(iter(self.slots.values()))) if self.slots else 1
+
+    def narrow(self) -> None:
+        """Spares the stacks of methods that at most half of the rows have all other rows, until the next route; not
+        where a row has an activated adapter, since it is told of all rows where these act. For forwards without
+        gradients, whose products may be of other shapes in other company."""
+        if self.invoked is not None or self.awaits_invoked:
+            return
+        for method, slots in self.slots.items():
+            rows = [row for row, own in enumerate(self.owned) if method in own]
+            if 2 * len(rows) <= len(self.owned):
+                few = Few(
+                    to_device(rows, slots.device),
+                    to_device([self.owned[n][method] for n in rows], slots.device),
+                )
+                setattr(few.slots, ALL_SERVED, True)
+                self.few[method] = few
 
     def seed_dropout(
         self,

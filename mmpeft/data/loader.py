@@ -2,7 +2,7 @@
 
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -213,9 +213,11 @@ class JointLoader:
         self.max_steps = max_steps
         self.cycle = cycle
         self.taken = dict.fromkeys(loaders, 0)
+        self.left: set[str] = set()
+        """Those that left before their last batch."""
         self.position = 0
         self._resumed = False
-        self._own: dict[str, Iterator[Batch]] = {}
+        self._own: dict[str, Generator[Batch]] = {}
 
     def __len__(self) -> int:
         return max(map(len, self.loaders.values()))
@@ -229,9 +231,7 @@ class JointLoader:
             self._own = {name: self._batches(loader, within) for name, loader in self.loaders.items()}
         while self.position < len(self):
             self.position += 1
-            names = [
-                name for name in self.loaders if self.taken[name] < self.max_steps.get(name, sys.maxsize)
-            ]
+            names = [name for name in self.loaders if self._stays(name)]
             batches = {name: batch for name in names if (batch := next(self._own[name], None))}
             if not batches:
                 return
@@ -241,7 +241,16 @@ class JointLoader:
 
     def everybody_left(self) -> bool:
         """Whether no finetune takes another batch."""
-        return all(taken >= self.max_steps.get(name, sys.maxsize) for name, taken in self.taken.items())
+        return not any(map(self._stays, self.loaders))
+
+    def leave(self, name: str) -> None:
+        """Makes no more batches of a finetune, from the next batch on."""
+        self.left.add(name)
+        if name in self._own:
+            self._own[name].close()
+
+    def _stays(self, name: str) -> bool:
+        return name not in self.left and self.taken[name] < self.max_steps.get(name, sys.maxsize)
 
     def state_dict(self) -> dict[str, Any]:
         own = {name: loader.state_dict() for name, loader in self.loaders.items()}
@@ -253,7 +262,7 @@ class JointLoader:
             self.loaders[name].load_state_dict(own)
         self._resumed, self._own = True, {}
 
-    def _batches(self, loader: PackedLoader, within: bool) -> Iterator[Batch]:
+    def _batches(self, loader: PackedLoader, within: bool) -> Generator[Batch]:
         """``within`` an epoch that is resumed, a finetune that has finished its own waits."""
         if not (within and loader.position >= len(loader)) or self.cycle:
             yield from loader

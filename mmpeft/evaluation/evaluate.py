@@ -23,6 +23,8 @@ from mmpeft.metrics.registry import check_metrics
 from mmpeft.paths import resolve
 from mmpeft.runs.manifest import LEAST_NEW_TOKENS
 
+NUM_HEX = 32
+"""Digits of an image's identity beside an answer."""
 HELD_TEXT = "embedded/manual/held.jsonl"
 
 
@@ -188,6 +190,10 @@ class Evaluation:
     def texts(self) -> dict[int, str]:
         """Number of the record -> its answer, of those that have one."""
         return {n: c.text for n, c in self.log.answers.items() if c.error is None}
+
+    def image_keys(self, record: Record) -> list[str]:
+        """Identities of a question's images, by their content."""
+        return [self._key(image)[:NUM_HEX] for image in record["images"]]
 
     def _asked(self, request: Request) -> list[Any]:
         record = request.record

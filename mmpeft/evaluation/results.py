@@ -16,6 +16,7 @@ from mmpeft.inference.requests import Completion
 from mmpeft.metrics.answer import Answer
 from mmpeft.metrics.calibration import reliability
 from mmpeft.metrics.classification import confusion
+from mmpeft.metrics.intervals import as_metrics, by_images, intervals
 from mmpeft.metrics.registry import evaluate, fitting_metrics
 from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.reporting.figures import MAX_CLASSES, draw_confusion, draw_reliability
@@ -31,7 +32,10 @@ Metrics = dict[str, dict[str, float]]
 def write_predictions(path: Path, evaluation: Evaluation) -> int:
     """A row per question, in the order of the data. Returns how many there are."""
     joint = len(set(evaluation.owners)) > 1
-    rows = [_row(*answered, joint) for answered in evaluation.answered()]
+    rows = [
+        _row(record, owner, completion, joint) | {"images": evaluation.image_keys(record)}
+        for record, owner, completion in evaluation.answered()
+    ]
     write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return len(rows)
 
@@ -61,7 +65,10 @@ def write_results(
     measured: Metrics = {}
     for name, pairs in answered.items():
         answers = [as_answer(record, own) for record, own in pairs if own.error is None]
-        measured[name] = (evaluate(answers, metrics) if answers else {}) | _counts(pairs)
+        clusters = by_images([evaluation.image_keys(record) for record, own in pairs if own.error is None])
+        values = evaluate(answers, metrics) if answers else {}
+        found = dict(as_metrics(intervals(answers, clusters, values)) if answers else ())
+        measured[name] = values | _counts(pairs) | found
         _draw(folder, answers, _suffix(name, answered), name)
     told: dict[str, str] = {}
     if held_texts:
@@ -95,7 +102,8 @@ def _row(record: Record, owner: str, completion: Completion, joint: bool) -> dic
         row["cut"] = True
     if completion.error is not None:
         row |= {"answer": None, "error": completion.error}
-    return row | {"truth": truth}
+    several = record.get("references") or []
+    return row | {"truth": truth} | ({"references": several} if several not in ([], [truth]) else {})
 
 
 def _by_finetune(evaluation: Evaluation) -> dict[str, list[tuple[Record, Completion]]]:

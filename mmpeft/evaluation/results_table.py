@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mmpeft.metrics.intervals import is_bound, of_metric, told
 from mmpeft.metrics.registry import of_one_class
 
 Values = Mapping[str, float]
@@ -37,10 +38,9 @@ def _totals(measured: Mapping[str, Values]) -> Table:
     table = Table("metric", title=f"test: {most:,} questions")
     for name in measured:
         table.add_column(name if len(measured) > 1 else "value", justify="right")
-    told = dict.fromkeys(metric for own in measured.values() for metric in own)
-    for metric in told:
-        if metric != "questions" and not of_one_class(metric):
-            table.add_row(metric, *(_shown(own.get(metric)) for own in measured.values()))
+    for metric in dict.fromkeys(metric for own in measured.values() for metric in own):
+        if metric != "questions" and not of_one_class(metric) and not is_bound(metric):
+            table.add_row(metric, *(_shown(own, metric) for own in measured.values()))
     return table
 
 
@@ -54,10 +54,14 @@ def _classes(own: Values, title: str) -> Table:
     table = Table("class", title=title)
     for family in families:
         table.add_column(family, justify="right")
-    for label, values in by_class.items():
-        table.add_row(Text(label), *(_shown(values.get(family)) for family in families))
+    for label in by_class:
+        table.add_row(Text(label), *(_shown(own, f"{family}/{label}") for family in families))
     return table
 
 
-def _shown(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+def _shown(own: Values, metric: str) -> str:
+    """A value with its interval."""
+    value = own.get(metric)
+    if not isinstance(value, float):
+        return "" if value is None else f"{value:,}"
+    return f"{value:.4f}{told(of_metric(own, metric))}"

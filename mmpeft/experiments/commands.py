@@ -3,6 +3,55 @@
 A function's signature is its command line, its docstring the help.
 """
 
+from argparse import ArgumentParser, RawTextHelpFormatter
+
+from mmpeft.options import TellsBriefly, command_line
+from mmpeft.runs.layout import WHAT_WAS_WANTED
+
+
+class _Parser(TellsBriefly, ArgumentParser):
+    """Of the command that parses its own arguments."""
+
+
+def sweep(arguments: list[str]) -> None:
+    """Trains several settings side by side on one base, and writes the best one's config.
+
+    Every list is a dimension of a grid; any other setting is for all, as in `mmpeft fit`:
+
+        mmpeft sweep --config C.yaml --model.learning_rate [1e-4,3e-4,1e-3,3e-3] --model.adapter.rank [4,16]
+
+    All settings are finetunes of one run, each as it would be alone. The weaker half by validation loss leaves early,
+    again and again. OUTPUT has best.yaml for `mmpeft fit --config`, table.md, sweep.json, sweep.png, and joint/, the
+    run, whose finetunes are there already. Started again, it goes on where it stopped.
+    """
+    parser = _Parser("mmpeft sweep", description=sweep.__doc__, formatter_class=RawTextHelpFormatter)
+    parser.add_argument("--config", required=True, help="YAML of `mmpeft fit`, with one adapter and data.val")
+    parser.add_argument(
+        "--settings", help="list of settings in place of a grid, '[{model.learning_rate: 1e-3}, ...]'"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="train each setting so often; its loss is the mean"
+    )
+    parser.add_argument(
+        "--keep", type=float, default=0.5, help="share of the settings that goes on at each halving"
+    )
+    parser.add_argument(
+        "--at", help="halve after these steps, as [50,100]; [] halves never; by default till one is left"
+    )
+    parser.add_argument("--output", default="runs/sweep", help="folder for the run and the results")
+    parser.add_argument(
+        "--print_config", action="store_true", help="print the config of the joint run, and end"
+    )
+    own, words = parser.parse_beside(arguments, WHAT_WAS_WANTED)
+
+    from mmpeft.experiments import sweep as experiment
+
+    command = command_line("sweep", *arguments)
+    experiment.sweep(
+        *(own.config, words, own.settings, own.seeds, own.keep, own.at, own.output),
+        *(command, own.print_config),
+    )
+
 
 def continual(
     plan: str, output: str | None = None, max_steps: int | None = None, limit: int | None = None

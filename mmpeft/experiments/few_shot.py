@@ -10,15 +10,14 @@ import yaml
 from mmpeft.errors import RefusedError
 from mmpeft.experiments.steps import (
     Settings,
-    content,
     evaluate_once,
+    files_of,
     fit_once,
     merged,
     read_metrics,
     weights_of,
 )
 from mmpeft.files import write_json
-from mmpeft.paths import resolve
 
 METRIC = "accuracy"
 
@@ -79,7 +78,7 @@ def run_seeds(
     named = [part for part in Path(config).with_suffix("").parts[-2:] if part != "configs"]
     directory = Path(output) / "_".join(named)
     untrained, joint = _settings(config, directory, shots, seeds, max_steps)
-    made_from = _made_from(untrained)
+    made_from = files_of(untrained)
     before, after = directory / "untrained", directory / "seeds"
     evaluate_once(untrained, made_from | {key: untrained[key] for key in ("model", "data")})
     if METRIC not in read_metrics(before):
@@ -107,14 +106,6 @@ def _settings(
     adapters = {f"seed{seed}": {"adapter": adapter, "shots_seed": seed} for seed in seeds}
     own = {"model": {"adapters": adapters}, "data": {"shots": shots}}
     return untrained, merged(settings, own | {"trainer": {"default_root_dir": str(directory / "seeds")}})
-
-
-def _made_from(settings: Settings) -> dict[str, Any]:
-    """The run that it starts from, and the data files."""
-    listed = [settings["data"].get(split) or [] for split in ("train", "val", "test")]
-    paths = [path for given in listed for path in ([given] if isinstance(given, str) else given)]
-    files = {path: content(resolve(path)) for path in paths}
-    return {"start": weights_of(settings["model"].get("start_from")), "files": files}
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:

@@ -23,6 +23,7 @@ from mmpeft.errors import RefusedError
 from mmpeft.files import read_json, write_json, write_whole
 from mmpeft.hashing import differences, hash_file, hash_json
 from mmpeft.options import MMPEFT
+from mmpeft.paths import resolve
 from mmpeft.runs.layout import CHECKPOINTS, LAST, MANIFEST
 
 Settings = dict[str, Any]
@@ -156,6 +157,18 @@ def weights_of(run: str | Path | None) -> str | None:
 def content(path: str | Path) -> str | None:
     """Identity of a file's content; a folder has none."""
     return hash_file(path)[:32] if Path(path).is_file() else None
+
+
+def files_of(settings: Settings, more: Sequence[str] = ()) -> dict[str, Any]:
+    """The run that a fit starts from, and its data files.
+
+    Args:
+        more: data files beside those of the section ``data:``.
+    """
+    listed = [settings["data"].get(split) or [] for split in ("train", "val", "test")]
+    paths = [path for given in listed for path in ([given] if isinstance(given, str) else given)]
+    files = {path: content(resolve(path)) for path in [*paths, *more]}
+    return {"start": weights_of(settings["model"].get("start_from")), "files": files}
 
 
 def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> Settings:

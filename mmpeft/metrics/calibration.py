@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mmpeft.errors import RefusedError
 from mmpeft.metrics.answer import Answer
+from mmpeft.metrics.sums import Numbers, Sums
 
 NUM_BINS = 15
 """Of Guo et al. 2017, "On Calibration of Modern Neural Networks"."""
@@ -55,10 +56,7 @@ def reliability(answers: Sequence[Answer], num_bins: int = NUM_BINS) -> list[Bin
     """
     groups: dict[int, list[tuple[float, bool]]] = {}
     for answer in answers:
-        shares = probabilities(answer)
-        confidence = max(shares)
-        right = _stripped(answer)[shares.index(confidence)] == answer.truth
-        place = min(math.ceil(confidence * num_bins), num_bins) - 1
+        place, confidence, right = _sureness(answer, num_bins)
         groups.setdefault(place, []).append((confidence, right))
     return [
         Bin(
@@ -77,6 +75,30 @@ def calibration_error(answers: Sequence[Answer]) -> float:
     return mean_gap(reliability(answers))
 
 
+def calibration_sums(answers: Sequence[Answer]) -> Sums:
+    """`calibration_error` as a function of the sums of confidence and right answers of each bin."""
+    import numpy as np
+
+    rows = np.zeros((len(answers), 3, NUM_BINS))
+    for row, answer in enumerate(answers):
+        place, confidence, right = _sureness(answer, NUM_BINS)
+        rows[row, :, place] = 1, confidence, right
+
+    def values(sums: Numbers) -> dict[str, Numbers]:
+        counts, confidence, right = sums.reshape(len(sums), 3, NUM_BINS).transpose(1, 0, 2)
+        return {"": np.abs(right - confidence).sum(1) / counts.sum(1)}
+
+    return Sums(rows.reshape(len(answers), -1), values)
+
+
+def _sureness(answer: Answer, num_bins: int) -> tuple[int, float, bool]:
+    """Its bin, its confidence, and whether it is right."""
+    shares = probabilities(answer)
+    confidence = max(shares)
+    right = _stripped(answer)[shares.index(confidence)] == answer.truth
+    return min(math.ceil(confidence * num_bins), num_bins) - 1, confidence, right
+
+
 def mean_gap(bins: Sequence[Bin]) -> float:
     """|accuracy - confidence| of a bin, the mean weighted by its answers. Source: Guo et al. 2017, equation 3."""
     gaps = sum(part.count * abs(part.accuracy - part.confidence) for part in bins)
@@ -84,15 +106,17 @@ def mean_gap(bins: Sequence[Bin]) -> float:
 
 
 def brier(answers: Sequence[Answer]) -> float:
-    """The mean over rows of the squared distance between probabilities and truth, 0..2.
+    """The mean of `brier_score`, 0..2."""
+    return sum(map(brier_score, answers)) / len(answers)
+
+
+def brier_score(answer: Answer) -> float:
+    """The squared distance between probabilities and truth, 0..2.
 
     Source: Brier 1950, with the sum over a row's choices: (probability - (1 for the truth, else 0))^2.
     """
-    total = 0.0
-    for answer in answers:
-        pairs = zip(probabilities(answer), _stripped(answer), strict=True)
-        total += sum((share - (choice == answer.truth)) ** 2 for share, choice in pairs)
-    return total / len(answers)
+    pairs = zip(probabilities(answer), _stripped(answer), strict=True)
+    return sum((share - (choice == answer.truth)) ** 2 for share, choice in pairs)
 
 
 def _stripped(answer: Answer) -> list[str]:

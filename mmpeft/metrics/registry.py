@@ -8,13 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
+from typing import Any
 
 from mmpeft.errors import RefusedError
 from mmpeft.metrics import calibration, classification
 from mmpeft.metrics import text_overlap as overlap
 from mmpeft.metrics.anls import anls_score
 from mmpeft.metrics.answer import Answer as Answer
-from mmpeft.metrics.cider import cider, weighs_nothing
+from mmpeft.metrics.cider import cider, cider_scores, weighs_nothing
+from mmpeft.metrics.sums import Numbers, Sums, mean_of
 from mmpeft.metrics.vqa import vqa_score
 from mmpeft.metrics.words import words
 
@@ -47,6 +49,19 @@ class Metric:
     """What a row lacks for it, in words; None if nothing."""
     lack_together: Callable[[Sequence[Answer]], str | None] = lambda answers: None
     """What all rows lack for it together, in words; None if nothing. It reads no prediction."""
+    scores: Callable[[Sequence[Answer]], Sequence[float]] | None = None
+    """Of every row, where the metric is their mean."""
+    sums: Callable[[Sequence[Answer]], Sums] | None = None
+    """The metric as a function of sums, where it is no mean of scores."""
+    most: float = 1.0
+    """What a score is at most, from 0 on."""
+
+    def sums_of(self, answers: Sequence[Answer]) -> Sums:
+        """The metric of these answers as a function of sums over them."""
+        if self.scores is not None:
+            return mean_of(self.scores(answers), are_shares=self.most == 1)
+        assert self.sums is not None, "a metric is a mean of scores or a function of sums"
+        return self.sums(answers)
 
 
 def evaluate(answers: Sequence[Answer], names: Sequence[str] | None = None) -> dict[str, float]:
@@ -136,11 +151,16 @@ def _closest(name: str, names: Mapping[str, object]) -> list[str]:
 # What the metrics share: the mean over rows, texts as lists, and what kind of answers there are.
 
 
-def _mean(score: Callable[[Answer], float]) -> Callable[[Sequence[Answer]], float]:
-    return lambda answers: sum(map(score, answers)) / len(answers)
+def _each(score: Callable[[Answer], float]) -> Callable[[Sequence[Answer]], list[float]]:
+    return lambda answers: [*map(score, answers)]
 
 
-def _texts(score: Callable[..., float]) -> Callable[[Sequence[Answer]], float]:
+def _mean(score: Callable[[Answer], float], *fits: Callable[..., Any]) -> Metric:
+    """The metric that is the mean of a score of each row; ``fits`` are `Metric.fits` and `Metric.lacks`."""
+    return Metric(lambda answers: sum(map(score, answers)) / len(answers), *fits, scores=_each(score))
+
+
+def _texts(score: Callable[..., Any]) -> Callable[[Sequence[Answer]], Any]:
     """A score of predictions and lists of references as one of answers."""
     return lambda answers: score([a.prediction for a in answers], [a.references for a in answers])
 
@@ -213,26 +233,66 @@ def _lacks_likelihood(answer: Answer) -> str | None:
     )
 
 
+def _likelihoods(answers: Sequence[Answer]) -> Sums:
+    """`_perplexity` as a function of the sums of log-likelihood and tokens."""
+    import numpy as np
+
+    rows = np.array([(answer.log_likelihood or 0.0, answer.num_tokens or 0) for answer in answers])
+
+    def values(sums: Numbers) -> dict[str, Numbers]:
+        with np.errstate(over="ignore"):
+            return {"": np.exp(-sums[:, 0] / sums[:, 1])}
+
+    return Sums(rows, values)
+
+
+def _classes(name: str) -> Metric:
+    return Metric(
+        getattr(classification, name),
+        _are_classes,
+        sums=partial(classification.sums_by_label, name=name),
+    )
+
+
+def _rouge(kind: str) -> Metric:
+    return Metric(
+        _texts(partial(overlap.rouge, kind=kind)),
+        _are_texts_or_captions,
+        scores=_texts(partial(overlap.rouge_scores, kind=kind)),
+    )
+
+
 METRICS: dict[str, Metric] = {
-    "exact_match": Metric(_mean(_matches_any), _always),
-    "accuracy": Metric(classification.accuracy, lambda a: _have_choices(a) or _are_classes(a)),
-    "precision": Metric(classification.precision, _are_classes),
-    "recall": Metric(classification.recall, _are_classes),
-    "f1": Metric(classification.f1, _are_classes),
-    "vqa_accuracy": Metric(_mean(lambda a: vqa_score(a.prediction, a.references)), _fit_votes, _lacks_people),
-    "anls": Metric(_mean(lambda a: anls_score(a.prediction, a.references)), _fit_spellings),
-    "bleu": Metric(_texts(overlap.bleu), _are_texts),
-    "rouge1": Metric(_texts(partial(overlap.rouge, kind="rouge1")), _are_texts_or_captions),
-    "rouge2": Metric(_texts(partial(overlap.rouge, kind="rouge2")), _are_texts_or_captions),
-    "rougeL": Metric(_texts(partial(overlap.rouge, kind="rougeL")), _are_texts_or_captions),
-    "chrf": Metric(_texts(overlap.chrf), _are_texts),
+    "exact_match": _mean(_matches_any, _always),
+    "accuracy": Metric(
+        classification.accuracy,
+        lambda a: _have_choices(a) or _are_classes(a),
+        scores=_each(classification.is_right),
+    ),
+    **{name: _classes(name) for name in classification.QUOTIENTS},
+    "vqa_accuracy": _mean(lambda a: vqa_score(a.prediction, a.references), _fit_votes, _lacks_people),
+    "anls": _mean(lambda a: anls_score(a.prediction, a.references), _fit_spellings),
+    "bleu": Metric(_texts(overlap.bleu), _are_texts, sums=_texts(overlap.bleu_sums)),
+    **{kind: _rouge(kind) for kind in ("rouge1", "rouge2", "rougeL")},
+    "chrf": Metric(_texts(overlap.chrf), _are_texts, sums=_texts(overlap.chrf_sums)),
     "cider": Metric(
         _texts(cider),
         _are_texts_or_captions,
         lack_together=lambda answers: weighs_nothing([a.references for a in answers]),
+        scores=_texts(cider_scores),
+        most=10.0,
     ),
-    "perplexity": Metric(_perplexity, _always, _lacks_likelihood),
-    "calibration_error": Metric(calibration.calibration_error, _always, calibration.lacks_scores),
-    "brier": Metric(calibration.brier, _always, calibration.lacks_scores),
+    "perplexity": Metric(_perplexity, _always, _lacks_likelihood, sums=_likelihoods),
+    "calibration_error": Metric(
+        calibration.calibration_error,
+        *(_always, calibration.lacks_scores),
+        sums=calibration.calibration_sums,
+    ),
+    "brier": Metric(
+        calibration.brier,
+        *(_always, calibration.lacks_scores),
+        scores=_each(calibration.brier_score),
+        most=2.0,
+    ),
 }
 """Name -> metric, in the order they are told."""

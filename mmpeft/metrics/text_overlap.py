@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
+from mmpeft.metrics.sums import Numbers, Sums
 from mmpeft.metrics.words import words
 
 
@@ -27,6 +28,37 @@ def chrf(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> flo
     from sacrebleu import corpus_chrf
 
     return _share(corpus_chrf(predictions, _streams(references)).score)
+
+
+def bleu_sums(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Sums:
+    """`bleu` as a function of the counts of n-grams and words of the rows."""
+    from sacrebleu.metrics import BLEU
+
+    return _sums(BLEU(), predictions, references)
+
+
+def chrf_sums(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Sums:
+    """`chrf` as a function of the counts of runs of characters of the rows."""
+    from sacrebleu.metrics import CHRF
+
+    return _sums(CHRF(), predictions, references)
+
+
+def _sums(metric: Any, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Sums:
+    """By what sacrebleu's own bootstrap is made of (2.6), which draws rows and knows no clusters."""
+    import numpy as np
+
+    rows = np.array(metric._extract_corpus_statistics(predictions, _streams(references)), float)
+
+    def values(sums: Numbers) -> dict[str, Numbers]:
+        return {"": np.array([_share(metric._compute_score_from_stats(own.tolist()).score) for own in sums])}
+
+    return Sums(rows, values)
+
+
+def rouge_scores(predictions: Sequence[str], references: Sequence[Sequence[str]], kind: str) -> list[float]:
+    """`rouge` of every row."""
+    return [rouge([said], [texts], kind) for said, texts in zip(predictions, references, strict=True)]
 
 
 def rouge(predictions: Sequence[str], references: Sequence[Sequence[str]], kind: str) -> float:

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mmpeft.files import write_whole
+from mmpeft.metrics.intervals import of_metric, told
 from mmpeft.options import command_line
 from mmpeft.reporting.card import model_card
 from mmpeft.reporting.report import ShownExample, draw_report
@@ -53,9 +54,12 @@ def write_report(directory: Path) -> None:
 
 
 def _scores(metrics: dict[str, float]) -> dict[str, str]:
-    """The first metrics of a test, in words: exact match, and accuracy where classes were told apart."""
+    """The first metrics of a test, each with its 95 % interval: exact match, accuracy where classes were told apart."""
     shown = [name for name in metrics if name.split("/")[0] in SHOWN_METRICS][:NUM_SCORES]
     counts = {name: metrics[name.replace(name.split("/")[0], "questions", 1)] for name in shown}
     return {
-        name.replace("_", " "): f"{metrics[name]:.4f} on {int(counts[name]):,} questions" for name in shown
+        name.replace(
+            "_", " "
+        ): f"{metrics[name]:.4f}{told(of_metric(metrics, name))} on {int(counts[name]):,} questions"
+        for name in shown
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from mmpeft.data.formats import DataError
 from mmpeft.data.images.config import ImageConfig
@@ -94,8 +94,8 @@ def check_data(
     tokens: "TokenSurvey | None" = None,
     fix: str | None = None,
     pictures: str | None = None,
-) -> None:
-    """Prints what the data sets hold.
+) -> list[Checked]:
+    """Prints what the data sets hold, and returns it.
 
     Args:
         readings: the data sets.
@@ -111,7 +111,7 @@ def check_data(
         DataError: something is wrong; the message lists it.
     """
     clean = CleanPart(Path(fix), [own.root for own in readings], list(columns.ignored)) if fix else None
-    sample, faults, notes = Sampled(NUM_SAMPLES), [], Notes()
+    sample, faults, notes, found = Sampled(NUM_SAMPLES), [], Notes(), []
     console = Console()
     with clean.open() if clean else nullcontext() as writer:
         for reading in readings:
@@ -121,6 +121,7 @@ def check_data(
             if writer or checked.facts.ids_used_twice:
                 _judge(checked, tokens, writer)
             _tell(checked, console, encoders or [], tokens)
+            found.append(checked)
             faults += checked.faults()
             notes.add(checked.notes)
     _show(sample.records, console, encoders or [], tokens, pictures, config)
@@ -129,6 +130,7 @@ def check_data(
     if faults:
         raise DataError("\n".join(faults))
     columns.check_used(notes, ", ".join(own.path for own in readings))
+    return found
 
 
 def _look(checked: Checked, tokens: "TokenSurvey | None", sample: Sampled) -> None:

@@ -1,6 +1,7 @@
-"""The commands that look after data: the check of data sets, the feature cache; the other tools' are in
-`mmpeft.commands`."""
+"""The commands that look and change nothing: the check of data sets, the feature cache, two tests compared; the other
+tools' are in `mmpeft.commands`."""
 
+import inspect
 import sys
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,6 +43,7 @@ def cache(
 
 def check(
     data: list[str],
+    config: str | None = None,
     image_root: str | None = None,
     task: str | None = None,
     columns: dict[str, str] | None = None,
@@ -64,12 +66,15 @@ def check(
     Ends with code 1 if anything is. Where keys of rows are not understood, it says under which --columns they would be.
 
         mmpeft check train.jsonl val.jsonl
+        mmpeft check --config configs/mine/questions.yaml
         mmpeft check train.jsonl --language embedded/smollm2-135m-instruct --encoder tf_efficientnet_lite0
         mmpeft check train.jsonl --fix clean.jsonl --pictures samples.png
         mmpeft check scans.jsonl --image.scale window:40:400 --image.max_pixels 170000000
 
     Args:
-        data: data files or folders, as in the configs' data.train.
+        data: data files or folders, as in the configs' data.train; with --config by default those that it names.
+        config: the YAML of a fit, which then says all that the options below say of how data and images are read, up to
+            fix and pictures.
         image_root: folder that image paths start from; by default the data file's.
         task: identifier for rows that have none.
         columns: as data.columns, such as "{image: img_name, answer: response}".
@@ -89,6 +94,27 @@ def check(
         fix: a new JSONL file for what is good; what is not is written to NAME.quarantine.jsonl with the reasons.
         pictures: a PNG file for 12 random rows as the model sees them.
     """
+    if config is not None:
+        _refuse_beside_config(
+            *({"image_root": image_root, "task": task, "columns": columns, "ignore": ignore},),
+            *({"language": language, "template": template, "max_length": max_length, "encoder": encoder},),
+            *(
+                {
+                    "layer": layer,
+                    "image_size": image_size,
+                    "fit": fit,
+                    "max_tiles": max_tiles,
+                    "image": image,
+                },
+            ),
+        )
+        from mmpeft.tools.check_config import check_config
+
+        return check_config(config, data, decode, fix, pictures)
+    if not data:
+        raise RefusedError(
+            "no data is named: mmpeft check FILE_OR_FOLDER..., or --config FIT.yaml for that of a fit"
+        )
     _refuse_settings_of_nothing(encoder, (layer, image_size, fit, max_tiles), language, template, max_length)
     if image and not (decode or encoder or pictures):
         raise RefusedError(
@@ -114,6 +140,18 @@ def check(
     own = Columns(columns or {}, ignore or [])
     readings = [Reading(str(resolve(source)), own, image_root, task) for source in data]
     check_data(readings, own, decode, image, encoders, tokens, fix, pictures)
+
+
+def _refuse_beside_config(*given: dict[str, Any]) -> None:
+    """Raises:
+    RefusedError: a setting of the config is given as an option, too.
+    """
+    parameters = inspect.signature(check).parameters
+    both = [name for own in given for name, value in own.items() if value != parameters[name].default]
+    if both:
+        raise RefusedError(
+            f"--config says how data is read, and {', '.join(f'--{name}' for name in both)} too: leave one of them out"
+        )
 
 
 def _refuse_settings_of_nothing(
@@ -144,12 +182,84 @@ def _made_encoders(names: list[str], how: dict[str, Any], decode: bool) -> list[
     """`VisionEncoder`s without weights; what is to know of each is printed. The annotation does not name them, as the
     parser imports what this file names, and torch with it."""
     from mmpeft.models.vision import VisionConfig, VisionEncoder
-    from mmpeft.tools.encoder_facts import encoder_facts
+    from mmpeft.tools.encoder_facts import print_facts
 
     encoders = [VisionEncoder(VisionConfig(name, **how), load_weights=False) for name in names]
-    for each in encoders:
-        of_tiles = f"; of each tile: {each.tiling.told}" if each.tiling else ""
-        print(f"{each.config.name}: {encoder_facts(each)}{of_tiles}")
-    if not decode:
-        print("--decode false: how large images are, and what an encoder cuts off, is not looked at")
+    print_facts(encoders, decode)
     return encoders
+
+
+def compare(
+    run_a: str,
+    run_b: str,
+    adapter_a: str | None = None,
+    adapter_b: str | None = None,
+    metrics: list[str] | None = None,
+    output: str | None = None,
+) -> None:
+    """Compares two tests of the same questions: is B better than A, by how much, and would more questions tell?
+
+    Tells of every metric that scores single answers both means, their difference with a 95 % interval, a paired test
+    (McNemar's exact one, or sign flips; questions about one image count as one), and how many questions would show
+    such a difference with a power of 80 %. Tests of other questions are refused, with those that differ.
+
+        mmpeft compare runs/lora runs/tfew
+
+    Args:
+        run_a: folder that `mmpeft test` wrote its results into: a run directory, or one of its tests/.
+        run_b: the same of the other.
+        adapter_a: which finetune, where several were tested.
+        adapter_b: the same of the other.
+        metrics: by name, as [exact_match,anls]; by default those that fit.
+        output: file to write the figures to, as JSON.
+    """
+    from pathlib import Path
+
+    from mmpeft.evaluation.compare_runs import compare_tests, read_test
+    from mmpeft.evaluation.compare_table import as_data, print_comparison
+    from mmpeft.files import write_json
+
+    compared = compare_tests(read_test(run_a, adapter_a), read_test(run_b, adapter_b), metrics)
+    print_comparison(compared)
+    if output is not None:
+        write_json(Path(output), as_data(compared))
+
+
+def init(
+    *,
+    data: str | None = None,
+    base: str | None = None,
+    goal: Literal["answer", "keep", "few", "caption"] | None = None,
+    output: str = "config.yaml",
+    columns: dict[str, str] | None = None,
+    ignore: list[str] | None = None,
+    image_root: str | None = None,
+    start_from: str | None = None,
+    encoder: str | None = None,
+    trial: bool = True,
+) -> None:
+    """Writes a config from three answers: your data, the language model, and what for.
+
+    Looks at all rows as `mmpeft check` does, chooses rank, learning rate, batch and packing, tries four steps, and says
+    how much memory and how many minutes the fit will take here. What is not given is asked for.
+
+        mmpeft init --data data/train.jsonl --goal answer --output mine.yaml
+
+    Args:
+        data: training data, as data.train; val and test beside it are found by their names.
+        base: language model: hub id, local folder, or embedded/smollm2-135m-instruct.
+        goal: answer learns as well as can be (LoRA); keep forgets least (LoRA on the attention); few is for a few
+            examples with choices (T-Few); caption trains the projector alone, stage 1.
+        output: the config.
+        columns: as data.columns, such as "{image: img_name, answer: response}".
+        ignore: as data.ignore, columns to leave out.
+        image_root: as data.image_root, folder that image paths start from.
+        start_from: run of stage 1 to begin from.
+        encoder: timm model, which is fetched; by default the embedded one.
+        trial: false tries no steps, and says neither memory nor time.
+    """
+    from mmpeft.data.layouts.columns import Columns
+    from mmpeft.tools import begin
+
+    own = Columns(columns or {}, ignore or [])
+    begin.init(data, base, goal, output, own, image_root, start_from, encoder, trial)

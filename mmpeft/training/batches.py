@@ -52,6 +52,7 @@ class Batches:
         self.workers, self.skipped = workers, skipped
         self._how = template, features, packing, adapters
         self._train: Loader | None = None
+        self._val: Loader | None = None
 
     def train(self) -> Loader:
         """One loader for the whole training: it knows where it stands."""
@@ -65,9 +66,14 @@ class Batches:
 
     def val(self) -> Loader | list:
         """Empty where no finetune has validation data."""
-        return (
-            make_loader(self.finetunes, "val", *self._how, workers=self.workers, trainer=self.trainer) or []
-        )
+        self._val = make_loader(self.finetunes, "val", *self._how, workers=self.workers, trainer=self.trainer)
+        return self._val or []
+
+    def leave(self, name: str) -> None:
+        """Makes no more batches of a finetune, neither of training nor of validation."""
+        for loader in (self._train, self._val):
+            if isinstance(loader, JointLoader):
+                loader.leave(name)
 
     def some(self, name: str, number: int) -> list[Batch]:
         """The first batches of a finetune's training data, without taking them from its epoch."""
@@ -98,7 +104,8 @@ def make_loader(
         features: of images.
         packing: how examples fill rows and batches.
         adapters: finetune -> the adapter of its rows; None is the base.
-        seed: of the order, and of dropout; None keeps that of the data and leaves ``mix`` and ``max_steps`` out.
+        seed: of the order, and of dropout, where a finetune has none of its own; None keeps that of the data and
+            leaves ``mix`` and ``max_steps`` out.
         cycle: see `JointLoader`.
         workers: threads that make batches ahead, shared out among the finetunes.
         skipped: is told of records that cannot be encoded; None refuses them.
@@ -113,8 +120,9 @@ def make_loader(
             examples = Examples(records, template, finetune.learns_from_choices, split, counted, skipped)
             finetune.keep(split, examples.records)
             mix = finetune.mix if seed is not None else None
+            own = finetune.seed if seed is not None and finetune.seed is not None else seed
             loaders[name] = PackedLoader(
-                *(examples, features, packing, adapters[name], seed, mix, each, share, len(loaders)),
+                *(examples, features, packing, adapters[name], own, mix, each, share, len(loaders)),
                 partial(batches_of_step, trainer),
             )
     if truncated := sum(int(own.counts["truncated"].sum()) for own in counted.values()):

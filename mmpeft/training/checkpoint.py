@@ -78,7 +78,7 @@ def belongs_to(
     order |= {"packing": asdict(data.packing), "train": data.paths["train"], "template": template}
     own = {
         name: {
-            **asdict(finetune.settings),
+            **_settings(finetune.settings),
             "adapter": [
                 {"method": p.method, **vars(p)}
                 for p in (finetune.adapter.parts() if finetune.adapter else [])
@@ -86,6 +86,7 @@ def belongs_to(
             "data": dict(finetune.paths),
             "max_steps": finetune.max_steps,
             "shots_seed": finetune.shots_seed,
+            **({} if finetune.seed is None else {"seed": finetune.seed}),
         }
         for name, finetune in finetunes.items()
     }
@@ -95,6 +96,11 @@ def belongs_to(
         **{"base": started.identity, "begun_from": {"weights": weights}, "language": held, "model": run},
         **{"finetunes": own, "trainer": steps, "data": order, "records": records, "tensors": tensors},
     }
+
+
+def _settings(settings: Any) -> dict[str, Any]:
+    """Without what checkpoints of earlier versions do not have, where it is as it was in them."""
+    return {name: value for name, value in asdict(settings).items() if (name, value) != ("lora_b_ratio", 1.0)}
 
 
 def verify(checkpoint: dict[str, Any], belongs_to: dict[str, Any], answering: bool = False) -> None:
@@ -126,13 +132,29 @@ def verify(checkpoint: dict[str, Any], belongs_to: dict[str, Any], answering: bo
     was, here = saved["belongs_to"], {part: belongs_to[part] for part in saved["belongs_to"]}
     if answering:
         was, here = _of_weights(was), _of_weights(here)
-    lines = differences(was, here, label="the checkpoint has")
+    changed = _changed_data(was, here)
+    lines = differences({**was, "records": {}}, {**here, "records": {}}, label="the checkpoint has") + changed
     if lines:
         shown = "\n".join(lines[:12]) + (f"\n  and {len(lines) - 12} more" if len(lines) > 12 else "")
+        mend = "Put the data back as it was" if lines == changed else "Resume with the run's own settings"
         raise RefusedError(
-            f"the checkpoint does not fit this run:\n{shown}\nResume with the run's own settings, or begin a new "
-            "run from its results with --model.start_from"
+            f"the checkpoint does not fit this run:\n{shown}\n{mend}, or begin a new run from its results with "
+            "--model.start_from"
         )
+
+
+def _changed_data(was: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """A line for each finetune whose files hold something else now, as far as the checkpoint knows what they held."""
+    lines = []
+    for name, held in was.get("records", {}).items():
+        if held != here["records"].get(name):
+            own = here["finetunes"].get(name, {}).get("data", {})
+            files = ", ".join(map(str, own.get("train") or here["data"]["train"]))
+            lines.append(
+                f"  records.{name}: the checkpoint has learnt from other data than there is now in {files}: a row, an "
+                "image or their order has changed"
+            )
+    return lines
 
 
 def verify_end(checkpoint: dict[str, Any], trainer: Any) -> None:

@@ -10,6 +10,7 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from mmpeft.config_files import PRESET_HELP, refuse_key, with_presets
 from mmpeft.errors import RefusedError
 from mmpeft.evaluation.evaluate import EvaluationConfig
 from mmpeft.options import TellsBriefly
@@ -78,6 +79,7 @@ class VisionLanguageCLI(LightningCLI):
             "--run",
             help="run directory, instead of --config and trainer.default_root_dir: its own config.yaml",
         )
+        parser.add_argument("--preset", type=refuse_key, help=PRESET_HELP)
         for name, (commands, text) in OPTIONS.items():
             how = {} if name in WITH_A_VALUE else {"action": "store_true"}
             parser.add_argument(f"--{name}", help=f"of {', '.join(commands)}: {text}", **how)
@@ -87,15 +89,16 @@ class VisionLanguageCLI(LightningCLI):
         """Parses ``arguments`` (the subcommand first) and runs."""
         keep_freed_memory()
         with first_alone_tells():
-            return cls._make(with_sections(of_run(arguments)), run=True, words=arguments)
+            return cls._make(arguments, run=True, words=arguments)
 
     @classmethod
     def parse(cls, arguments: list[str]) -> "VisionLanguageCLI":
         """Parses ``arguments`` and builds model, data and trainer without running or loading anything."""
-        return cls._make(with_sections(of_run(arguments)), run=False)
+        return cls._make(arguments, run=False)
 
     @classmethod
     def _make(cls, arguments: list[str], run: bool, words: list[str] | None = None) -> "VisionLanguageCLI":
+        arguments = with_sections(of_run(with_presets(arguments)))
         check_config_files(arguments)
         register()
         for expected in EXPECTED_WARNINGS:

@@ -48,6 +48,10 @@ class FinetuneConfig:
     """Which few-shot examples it trains on, where data.shots is given."""
     choice_losses: ChoiceLosses | None = None
     """Weights of what it learns from wrong choices."""
+    lora_b_ratio: float | None = None
+    """Of LoRA's B, in multiples of its A's learning rate."""
+    seed: int | None = None
+    """Start of its adapter, order of its data, and what dropout drops; a fresh projector starts as the run's."""
 
 
 @dataclass
@@ -60,6 +64,7 @@ class Settings:
     schedule: Schedule = "cosine"
     warmup: float = 0.03
     choice_losses: ChoiceLosses = field(default_factory=ChoiceLosses)
+    lora_b_ratio: float = 1.0
     where: InitVar[str] = "model"
     """Section of the config, for errors."""
 
@@ -69,6 +74,8 @@ class Settings:
                 raise RefusedError(
                     f"{where}.{name} is {getattr(self, name)}; it must be a number of at least 0"
                 )
+        if not 0 < self.lora_b_ratio < math.inf:
+            raise RefusedError(f"{where}.lora_b_ratio is {self.lora_b_ratio}; it must be a number above 0")
         if not 0 <= self.warmup <= 1:
             raise RefusedError(f"{where}.warmup is {self.warmup}; it is a share of the steps, from 0 to 1")
 
@@ -85,6 +92,7 @@ class Finetune:
     """Its own data files, where they are not the run's."""
     max_steps: int | None = None
     shots_seed: int | None = None
+    seed: int | None = None
     records: dict[Split, Sequence[Record]] = field(default_factory=dict)
     """What it trains on and is asked, once that was read."""
     mix: list[tuple[int, float]] | None = None
@@ -113,9 +121,13 @@ class Finetune:
         """Takes hold of its slots."""
         adapter: list[Slice] = []
         if self.adapter is not None:
+            seconds = {(part.method, part.second_factor) for part in self.adapter.parts()}
             for _, stack, slot in model.bank.places(self.name):
                 adapter += [
-                    Slice(parameter, slot, stack.origin, stack.own_dims(key, slot), stack.of_images)
+                    Slice(
+                        *(parameter, slot, stack.origin, stack.own_dims(key, slot), stack.of_images),
+                        is_second_factor=(stack.method, key) in seconds,
+                    )
                     for key, parameter in stack.named_parameters()
                 ]
         slot = model.projector_slots.get(self.name, 0)
@@ -137,6 +149,7 @@ def make_finetunes(
         RefusedError: both ways of naming them are used, or none is named.
     """
     if adapters is None:
+        _check_ratio(adapter, defaults, "model")
         return {adapter_name: Finetune(adapter_name, adapter, defaults)}
     if adapter is not None or not adapters:
         raise RefusedError(
@@ -153,6 +166,7 @@ def _finetune(name: str, config: FinetuneConfig, defaults: Settings) -> Finetune
     for each in fields(Settings):
         own = getattr(config, each.name)
         settings[each.name] = getattr(defaults, each.name) if own is None else own
+    _check_ratio(config.adapter, trains := Settings(**settings), where)
     given: dict[Split, str | list[str] | None] = {
         "train": config.train,
         "val": config.val,
@@ -161,4 +175,17 @@ def _finetune(name: str, config: FinetuneConfig, defaults: Settings) -> Finetune
     paths: dict[Split, list[str]] = {
         split: [path] if isinstance(path, str) else path for split, path in given.items() if path is not None
     }
-    return Finetune(name, config.adapter, Settings(**settings), paths, config.max_steps, config.shots_seed)
+    return Finetune(*(name, config.adapter, trains, paths, config.max_steps, config.shots_seed, config.seed))
+
+
+def _check_ratio(adapter: AdapterConfig | None, settings: Settings, where: str) -> None:
+    """Raises:
+    RefusedError: a rate of LoRA's B is given to what has none.
+    """
+    parts = adapter.parts() if adapter else []
+    if settings.lora_b_ratio != 1 and not any(part.second_factor for part in parts):
+        named = ", ".join(type(part).__name__ for part in parts) or "no adapter"
+        raise RefusedError(
+            f"{where}.lora_b_ratio is {settings.lora_b_ratio:g}, the rate of LoRA's B in multiples of A's, but the "
+            f"finetune has {named}: take a LoraConfig, or leave the ratio at 1"
+        )

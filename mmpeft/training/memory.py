@@ -193,6 +193,10 @@ def _collated(rows: Sequence[PackedRow], adapter: str | None, features: FeatureC
 class MemoryTold(L.Callback):
     """Says as a fit begins how much memory it will need."""
 
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        """What it said."""
+
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
@@ -221,6 +225,7 @@ class MemoryTold(L.Callback):
         )
         if batch.features is not None and not _all_held(loader, features):
             lines.append("  not in it, as it is not known: the encoder, which runs beside the steps")
+        self.lines = lines
         print("\n".join(lines), file=sys.stderr)
 
 

@@ -26,6 +26,7 @@ from mmpeft.runs.manifest import LEAST_NEW_TOKENS
 from mmpeft.training import checkpoint
 from mmpeft.training.batches import Batches, ends_by_steps, total_steps
 from mmpeft.training.cache_use import fill_cache, leave_out_undecodable
+from mmpeft.training.compiled_steps import Compile, CompiledSteps
 from mmpeft.training.datamodule import VisionLanguageData, all_records, refuse_images, require_some_image
 from mmpeft.training.finetune import FinetuneConfig, Schedule, Settings, Split, make_finetunes
 from mmpeft.training.objectives import ChoiceLosses
@@ -66,6 +67,9 @@ class VisionLanguageModule(L.LightningModule):
         warmup: share of the steps over which they rise from zero.
         optimizer: "adamw", or T-Few's "adafactor", which scales steps by the size of what they change.
         choice_losses: weights of T-Few's losses on examples that carry choices, beside the right answer's loss.
+        compile: whether steps are compiled (torch.compile): true, false, or "auto", where it pays within the run. The
+            fit begins with a trial and says what it costs and saves.
+        lora_b_ratio: learning rate of LoRA's B in multiples of that of its A; LoRA+ is 16.
         seed: start of the adapter and of a fresh projector.
     """
 
@@ -86,11 +90,14 @@ class VisionLanguageModule(L.LightningModule):
         warmup: float = 0.03,
         optimizer: Literal["adamw", "adafactor"] = "adamw",
         choice_losses: ChoiceLosses = ChoiceLosses(),  # noqa: B008
+        compile: Compile = False,
+        lora_b_ratio: float = 1.0,
         seed: int = 0,
     ):
         super().__init__()
         defaults = Settings(
-            learning_rate, projector_learning_rate, weight_decay, schedule, warmup, choice_losses
+            *(learning_rate, projector_learning_rate, weight_decay, schedule, warmup, choice_losses),
+            lora_b_ratio,
         )
         self.finetunes = make_finetunes(adapter, adapter_name, adapters, defaults)
         if start_adapter is not None and start_from is None:
@@ -98,6 +105,7 @@ class VisionLanguageModule(L.LightningModule):
         self.language, self.vision, self.optimizer, self.seed = language, vision, optimizer, seed
         self.train_projector = train_projector and vision is not None
         self.start_from, self.start_adapter = start_from, start_adapter
+        self.compiled_steps = CompiledSteps(compile)
         self.evaluation_config = EvaluationConfig()
         """How a test answers and measures; the command line sets it from the section ``test:``."""
         self.results: Path | None = None
@@ -179,6 +187,9 @@ class VisionLanguageModule(L.LightningModule):
         }
 
     # -- training -------------------------------------------------------------------------------------------
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        return [self.compiled_steps]
 
     def on_fit_start(self) -> None:
         # Lightning keeps each module in the mode that it has, so the dropout of adapters would stay off.

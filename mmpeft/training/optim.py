@@ -30,6 +30,8 @@ class Slice(NamedTuple):
     its steps others than alone."""
     of_images: bool = False
     """Whether it takes part in rows with images alone."""
+    is_second_factor: bool = False
+    """Whether it is a LoRA's B, which LoRA+ trains faster than A."""
 
     def of(self, tensor: Tensor) -> Tensor:
         """The part of ``tensor``, which is the Parameter or its gradient."""
@@ -77,16 +79,22 @@ class SlotParameters:
                 view.grad = part.of(part.parameter.grad).mul_(1 / tokens)
 
     def groups(
-        self, learning_rate: float, projector_learning_rate: float, weight_decay: float
+        self,
+        learning_rate: float,
+        projector_learning_rate: float,
+        weight_decay: float,
+        lora_b_ratio: float = 1.0,
     ) -> list[dict[str, Any]]:
-        """Parameter groups for an optimiser, those of one origin together."""
-        found: dict[tuple[str, float], dict[str, Any]] = {}
+        """Parameter groups for an optimiser, those of one origin and rate together."""
+        found: dict[str, dict[str, Any]] = {}
         parts = [(view, "adapter", learning_rate) for view in self.adapter]
         parts += [(view, "projector", projector_learning_rate) for view in self.projector]
-        for (view, part, rate), (_, _, origin, *_) in zip(parts, self._slices, strict=True):
-            name = f"{self.name} {part}" + (f" from {origin:g}" if origin else "")
-            settings = {"lr": rate, "weight_decay": weight_decay, "name": name, "origin": origin}
-            found.setdefault((part, origin), {"params": [], **settings})["params"].append(view)
+        for (view, part, rate), own in zip(parts, self._slices, strict=True):
+            faster = own.is_second_factor and lora_b_ratio != 1
+            name = f"{self.name} {part}" + (f" from {own.origin:g}" if own.origin else "") + ", B" * faster
+            rate *= lora_b_ratio if faster else 1
+            settings = {"lr": rate, "weight_decay": weight_decay, "name": name, "origin": own.origin}
+            found.setdefault(name, {"params": [], **settings})["params"].append(view)
         return list(found.values())
 
     def norm(self) -> Tensor | None:
@@ -219,7 +227,8 @@ def make_optimizer(
     groups, factors = [], []
     for parameters, setting, steps in finetunes:
         factor = warmup_then(setting.schedule, setting.warmup, steps)
-        own = parameters.groups(setting.learning_rate, setting.projector_learning_rate, setting.weight_decay)
+        rates = setting.learning_rate, setting.projector_learning_rate
+        own = parameters.groups(*rates, setting.weight_decay, setting.lora_b_ratio)
         groups += own
         # by the finetune's own steps: one that sat a step out goes on where it was
         factors += [lambda _, own=parameters, factor=factor: factor(own.steps)] * len(own)

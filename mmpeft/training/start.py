@@ -226,7 +226,7 @@ def add_adapters(
     Args:
         model: holds the loaded ones already.
         finetunes: all of the run.
-        seed: start of the fresh ones.
+        seed: start of the fresh ones that have none of their own.
         some_batches: (finetune, number) -> training data, for methods that choose their places by it.
         source: where the loaded ones come from, for the error.
         answering: whether nothing is to be trained.
@@ -247,7 +247,8 @@ def add_adapters(
     for part in (part for config in new.values() for part in bank.plan(config)):
         part.config.check_fits([bank.features(path, part.config) for path in part.sites])
     for name, config in new.items():
-        bank.add(name, config, seed)
+        own = finetunes[name].seed
+        bank.add(name, config, seed if own is None else own)
     for parameter in bank.parameters():
         # with adapter: null, a loaded one serves but stays as it is
         parameter.requires_grad_(any(config is not None for config in wanted.values()))

@@ -44,6 +44,8 @@ class AdapterConfig:
     """The name that files, routing and reports use for the method."""
     home: ClassVar[Literal["layers", "inputs"]] = "layers"
     """Whether the method changes layers of the model or what the model reads."""
+    second_factor: ClassVar[str | None] = None
+    """Of its stack, the Parameter that LoRA+ trains faster than the rest; None where there is none."""
     composed: ClassVar[bool] = False
     """Whether it consists of other methods and has no tensors of its own."""
     auto: ClassVar[tuple[Role, ...]] = ROLES

@@ -1,0 +1,119 @@
+"""`mmpeft init`: asks what is not given, looks at data and base, tries some steps, and writes the config."""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmpeft.data.image_tokens import image_tokens
+from mmpeft.data.images.decode import DEFAULT
+from mmpeft.data.layouts.columns import Columns
+from mmpeft.data.sources import Reading
+from mmpeft.errors import RefusedError
+from mmpeft.files import write_whole
+from mmpeft.models.language import positions_of
+from mmpeft.models.vision import VisionConfig, VisionEncoder
+from mmpeft.options import command_line
+from mmpeft.paths import LANGUAGE_MODEL, resolve
+from mmpeft.tools.check_data import check_data
+from mmpeft.tools.new_config import GOALS, Found, make_config, remarks, vision_settings, written
+from mmpeft.tools.targets_table import count_parameters, empty_model
+from mmpeft.tools.token_survey import TokenSurvey
+from mmpeft.training.memory import room
+
+UNLIMITED = 1_000_000
+"""Tokens of a conversation, where the model does not say how many it reads."""
+QUESTIONS = {
+    "data": "Which file or folder holds your training data?",
+    "base": f"Which language model, a hub id or a folder? [{LANGUAGE_MODEL}]",
+    "goal": "What for?\n" + "".join(f"  {name:<8} {what}\n" for name, what in GOALS.items()) + "[answer]",
+}
+DEFAULTS = {"base": LANGUAGE_MODEL, "goal": "answer"}
+
+
+def init(
+    data: str | None,
+    base: str | None,
+    goal: str | None,
+    output: str,
+    columns: Columns,
+    image_root: str | None = None,
+    start_from: str | None = None,
+    encoder: str | None = None,
+    trial: bool = True,
+) -> None:
+    """Writes a config for `mmpeft fit`.
+
+    Args:
+        data, base, goal: None is asked for.
+        output: the file.
+        columns: by which the data are read.
+        image_root: folder of the images.
+        start_from: run of stage 1.
+        encoder: timm model; the embedded one by default.
+        trial: whether some steps are tried, to tell memory and time.
+
+    Raises:
+        RefusedError: an answer that cannot be, data that do not suit, or a file that is there.
+    """
+    if Path(output).exists():
+        raise RefusedError(f"{output} is there already; name another --output")
+    given = {"data": data, "base": base, "goal": goal}
+    answers = {name: _asked(name) if value is None else value for name, value in given.items()}
+    source, language = answers["data"], answers["base"]
+    found = look(source, language, columns, image_root, encoder)
+    run = f"runs/{Path(output).stem}"
+    config = make_config(source, language, answers["goal"], found, run, start_from, encoder)
+    further: dict[str, Any] = {
+        "columns": dict(columns.mapping),
+        "ignore": sorted(columns.ignored),
+        "image_root": image_root,
+    }
+    config["data"] |= {name: value for name, value in further.items() if value}
+    told = [*remarks(config, found, answers["goal"])]
+    if trial:
+        told += _tried(config, output)
+    write_whole(Path(output), written(config, output, told))
+    print("\n".join(told))
+    print(f"{output} is written; next: {command_line('fit', '--config', output)}")
+
+
+def look(data: str, base: str, columns: Columns, image_root: str | None, encoder: str | None) -> Found:
+    """Reads all rows as `mmpeft check` does, without decoding images.
+
+    Raises:
+        RefusedError: what `mmpeft check` refuses; columns that are not known are told with a proposal.
+    """
+    parameters, positions = count_parameters(empty_model(resolve(base))), positions_of(resolve(base))
+    seen = VisionEncoder(VisionConfig(**vision_settings(encoder)), load_weights=False)
+    tokens = TokenSurvey(resolve(base), "minigpt", positions or UNLIMITED, image_tokens(seen))
+    reading = Reading(str(resolve(data)), columns, image_root)
+    (checked,) = check_data([reading], columns, decode=False, config=DEFAULT, tokens=tokens)
+    count = sum(tokens.lengths.values())
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Found(
+        *(checked.facts, checked.images, parameters, max(tokens.lengths)),
+        *(positions, tokens.ranked == count, room(device)),
+    )
+
+
+def _asked(name: str) -> str:
+    """Raises:
+    RefusedError: nobody is there to be asked.
+    """
+    if not sys.stdin.isatty():
+        raise RefusedError(f"--{name} is not given: {QUESTIONS[name].splitlines()[0]}")
+    answer = input(f"{QUESTIONS[name]} ").strip() or DEFAULTS.get(name, "")
+    return answer or _asked(name)
+
+
+def _tried(config: dict[str, Any], output: str) -> list[str]:
+    from mmpeft.tools.trial import try_config
+
+    print("trying some steps of it, for memory and time")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, Path(output).name)
+        path.write_text(written(config, output, []))
+        return try_config(str(path)).told
