@@ -59,6 +59,8 @@ def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
         ]
         for row in rows
     ]
+    from mmpeft.reporting.tables import markdown_table
+
     return markdown_table(head, cells, ["---", *["---:"] * (len(head) - 1)])
 
 

@@ -20,8 +20,8 @@ def progress_bar(what: str, unit: str, total: int, done: int = 0) -> Iterator[Ca
         done: before.
     """
     if sys.stderr.isatty():
-        with _bar(what, unit, total, done) as update:
-            yield update
+        with _bar(what, unit, total, done) as shown:
+            yield shown
         return
     first, begun, last, told = done, time.monotonic(), time.monotonic(), done
 

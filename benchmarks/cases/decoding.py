@@ -74,12 +74,17 @@ class Prompts:
         return answers(self.model, self.batch(owners), tokens)
 
     def generated(self, tokens: int) -> Callable[[], Any]:
-        """The same by transformers, of rows padded on the left."""
-        width = max(len(own.ids) for own in self.prompts)
-        ids = torch.tensor([[0] * (width - len(own.ids)) + own.ids for own in self.prompts])
-        mask = torch.tensor([[0] * (width - len(own.ids)) + [1] * len(own.ids) for own in self.prompts])
-        how = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
-        return lambda: self.theirs.generate(input_ids=ids, attention_mask=mask, **how)
+        """The same by transformers, of its base."""
+        return generated(self.theirs, self.prompts, tokens)
+
+
+def generated(model: Any, prompts: list[Encoded], tokens: int) -> Callable[[], Any]:
+    """So many tokens by transformers, of rows padded on the left."""
+    width = max(len(own.ids) for own in prompts)
+    ids = torch.tensor([[0] * (width - len(own.ids)) + own.ids for own in prompts])
+    mask = torch.tensor([[0] * (width - len(own.ids)) + [1] * len(own.ids) for own in prompts])
+    how = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
+    return lambda: model.generate(input_ids=ids, attention_mask=mask, **how)
 
 
 def built() -> MultimodalModel:

@@ -1,10 +1,13 @@
 """Hashes that were met: a few bytes each, and of very many a file. A million ids or paths as text, or as a set of
 Python's, would take 100 MB."""
 
-import sqlite3
 from array import array
 from bisect import bisect_left
 from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sqlite3 import Cursor
 
 RECENT = 2**15
 """Hashes that are held as a set, at least; more than a sixteenth of all are never, so that sorting stays linear."""
@@ -60,8 +63,10 @@ class HashSet:
         return self._file.execute("INSERT OR IGNORE INTO met VALUES (?)", (own,)).rowcount > 0
 
     @cached_property
-    def _file(self) -> sqlite3.Cursor:
+    def _file(self) -> "Cursor":
         """A nameless file that goes with the process; nobody reads it after that, so that nothing need be safe."""
+        import sqlite3  # here, as few data sets are so large
+
         file = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         for setting in (f"cache_size = -{CACHE_KB}", "journal_mode = OFF", "synchronous = OFF"):
             file.execute(f"PRAGMA {setting}")

@@ -50,7 +50,10 @@ class CompiledLayers:
 
     def __init__(self, reader: LanguageReader, bank: AdapterBank, backend: str = "inductor"):
         _check_dense(reader.language_model)
-        self._forwards = [(layer.base, _traced(layer)) for layer in bank.layers.values()]
+        layers = [
+            layer for layer in bank.layers.values() if isinstance(layer, AdaptedForward)
+        ]  # not of experts
+        self._forwards: list[tuple[nn.Module, Any]] = [(layer.base, _traced(layer)) for layer in layers]
         adapted = {id(module) for module, _ in self._forwards}
         for module in _parts(reader):
             if id(module) not in adapted:

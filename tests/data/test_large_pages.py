@@ -119,7 +119,8 @@ def test_what_is_unpacked_in_pieces_is_what_pyarrow_unpacks(codec, parts):
 
 @pytest.mark.parametrize("codec", sorted(UNPACKED))
 def test_more_is_unpacked_than_is_held(codec):
-    data = b"".join(os.urandom(70_000) + bytes(90_000) for _ in range(20))
+    mixed = b"".join(os.urandom(70_000) + bytes(90_000) for _ in range(20))
+    data = mixed + os.urandom(5 * page_codecs.HELD) + bytes(5 * page_codecs.HELD)
     found = list(UNPACKED[codec](io.BytesIO(packed(data, codec)), len(data)))
     assert b"".join(found) == data
     assert len(found) > 2

@@ -55,14 +55,13 @@ def unsnapped(file: BinaryIO, left: int) -> Iterator[bytes]:
         kind, size = tag & 3, tag >> 2
         if kind == 0:
             size = int.from_bytes(file.read(size - 59), "little") if size >= 60 else size
-            recent += file.read(size + 1)
-            left -= size + 1
+            size += 1
+            yield from _read(file, recent, size)
         else:
             back = int.from_bytes(file.read((1, 2, 4)[kind - 1]), "little")
             back, size = (back | tag >> 5 << 8, (size & 7) + 4) if kind == 1 else (back, size + 1)
-            _copy(recent, back, size)
-            left -= size
-        yield from _beyond_window(recent)
+            yield from _copy(recent, back, size)
+        left -= size
     yield bytes(recent)
 
 
@@ -72,14 +71,13 @@ def unpacked_lz4(file: BinaryIO, left: int) -> Iterator[bytes]:
     while left > 0:
         token = file.read(1)[0]
         size = _lz4_length(file, token >> 4)
-        recent += file.read(size)
+        yield from _read(file, recent, size)
         left -= size
         if left > 0:
             back = int.from_bytes(file.read(2), "little")
             size = _lz4_length(file, token & 15) + 4
-            _copy(recent, back, size)
+            yield from _copy(recent, back, size)
             left -= size
-        yield from _beyond_window(recent)
     yield bytes(recent)
 
 
@@ -91,13 +89,26 @@ def _lz4_length(file: BinaryIO, size: int) -> int:
     return size
 
 
-def _copy(recent: bytearray, back: int, size: int) -> None:
+def _read(file: BinaryIO, recent: bytearray, size: int) -> Iterator[bytes]:
+    """Appends so many bytes as they stand in the file."""
+    while size:
+        if not (read := file.read(min(size, HELD))):
+            raise ValueError("what is packed ends too early")
+        recent += read
+        size -= len(read)
+        yield from _beyond_window(recent)
+
+
+def _copy(recent: bytearray, back: int, size: int) -> Iterator[bytes]:
     """Appends what lies so far back; it may reach into itself."""
     if not 0 < back <= len(recent):
         raise ValueError("what is packed refers too far back")
-    begin = len(recent) - back
-    copied = bytes(recent[begin : begin + size])
-    recent += (copied * -(-size // len(copied)))[:size]
+    while size:
+        begin, some = len(recent) - back, min(size, HELD)
+        copied = bytes(recent[begin : begin + some])
+        recent += (copied * -(-some // len(copied)))[:some]
+        size -= some
+        yield from _beyond_window(recent)
 
 
 def _beyond_window(recent: bytearray) -> Iterator[bytes]:

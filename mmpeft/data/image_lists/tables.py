@@ -79,8 +79,7 @@ def _read_table(files: Sequence[DataFile], writer: StoreWriter, root: ImageRoot)
             if image is not None and not seen.add(hash(image)):
                 repeated += 1
                 continue
-            is_named = isinstance(image, str)
-            names.append(os.path.relpath(image, root.folder) if is_named else where)
+            names.append(os.path.relpath(image, root.folder) if isinstance(image, str) else where)
             ids.append(None if own is None else str(own))
             writer.add(
                 Record(id="", images=[] if image is None else [image], turns=[], task=None, where=where)

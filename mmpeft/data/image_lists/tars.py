@@ -21,7 +21,9 @@ class Tar(Part):
     """
 
     def __init__(self, path: str, prefix: str, left: Counter[str]):
-        self.path, self.names, self._places = path, [], []
+        self.path = path
+        self.names: list[str] = []
+        self._places: list[tuple[int, int]] = []
         try:
             with tarfile.open(path, "r:") as tar:
                 while (member := tar.next()) is not None:

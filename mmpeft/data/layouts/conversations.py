@@ -97,7 +97,7 @@ def split_system(turns: list[Turn]) -> tuple[str | None, list[Turn]]:
     """
     system = turns[0][1] if turns and turns[0][0] == "system" else None
     rest = turns if system is None else turns[1:]
-    if any(role == "system" for role, _ in rest):
+    if "system" in [role for role, _ in rest]:
         raise DataError("found a system turn that is not the first; move its text there, or drop the row")
     return (system if system and system.strip() else None), rest
 

@@ -59,7 +59,7 @@ class Task:
     @property
     def asks(self) -> list[str | None]:
         """The questions; None is a caption."""
-        questions = list(self.question or ())
+        questions: list[str | None] = list(self.question or ())
         return [None, *questions] if self.captions or not questions else questions
 
 
