@@ -145,7 +145,7 @@ def test_a_command_does_not_look_for_garbage_among_the_libraries():
         ("compare-prompting", "--shots [1,4]", "--shots [1,4]"),
         ("compare-methods", "--limit-test 5 --start-from=a-b", "--limit_test 5 --start_from=a-b"),
         ("combine", "r --weights 0.5 -0.5", "r --weights=[0.5,-0.5]"),
-        ("caption", "--no-such-option 1", "--no-such-option 1"),
+        ("caption", "--no-such-option 1", "[] --no-such-option 1"),
         ("check", "a b --decode false", '["a", "b"] --decode false'),
         ("check", "--config fit.yaml", "[] --config fit.yaml"),
         ("check", "--config=fit.yaml a", '["a"] --config=fit.yaml'),
