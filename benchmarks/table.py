@@ -14,6 +14,7 @@ END = "<!-- end of the cases -->"
 
 MORE = {
     "loss": "last loss",
+    "usual": "median",
     "added_gb": "GB beside all weights",
     "weights_gb": "GB of the base",
     "of_peak": "of the peak",
@@ -25,7 +26,6 @@ def write_table(case: str, what: str, command: str, rows: Sequence[Mapping[str, 
     """Puts a case's table in the place of its last one."""
     # here, as `versus` starts the cases with packages that have neither yet
     from mmpeft.files import write_whole
-    from mmpeft.reporting.tables import markdown_table
 
     path = ROOT / DOCUMENT
     begin, end = f"<!-- {case} -->", f"<!-- end of {case} -->"
@@ -59,6 +59,8 @@ def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
         ]
         for row in rows
     ]
+    from mmpeft.reporting.tables import markdown_table
+
     return markdown_table(head, cells, ["---", *["---:"] * (len(head) - 1)])
 
 

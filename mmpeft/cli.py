@@ -1,6 +1,7 @@
 """The command line: one table of commands, each a function whose signature and docstring make its options and help."""
 
 import atexit
+import functools
 import gc
 import inspect
 import json
@@ -18,6 +19,7 @@ from mmpeft.errors import RefusedError, told
 from mmpeft.experiments import commands as experiments
 from mmpeft.experiments.compare_methods import compare_methods
 from mmpeft.experiments.few_shot import few_shot
+from mmpeft.inference import commands as inference
 from mmpeft.options import TellsBriefly
 from mmpeft.runs import commands as runs
 from mmpeft.samples import prepare
@@ -38,7 +40,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": commands.predict,
     "compare": tools.compare,
     "ask": commands.ask,
-    "caption": commands.caption,
+    "caption": inference.caption,
+    "join-captions": inference.join_captions,
     "serve": commands.serve,
     "merge": runs.merge,
     "export": runs.export,
@@ -104,17 +107,18 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _stop_by_signals(command: str) -> None:
-    """Ctrl-C and SIGTERM end the program with a line, at once: raised as an exception while the libraries are imported,
-    they leave pages of traceback or abort. A fit and a test have handlers of their own (`training/interruption.py`)."""
+    """Ctrl-C, SIGTERM and SIGUSR1 end the program with a line, at once: raised as an exception while the libraries are
+    imported, they leave pages of traceback or abort. A fit and a test have handlers of their own
+    (`training/interruption.py`)."""
     kept = "; what was written is whole, and the same command goes on from it" if command in GO_ON else ""
 
     def stop(number: int, _: Any) -> None:
         with suppress(RuntimeError, OSError):  # it may be in the middle of writing
             sys.stdout.flush()
         os.write(2, f"\n{signal.Signals(number).name}: stopped{kept}\n".encode())
-        os._exit(128 + number)
+        os._exit(130 if number == signal.SIGINT else 143)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, stop)
 
 
@@ -139,8 +143,20 @@ def _run(function: Callable[..., Any], words: list[str], program: str) -> None:
     class Parser(TellsBriefly, ArgumentParser):
         """Without pages of usage."""
 
+        def parse_args(self, *given: Any, **how: Any) -> Any:
+            parsed = super().parse_args(*given, **how)
+            kept.update({name: parsed[name] for name in ("config",) if name in parameters})
+            return parsed
+
+    kept: dict[str, Any] = {}
+    """What jsonargparse does not hand on, as it takes the name for its own."""
+
+    @functools.wraps(function)
+    def called(**given: Any) -> Any:
+        return function(**given, **kept)
+
     auto_cli(
-        function,
+        called,
         args=spelt_out(function, words),
         prog=program,
         description=(inspect.getdoc(function) or "").split("\n\nArgs:")[0],
@@ -171,7 +187,7 @@ def spelt_out(function: Callable[..., Any], words: list[str]) -> list[str]:
         if kind is bool and not equals and values[:1] not in (["true"], ["false"]):
             equals, value = "=", "true"
         elif _is_list(kind) and not equals and values and not values[0].startswith("["):
-            equals, value = "=", f"[{','.join(values)}]"
+            equals, value = "=", json.dumps(values) if _is_list(kind, str) else f"[{','.join(values)}]"
             del rest[: len(values)]
         if [option] == positional and (equals or rest):
             spelt.insert(0, value if equals else rest.pop(0))
@@ -183,13 +199,15 @@ def spelt_out(function: Callable[..., Any], words: list[str]) -> list[str]:
 
 
 def _as_one(words: list[str]) -> list[str]:
-    """The words with those that are no option's as one list in front."""
+    """The words with those that are no option's as one list in front, which may be empty."""
     bare, rest = [], []
     for before, word in zip(["", *words], words, strict=False):
         of_option = before.startswith("--") and "=" not in before
         (rest if word.startswith("-") or of_option else bare).append(word)
-    return [bare[0] if bare[0].startswith("[") else json.dumps(bare), *rest] if bare else rest
+    return [bare[0] if bare and bare[0].startswith("[") else json.dumps(bare), *rest]
 
 
-def _is_list(kind: Any) -> bool:
-    return get_origin(kind) is list or any(get_origin(each) is list for each in get_args(kind))
+def _is_list(kind: Any, of: type | None = None) -> bool:
+    """Whether a list may be given; of texts, which may hold commas, or of anything."""
+    lists = [each for each in (kind, *get_args(kind)) if get_origin(each) is list]
+    return bool(lists) and (of is None or get_args(lists[0]) == (of,))

@@ -178,47 +178,6 @@ def serve(
     serve_run(run, adapters or [], host, port, keys, limits, engine)
 
 
-def caption(
-    folder: str,
-    run: str = RUN,
-    output: str = "captions.jsonl",
-    adapter: str | None = None,
-    batch_size: int = 32,
-    overwrite: bool = False,
-    strict: bool = False,
-) -> None:
-    """Captions every image of a folder and of the folders in it; run it again to go on where it stopped.
-
-    One JSON row per image, in the order of the sorted paths:
-
-        {"image": "2024/cat.jpg", "caption": "a cat on a sofa", "adapter": "default"}
-        {"image": "2024/cut.jpg", "error": "'2024/cut.jpg': cannot be decoded (...)"}
-
-    A run without finetunes, which trained the projector alone, writes rows without "adapter".
-
-    Args:
-        folder: folder of images.
-        run: directory that `mmpeft fit` wrote.
-        output: file of JSON lines to write or go on with; <output>.meta.json says what it belongs to.
-        adapter: a finetune of the run, or "base" for the frozen model; the run's first by default.
-        batch_size: images captioned together; may change when going on.
-        overwrite: start again instead of going on.
-        strict: exit with code 1 if an image could not be read.
-    """
-    from filelock import Timeout
-
-    from mmpeft.inference.captioning import caption_folder
-
-    try:
-        unreadable = caption_folder(folder, run, output, adapter, batch_size, overwrite)
-    except Timeout as error:
-        raise RefusedError(
-            f"another run is writing this output: it holds {error.lock_file}; wait for it, or name another --output"
-        ) from None
-    if strict and unreadable:
-        sys.exit(1)
-
-
 def inspect(arguments: list[str]) -> None:
     """Prints packed rows of a run token by token: segments, image features, and which tokens carry loss.
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 FileVersion = tuple[int, int, int, int]
 """(bytes, time of change in ns, time of change of the state in ns, inode)"""
@@ -104,10 +105,10 @@ def whole_folder(path: Path, num_bytes: int) -> Iterator[Path]:
 @contextmanager
 def _in_place_of(path: Path, num_bytes: int, remove: Callable[[Path], object]) -> Iterator[Path]:
     """Inside, what is yielded is made, which takes the place of ``path`` at the end, or is removed after an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    require_space(path, num_bytes)
     unfinished = path.with_name(f".{path.name}.part")
     with told_if_full(path, num_bytes):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        require_space(path, num_bytes)
         try:
             yield unfinished
         except BaseException:
@@ -133,13 +134,19 @@ def told_if_full(path: Path, num_bytes: int) -> Iterator[None]:
     """Inside, so many bytes are written to a file.
 
     Raises:
-        RefusedError: there is no room for them; the system itself names no file.
+        RefusedError: there is no room for them, or they may not be written; the system itself names no file, or ours
+            that is not finished.
     """
     try:
         yield
     except Exception as error:
         if is_full(error):
             raise no_space(path, num_bytes) from error
+        if isinstance(error, OSError) and error.errno in READ_ONLY:
+            raise RefusedError(
+                f"{path} cannot be written: {error.strerror} ({size_in_words(num_bytes)} are needed). What was there "
+                "is kept: make its folder writable, then go on"
+            ) from error
         raise
 
 
@@ -154,11 +161,15 @@ def require_space(path: Path, wanted: int) -> None:
 def no_space(path: Path, wanted: int) -> RefusedError:
     """For a file of so many bytes that cannot be written."""
     free = shutil.disk_usage(path.parent).free
-    needed = f"{wanted / 1e6:,.1f} MB" if wanted >= 1e5 else f"{wanted:,} bytes"
     return RefusedError(
-        f"{path}: no space left on its disk, or beyond a limit on files: {needed} are needed, "
+        f"{path}: no space left on its disk, or beyond a limit on files: {size_in_words(wanted)} are needed, "
         f"{free / 1e6:,.1f} MB are free. What was there is kept: make room, then go on"
     )
+
+
+def size_in_words(size: int) -> str:
+    """Bytes, for people."""
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size:,} bytes"
 
 
 def is_full(error: BaseException | None) -> bool:

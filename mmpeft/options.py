@@ -14,6 +14,10 @@ UNKNOWN = re.compile(r"unrecognized arguments: (?P<words>.+)|does not accept opt
 """The parsers' own words for an option that they do not have, on the command line and in a config."""
 
 
+MMPEFT = ("-c", "from mmpeft.cli import main; main()")
+"""Arguments of Python that start `mmpeft`."""
+
+
 def command_line(*words: object) -> str:
     """A command of ours that can be pasted into a shell, whatever is in its paths."""
     return shlex.join(["mmpeft", *map(str, words)])

@@ -83,7 +83,7 @@ REFUSED = [
     (["ask", "what?", "--choices", "red"], "--choices: choices must be at least two different"),
     (["ask", " "], "the question is empty; write one"),
     (["ask", "what?", "--max_new_tokens", "0"], "--max_new_tokens is 0; it must be at least 1"),
-    (["caption", "gone"], "gone is no folder; name the one that holds the images"),
+    (["caption", "gone"], "gone is no folder and no file; name the folder that holds the images"),
     (["caption", ".", "--adapter", "nobody"], "no finetune 'nobody'; there are: default, base"),
 ]
 
@@ -137,18 +137,22 @@ def test_a_command_does_not_look_for_garbage_among_the_libraries():
 @pytest.mark.parametrize(
     ("command", "words", "wanted"),
     [
-        ("caption", "photos --strict --run r", "photos --strict=true --run r"),
-        ("caption", "--overwrite photos", "--overwrite=true photos"),
-        ("caption", "--overwrite false photos", "--overwrite false photos"),
+        ("caption", "photos --strict --run r", '["photos"] --strict=true --run r'),
+        ("caption", "--overwrite photos", '["photos"] --overwrite=true'),
+        ("caption", "--overwrite false photos", '["photos"] --overwrite false'),
+        ("caption", "photos --adapter a,b --run r", '["photos"] --adapter=["a,b"] --run r'),
         ("compare-prompting", "--shots 1 4 16 --run r", "--shots=[1,4,16] --run r"),
         ("compare-prompting", "--shots [1,4]", "--shots [1,4]"),
         ("compare-methods", "--limit-test 5 --start-from=a-b", "--limit_test 5 --start_from=a-b"),
         ("combine", "r --weights 0.5 -0.5", "r --weights=[0.5,-0.5]"),
         ("caption", "--no-such-option 1", "--no-such-option 1"),
+        ("check", "a b --decode false", '["a", "b"] --decode false'),
+        ("check", "--config fit.yaml", "[] --config fit.yaml"),
+        ("check", "--config=fit.yaml a", '["a"] --config=fit.yaml'),
     ],
 )
 def test_options_may_be_written_as_people_write_them(command, words, wanted):
-    assert spelt_out(COMMANDS[command], words.split()) == wanted.split()
+    assert " ".join(spelt_out(COMMANDS[command], words.split())) == wanted
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mmpeft.progress_bar import progress_bar
+from mmpeft.progress_bar import in_words, progress_bar
 
 
 @pytest.fixture
@@ -24,7 +24,20 @@ def test_a_log_gets_a_line_every_ten_seconds_and_the_end(seconds, capsys):
             update(100)
     told = capsys.readouterr().err.splitlines()
     assert told == [
-        f"encoding images: {done} of 2,000 images" for done in ("1,300", "1,600", "1,900", "2,000")
+        "encoding images: 1,300 of 2,000 images, 25.0 images/s, 28 s left",
+        "encoding images: 1,600 of 2,000 images, 25.0 images/s, 16 s left",
+        "encoding images: 1,900 of 2,000 images, 25.0 images/s, 4 s left",
+        "encoding images: 2,000 of 2,000 images, 25.0 images/s",
+    ]
+
+
+def test_lengths_of_time():
+    assert [in_words(own) for own in (4, 89, 90, 5000, 11_100)] == [
+        "4 s",
+        "89 s",
+        "2 min",
+        "83 min",
+        "3 h 5 min",
     ]
 
 

@@ -253,7 +253,11 @@ def test_a_config_begins_with_the_command_that_runs_it(path: Path):
 def test_quickstart_in_a_fresh_clone(tmp_path):
     subprocess.run(["git", "clone", "-q", ".", str(tmp_path / "clone")], check=True)
     done = subprocess.run(
-        ["make", "--no-print-directory", "quickstart"], cwd=tmp_path / "clone", check=True, capture_output=True, text=True
+        ["make", "--no-print-directory", "quickstart"],
+        cwd=tmp_path / "clone",
+        check=True,
+        capture_output=True,
+        text=True,
     )
     last = done.stdout.strip().splitlines()[-1]
     match = re.fullmatch(r"quickstart: accuracy=(\S+) questions=(\d+) minutes=\S+", last)

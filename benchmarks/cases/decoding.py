@@ -22,7 +22,7 @@ from mmpeft.models.multimodal import MultimodalModel
 
 NO_TOKEN = -1
 LENGTHS = {"paragraphs of 64 tokens": 64, "answers of 4 tokens": 4}
-THEIRS = "transformers' generate, base"
+OURS, THEIRS = "mmpeft, eight finetunes", "transformers' generate, base"
 
 
 def decoding(rows: int = 32, seed: int = 0) -> Iterator[Race]:
@@ -32,42 +32,71 @@ def decoding(rows: int = 32, seed: int = 0) -> Iterator[Race]:
         rows: of the batch.
         seed: of prompts and weights.
     """
-    model, bare = (build_model(LanguageConfig(), None).eval() for _ in range(2))
-    for each in (model, bare):
-        check_language_model(each)  # how it is read
-    for name in names(8):
-        model.bank.add(name, METHODS["LoRA q,v"][0])
-    fill(model.bank, names(8), seed)
-    draw = random.Random(seed)
-    prompts = [prompt(draw, draw.randint(16, 128)) for _ in range(rows)]
+    prompts, bare = Prompts(rows, seed), built()
+    draw = random.Random(seed + 1)
     several = [pack(about_an_image(draw, 4)) for _ in range(rows // 4)]
     features = torch.randn(len(several), 1, 1, generator=torch.Generator().manual_seed(seed))
-    plain, nobody = [pack([own]) for own in prompts], [None] * rows
-    mixed = collate(plain, None, [names(8)[row % 8] for row in range(rows)])
-    alone, packed = collate(plain, None, nobody), collate(several, features, nobody[: len(several)])
-    theirs = base()
+    alone = prompts.batch([None] * rows)
+    packed = collate(several, features, [None] * len(several))
     for title, tokens in LENGTHS.items():
         runs: dict[str, Run] = {
-            "mmpeft, eight finetunes": answers(model, mixed, tokens),
+            OURS: prompts.mixed(tokens),
             "mmpeft, base": answers(bare, alone, tokens),
-            THEIRS: generated(theirs, prompts, tokens),
+            THEIRS: prompts.generated(tokens),
             "mmpeft, base, four questions a row": answers(bare, packed, tokens),
         }
         yield Race(title, runs, (THEIRS,), "tokens/s", amount=rows * tokens)
 
 
-def answers(model: MultimodalModel, batch: Batch, tokens: int) -> Callable[[], Any]:
-    """Writes so many tokens for every conversation of a batch."""
-    return lambda: generate(model, batch, NO_TOKEN, tokens)
+class Prompts:
+    """Random ones of different lengths, ours with eight finetunes of random weights and transformers' base to write on.
+
+    Args:
+        rows: how many.
+        seed: of prompts and weights.
+    """
+
+    def __init__(self, rows: int, seed: int):
+        self.model, self.theirs = built(), base()
+        for name in names(8):
+            self.model.bank.add(name, METHODS["LoRA q,v"][0])
+        fill(self.model.bank, names(8), seed)
+        draw = random.Random(seed)
+        self.prompts = [prompt(draw, draw.randint(16, 128)) for _ in range(rows)]
+
+    def batch(self, owners: list[str | None]) -> Batch:
+        """A row each."""
+        return collate([pack([own]) for own in self.prompts], None, owners)
+
+    def mixed(self, tokens: int) -> Callable[[], Any]:
+        """Ours writes so many tokens, every row by the next of the finetunes."""
+        owners: list[str | None] = [names(8)[row % 8] for row in range(len(self.prompts))]
+        return answers(self.model, self.batch(owners), tokens)
+
+    def generated(self, tokens: int) -> Callable[[], Any]:
+        """The same by transformers, of its base."""
+        return generated(self.theirs, self.prompts, tokens)
 
 
 def generated(model: Any, prompts: list[Encoded], tokens: int) -> Callable[[], Any]:
-    """The same by transformers, of rows padded on the left."""
+    """So many tokens by transformers, of rows padded on the left."""
     width = max(len(own.ids) for own in prompts)
     ids = torch.tensor([[0] * (width - len(own.ids)) + own.ids for own in prompts])
     mask = torch.tensor([[0] * (width - len(own.ids)) + [1] * len(own.ids) for own in prompts])
     how = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
     return lambda: model.generate(input_ids=ids, attention_mask=mask, **how)
+
+
+def built() -> MultimodalModel:
+    """The embedded language model, with how it is read."""
+    model = build_model(LanguageConfig(), None).eval()
+    check_language_model(model)
+    return model
+
+
+def answers(model: MultimodalModel, batch: Batch, tokens: int) -> Callable[[], Any]:
+    """Writes so many tokens for every conversation of a batch."""
+    return lambda: generate(model, batch, NO_TOKEN, tokens)
 
 
 def prompt(draw: random.Random, length: int) -> Encoded:

@@ -9,6 +9,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import pairwise
 from threading import Thread
 from typing import Any
 
@@ -31,6 +34,7 @@ from mmpeft.inference.self_check import check_language_model
 from mmpeft.inference.tickets import OverloadedError
 from mmpeft.models.build import build_model
 from mmpeft.models.language import LanguageConfig, load_tokenizer
+from mmpeft.models.vision_config import VisionConfig
 
 KINDS: list[AdapterConfig] = [
     LoraConfig(rank=16),
@@ -50,16 +54,22 @@ def live(image_size: int = 224) -> Iterator[Race]:
     Args:
         image_size: pixels of the encoder's side.
     """
+    engine = engine_of(embedded_vision(image_size))
+    yield from images(engine)
+    yield from mixed(engine)
+    yield from adding(engine)
+    yield from overload(engine)
+    yield from thousand(engine)
+
+
+def engine_of(vision: VisionConfig | None) -> Engine:
+    """The embedded model's, with a projector of random weights."""
     torch.manual_seed(0)
-    model = build_model(LanguageConfig(), embedded_vision(image_size)).eval()
+    model = build_model(LanguageConfig(), vision).eval()
     check_language_model(model)  # how it is read
     encoder = model.vision_encoder
     template = Template(load_tokenizer(LanguageConfig().name), encoder.num_tokens)
-    engine = Engine(model, template, FeatureCache(None, encoder))
-    yield from images(engine)
-    yield from mixed(engine)
-    yield from overload(engine)
-    yield from thousand(engine)
+    return Engine(model, template, FeatureCache(None, encoder))
 
 
 def images(engine: Engine) -> Iterator[Race]:
@@ -93,7 +103,7 @@ def images(engine: Engine) -> Iterator[Race]:
 
 
 def mixed(engine: Engine) -> Iterator[Race]:
-    """32 text requests at once, of the base and of eight finetunes of four methods."""
+    """32 text requests at once, of the base alone, and where eight finetunes of four methods are loaded."""
     bank = engine.model.bank
     own = [f"finetune{number}" for number in range(8)]
     for number, name in enumerate(own):
@@ -109,9 +119,11 @@ def mixed(engine: Engine) -> Iterator[Race]:
 
         return run
 
-    with LiveEngine(engine, LiveSettings(prefix_bytes=0)) as live:
+    bare = engine_of(None)
+    with endless(bare) as alone, endless(engine) as live:
         runs = {
-            "base": answer(live, [None] * ROWS),
+            "base": answer(alone, [None] * ROWS),
+            "base, beside eight finetunes of four methods": answer(live, [None] * ROWS),
             "eight finetunes of four methods": answer(live, [own[row % 8] for row in range(ROWS)]),
         }
         title = f"{ROWS} requests of {TOKENS} tokens at once"
@@ -120,8 +132,49 @@ def mixed(engine: Engine) -> Iterator[Race]:
         bank.remove(name)
 
 
+def adding(engine: Engine) -> Iterator[Race]:
+    """The longest that one of 32 answers waits for a token, in steps, when a finetune is added in the middle."""
+    configs: dict[str, AdapterConfig] = {
+        "a LoRA is added": LoraConfig(rank=16),
+        "a T-Few is added": IA3Config(),
+    }
+    with tempfile.TemporaryDirectory() as folder, endless(engine) as live:
+        for title, config in configs.items():
+            saved(engine, config, f"{folder}/{title}")
+
+        def longest(title: str | None) -> float:
+            told: list[list[float]] = [[] for _ in range(ROWS)]  # when each had its pieces, and its end
+
+            def tell(own: list[float], _: Any) -> None:
+                own.append(time.monotonic())
+
+            tickets = [
+                live.submit(text(f"what is at {row}?", None), on_event=partial(tell, own))
+                for row, own in enumerate(told)
+            ]
+            while min(map(len, told)) < 8:
+                time.sleep(0.001)
+            if title is not None:
+                live.load("added", f"{folder}/{title}")
+            for ticket in tickets:
+                assert ticket.result().error is None
+            if title is not None:
+                live.unload("added")
+            gaps = [[after - before for before, after in pairwise(own[7:-1])] for own in told]
+            return max(map(max, gaps)) / statistics.median(gap for own in gaps for gap in own)
+
+        runs = {"nobody comes": lambda: longest(None)}
+        runs |= {title: partial(longest, title) for title in configs}
+        yield Race("longest wait for a token", runs, ("nobody comes",), "steps", measured=True)
+
+
 def overload(engine: Engine) -> Iterator[Race]:
-    """What those wait that were taken in, with as many clients as rows and with ten times as many."""
+    """What those wait that were taken in, with as many clients as rows and with ten times as many, of eight T-Few
+    finetunes."""
+    bank, own = engine.model.bank, [f"finetune{number}" for number in range(8)]
+    for name in own:
+        bank.add(name, IA3Config())
+    fill(bank, own, 0)
 
     def p99(live: LiveEngine, clients: int) -> float:
         waited: list[float] = []
@@ -130,7 +183,7 @@ def overload(engine: Engine) -> Iterator[Race]:
         def client(number: int) -> None:
             while time.monotonic() < ends:
                 try:
-                    ticket = live.submit(text(f"what is at place {number}?", None, 16))
+                    ticket = live.submit(text(f"what is at place {number}?", own[number % 8], 16))
                 except OverloadedError as error:
                     time.sleep(min(error.retry_after, 1))
                 else:
@@ -144,35 +197,58 @@ def overload(engine: Engine) -> Iterator[Race]:
             thread.join()
         return statistics.quantiles(waited, n=100)[-1]
 
-    with LiveEngine(engine, LiveSettings(max_rows=ROWS)) as live:
+    with endless(engine) as live:
         usual = f"{ROWS} clients"
         runs = {usual: lambda: p99(live, ROWS), f"{10 * ROWS} clients": lambda: p99(live, 10 * ROWS)}
         yield Race("99 of 100 admitted requests wait at most", runs, (usual,), measured=True, repeats=2)
+    for name in own:
+        bank.remove(name)
 
 
 def thousand(engine: Engine) -> Iterator[Race]:
-    """The step of a batch of T-Few finetunes when 8 are loaded and when 1,000 are, and what loading one takes."""
-    bank = engine.model.bank
-    bank.add("saved", IA3Config())
-    fill(bank, ["saved"], 0)
-    with tempfile.TemporaryDirectory() as folder, LiveEngine(engine, LiveSettings(prefix_bytes=0)) as live:
-        save_adapter(bank, "saved", folder, "embedded")
+    """The step of a batch of T-Few finetunes beside 8 that are loaded and beside 1,000, and what loading one takes."""
+    stages = {f"{count:,} T-Few finetunes loaded": count for count in (8, 1000)}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        saved(engine, IA3Config(), folder)
+        lives: dict[str, LiveEngine] = {}
+        load_ms: dict[str, float] = {}
+        for title, count in stages.items():
+            live = stack.enter_context(endless(engine_of(None)))
+            lives[title] = live
+            loads: list[float] = []
+            for number in range(count):
+                started = time.monotonic()
+                live.load(f"tfew{number}", folder)
+                loads.append(time.monotonic() - started)
+            load_ms[title] = round(1000 * statistics.median(loads), 1)
 
-        def step() -> float:
+        def step(live: LiveEngine) -> float:
             names = [live.names()[row * len(live.names()) // ROWS] for row in range(ROWS)]
             steps, started = live.statistics()["steps"], time.monotonic()
             for ticket in [live.submit(text("why?", name, 24)) for name in names]:
                 ticket.result()
             return (time.monotonic() - started) / (live.statistics()["steps"] - steps)
 
-        for stage in (8, 1000):
-            loads: list[float] = []
-            while len(live.names()) < stage:
-                started = time.monotonic()
-                live.load(f"tfew{len(live.names())}", folder)
-                loads.append(time.monotonic() - started)
-            facts = {"load_ms": round(1000 * statistics.median(loads), 1)}
-            yield Race(f"{stage} T-Few finetunes", {"a step of 32 rows": step}, measured=True, facts=facts)
+        runs = {title: partial(step, live) for title, live in lives.items()}
+        told = lambda title, _: {"load_ms": load_ms[title]}  # noqa: E731
+        yield Race(f"a step of {ROWS} rows", runs, (next(iter(runs)),), measured=True, told=told)
+
+
+@contextmanager
+def endless(engine: Engine) -> Iterator[LiveEngine]:
+    """A live engine that keeps no prompts, and whose answers end at their length alone."""
+    with LiveEngine(engine, LiveSettings(max_rows=ROWS, prefix_bytes=0)) as live:
+        live._rows.decoder.end_ids.clear()
+        yield live
+
+
+def saved(engine: Engine, config: AdapterConfig, folder: str) -> None:
+    """Writes a finetune of random tensors in PEFT's format."""
+    bank = engine.model.bank
+    bank.add("saved", config)
+    fill(bank, ["saved"], 0)
+    save_adapter(bank, "saved", folder, "embedded")
+    bank.remove("saved")
 
 
 def text(question: str, name: str | None, tokens: int = TOKENS) -> Request:

@@ -175,7 +175,7 @@ class AdapterBank(nn.Module):
             uniform[method] = num_slots == 1 and all(row == 0 for row in rows)
         self.routing.slots, self.routing.uniform = slots, uniform
         self.routing.names, self.routing.owned, self.routing.streams = list(names), owned, []
-        self.routing.gathered = None
+        self.routing.gathered, self.routing.few = None, {}
         invocations = self.invocations(names)
         acts: Tensor | None = None
         if any(invocations) and ids is not None:
@@ -262,7 +262,9 @@ class AdapterBank(nn.Module):
         return parts
 
     def _free_slot(self, method: str) -> int:
-        parts = (part for entry in self.entries.values() for part in entry.parts)
+        parts = (
+            part for entry in [*self.entries.values()] for part in entry.parts
+        )  # others may add meanwhile
         taken = {part.slot for part in parts if part.config.method == method}
         return next(slot for slot in range(len(taken) + 1) if slot not in taken)
 

@@ -76,14 +76,24 @@ class AdaptedForward:
         routed = [(stack, *self._route(stack.method, x)) for stack in self.stacks.values()]
         scaled = x
         for stack, slots, uniform in routed:
-            scaled = stack.on_input(scaled, slots, uniform)
+            if (few := self.routing.few.get(stack.method)) is None:
+                scaled = stack.on_input(scaled, slots, uniform)
+            elif len(few.rows) and type(stack).on_input is not Stack.on_input:
+                own = stack.on_input(scaled.index_select(0, few.rows), few.slots, False)
+                scaled = scaled.index_copy(0, few.rows, own)
         returned = self.plain(scaled, *others, **named)
         y = returned[0] if isinstance(returned, tuple) else returned
         shape = y.shape
         if x.is_floating_point() and shape[:-1] != x.shape[:-1]:  # Llama 4's mixture flattens its rows
             y = y.reshape(*x.shape[:-1], -1)
         for stack, slots, uniform in routed:
-            y = stack.on_output(x, y, slots, uniform)
+            if (few := self.routing.few.get(stack.method)) is None:
+                y = stack.on_output(x, y, slots, uniform)
+            elif len(few.rows) and type(stack).on_output is not Stack.on_output:
+                own = stack.on_output(
+                    x.index_select(0, few.rows), y.index_select(0, few.rows), few.slots, False
+                )
+                y = y.index_copy(0, few.rows, own)
         y = y.view(shape) if y.shape != shape else y
         return (y, *returned[1:]) if isinstance(returned, tuple) else y
 

@@ -12,6 +12,7 @@ Each method knows its own fields: `AdapterConfig.to_peft` and `from_peft`.
 Source: PEFT docs, "PEFT checkpoint format"; ``peft/tuners/{lora,ia3,prompt_tuning,prefix_tuning}/config.py``.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,15 @@ def save_adapter(bank: AdapterBank, name: str, directory: str | Path, base_name:
     return written
 
 
+@dataclass
+class ReadAdapter:
+    """An adapter that fits a bank's model, and is in no slot of it yet."""
+
+    config: AdapterConfig
+    files: list[AdapterFile]
+    """Of each of its parts."""
+
+
 def load_adapter(
     bank: AdapterBank, name: str, directory: str | Path, replace: bool = False, untrained: bool = False
 ) -> None:
@@ -83,11 +93,26 @@ def load_adapter(
 
     Args:
         replace: whether it may take the place of one that the bank has under this name.
+        untrained: as of `read_adapter`.
+
+    Raises:
+        RefusedError: as `read_adapter`. The bank is unchanged then.
+    """
+    adapter = read_adapter(bank, directory, untrained)
+    if replace and name in bank:
+        bank.remove(name)
+    add_adapter(bank, name, adapter)
+
+
+def read_adapter(bank: AdapterBank, directory: str | Path, untrained: bool = False) -> ReadAdapter:
+    """The adapter in ``directory``, for the bank's model. Others may use bank and model meanwhile.
+
+    Args:
         untrained: whether it may change nothing, as a finetune of a run does that has trained its projector alone.
 
     Raises:
         RefusedError: anything but exactly the tensors that its config promises for this model, or tensors that
-            change nothing. The bank is unchanged then.
+            change nothing.
     """
     directory = Path(directory)
     composed, folders = _folders(directory)
@@ -109,10 +134,13 @@ def load_adapter(
             "LoRA whose every B is zero); it was saved before it was trained, or its trained tensors were lost: save "
             "it anew, or serve the base by its name"
         )
-    if replace and name in bank:
-        bank.remove(name)
-    bank.add(name, config)
-    for part, file in zip(bank.entry(name).parts, files, strict=True):
+    return ReadAdapter(config, files)
+
+
+def add_adapter(bank: AdapterBank, name: str, adapter: ReadAdapter) -> None:
+    """Adds an adapter that was read for the bank's model, as ``name``."""
+    bank.add(name, adapter.config)
+    for part, file in zip(bank.entry(name).parts, adapter.files, strict=True):
         for path, stack, slot in bank.places_of(part):
             stack.fill(slot, {key: file.tensors[_key(bank, part, path, key)] for key in stack.tensors(slot)})
 

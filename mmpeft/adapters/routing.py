@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmpeft.adapters.functional import ALL_SERVED
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import seed_of
 from mmpeft.transfer import to_device
@@ -16,8 +17,8 @@ from mmpeft.transfer import to_device
 
 @dataclass(eq=False)
 class Stream:
-    """One finetune's random numbers for one batch: a function of its own seed and of its own tokens, in order, so that
-    neither its neighbours nor the padding change them."""
+    """One finetune's random numbers for one batch: a function of its own seed and, row by row, of its own tokens, in
+    order, so that neither its neighbours nor the padding change them, nor which of its rows are another process's."""
 
     seed: int
     """Of the finetune's batch."""
@@ -31,18 +32,38 @@ class Stream:
     """Of these tokens, the ones that the coming forwards read."""
     device: torch.device | str = "cpu"
     """Of the forwards."""
+    numbers: Tensor | None = None
+    """(rows,) or (rows, tokens) int64, on the host: of which row of the finetune's batch each row, or token, is, where
+    not all of them are here; None counts the rows that are."""
+
+    @cached_property
+    def pieces(self) -> list[tuple[int, int, int]]:
+        """(row of the finetune's batch, first and last + 1 of `tokens`) of each row."""
+        counted = torch.tensor(self.rows).cumsum(0) - 1 if self.numbers is None else self.numbers
+        of_tokens = counted.reshape(len(self.rows), -1).expand(self.tokens_of_rows.shape)
+        own = of_tokens.numpy()[self._own_tokens.numpy()]
+        starts = [0, *((own[1:] != own[:-1]).nonzero()[0] + 1).tolist()]
+        return list(zip(own[starts].tolist(), starts, [*starts[1:], len(own)], strict=True))
+
+    @property
+    def _own_tokens(self) -> Tensor:
+        return self.tokens_of_rows & torch.tensor(self.rows)[:, None]
 
     @cached_property
     def tokens(self) -> Tensor:
         """(n,) int64: where its tokens stand among all rows times tokens. Found once a batch, and only if something is
         dropped."""
-        own = self.tokens_of_rows & torch.tensor(self.rows)[:, None]
-        return to_device(own.flatten().numpy().nonzero()[0], self.device)
+        return to_device(self._own_tokens.flatten().numpy().nonzero()[0], self.device)
 
     def uniform(self, features: int, place: str) -> Tensor:
-        """(n, features) float32 in [0, 1), the same ones whenever asked for the same ``place``."""
-        generator = torch.Generator(self.device).manual_seed(seed_of(self.seed, place))
-        return torch.rand(len(self.tokens), features, generator=generator, device=self.device)
+        """(n, features) float32 in [0, 1), the same ones whenever asked for the same ``place``; of a row the same ones
+        whichever others are here."""
+        numbers = torch.empty(len(self.tokens), features, device=self.device)
+        generator = torch.Generator(self.device)
+        for row, start, stop in self.pieces:
+            generator.manual_seed(seed_of(self.seed, place, row))
+            numbers[start:stop].uniform_(generator=generator)
+        return numbers
 
 
 GATHERED_BYTES = 2**30
@@ -78,6 +99,16 @@ class Gathered:
         return made
 
 
+@dataclass(frozen=True)
+class Few:
+    """The rows of a method that most rows do not have."""
+
+    rows: Tensor
+    """(n,) int64"""
+    slots: Tensor
+    """(n,) int64: theirs, none of which is ``BASE``"""
+
+
 @dataclass(eq=False)
 class Routing:
     """Which slot serves each row, per method: one plain object per model, shared by all its adapted layers.
@@ -105,13 +136,37 @@ class Routing:
     """The random numbers of every finetune's dropout; none where it draws from torch's global generator."""
     gathered: "Gathered | None" = None
     """What stacks have made for these rows, where many forwards come with this routing, as in decoding."""
+    few: dict[str, Few] = field(default_factory=dict)
+    """Methods whose stacks are shown their own rows alone, see `narrow`."""
 
     @property
     def num_rows(self) -> int:
         """Rows of the batch that the routing was written for."""
         return len(next(iter(self.slots.values()))) if self.slots else 1
 
-    def seed_dropout(self, seeds: Mapping[str, int], tokens: Tensor, columns: slice = slice(None)) -> None:
+    def narrow(self) -> None:
+        """Spares the stacks of methods that at most half of the rows have all other rows, until the next route; not
+        where a row has an activated adapter, since it is told of all rows where these act. For forwards without
+        gradients, whose products may be of other shapes in other company."""
+        if self.invoked is not None or self.awaits_invoked:
+            return
+        for method, slots in self.slots.items():
+            rows = [row for row, own in enumerate(self.owned) if method in own]
+            if 2 * len(rows) <= len(self.owned):
+                few = Few(
+                    to_device(rows, slots.device),
+                    to_device([self.owned[n][method] for n in rows], slots.device),
+                )
+                setattr(few.slots, ALL_SERVED, True)
+                self.few[method] = few
+
+    def seed_dropout(
+        self,
+        seeds: Mapping[str, int],
+        tokens: Tensor,
+        columns: slice = slice(None),
+        numbers: Tensor | None = None,
+    ) -> None:
         """Gives every finetune random numbers of its own for the dropout of the coming forwards, until the next route:
         together it then drops what it would alone.
 
@@ -119,6 +174,7 @@ class Routing:
             seeds: adapter -> seed of its share of this batch.
             tokens: (rows, tokens) bool on the host: which are no padding. Padding is never dropped.
             columns: which of the tokens are read, where these are not all: of them the same is dropped as if they were.
+            numbers: as of a `Stream`.
 
         Raises:
             RefusedError: an adapter of the rows has no seed.
@@ -133,7 +189,7 @@ class Routing:
         for name in names:
             rows = [name == each for each in self.names]
             self.streams.append(
-                Stream(seeds[name], self.owned[rows.index(True)], tokens, rows, columns, device)
+                Stream(seeds[name], self.owned[rows.index(True)], tokens, rows, columns, device, numbers)
             )
 
     @contextmanager

@@ -110,8 +110,8 @@ def tell_left_out(model: nn.Module, name: str, config: AdapterConfig) -> None:
 
 def settle(model: nn.Module, config: AdapterConfig) -> AdapterConfig:
     """The config with what it leaves to the model's architecture written out, where that is recognised."""
-    if not config.fields_of_targets:
-        return config
+    if not any(getattr(config, field) == "auto" for field in config.fields_of_targets):
+        return config  # as of every file
     try:
         parts = [part for block in find_blocks(model) for part in block.parts]
     except RefusedError:

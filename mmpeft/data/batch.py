@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,6 +50,17 @@ class Conversations:
         return Conversations(*(getattr(self, each.name)[mask] for each in fields(self)))
 
 
+class StepCounts(NamedTuple):
+    """What the losses of a step are means over."""
+
+    answers: int
+    """Tokens of answers and of right choices."""
+    wrong: int
+    """Tokens of wrong choices."""
+    questions: int
+    """Questions that have choices."""
+
+
 @dataclass
 class Batch:
     """Rows of tokens, right-padded. Rows are never reordered: row b belongs to ``adapters[b]``."""
@@ -75,6 +86,12 @@ class Batch:
     """Adapter -> the seed of what it drops in this batch; empty where that is left to torch's global generator."""
     image_tokens: np.ndarray | None = None
     """(images,) int64, on the host: the tokens of each; None where all have as many as the features are wide."""
+    row_numbers: np.ndarray | None = None
+    """(rows,) int64, on the host: the number of each among the rows of its adapter in the whole batch, of which other
+    processes may have others; None where these are all."""
+    of_step: dict[str | None, StepCounts] = field(default_factory=dict)
+    """Adapter -> what its rows of the whole step count, those of other processes and batches among them; empty where
+    these are all."""
     _on_host: OnHost | None = field(default=None, init=False, repr=False, compare=False)
 
     def to(self, device: torch.device | str) -> "Batch":
@@ -90,6 +107,29 @@ class Batch:
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return replace(self, **{n: change(v) for n, v in values.items() if isinstance(v, Tensor)})
+
+    def part(self, start: int, stop: int) -> "Batch":
+        """Some of its rows, as wide as before, where they are."""
+        host, table = self.on_host, self.conversations
+        first, last = (int(place) for place in np.searchsorted(host.image_rows, [start, stop]))
+        rows, images = slice(start, stop), slice(first, last)
+        of_rows, of_images = OnHost(*(getattr(host, each.name)[rows] for each in fields(OnHost))), None
+        of_rows.image_rows = host.image_rows[images] - start
+        if self.image_tokens is not None:
+            of_images = self.image_tokens[images]
+        own = table.where((table.rows >= start) & (table.rows < stop))
+        part = replace(
+            self,
+            **{name: getattr(self, name)[rows] for name in ("input_ids", "targets", "positions", "segments")},
+            features=self.features[images] if self.features is not None and last > first else None,
+            image_rows=self.image_rows[images] - start,
+            image_tokens=of_images,
+            adapters=self.adapters[rows],
+            conversations=replace(own, rows=own.rows - start),
+            row_numbers=None if self.row_numbers is None else self.row_numbers[rows],
+        )
+        part._on_host = of_rows
+        return part
 
     @property
     def on_host(self) -> OnHost:
@@ -117,17 +157,18 @@ def collate(
     """Pads rows to the longest.
 
     Args:
-        rows: at least one.
+        rows: of which a process may have none.
         features: of the images of all rows, in order: (images, image tokens, vision dim), or (image tokens, vision dim)
             of each.
         adapters: of every row.
         examples: per row the numbers of its examples; a question's choices are one example. By default the rows'.
     """
-    width = max(len(row.ids) for row in rows)
+    width = max((len(row.ids) for row in rows), default=0)
 
     def padded(name: str, value: int) -> Tensor:
         lists = [getattr(row, name) for row in rows]
-        return torch.tensor([values + [value] * (width - len(values)) for values in lists], dtype=torch.int64)
+        padded = [values + [value] * (width - len(values)) for values in lists]
+        return torch.tensor(padded, dtype=torch.int64).reshape(len(rows), width)
 
     image_rows = [number for number, row in enumerate(rows) for _ in row.images]
     if len(image_rows) != (0 if features is None else len(features)):
@@ -202,6 +243,7 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
     features, image_tokens = _joined_features(batches)
     columns = {each.name: [getattr(t, each.name) for t in tables] for each in fields(Conversations)}
     columns |= {"rows": numbered(columns["rows"])}
+    own_numbers = [batch.row_numbers for batch in batches if batch.row_numbers is not None]
     return Batch(
         input_ids=padded("input_ids", 0),
         targets=padded("targets", IGNORE_INDEX),
@@ -213,6 +255,8 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
         adapters=[adapter for batch in batches for adapter in batch.adapters],
         conversations=Conversations(**{name: np.concatenate(own) for name, own in columns.items()}),
         dropout_seeds={name: seed for batch in batches for name, seed in batch.dropout_seeds.items()},
+        row_numbers=np.concatenate(own_numbers) if len(own_numbers) == len(batches) else None,
+        of_step={name: counts for batch in batches for name, counts in batch.of_step.items()},
     )
 
 

@@ -16,13 +16,14 @@ FIELDS = np.dtype(
         ("conversations", "<i4"),
         ("tokens", "<i4"),
         ("carrying", "<i4"),
+        ("right", "<i4"),
         ("answer", "<i4"),
         ("truncated", "?"),
     ]
 )
-"""Of one example, 34 bytes: a hash of its images and task, by which examples share a row; whether it has a row of its
-own; its conversations; their tokens, image features included; how many of these carry loss; tokens of its longest
-answer, without its end; whether it was cut at max_length."""
+"""Of one example, 38 bytes: a hash of its images and task, by which examples share a row; whether it has a row of its
+own; its conversations; their tokens, image features included; how many of these carry loss, and how many of those are
+of answers and right choices; tokens of its longest answer, without its end; whether it was cut at max_length."""
 Counts = np.ndarray
 """(examples,) of `FIELDS`."""
 
@@ -35,12 +36,17 @@ def count(examples: Sequence[Example]) -> Counts:
 def count_one(example: Example) -> tuple[Any, ...]:
     """The `FIELDS` of an example."""
     parts = example.conversations
+    carrying = [len(part.targets) - part.targets.count(IGNORE_INDEX) for part in parts]
+    right = carrying
+    if isinstance(example, ChoiceSet):
+        right = [] if example.right is None else [carrying[example.right]]
     return (
         _group(example),
         isinstance(example, ChoiceSet),
         len(parts),
         sum(len(part.ids) for part in parts),
-        sum(len(part.targets) - part.targets.count(IGNORE_INDEX) for part in parts),
+        sum(carrying),
+        sum(right),
         max((_longest_answer(part) for part in parts), default=0),
         example.truncated,
     )

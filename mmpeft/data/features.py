@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -27,7 +28,7 @@ from mmpeft.data.encoding import encode
 from mmpeft.data.feature_cache.encoder_folder import EARLIER, tell
 from mmpeft.data.feature_cache.footprint import Footprint
 from mmpeft.data.feature_cache.image_keys import ImageKeys
-from mmpeft.data.feature_cache.settings import room
+from mmpeft.data.feature_cache.room import alone, room
 from mmpeft.data.feature_cache.shard_file import rows_per_shard
 from mmpeft.data.feature_cache.store import FeatureStore
 from mmpeft.data.image_tokens import Decode
@@ -116,16 +117,16 @@ class FeatureCache:
         missing = [image for key, image in wanted.items() if self._on_disk(key) is None]
         if self.store is None or not missing or not self._fits(missing):
             return 0
-        with (
-            self._lock,
-            self.store.writing(wanted) as left,
-            progress_bar(DOING, "image", len(left)) as update,
-        ):
+        with self._lock, self.store.writing(wanted) as left:
+            # another process may have written meanwhile, of these images or of others
+            if not left or not self._fits([wanted[key] for key in left], self.store):
+                return 0
             encoded, size = 0, min(SHARD_IMAGES, rows_per_shard(self._footprint.most))
-            for start in range(0, len(left), size):
-                part = {key: wanted[key] for key in left[start : start + size]}
-                features = self._readable(part, batch_size, skip_unreadable)
-                encoded += self.store.add(list(part), _counted(features, update))
+            with progress_bar(DOING, "image", len(left)) as update:
+                for start in range(0, len(left), size):
+                    part = {key: wanted[key] for key in left[start : start + size]}
+                    features = self._readable(part, batch_size, skip_unreadable)
+                    encoded += self.store.add(list(part), _counted(features, update))
         return encoded
 
     def __call__(self, images: Sequence[ImageLike]) -> Tensor | list[Tensor]:
@@ -279,22 +280,29 @@ class FeatureCache:
         stream.wait_stream(torch.cuda.current_stream())  # until the encoder is there
         return stream
 
-    def _fits(self, missing: Sequence[ImageLike]) -> bool:
-        """Says how large what is to come will be, or that it is not written."""
+    def _fits(self, missing: Sequence[ImageLike], store: FeatureStore | None = None) -> bool:
+        """Whether there is room for what is to come; that there is none is said.
+
+        Args:
+            store: promises it to whoever else looks for room, and it is said how much it is; None only looks.
+        """
         root = self.directory.parent
-        (wanted, told), (allowed, rule) = self._footprint.of(missing), room(root, self.max_gb)
-        size = f"{told} are {wanted / 1e9:,.3f} GB"
-        limit = f"{allowed / 1e9:,.3f} GB may be ({rule})"
+        wanted, told = self._footprint.of(missing)
+        with nullcontext() if store is None else alone(root):
+            allowed, rule = room(root, self.max_gb)
+            if store is not None and wanted <= allowed:
+                store.promise(wanted)
+        size, limit = f"{told} are {wanted / 1e9:,.3f} GB", f"{allowed / 1e9:,.3f} GB may be ({rule})"
         if wanted > allowed:
             tell(f"not written: {size}, and {limit}. {IN_THE_STEP}")
-            return False
-        tell(f"{size}, to write into {self.directory}; {limit}")
-        if (earlier := root / _name(self.encoder.fingerprint) / EARLIER).exists():
-            tell(
-                f"features of an earlier version in {earlier.parent} are not read, but encoded again; "
-                "`mmpeft cache clear` deletes them"
-            )
-        return True
+        elif store is not None:
+            tell(f"{size}, to write into {self.directory}; {limit}")
+            if (earlier := root / _name(self.encoder.fingerprint) / EARLIER).exists():
+                tell(
+                    f"features of an earlier version in {earlier.parent} are not read, but encoded again; "
+                    "`mmpeft cache clear` deletes them"
+                )
+        return wanted <= allowed
 
 
 def _counted(

@@ -1,10 +1,20 @@
-"""Hashes that were met, in 8 bytes each: a million ids or paths as text, or as a set of Python's, would take 100 MB."""
+"""Hashes that were met: a few bytes each, and of very many a file. A million ids or paths as text, or as a set of
+Python's, would take 100 MB."""
 
 from array import array
 from bisect import bisect_left
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sqlite3 import Cursor
 
 RECENT = 2**15
 """Hashes that are held as a set, at least; more than a sixteenth of all are never, so that sorting stays linear."""
+HELD = 2**17
+"""Hashes that are held in memory; of more, all lie on the disk, which takes two microseconds each."""
+CACHE_KB = 2000
+"""Memory for what lies there."""
 
 
 class HashSet:
@@ -14,18 +24,25 @@ class HashSet:
         self._recent: set[int] = set()
         self._older = array("q")
         self._most = RECENT
+        self._size = 0
+        self._is_on_disk = False
 
     def __len__(self) -> int:
-        return len(self._older) + len(self._recent)
+        return self._size
 
     def add(self, own: int) -> bool:
         """Whether it is new."""
+        if self._is_on_disk:
+            is_new = self._insert(own)
+            self._size += is_new
+            return is_new
         if own in self._recent:
             return False
         at = bisect_left(self._older, own)
         if at < len(self._older) and self._older[at] == own:
             return False
         self._recent.add(own)
+        self._size += 1
         if len(self._recent) >= self._most:
             self._sort()
         return True
@@ -35,5 +52,23 @@ class HashSet:
 
         self._older.extend(self._recent)
         self._recent = set()
+        if len(self._older) >= HELD:
+            self._file.executemany("INSERT INTO met VALUES (?)", ((own,) for own in self._older))
+            self._older, self._is_on_disk = array("q"), True
+            return
         np.frombuffer(self._older, np.int64).sort()
         self._most = max(RECENT, len(self._older) // 16)
+
+    def _insert(self, own: int) -> bool:
+        return self._file.execute("INSERT OR IGNORE INTO met VALUES (?)", (own,)).rowcount > 0
+
+    @cached_property
+    def _file(self) -> "Cursor":
+        """A nameless file that goes with the process; nobody reads it after that, so that nothing need be safe."""
+        import sqlite3  # here, as few data sets are so large
+
+        file = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        for setting in (f"cache_size = -{CACHE_KB}", "journal_mode = OFF", "synchronous = OFF"):
+            file.execute(f"PRAGMA {setting}")
+        file.execute("CREATE TABLE met (own INTEGER PRIMARY KEY)")
+        return file.execute("BEGIN")

@@ -2,7 +2,8 @@
 
 Stores lie in ``records/`` of the mmpeft home. The name of one comes from the paths of its files and the settings that
 they were read with, so that a file that has changed takes the place of what it was. What is kept is opened if nothing
-that it came from has changed: the versions of the files, the links among folders and images, and this code.
+that it came from has changed: the versions of the files, what records took from the disk beside them (where links lead,
+the frames of videos, endings that were found), and this code.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from mmpeft.data.layouts.beside import is_still
 from mmpeft.data.records import ImageRoot
 from mmpeft.data.store import RecordStore, Spool, StoreWriter, open_store
 from mmpeft.errors import RefusedError
@@ -48,7 +50,7 @@ def read_or_open(files: Sequence[Path], root: Path, settings: dict[str, Any], re
     path = home() / "records" / (name + ENDING)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        if (store := _open(path, files, root)) is not None:
+        if (store := _open(path, files)) is not None:
             return store
         _tidy(path)
         images = ImageRoot(root)
@@ -58,7 +60,7 @@ def read_or_open(files: Sequence[Path], root: Path, settings: dict[str, Any], re
                 writer = StoreWriter(file)
                 read(writer, images)
                 writer.finish(
-                    {"files": state, "code": code_hash(), "leads_to": images.leads_to, "paths": paths}
+                    {"files": state, "code": code_hash(), "beside": images.beside.told, "paths": paths}
                 )
         store = open_store(path)
         assert store is not None, "it was written this moment"
@@ -71,11 +73,11 @@ def _read(files: Sequence[Path], root: Path, read: Read) -> RecordStore:
         return read(StoreWriter(Spool(home() / "records", KEPT_BYTES)), ImageRoot(root))
 
 
-def _open(path: Path, files: Sequence[Path], root: Path) -> RecordStore | None:
+def _open(path: Path, files: Sequence[Path]) -> RecordStore | None:
     store = open_store(path)
     if store is None or [store.header.get("files"), store.header.get("code")] != [_state(files), code_hash()]:
         return None
-    return store if ImageRoot(root).still(store.header["leads_to"]) else None
+    return store if is_still(store.header["beside"]) else None
 
 
 @contextmanager

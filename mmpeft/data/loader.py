@@ -7,9 +7,10 @@ from contextlib import closing
 from functools import partial
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
-from mmpeft.data.batch import Batch, collate, concatenate
+from mmpeft.data.batch import Batch, StepCounts, collate, concatenate
 from mmpeft.data.counts import count, row_keys
 from mmpeft.data.examples import Examples
 from mmpeft.data.features import FeatureCache
@@ -18,6 +19,7 @@ from mmpeft.data.plan import PackingConfig, Plan, plan_batches
 from mmpeft.data.prefetch import ahead, default_workers
 from mmpeft.data.records import Record
 from mmpeft.data.sampling import mixed_order
+from mmpeft.data.shares import Share
 from mmpeft.data.template import ChoiceSet, Example
 from mmpeft.data.unusable_image import naming_its_row
 from mmpeft.hashing import seed_of
@@ -74,6 +76,9 @@ class PackedLoader:
             of the examples.
         mix: (examples, weight) of every file that the examples come from, in order; None sees each example once.
         workers: threads that make batches ahead; by default as the cores allow. The batches do not depend on it.
+        share: whose rows of every batch are made.
+        first: the process that is asked first, see `Share.of_rows`.
+        step_of: (number of a batch, batches of an epoch) -> the numbers of all that are of the same step.
     """
 
     def __init__(
@@ -85,6 +90,9 @@ class PackedLoader:
         seed: int | None,
         mix: Sequence[tuple[int, float]] | None = None,
         workers: int | None = None,
+        share: Share = Share(),  # noqa: B008 never written to
+        first: int = 0,
+        step_of: Callable[[int, int], range] = lambda number, there: range(number, number + 1),
     ):
         self.examples = examples
         self.mix = mix
@@ -93,6 +101,7 @@ class PackedLoader:
         self.adapter = adapter
         self.seed = seed
         self.workers = workers or default_workers()
+        self.share, self.first, self.step_of = share, first, step_of
         self.epoch = 0
         self.position = 0
         self.counts = examples.counts if isinstance(examples, Examples) else count(examples)
@@ -125,32 +134,50 @@ class PackedLoader:
         self._resumed = True
 
     def packed_rows(self, batch: int) -> list[PackedRow]:
-        """The rows of one batch of this epoch, before padding."""
-        return [pack_row([self.examples[number] for number in row]) for row in self._plan[batch]]
+        """This process's rows of one batch of this epoch, before padding."""
+        rows = self._plan[batch]
+        return [pack_row([self.examples[number] for number in rows[own]]) for own in self._own(rows)]
 
     def largest_batch(self) -> list[PackedRow]:
-        """The rows of that batch of this epoch which has the most tokens, padding included."""
+        """This process's rows of that batch of this epoch where they have the most tokens, padding included."""
         largest = self._plan.largest(self.counts["tokens"], LOOKED_AT)
-        return max(map(self.packed_rows, largest), key=lambda rows: len(rows) * max(len(r.ids) for r in rows))
+        padded = (self.packed_rows(number) for number in largest)
+        return max(padded, key=lambda rows: len(rows) * max((len(row.ids) for row in rows), default=0))
 
     def batch(self, number: int) -> Batch:
-        """One batch of this epoch."""
-        return self._begin(self._plan, self.epoch, number)()
+        """One batch of this epoch, the rows of all processes."""
+        return self._begin(self._plan, self.epoch, number, Share())()
 
-    def _begin(self, plan: Plan, epoch: int, number: int) -> Callable[[], Batch]:
+    def _own(self, rows: Sequence[Sequence[int]], share: Share | None = None) -> list[int]:
+        """Numbers of a batch's rows that are this process's."""
+        tokens = [int(self.counts["tokens"][row].sum()) for row in rows]
+        return (share or self.share).of_rows(tokens, self.first)
+
+    def _begin(self, plan: Plan, epoch: int, number: int, share: Share | None = None) -> Callable[[], Batch]:
         """A batch's dropout has a seed of its own, so that a run drops the same however it came here: with other
-        finetunes beside it, or resumed."""
-        rows = plan[number]
+        finetunes beside it, divided among processes, or resumed."""
+        own = self._own(plan[number], share)
+        rows = [plan[number][row] for row in own]
         begun = begin_batch(self.examples, rows, self.features, [self.adapter] * len(rows))
 
         def end() -> Batch:
             with naming_its_row(self._records(rows)):
                 batch = begun()
+            batch.row_numbers = np.array(own, np.int64)
+            batch.of_step = {self.adapter: self._counts_of_step(plan, number)}
             if self.seed is not None and self.adapter is not None:
                 batch.dropout_seeds = {self.adapter: seed_of("dropout", self.seed, epoch, number)}
             return batch
 
         return end
+
+    def _counts_of_step(self, plan: Plan, number: int) -> StepCounts:
+        """Of all processes, and of all batches whose gradients are added up with this one's."""
+        counts = self.counts[
+            [example for each in self.step_of(number, len(plan)) for row in plan[each] for example in row]
+        ]
+        wrong = counts["carrying"].sum() - counts["right"].sum()
+        return StepCounts(int(counts["right"].sum()), int(wrong), int(counts["alone"].sum()))
 
     def _records(self, rows: Sequence[Sequence[int]]) -> Iterator[Record]:
         if isinstance(self.examples, Examples):

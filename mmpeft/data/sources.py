@@ -152,6 +152,7 @@ class Reading:
         reader = RecordReader(images, self.task, self.require_answers, self.columns, notes, self.each_caption)
         for file in self.files:
             file_name, stem = file.name, file.stem
+            notes.of_files.update(dict.fromkeys(file.told))
             for place, row in read_rows(file):
                 where = f"{file_name}:{place}"
                 try:

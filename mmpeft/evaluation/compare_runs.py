@@ -94,11 +94,11 @@ def compare_tests(first: Tested, second: Tested, metrics: Sequence[str] | None =
     answers = [[_as_answer(own.rows[key]) for key in asked] for own in (first, second)]
     names = _metrics(answers, metrics)
     clusters = by_images([first.rows[key]["images"] for key in asked])
-    found = {}
+    found: dict[str, Comparison] = {}
     for name in names:
         scores = METRICS[name].scores
         assert scores is not None, "others were refused or left out"
-        found[name] = compare_scores(*(scores(own) for own in answers), clusters)
+        found[name] = compare_scores(scores(answers[0]), scores(answers[1]), clusters)
     return Compared((first.name, second.name), found, len(first.rows) - len(asked))
 
 

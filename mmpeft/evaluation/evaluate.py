@@ -1,6 +1,6 @@
 """Evaluation: the questions of held-out data, through the engine, into metrics, files and pictures."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from mmpeft.data.layouts.columns import Columns
 from mmpeft.data.layouts.notes import Notes
 from mmpeft.data.records import Record, is_caption
 from mmpeft.data.sequences import Chained, Lazy
+from mmpeft.data.shares import Share
 from mmpeft.data.sources import load_records
 from mmpeft.errors import RefusedError, require_positive
 from mmpeft.evaluation.answer_log import AnswerLog
@@ -119,6 +120,8 @@ class Evaluation:
         log: file of the answers so far; None writes none.
         measured: whether the answers are measured by true ones.
         left_out: finetunes that cannot be asked, and why: the error of each of their questions.
+        share: whose batches are answered here.
+        wait: until all processes are here.
 
     Raises:
         RefusedError: a metric does not fit a record. Nothing is answered then.
@@ -134,6 +137,8 @@ class Evaluation:
         log: Path | None,
         measured: bool,
         left_out: Mapping[str, RefusedError],
+        share: Share = Share(),  # noqa: B008 never written to
+        wait: Callable[[], object] = lambda: None,
     ):
         self.engine, self.left_out = engine, left_out
         self.records = Chained(list(records.values()))
@@ -151,7 +156,8 @@ class Evaluation:
             reads,
             asdict(engine.packing),
         ]
-        self.log = AnswerLog(log, hash_json([identity, engine.model.trained_hash(), asked, how]))
+        belongs_to = hash_json([identity, engine.model.trained_hash(), asked, how])
+        self.log = AnswerLog(log, belongs_to, share, wait)
         missing = [n for n in range(len(self.requests)) if n not in self.log.answers]
         if len(missing) < len(self.requests):
             told = len(self.requests) - len(missing)
@@ -161,8 +167,9 @@ class Evaluation:
         refused += [
             (n, Completion.refused(left_out[self.owners[n]])) for n in missing if self.owners[n] in left_out
         ]
-        self.works = works or [Work([])]  # Lightning passes over a test without batches, its end included
-        self.log.append(refused)
+        # Lightning passes over a test without batches, its end included
+        self.works = share.of_items(works) or [Work([])]
+        self.log.append(share.of_items(refused))
 
     def __len__(self) -> int:
         return len(self.works)

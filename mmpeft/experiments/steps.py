@@ -22,6 +22,7 @@ import yaml
 from mmpeft.errors import RefusedError
 from mmpeft.files import read_json, write_json, write_whole
 from mmpeft.hashing import differences, hash_file, hash_json
+from mmpeft.options import MMPEFT
 from mmpeft.paths import resolve
 from mmpeft.runs.layout import CHECKPOINTS, LAST, MANIFEST
 
@@ -29,8 +30,6 @@ Settings = dict[str, Any]
 """The content of a YAML for `mmpeft --config`."""
 Run = Callable[[list[str]], int | None]
 """Runs `mmpeft` with these words and returns its peak memory in bytes, where that is known."""
-MMPEFT = ("-c", "from mmpeft.cli import main; main()")
-"""Arguments of Python that start `mmpeft`."""
 """As in `runs.manifest`, whose import takes torch's."""
 KEEP_FEATURES = ("--data.cache.build=always",)
 """The other steps train on the same images."""

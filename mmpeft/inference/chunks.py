@@ -127,10 +127,12 @@ def read_chunks(model: MultimodalModel, prompts: Sequence[Prompt], counts: Seque
     behind = torch.arange(keys, device=segments.device) <= reading[..., None]
     mask = additive((sees(part.segments, segments) & behind)[:, None], model.dtype)
     model.bank.route(part.adapters)
+    model.bank.routing.narrow()
     model.bank.routing.act_on(part.invoked if any(model.bank.invocations(part.adapters)) else None)
     reached = within_reach(mask, model.reader.reaches, part.positions, positions)
     cache = _ChunkCache(prompts, counts, keys)
-    hidden, _ = model.reader.decode(part.embeds, reached, part.positions, cache, part.ids)
+    with model.reader.prepacked.in_use(model.bank.layers.values()):
+        hidden, _ = model.reader.decode(part.embeds, reached, part.positions, cache, part.ids)
     for prompt, own, count in zip(prompts, hidden, counts, strict=True):
         prompt.read(own[:count])
 

@@ -56,14 +56,24 @@ class Decoder:
         model: in eval mode.
         eos_token_id: ends an answer; of several each does.
         room: what is allocated at once, of a model whose conversations can share rows.
+        share: whether what all prompts of a batch begin with is read once, of such a model.
     """
 
-    def __init__(self, model: MultimodalModel, eos_token_id: int | Collection[int], room: Room | None = None):
+    def __init__(
+        self,
+        model: MultimodalModel,
+        eos_token_id: int | Collection[int],
+        room: Room | None = None,
+        share: bool = False,
+    ):
         self.model, self._room = model, room or Room()
         self.end_ids = {eos_token_id} if isinstance(eos_token_id, int) else {*eos_token_id}
-        self._memory = PackedMemory(model, self._room) if model.reader.reading.packed else OwnMemory(model)
+        packed = model.reader.reading.packed
+        self._memory = PackedMemory(model, self._room, share) if packed else OwnMemory(model)
         self.logits = torch.empty(0)
         """(conversations, vocabulary) of the last step, in the order of what it returned."""
+        self.drawn = torch.empty(0, dtype=torch.int64)
+        """(conversations,) what was drawn from them, end tokens as they are."""
         self._conversations: list[_Conversation] = []
         self._hidden = torch.empty(0)
         self._tokens = torch.empty(0, dtype=torch.int64)
@@ -140,7 +150,7 @@ class Decoder:
         settings = [(one.sampling, one.generator) for one in self._conversations]
         with self._prepacked():
             self.logits = self._next_logits()
-        tokens = sample(self.logits, *zip(*settings, strict=True))
+        tokens = self.drawn = sample(self.logits, *zip(*settings, strict=True))
         steps = [self._write(*pair) for pair in zip(self._conversations, tokens.tolist(), strict=True)]
         going_on = [number for number, step in enumerate(steps) if step.finish_reason is None]
         self._tokens = tokens

@@ -56,6 +56,8 @@ class Engine:
         template: writes the prompts.
         features: of images, by content.
         packing: how requests fill rows and batches.
+        share: whether what all prompts of a batch begin with is read once.
+        likely: whether completions that are written say how likely they are.
     """
 
     def __init__(
@@ -64,7 +66,10 @@ class Engine:
         template: Template,
         features: FeatureCache,
         packing: PackingConfig | None = None,
+        share: bool = False,
+        likely: bool = False,
     ):
+        self.share, self.likely = share, likely
         self.model, self.template, self.features = model, template, features
         self.packing = packing or PackingConfig(max_length=template.max_length)
 
@@ -198,15 +203,19 @@ class Engine:
 
     def _write(self, asked: "_Asked", examples: dict[int, Example]) -> dict[int, Completion]:
         *_, writer = self._steps(asked, examples)
-        answers = zip(asked.numbers, writer.answers, strict=True)
-        return {number: answer.completion() for number, answer in answers}
+        found = {n: own.completion() for n, own in zip(asked.numbers, writer.answers, strict=True)}
+        for completion, answer in zip(found.values(), writer.answers, strict=True):
+            completion.log_probability = answer.log_probability if self.likely else None
+        return found
 
     def _steps(self, asked: "_Asked", examples: dict[int, Example]) -> Iterator["Writer"]:
         """What has been written after every step."""
         samplings = [asked.requests[number].sampling for number in asked.numbers]
         with torch.inference_mode():
-            decoder = Decoder(self.model, self.template.layout.end_ids(self.model.reader.end_ids))
-            writer = Writer(self.template, samplings, decoder.join(asked.batch(examples), samplings))
+            ends = self.template.layout.end_ids(self.model.reader.end_ids)
+            decoder = Decoder(self.model, ends, share=self.share)
+            handles = decoder.join(asked.batch(examples), samplings)
+            writer = Writer(self.template, samplings, handles, self.likely)
         while len(decoder):
             with torch.inference_mode():
                 writer.take(decoder)

@@ -39,6 +39,11 @@ class FairQueue(Generic[Item]):
     def free_rows(self) -> int:
         return self.max_rows - self.rows.total()
 
+    @property
+    def places_of_one(self) -> int:
+        """What one owner may have taken out and waiting while nobody else is there."""
+        return self.max_rows + -(-self.max_waiting // 2)
+
     def has_place(self, owner: Hashable) -> bool:
         """Whether one more of this owner may wait."""
         waiting = max(0, len(self) - self.free_rows)

@@ -14,7 +14,7 @@ import torch
 
 from mmpeft.adapters.entry import Entry
 from mmpeft.adapters.methods.stack import Stack
-from mmpeft.adapters.peft_format import load_adapter
+from mmpeft.adapters.peft_format import ReadAdapter, add_adapter, read_adapter
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import hash_json, hash_tensors
 from mmpeft.inference.adapter_check import check_adapters, kind_of
@@ -23,6 +23,15 @@ from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.names import RESERVED_NAME, unknown_finetune
 from mmpeft.runs.files import read_projector
 from mmpeft.runs.layout import PROJECTOR
+
+
+@dataclass
+class ReadFinetune:
+    """A finetune that fits, and is in no slot yet."""
+
+    adapter: ReadAdapter
+    projector: dict[str, torch.Tensor] | None
+    """Its own; None where it is that of the base."""
 
 
 @dataclass(eq=False)
@@ -40,7 +49,7 @@ class Version:
 
 
 class Finetunes:
-    """Names -> versions. Whoever loads or clears must be the only one who uses the model meanwhile; names may be looked
+    """Names -> versions. Whoever puts or clears must be the only one who uses the model meanwhile; names may be looked
     up and pinned from any thread.
 
     Args:
@@ -81,24 +90,31 @@ class Finetunes:
         with self._lock:
             version.pins -= 1
 
-    def load(self, name: str, folder: str | Path) -> None:
-        """Adds a finetune in PEFT's format, with its projector if there is one beside it, or puts it in the place of
-        the one of that name.
+    def read(self, folder: str | Path) -> "ReadFinetune":
+        """A finetune in PEFT's format, with its projector if there is one beside it. Others may use the model then.
 
         Raises:
-            RefusedError: as `load_adapter` and `check_adapters` refuse it; nothing is changed then.
+            RefusedError: as `read_adapter` refuses it.
+        """
+        path = Path(folder) / PROJECTOR
+        projector = read_projector(path) if path.exists() else None
+        if projector is not None and hash_tensors(projector) == hash_tensors(self.model.projector.tensors()):
+            projector = None
+        return ReadFinetune(read_adapter(self.model.bank, folder, untrained=projector is not None), projector)
+
+    def put(self, name: str, finetune: "ReadFinetune") -> None:
+        """Adds it, or puts it in the place of the one of that name.
+
+        Raises:
+            RefusedError: as `check_adapters` refuses it; nothing is changed then.
         """
         bank, in_bank = self.model.bank, self._free_name(name)
-        projector = read_projector(Path(folder) / PROJECTOR) if (Path(folder) / PROJECTOR).exists() else None
-        own = projector is not None and hash_tensors(projector) != hash_tensors(
-            self.model.projector.tensors()
-        )
         bank.doubling = True
-        load_adapter(bank, in_bank, folder, untrained=own)
+        add_adapter(bank, in_bank, finetune.adapter)
         try:
             self._checked = check_adapters(self.model, self._checked, among=[in_bank])
-            if own:
-                self._put_projector(in_bank, projector or {})
+            if finetune.projector is not None:
+                self._put_projector(in_bank, finetune.projector)
         except RefusedError:
             bank.remove(in_bank)
             raise

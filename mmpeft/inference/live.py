@@ -44,20 +44,20 @@ class LiveEngine:
         if self.settings.deterministic:
             self.finetunes.fix_shapes()
         self._queue = FairQueue[Job](self.settings.max_rows, self.settings.max_waiting)
+        self.places = self._queue.places_of_one
+        """Requests that one finetune may have at the same time while nobody else asks; more are always refused."""
         self._rows = self._new_rows()
         self._commands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._changed = Condition()
         self._thread: Thread | None = None
         self._preparing: list[ThreadPoolExecutor] = []
         self._closing = self._draining = False
-        self._seconds = 1.0
-        self._broken = 0
+        self._seconds, self._broken = 1.0, 0
 
     def start(self) -> None:
         """Starts the thread."""
         self._closing = self._draining = False
-        names = "texts", "images"  # apart, so that no text waits for an image
-        self._preparing = [ThreadPoolExecutor(1, f"live engine, {name}") for name in names]
+        self._preparing = [ThreadPoolExecutor(1) for _ in range(2)]  # of texts, and of images
         self._thread = Thread(target=self._work, name="live engine", daemon=True)
         self._thread.start()
 
@@ -121,7 +121,8 @@ class LiveEngine:
             RefusedError: its files are damaged or do not fit, it changes nothing, or reaches others' rows. Nothing has
                 changed then.
         """
-        self._call(lambda: self.finetunes.load(name, folder))
+        finetune = self.finetunes.read(folder)
+        self._call(lambda: self.finetunes.put(name, finetune))
 
     def unload(self, name: str) -> None:
         """Takes a finetune away for all requests that come from now on.
@@ -265,11 +266,7 @@ class LiveEngine:
 
     def _drop_cancelled(self) -> None:
         error = CancelledError("the request was cancelled")
-        with self._changed:
-            gone = self._queue.remove(lambda job: job.ticket.cancelled)
-        for job in gone:
-            self.finetunes.unpin(job.version)
-            job.ticket.end(Completion.refused(error))
+        self._drop_waiting(lambda job: job.ticket.cancelled, error)
         for job in [job for job in self._rows.jobs if job.ticket.cancelled]:
             self._end(job, Completion.refused(error))
 
@@ -278,11 +275,14 @@ class LiveEngine:
             self._end(job, Completion.refused(error))
         self._rows = self._new_rows()
         if self._closing:
-            with self._changed:
-                gone = self._queue.remove(lambda _: True)
-            for job in gone:
-                self.finetunes.unpin(job.version)
-                job.ticket.end(Completion.refused(error))
+            self._drop_waiting(lambda _: True, error)
+
+    def _drop_waiting(self, unwanted: Callable[[Job], bool], error: RefusedError) -> None:
+        with self._changed:
+            gone = self._queue.remove(unwanted)
+        for job in gone:
+            self.finetunes.unpin(job.version)
+            job.ticket.end(Completion.refused(error))
 
     def _end(self, job: Job, completion: Completion) -> None:
         """Frees its row, then tells its caller."""

@@ -14,9 +14,10 @@ class LiveSettings:
     max_columns: int = 2048
     """Tokens of one row: its virtual tokens, its prompt and the longest answer that it may have. A request of more is
     refused."""
-    max_waiting: int = 32
-    """Requests that wait for a row. A finetune may have as many waiting as there are places left for others, so that
-    one that floods leaves half of them."""
+    max_waiting: int = 16
+    """Requests that wait for a row: by default half as many as have one, so that under overload an answer takes half as
+    long again, and who finds no place is told at once. A finetune may have as many waiting as there are places left for
+    others, so that one that floods leaves half of them."""
     chunk: int = 256
     """Tokens of prompts that are read between two tokens of the answers being written."""
     feature_bytes: int = 2**28

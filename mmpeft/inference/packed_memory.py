@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from mmpeft.adapters.routing import Gathered
+from mmpeft.adapters.routing import Few, Gathered
 from mmpeft.data.batch import PADDING, Batch
 from mmpeft.data.packing import PREFIX
 from mmpeft.inference.attention import attention_for_decoding
@@ -53,7 +53,7 @@ class _Layout:
     """(rows, queries): of the next tokens"""
     mask: Tensor
     """(rows, 1, queries, capacity), added to the scores; distances are not in it"""
-    routing: tuple[dict[str, Tensor], dict[str, bool]]
+    routing: tuple[dict[str, Tensor], dict[str, bool], dict[str, Few]]
     """Whose rows they are, as the bank was routed for them"""
     invoked: Tensor | None
     """(rows, queries) bool: on which tokens activated adapters act; None where no row has one"""
@@ -69,10 +69,11 @@ class PackedMemory:
     Args:
         model: whose conversations can share rows.
         room: of the cache.
+        share: whether what all prompts of a batch begin with is read once.
     """
 
-    def __init__(self, model: MultimodalModel, room: Room | None = None):
-        self.model = model
+    def __init__(self, model: MultimodalModel, room: Room | None = None, share: bool = False):
+        self.model, self._share = model, share
         self._cache = KVCache(room)
         self._adapters: list[str | None] = []
         self._places: list[_Place] = []
@@ -85,7 +86,7 @@ class PackedMemory:
             (conversations, dim) hidden states of their last tokens.
         """
         owners = last_positions(batch)[0].tolist()
-        prefilled = prefill(self.model, batch)
+        prefilled = prefill(self.model, batch, self._share)
         self._drop_rows()
         members = {row: [n for n, owner in enumerate(owners) if owner == row] for row in set(owners)}
         order: list[int] = []
@@ -128,7 +129,9 @@ class PackedMemory:
         """(conversations,) tokens just written -> (conversations, dim), from which the next ones' logits come."""
         layout = self._layout = self._layout or self._arrange()
         routing, reader = self.model.bank.routing, self.model.reader
-        routing.slots, routing.uniform = layout.routing  # another decoder may have stepped in between
+        routing.slots, routing.uniform, routing.few = (
+            layout.routing
+        )  # another decoder may have stepped in between
         routing.gathered = layout.gathered
         routing.act_on(layout.invoked)
         width = self._cache.extend(layout.counts)
@@ -149,7 +152,7 @@ class PackedMemory:
             hidden, _ = reader.decode(
                 reader.embed(ids), mask, layout.positions, self._cache, ids, last_position=last
             )
-        routing.gathered = None
+        routing.gathered, routing.few = None, {}
         layout.positions += 1
         layout.columns += layout.strides
         for place in self._places:
@@ -162,6 +165,9 @@ class PackedMemory:
         num_rows = self._cache.rows_read
         adapters = [*self._adapters, *[None] * (num_rows - len(self._adapters))]
         self.model.bank.route(adapters)
+        routing = self.model.bank.routing
+        if not self._cache.room.fixed:
+            routing.narrow()
         counts: Counter[int] = Counter()
         places: list[tuple[int, ...]] = []
         for one in self._places:
@@ -190,7 +196,7 @@ class PackedMemory:
             torch.bincount(rows)[rows],
             per_query(positions, 0),
             additive(seen[:, None], self.model.dtype),
-            (self.model.bank.routing.slots, self.model.bank.routing.uniform),
+            (routing.slots, routing.uniform, routing.few),
             acts if any(self.model.bank.invocations(adapters)) else None,
             [one.row for one in self._places] == list(range(num_rows)),
         )

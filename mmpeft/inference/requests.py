@@ -39,6 +39,8 @@ class Completion:
     """Natural log-probability of the record's own answer, where that was read."""
     num_tokens: int | None = None
     """Tokens of the record's own answer."""
+    log_probability: float | None = None
+    """Natural log-probability of what was written, its end token included, where `Engine.likely` asks for it."""
     error: str | None = None
     """Why there is no answer."""
     refusal: RefusedError | None = field(default=None, repr=False, compare=False)

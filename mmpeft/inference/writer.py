@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from mmpeft.data.template import Template
 from mmpeft.inference.decoding import Decoder, Sampling, Step
 from mmpeft.inference.requests import Completion
@@ -13,6 +15,8 @@ class Answer:
     def __init__(self, template: Template, sampling: Sampling):
         self.template, self.stops = template, sampling.stop
         self.ids: list[int] = []
+        self.log_probability = 0.0
+        """Of all tokens so far, the end token among them."""
         self._completion = Completion()
 
     def put(self, step: Step) -> bool:
@@ -52,14 +56,38 @@ class Answer:
 
 
 class Writer:
-    """Collects the tokens of conversations that are being written, and ends them at stop strings."""
+    """Collects the tokens of conversations that are being written, and ends them at stop strings.
 
-    def __init__(self, template: Template, samplings: Sequence[Sampling], handles: Sequence[int]):
+    Args:
+        template: decodes the tokens.
+        samplings: of every conversation.
+        handles: of the same, in a decoder.
+        likely: whether it is also told how likely the answers are.
+    """
+
+    def __init__(
+        self,
+        template: Template,
+        samplings: Sequence[Sampling],
+        handles: Sequence[int],
+        likely: bool = False,
+    ):
+        self._likely = likely
         self.answers = [Answer(template, sampling) for sampling in samplings]
         self._by_handle = dict(zip(handles, self.answers, strict=True))
 
     def take(self, decoder: Decoder) -> None:
         """One step."""
-        for step in decoder.step():
+        steps = decoder.step()
+        if self._likely:
+            for step, own in zip(steps, log_probabilities(decoder.logits, decoder.drawn), strict=True):
+                self._by_handle[step.conversation].log_probability += own
+        for step in steps:
             if not self._by_handle[step.conversation].put(step):
                 decoder.leave(step.conversation)
+
+
+def log_probabilities(logits: Tensor, tokens: Tensor) -> list[float]:
+    """Natural log-probabilities of tokens (conversations,) under logits (conversations, vocabulary)."""
+    exact = logits.float()
+    return (exact.gather(1, tokens[:, None])[:, 0] - exact.logsumexp(1)).tolist()

@@ -5,6 +5,7 @@ Tokens are taken from their rows, so that they are put together anew, one row fo
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,7 @@ class AdaptedHead:
         dropout_seeds: as of a batch; each adapter drops a function of its own tokens.
         device: of the tokens.
         in_float32: as of `LanguageReader.logits`.
+        row_numbers: (tokens,) int64, as of a batch, of the row of every token.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class AdaptedHead:
         dropout_seeds: Mapping[str, int],
         device: torch.device,
         in_float32: bool = False,
+        row_numbers: np.ndarray | None = None,
     ):
         self.reader, self.bank, self.dropout_seeds = reader, bank, dropout_seeds
         self.in_float32 = in_float32
@@ -55,6 +58,10 @@ class AdaptedHead:
         self.width = max(counts.values(), default=0)
         self.is_token = torch.zeros(len(self.names), self.width, dtype=torch.bool)
         self.is_token[table[:, 0], table[:, 1]] = True
+        self.row_numbers: Tensor | None = None
+        if row_numbers is not None:
+            self.row_numbers = torch.zeros_like(self.is_token, dtype=torch.int64)
+            self.row_numbers[table[:, 0], table[:, 1]] = torch.from_numpy(row_numbers)
 
     def together(self, values: Tensor) -> Tensor:
         """(tokens, ...) -> (adapters, most tokens of one, ...), 0 at padding."""
@@ -71,7 +78,8 @@ class AdaptedHead:
         with self.bank.routing.restored():
             self.bank.route(self.names)
             if self.dropout_seeds:
-                self.bank.routing.seed_dropout(self.dropout_seeds, self.is_token, columns)
+                routing = self.bank.routing
+                routing.seed_dropout(self.dropout_seeds, self.is_token, columns, self.row_numbers)
             return self.reader.logits(together, self.in_float32)
 
 
@@ -82,10 +90,11 @@ def logits_of_tokens(
     owners: Sequence[str | None],
     dropout_seeds: Mapping[str, int],
     in_float32: bool = False,
+    row_numbers: np.ndarray | None = None,
 ) -> Tensor:
     """(tokens, dim) hidden states of the decoder -> (tokens, vocabulary), by the adapters of the tokens' owners; see
     `AdaptedHead`."""
     if not is_adapted(reader, bank):
         return reader.logits(hidden, in_float32)
-    head = AdaptedHead(reader, bank, owners, dropout_seeds, hidden.device, in_float32)
+    head = AdaptedHead(reader, bank, owners, dropout_seeds, hidden.device, in_float32, row_numbers)
     return head.apart(head.logits(head.together(hidden)))

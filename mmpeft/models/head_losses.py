@@ -14,6 +14,7 @@ from functools import partial
 from math import ceil
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -36,6 +37,7 @@ def losses_of_tokens(
     owners: Sequence[str | None],
     dropout_seeds: Mapping[str, int],
     in_float32: bool = False,
+    row_numbers: np.ndarray | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Args:
         reader: of the language model.
@@ -45,18 +47,20 @@ def losses_of_tokens(
         owners: the adapter of every token; None is the base model.
         dropout_seeds: as of a batch.
         in_float32: as of `LanguageReader.logits`.
+        row_numbers: (tokens,) int64, as of a batch, of the row of every token.
 
     Returns:
         (tokens,) fp32 negative log-likelihood of each label, and (tokens,) bool whether it was the most likely one.
     """
     at_once = max(1, NUMBERS_AT_ONCE // reader.vocabulary_size)
     if len(hidden) <= at_once:
-        return _scored(logits_of_tokens(reader, bank, hidden, owners, dropout_seeds, in_float32), labels)
+        logits = logits_of_tokens(reader, bank, hidden, owners, dropout_seeds, in_float32, row_numbers)
+        return _scored(logits, labels)
     if not is_adapted(reader, bank):
         needs_grad = hidden.requires_grad and torch.is_grad_enabled()
         logits = partial(reader.logits, in_float32=in_float32)
         return _FrozenHead.apply(hidden, labels, logits, _even(len(hidden), at_once), needs_grad)
-    head = AdaptedHead(reader, bank, owners, dropout_seeds, hidden.device, in_float32)
+    head = AdaptedHead(reader, bank, owners, dropout_seeds, hidden.device, in_float32, row_numbers)
     hidden, labels = head.together(hidden), head.together(labels)
     width = _even(head.width, max(1, at_once // len(head.names)))
 

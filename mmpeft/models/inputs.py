@@ -27,6 +27,8 @@ class Inputs:
     adapters: Sequence[str | None]
     """Of every row."""
     dropout_seeds: dict[str, int]
+    row_numbers: np.ndarray | None
+    """Both as of a batch."""
     invoked: Tensor | None
     """(rows, columns) bool: on which of them activated adapters act; None where no row has one."""
     on_host: np.ndarray

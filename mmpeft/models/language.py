@@ -32,13 +32,15 @@ class LanguageConfig:
     """"auto" is bfloat16 where the processor multiplies it natively, else float32."""
     quantization: Literal["nf4", "int8"] | None = None
     """"nf4" holds the base in 4-bit NormalFloat with double quantisation (QLoRA), "int8" in 8 bits."""
-    attention: Literal["auto", "eager", "sdpa"] = "auto"
-    """"auto" computes only what the conversations of a row see of each other (by flex attention on a GPU), where the
-    model is found to allow it. Else, and by name, the whole score matrix by the model's own eager attention or SDPA."""
+    attention: str = "auto"
+    """"auto", "eager" or "sdpa". "auto" computes only what the conversations of a row see of each other (by flex
+    attention on a GPU), where the model is found to allow it. Else, and by name, the whole score matrix by the model's
+    own eager attention or SDPA."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward: about a third more time for a fraction of the memory."""
 
     def __post_init__(self):
+        # no Literal: the command line would refuse what it does not name without a reason
         if self.attention not in (known := ("auto", "eager", "sdpa")):
             raise RefusedError(
                 f"model.language.attention is {self.attention!r}; it is one of {', '.join(known)}. Flash attention "

@@ -83,11 +83,13 @@ class MultimodalModel(nn.Module):
         """The losses of the labelled positions. Logits are computed there and nowhere else, and not of all at once.
 
         Args:
-            batch: the rows.
+            batch: the rows; of several processes one may have none.
             cache: keys and values of the columns before the last ``new``; gets those of these.
             new: how many of the last columns are looked at; None for all.
             in_float32: as of `LanguageReader.logits`.
         """
+        if not batch.adapters:
+            return TokenLosses.of_none(self.device)
         width, host = batch.input_ids.shape[1] if new is None else new, batch.on_host
         targets, segments = (own[:, -width:] for own in (host.targets, host.segments))
         rows, columns = (targets != IGNORE_INDEX).nonzero()
@@ -103,6 +105,7 @@ class MultimodalModel(nn.Module):
             [batch.adapters[row] for row in rows],
             batch.dropout_seeds,
             in_float32,
+            None if batch.row_numbers is None else batch.row_numbers[rows],
         )
         return TokenLosses(nll, correct, rows, segments[rows, columns])
 
@@ -157,6 +160,7 @@ class MultimodalModel(nn.Module):
             positions=batch.positions,
             adapters=batch.adapters,
             dropout_seeds=batch.dropout_seeds,
+            row_numbers=batch.row_numbers,
             invoked=invoked_columns(batch, self.bank.invocations(batch.adapters), new),
             on_host=batch.on_host.segments[:, columns],
             highest=batch.on_host.positions.max(1),
@@ -173,7 +177,8 @@ class MultimodalModel(nn.Module):
         if not self.reader.reading.packed:
             return self._read_unpacked(inputs, cache)[:, inputs.num_prompts :]
         if inputs.dropout_seeds:
-            self.bank.routing.seed_dropout(inputs.dropout_seeds, torch.from_numpy(inputs.on_host != PADDING))
+            tokens = torch.from_numpy(inputs.on_host != PADDING)
+            self.bank.routing.seed_dropout(inputs.dropout_seeds, tokens, numbers=_tensor(inputs.row_numbers))
         self.bank.routing.act_on(inputs.invoked)
         if inputs.prefix is not None:
             cache = self._with_prefix(cache, inputs.prefix)
@@ -216,7 +221,9 @@ class MultimodalModel(nn.Module):
         self.bank.route([inputs.adapters[row] for row in unpacked.rows.tolist()])
         self.bank.routing.act_on(None if inputs.invoked is None else unpacked.take(inputs.invoked))
         if inputs.dropout_seeds:
-            self.bank.routing.seed_dropout(inputs.dropout_seeds, torch.from_numpy(unpacked.tokens))
+            tokens = torch.from_numpy(unpacked.tokens)
+            numbers = None if inputs.row_numbers is None else inputs.row_numbers[unpacked.rows]
+            self.bank.routing.seed_dropout(inputs.dropout_seeds, tokens, numbers=_tensor(numbers))
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         last = ids.shape[1] - 1
         hidden, _ = self.reader.decode(embeds, None, positions, ids=ids, last_position=last)
@@ -265,6 +272,10 @@ class MultimodalModel(nn.Module):
             )
         tokens = embeds.flatten(0, 1)
         return tokens.index_copy(0, to_device(places, ids.device), projected).view_as(embeds)
+
+
+def _tensor(values: np.ndarray | None) -> Tensor | None:
+    return None if values is None else torch.from_numpy(values)
 
 
 def last_positions(batch: Batch) -> tuple[np.ndarray, np.ndarray]:

@@ -26,6 +26,13 @@ class TokenLosses:
     segments: np.ndarray
     """(labelled,) int64, on the host"""
 
+    @classmethod
+    def of_none(cls, device: torch.device) -> "TokenLosses":
+        """Those of a batch without rows."""
+        nowhere = np.zeros(0, np.int64)
+        nll = torch.zeros(0, device=device)
+        return cls(nll, torch.zeros(0, dtype=torch.bool, device=device), nowhere, nowhere)
+
     def where(self, mask: np.ndarray) -> "TokenLosses":
         """Those of the tokens that ``mask`` (labelled,) bool picks."""
         if mask.all():

@@ -30,7 +30,7 @@ OF_A_FIT = (
 )
 OF_TESTS = (
     *("predictions.jsonl", "metrics.json", "answers.jsonl", TESTS, config_of("test"), config_of("predict")),
-    *("test.partial.jsonl", "predict.partial.jsonl", *(f"{picture}*.png" for picture in PICTURES)),
+    *("test.partial*.jsonl", "predict.partial*.jsonl", *(f"{picture}*.png" for picture in PICTURES)),
 )
 
 

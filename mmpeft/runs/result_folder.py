@@ -50,7 +50,8 @@ OF_THE_COURSE = (
         "data.packing.max_conversations",
         "trainer.default_root_dir",
     ),
-    *("model.language.gradient_checkpointing", "trainer.devices", "trainer.num_nodes", "trainer.benchmark"),
+    *("model.language.gradient_checkpointing", "trainer.devices", "trainer.num_nodes"),
+    *("trainer.strategy", "trainer.benchmark"),
     *("trainer.logger*", "trainer.callbacks", "trainer.log_every_n_steps", "trainer.enable_*"),
     *("trainer.profiler*", "trainer.detect_anomaly", "trainer.barebones", "trainer.model_registry"),
     *("trainer.fast_dev_run", "test.held_text"),  # one writes nothing, the other is for --forgetting

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from fastapi import Request as HttpRequest
@@ -19,6 +20,29 @@ class GoneError(Exception):
     """The client has closed its connection; there is nobody to answer."""
 
 
+class Deadline:
+    """Until when a request's answer must be whole; what it waits for before the engine knows of it counts too.
+
+    Args:
+        seconds: from now on.
+    """
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    @asynccontextmanager
+    async def kept(self):
+        """Raises:
+        HttpError: 504, what is inside is not done by then.
+        """
+        try:
+            async with asyncio.timeout(self._end - time.monotonic()):
+                yield
+        except TimeoutError:
+            raise too_late(self.seconds) from None
+
+
 class Answer:
     """One request at the engine. What it has written waits here for a slow reader, at most the longest answer; the
     batch waits for nobody.
@@ -27,15 +51,14 @@ class Answer:
         live: the engine.
         request: written or ranked.
         logprobs: as of `LiveEngine.submit`.
-        seconds: until it must be whole.
+        deadline: of the whole answer.
 
     Raises:
         RefusedError: the engine does not take it in.
     """
 
-    def __init__(self, live: LiveEngine, request: Request, logprobs: int | None, seconds: float):
-        self.seconds = seconds
-        self._deadline = time.monotonic() + seconds
+    def __init__(self, live: LiveEngine, request: Request, logprobs: int | None, deadline: Deadline):
+        self._deadline = deadline
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
@@ -86,11 +109,8 @@ class Answer:
         self.ticket.cancel()
 
     async def _next(self) -> Event:
-        try:
-            async with asyncio.timeout(self._deadline - time.monotonic()):
-                return await self._events.get()
-        except TimeoutError:
-            raise too_late(self.seconds) from None
+        async with self._deadline.kept():
+            return await self._events.get()
 
 
 async def unless_gone(client: HttpRequest, work: Coroutine[Any, Any, Result]) -> Result:

@@ -77,6 +77,7 @@ def read_decisions(asked: DecisionRequest, task: str | None, limits: Limits) -> 
         HttpError: one cannot be asked, named by its place.
     """
     require_at_most(len(asked.questions), limits.questions, "questions", "limits.questions")
+    require_at_most(len(_text(asked.state)), limits.characters, "state", "limits.characters")
     images = {
         name: read_base64(asset.data_base64, f"assets.{name}.data_base64")
         for name, asset in asked.assets.items()

@@ -11,7 +11,8 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 from mmpeft.data.choices import check_choices
 from mmpeft.errors import RefusedError
-from mmpeft.serving.answers import unless_gone
+from mmpeft.serving.answers import Deadline, unless_gone
+from mmpeft.serving.body import OnceRoute
 from mmpeft.serving.chat import Reply, logprobs_of, samplings
 from mmpeft.serving.conversation import Posed, plain_text, read_messages
 from mmpeft.serving.decisions import Decision, read_decisions, softmax
@@ -26,7 +27,7 @@ AT_ONCE = 4
 
 STREAM: Any = {200: {"content": {"text/event-stream": {}}}}
 TEXT: Any = {200: {"content": {"text/plain": {}}}}
-router = APIRouter()
+router = APIRouter(route_class=OnceRoute)
 """Of the API, which needs a key where there are some."""
 open_router = APIRouter()
 """Of what looks after servers."""
@@ -46,8 +47,8 @@ Asker = Annotated[Tenant, Depends(_tenant)]
 
 @open_router.get("/health")
 async def health(service: Served) -> JSONResponse:
-    """200 while requests can be answered, 503 after a forward that failed."""
-    good = service.live.healthy
+    """200 while requests can be answered, 503 after a forward that failed, until one succeeds."""
+    good = service.live.healthy or await service.answers_again()
     return JSONResponse({"status": "ok" if good else "unavailable"}, 200 if good else 503)
 
 
@@ -75,14 +76,15 @@ async def model(model: str, service: Served, tenant: Asker) -> dict[str, Any]:
 @router.post("/v1/chat/completions", response_model=None, responses=STREAM)
 async def chat_completions(asked: ChatRequest, client: Request, service: Served, tenant: Asker) -> Response:
     """OpenAI's chat completions; ``model`` is a finetune, or "base" for the frozen model."""
-    finetune = service.finetune(asked.model, tenant)
+    finetune, deadline = service.finetune(asked.model, tenant), Deadline(service.limits.request_seconds)
+    require_at_most(asked.n or 1, service.live.places, "n", "engine.max_rows and engine.max_waiting")
     how = samplings(asked, service.vlm.manifest.max_new_tokens, service.limits)
     posed = read_messages(asked.messages, service.task, service.limits.images)
     async with AsyncExitStack() as stack:
 
         async def begin() -> Reply:
-            number = await service.prepare(posed)
-            answers = service.answers(posed.record, finetune, how, logprobs_of(asked))
+            number = await service.prepare(posed, deadline)
+            answers = service.answers(posed.record, finetune, how, deadline, logprobs_of(asked))
             reply = Reply(asked, await stack.enter_async_context(answers), service.template.tokenizer, number)
             if asked.stream:
                 await reply.begin()
@@ -97,7 +99,7 @@ async def chat_completions(asked: ChatRequest, client: Request, service: Served,
 @router.post("/v1/score", response_model=None)
 async def score(asked: ScoreRequest, client: Request, service: Served, tenant: Asker) -> Response:
     """How likely each of the choices is as the answer: the mean log-probability of its tokens, end included."""
-    finetune = service.finetune(asked.model, tenant)
+    finetune, deadline = service.finetune(asked.model, tenant), Deadline(service.limits.request_seconds)
     posed = read_messages(asked.messages, service.task, service.limits.images)
     require_at_most(len(asked.choices), service.limits.choices, "choices", "limits.choices")
     try:
@@ -105,7 +107,7 @@ async def score(asked: ScoreRequest, client: Request, service: Served, tenant: A
     except RefusedError as error:
         raise invalid("choices", str(error)) from None
     posed.record["choices"] = asked.choices
-    number, scores = await unless_gone(client, _ranked(service, posed, finetune))
+    number, scores = await unless_gone(client, _ranked(service, posed, finetune, deadline))
     data = [
         {"index": index, "object": "score", "choice": choice, "score": own, "probability": share}
         for index, (choice, own, share) in enumerate(zip(asked.choices, scores, softmax(scores), strict=True))
@@ -118,15 +120,15 @@ async def score(asked: ScoreRequest, client: Request, service: Served, tenant: A
 @router.post("/v1/systemone", response_model=None)
 async def systemone(asked: DecisionRequest, client: Request, service: Served, tenant: Asker) -> Response:
     """System One: typed questions about a state, answered with probabilities."""
-    finetune = service.finetune(asked.model, tenant)
+    finetune, deadline = service.finetune(asked.model, tenant), Deadline(service.limits.request_seconds)
     decisions = read_decisions(asked, service.task, service.limits)
-    places = asyncio.Semaphore(AT_ONCE)
+    places = asyncio.Semaphore(min(AT_ONCE, service.live.places))
 
     async def one(decision: Decision) -> tuple[int, dict[str, Any]]:
         if decision.is_settled:
             return 0, decision.answer([0.0])
         async with places:
-            number, scores = await _ranked(service, decision.posed, finetune)
+            number, scores = await _ranked(service, decision.posed, finetune, deadline)
         return number, decision.answer(scores)
 
     async def each() -> list[tuple[int, dict[str, Any]]]:
@@ -156,7 +158,9 @@ async def unload_lora_adapter(asked: UnloadRequest, service: Served, tenant: Ask
     return PlainTextResponse(f"Success: LoRA adapter '{asked.lora_name}' removed successfully.")
 
 
-async def _ranked(service: Service, posed: Posed, finetune: str | None) -> tuple[int, list[float]]:
+async def _ranked(
+    service: Service, posed: Posed, finetune: str | None, deadline: Deadline
+) -> tuple[int, list[float]]:
     """The tokens of the prompt, and the score of every choice."""
-    number = await service.prepare(posed)
-    return number, await service.rank(posed.record, finetune)
+    number = await service.prepare(posed, deadline)
+    return number, await service.rank(posed.record, finetune, deadline)

@@ -11,6 +11,8 @@ class Limits:
 
     body_mb: float = 20.0
     """Largest body of a request, by its Content-Length and by the bytes that really come."""
+    characters: int = 100_000
+    """Of all texts of one question together."""
     images: int = 8
     """Images of one request."""
     image_pixels: int = 50_000_000

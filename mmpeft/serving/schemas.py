@@ -12,6 +12,8 @@ from pydantic_core import CoreSchema, core_schema
 MODEL_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$"
 ModelName = Annotated[str, Field(pattern=MODEL_NAME)]
 INT64 = 2**63 - 1
+MOST = 1000
+"""Entries of one list: a body of a million is refused before they are looked at."""
 
 
 class Only:
@@ -72,7 +74,7 @@ def _kind_of_content(content: Any) -> str:
 
 
 Content = Annotated[
-    Annotated[str, Tag("plain")] | Annotated[list[Part], Tag("parts"), Field(min_length=1)],
+    Annotated[str, Tag("plain")] | Annotated[list[Part], Tag("parts"), Field(min_length=1, max_length=MOST)],
     Discriminator(_kind_of_content),
 ]
 
@@ -87,6 +89,8 @@ class Message(Strict):
     tool_calls: Annotated[Any, Only([])] = None
     function_call: NotHonoured = None
     reasoning_content: NotHonoured = None
+    type: Annotated[Any, Only("text")] = None
+    """lm-eval sends it with every message."""
 
 
 class StreamOptions(Strict):
@@ -98,7 +102,7 @@ class Asked(Strict):
     """A conversation and who answers it."""
 
     model: ModelName
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST)]
 
 
 class ResponseFormat(Strict):
@@ -199,7 +203,7 @@ class DecisionRequest(Strict):
 
     model: ModelName
     state: str | dict[str, Any] | list[Any]
-    questions: Annotated[dict[str, Question], Field(min_length=1)]
+    questions: Annotated[dict[str, Question], Field(min_length=1, max_length=MOST)]
     assets: Annotated[dict[str, Asset], Field(max_length=4)] = {}
     """Placeholder -> the image that stands wherever it is written."""
 

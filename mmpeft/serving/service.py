@@ -14,14 +14,17 @@ from mmpeft.inference.requests import Request
 from mmpeft.inference.sampling import Sampling
 from mmpeft.inference.vlm import VisionLanguageModel
 from mmpeft.names import RESERVED_NAME
-from mmpeft.serving.answers import Answer
+from mmpeft.serving.answers import Answer, Deadline
 from mmpeft.serving.conversation import Posed
 from mmpeft.serving.finetunes import finetune_folder
 from mmpeft.serving.images import RequestImages
 from mmpeft.serving.keys import Keys, Tenant
 from mmpeft.serving.limits import Limits
 from mmpeft.serving.metrics import Metrics
-from mmpeft.serving.refusals import HttpError, invalid, unknown_model
+from mmpeft.serving.refusals import HttpError, invalid, require_at_most, unknown_model
+
+PROBE_SECONDS = 5.0
+"""That the answer to a probe may take."""
 
 
 class Service:
@@ -72,19 +75,21 @@ class Service:
             raise unknown_model(model)
         return None if model == RESERVED_NAME else model
 
-    async def prepare(self, posed: Posed) -> int:
+    async def prepare(self, posed: Posed, deadline: Deadline) -> int:
         """Checks a question and makes the features of its images, away from the engine.
 
         Returns:
             The tokens of its prompt.
 
         Raises:
-            HttpError: it cannot be asked.
+            HttpError: it cannot be asked, or not in time.
         """
-        number = await asyncio.to_thread(self._prompt_tokens, posed)
-        if posed.record["images"]:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self.images.threads, self.images.prepare, posed)
+        require_at_most(_characters(posed.record), self.limits.characters, posed.where, "limits.characters")
+        async with deadline.kept():
+            number = await asyncio.to_thread(self._prompt_tokens, posed)
+            if posed.record["images"]:
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self.images.threads, self.images.prepare, posed)
         return number
 
     @asynccontextmanager
@@ -93,6 +98,7 @@ class Service:
         record: Record,
         finetune: str | None,
         samplings: Sequence[Sampling],
+        deadline: Deadline,
         logprobs: int | None = None,
         rank: bool = False,
     ):
@@ -105,7 +111,7 @@ class Service:
         try:
             for sampling in samplings:
                 request = Request(record, finetune, rank, sampling)
-                answers.append(Answer(self.live, request, logprobs, self.limits.request_seconds))
+                answers.append(Answer(self.live, request, logprobs, deadline))
             yield answers
         except UnknownNameError:  # unloaded since it was looked up
             raise unknown_model(str(finetune)) from None
@@ -115,13 +121,25 @@ class Service:
                 if answer.ticket.first_token is not None:
                     self.metrics.first_token.observe(answer.ticket.first_token - answer.ticket.submitted)
 
-    async def rank(self, record: Record, finetune: str | None) -> list[float]:
+    async def rank(self, record: Record, finetune: str | None, deadline: Deadline) -> list[float]:
         """The mean log-probability of each of the record's choices."""
-        async with self.answers(record, finetune, [Sampling()], rank=True) as (answer,):
+        async with self.answers(record, finetune, [Sampling()], deadline, rank=True) as (answer,):
             completion, _ = await answer.whole()
         if completion.scores is None:
             raise RefusedError("the engine gave no scores")
         return completion.scores
+
+    async def answers_again(self) -> bool:
+        """Whether the base writes a token after a forward that failed: nobody else asks a server that calls itself
+        ill."""
+        turns: Any = [("?", None)]
+        record = Record(id="", images=[], turns=turns, task=self.task, where="health")
+        try:
+            async with self.answers(record, None, [Sampling(1)], Deadline(PROBE_SECONDS)) as (answer,):
+                await answer.whole()
+        except RefusedError:
+            return False
+        return self.live.healthy
 
     async def load(self, name: str, folder: str, in_place: bool = False) -> None:
         """Loads a finetune from a folder, in PEFT's format or of a run on the same base.
@@ -166,3 +184,9 @@ class Service:
         except RefusedError as error:
             raise invalid(posed.where, str(error)) from None
         return len(prompt.ids)
+
+
+def _characters(record: Record) -> int:
+    """Of all texts: they are counted before anything is made of them."""
+    turns = (text or "" for turn in record["turns"] for text in turn)
+    return sum(map(len, [*turns, record.get("system") or "", *record.get("choices", ())]))

@@ -7,7 +7,8 @@ from mmpeft.data.feature_cache.encoder_folder import (
     earlier_folders,
     encoder_folders,
 )
-from mmpeft.data.feature_cache.settings import KEYS, CacheConfig, size_of
+from mmpeft.data.feature_cache.room import ONE_AT_A_TIME, size_of
+from mmpeft.data.feature_cache.settings import KEYS, CacheConfig
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import hash_file
 
@@ -59,8 +60,8 @@ def clear_cache(folder: str | None, encoder: str | None) -> None:
             EncoderFolder(path).clear()
         freed += size
     if encoder is None:
-        for keys in cache.glob(f"{KEYS}*"):
-            keys.unlink(missing_ok=True)
+        for path in (*cache.glob(f"{KEYS}*"), cache / ONE_AT_A_TIME):
+            path.unlink(missing_ok=True)
     print(f"{cache}: {freed / 1e9:,.3f} GB deleted")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from mmpeft.data.formats import DataError
 from mmpeft.data.images.config import ImageConfig

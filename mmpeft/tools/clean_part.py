@@ -11,6 +11,7 @@ from typing import Any
 from mmpeft.data.formats import DataError
 from mmpeft.data.hash_set import HashSet
 from mmpeft.data.images.formats import format_of
+from mmpeft.data.images.source import read_head
 from mmpeft.data.layouts.columns import Columns
 from mmpeft.data.records import ImageRoot, Record, RecordReader
 from mmpeft.errors import RefusedError
@@ -110,7 +111,7 @@ class CleanPart:
 
     def _saved(self, image: bytes) -> Path:
         digest = hashlib.sha256(image).hexdigest()[:32]
-        path = Path(os.path.realpath(self.images)) / f"{digest}.{format_of(image).lower()}"
+        path = Path(os.path.realpath(self.images)) / f"{digest}.{format_of(read_head(image)).lower()}"
         if not path.exists():
             with whole_file(path, len(image)) as unfinished:
                 unfinished.write_bytes(image)

@@ -1,6 +1,7 @@
 """The commands that look and change nothing: the check of data sets, the feature cache, two tests compared; the other
 tools' are in `mmpeft.commands`."""
 
+import inspect
 import sys
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,6 +43,7 @@ def cache(
 
 def check(
     data: list[str],
+    config: str | None = None,
     image_root: str | None = None,
     task: str | None = None,
     columns: dict[str, str] | None = None,
@@ -64,12 +66,15 @@ def check(
     Ends with code 1 if anything is. Where keys of rows are not understood, it says under which --columns they would be.
 
         mmpeft check train.jsonl val.jsonl
+        mmpeft check --config configs/mine/questions.yaml
         mmpeft check train.jsonl --language embedded/smollm2-135m-instruct --encoder tf_efficientnet_lite0
         mmpeft check train.jsonl --fix clean.jsonl --pictures samples.png
         mmpeft check scans.jsonl --image.scale window:40:400 --image.max_pixels 170000000
 
     Args:
-        data: data files or folders, as in the configs' data.train.
+        data: data files or folders, as in the configs' data.train; with --config by default those that it names.
+        config: the YAML of a fit, which then says all that the options below say of how data and images are read, up to
+            fix and pictures.
         image_root: folder that image paths start from; by default the data file's.
         task: identifier for rows that have none.
         columns: as data.columns, such as "{image: img_name, answer: response}".
@@ -89,6 +94,27 @@ def check(
         fix: a new JSONL file for what is good; what is not is written to NAME.quarantine.jsonl with the reasons.
         pictures: a PNG file for 12 random rows as the model sees them.
     """
+    if config is not None:
+        _refuse_beside_config(
+            *({"image_root": image_root, "task": task, "columns": columns, "ignore": ignore},),
+            *({"language": language, "template": template, "max_length": max_length, "encoder": encoder},),
+            *(
+                {
+                    "layer": layer,
+                    "image_size": image_size,
+                    "fit": fit,
+                    "max_tiles": max_tiles,
+                    "image": image,
+                },
+            ),
+        )
+        from mmpeft.tools.check_config import check_config
+
+        return check_config(config, data, decode, fix, pictures)
+    if not data:
+        raise RefusedError(
+            "no data is named: mmpeft check FILE_OR_FOLDER..., or --config FIT.yaml for that of a fit"
+        )
     _refuse_settings_of_nothing(encoder, (layer, image_size, fit, max_tiles), language, template, max_length)
     if image and not (decode or encoder or pictures):
         raise RefusedError(
@@ -114,6 +140,18 @@ def check(
     own = Columns(columns or {}, ignore or [])
     readings = [Reading(str(resolve(source)), own, image_root, task) for source in data]
     check_data(readings, own, decode, image, encoders, tokens, fix, pictures)
+
+
+def _refuse_beside_config(*given: dict[str, Any]) -> None:
+    """Raises:
+    RefusedError: a setting of the config is given as an option, too.
+    """
+    parameters = inspect.signature(check).parameters
+    both = [name for own in given for name, value in own.items() if value != parameters[name].default]
+    if both:
+        raise RefusedError(
+            f"--config says how data is read, and {', '.join(f'--{name}' for name in both)} too: leave one of them out"
+        )
 
 
 def _refuse_settings_of_nothing(
@@ -144,14 +182,10 @@ def _made_encoders(names: list[str], how: dict[str, Any], decode: bool) -> list[
     """`VisionEncoder`s without weights; what is to know of each is printed. The annotation does not name them, as the
     parser imports what this file names, and torch with it."""
     from mmpeft.models.vision import VisionConfig, VisionEncoder
-    from mmpeft.tools.encoder_facts import encoder_facts
+    from mmpeft.tools.encoder_facts import print_facts
 
     encoders = [VisionEncoder(VisionConfig(name, **how), load_weights=False) for name in names]
-    for each in encoders:
-        of_tiles = f"; of each tile: {each.tiling.told}" if each.tiling else ""
-        print(f"{each.config.name}: {encoder_facts(each)}{of_tiles}")
-    if not decode:
-        print("--decode false: how large images are, and what an encoder cuts off, is not looked at")
+    print_facts(encoders, decode)
     return encoders
 
 

@@ -1,13 +1,13 @@
 """What is to know of a data set at a glance: counts that grow row by row and hold no row, and a table of them."""
 
 import random
-from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich.table import Table
 
+from mmpeft.data.hash_set import HashSet
 from mmpeft.data.records import Record
 from mmpeft.reporting.tables import make_table
 from mmpeft.tools.image_survey import ImageSurvey
@@ -26,10 +26,13 @@ class DataFacts:
     without_image: int = 0
     answers: Counter[int] = field(default_factory=Counter)
     """Characters of an answer -> answers."""
-    ids: "array[int]" = field(default_factory=lambda: array("q"))
-    """Hash of every conversation's id, 8 bytes each."""
-    said: "array[int]" = field(default_factory=lambda: array("q"))
-    """Hash of all that each conversation says but for its id and place."""
+    repeated: int = 0
+    """Conversations that say what an earlier one said."""
+    ids_used_twice: set[int] = field(default_factory=set)
+    """Hashes of ids that several conversations have."""
+    _ids: HashSet = field(default_factory=HashSet)
+    _said: HashSet = field(default_factory=HashSet)
+    """Of all that each conversation says but for its id and place."""
 
     def add(self, record: Record) -> None:
         self.conversations += 1
@@ -37,32 +40,14 @@ class DataFacts:
         self.without_image += not record["images"]
         for _, answer in record["turns"]:
             self.answers[len(answer or "")] += 1
-        self.ids.append(hash(record["id"]))
-        self.said.append(hash(_content(record)))
-
-    @property
-    def repeated(self) -> int:
-        """Conversations that say what an earlier one said."""
-        return len(_again(self.said))
-
-    @property
-    def ids_used_twice(self) -> set[int]:
-        """Hashes of ids that several conversations have."""
-        return set(_again(self.ids).tolist())
+        self.repeated += not self._said.add(hash(_content(record)))
+        if not self._ids.add(own := hash(record["id"])):
+            self.ids_used_twice.add(own)
 
 
 def _content(record: Record) -> tuple:
     told = tuple(record["images"]), tuple(record["turns"]), record["task"], record.get("system")
     return *told, tuple(record.get("choices", ())), tuple(record.get("references", ()))
-
-
-def _again(hashes: "array[int]"):
-    """Those that equal another one before them; the array is sorted, so that no copy of it is made."""
-    import numpy as np  # here, so that --help needs none
-
-    values = np.frombuffer(hashes, np.int64)
-    values.sort()
-    return values[1:][values[1:] == values[:-1]]
 
 
 def spread(counts: Mapping[int, int]) -> str:

@@ -1,5 +1,6 @@
 """What an encoder gives: how many tokens, in which order, and whether its last level is all before the head."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,15 @@ def encoder_facts(encoder: VisionEncoder) -> EncoderFacts:
     return EncoderFacts(
         (height, width), tokens.shape[1], encoder.dim, encoder.layer, encoder.num_layers, is_final
     )
+
+
+def print_facts(encoders: Sequence[VisionEncoder], images_are_decoded: bool) -> None:
+    """Prints what is to know of each before data is looked at."""
+    for each in encoders:
+        of_tiles = f"; of each tile: {each.tiling.told}" if each.tiling else ""
+        print(f"{each.config.name}: {encoder_facts(each)}{of_tiles}")
+    if encoders and not images_are_decoded:
+        print("--decode false: how large images are, and what an encoder cuts off, is not looked at")
 
 
 @torch.no_grad()

@@ -11,23 +11,37 @@ from mmpeft.models.vision import VisionEncoder
 
 MUCH, OFTEN = 0.2, 0.01
 """Shares: of an image's pixels, and of the images, above which a cut is warned of."""
+LARGE = 100
+"""Times the encoder's size, at which rounding to pixels counts for nothing."""
 
 
 def cut_warning(encoder: VisionEncoder, sizes: Mapping[tuple[int, int], int]) -> str | None:
-    """What to say where the encoder does not see much of many images.
+    """What to say where the encoder does not see much of many images. What it cuts off of images of its own shape, too,
+    is told apart: else those of another shape would not be seen among them.
 
     Args:
         sizes: (width, height) in pixels -> images.
     """
+    _, height, width = encoder.data_config["input_size"]
+    border = cut_share((LARGE * width, LARGE * height), encoder)
     shares = {size: cut_share(size, encoder) for size in sizes}
+    total = sum(sizes.values())
     cut = sum(count for size, count in sizes.items() if shares[size] > MUCH)
-    if not cut or cut <= OFTEN * (total := sum(sizes.values())):
+    if cut <= OFTEN * total:
         return None
-    (width, height), worst = max(shares.items(), key=lambda own: own[1])
-    return (
-        f"{encoder.config.name} would not see more than {MUCH:.0%} of the pixels of {cut:,} of {total:,} images, and "
-        f"{worst:.0%} of one of {width:,} x {height:,}: they are cut off; set model.vision.fit to pad, squash or tile"
+    by_shape = sum(
+        n for size, n in sizes.items() if shares[size] > MUCH < 1 - (1 - shares[size]) / (1 - border)
     )
+    (wide, tall), worst = max(shares.items(), key=lambda own: own[1])
+    whole = "set model.vision.fit to pad, squash or tile"
+    told = f"{encoder.config.name} would not see more than {MUCH:.0%} of the pixels of"
+    of_one = f"{worst:.0%} of one of {wide:,} x {tall:,}"
+    if border <= MUCH:
+        return f"{told} {cut:,} of {total:,} images, and {of_one}: they are cut off; {whole}"
+    own = f"it cuts off a border of {border:.0%} even of images of its own shape"
+    if not by_shape:
+        return f"{told} {cut:,} of {total:,} images: {own}, and of none much more; {whole}"
+    return f"{told} {cut:,} of {total:,} images: {own}, and much more of {by_shape:,}, {of_one}; {whole}"
 
 
 def as_seen(encoder: VisionEncoder, image: Image.Image) -> list[Image.Image]:

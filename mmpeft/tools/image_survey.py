@@ -75,7 +75,7 @@ def _key(image: str | bytes) -> str | int:
 
 def _ending(image: str | bytes) -> str:
     if isinstance(image, bytes):
-        return format_of(image)
+        return format_of(read_head(image))
     name = image_file(image).lower()
     return (
         next((ending for ending in (".nii.gz",) if name.endswith(ending)), os.path.splitext(name)[1])

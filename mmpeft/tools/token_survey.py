@@ -25,14 +25,22 @@ class TokenSurvey:
         layout: data.template.
         max_length: data.packing.max_length.
         image_tokens: features per image, or what tells those of one.
+        ranks: whether a training learns from wrong choices, too; else a question with choices is one with its answer.
 
     Raises:
         RefusedError: no such model, or its tokenizer does not fit the template.
     """
 
-    def __init__(self, language: str, layout: LayoutName, max_length: int, image_tokens: ImageTokens):
+    def __init__(
+        self,
+        language: str,
+        layout: LayoutName,
+        max_length: int,
+        image_tokens: ImageTokens,
+        ranks: bool = True,
+    ):
         self.template = Template(load_tokenizer(language), image_tokens, layout, max_length)
-        self.language, self.positions = language, positions_of(language)
+        self.language, self.positions, self.ranks = language, positions_of(language), ranks
         self.start()
 
     def start(self) -> None:
@@ -47,7 +55,7 @@ class TokenSurvey:
         except DataError as error:  # of an image whose shape decides its tokens
             return str(error)
         self.lengths[length] += 1
-        self.ranked += "choices" in record
+        self.ranked += self.ranks and "choices" in record
         self.beyond += self.positions is not None and last > self.positions
         if length <= self.template.max_length:
             return None
@@ -62,7 +70,8 @@ class TokenSurvey:
         spans = self.template.spans({**record, "turns": [*earlier, (question, None)]})
         prompt = sum(len(span.ids) for span in spans) - 1
         layout = self.template.layout
-        answers = [len(layout.answer(own)) + len(layout.end) for own in record.get("choices", [answer or ""])]
+        said = record["choices"] if self.ranks and "choices" in record else [answer or ""]
+        answers = [len(layout.answer(own)) + len(layout.end) for own in said]
         return prompt + sum(answers), prompt + max(answers)
 
     def problem(self, record: Record, length: int | None = None) -> str | None:
@@ -70,7 +79,8 @@ class TokenSurvey:
         try:
             if (self.length(record)[0] if length is None else length) <= self.template.max_length:
                 return None
-            (self.template.encode_choices if "choices" in record else self.template.encode)(record)
+            ranked = self.ranks and "choices" in record
+            (self.template.encode_choices if ranked else self.template.encode)(record)
         except DataError as error:
             return str(error)
         return None

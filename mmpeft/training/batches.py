@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from mmpeft.data.batch import Batch
@@ -10,6 +11,7 @@ from mmpeft.data.layouts.notes import Notes
 from mmpeft.data.loader import Features, JointLoader, PackedLoader
 from mmpeft.data.plan import PackingConfig
 from mmpeft.data.prefetch import default_workers
+from mmpeft.data.shares import Share
 from mmpeft.data.template import Template
 from mmpeft.errors import RefusedError
 from mmpeft.training.finetune import Finetune, Split
@@ -30,6 +32,7 @@ class Batches:
         cycle: whether training ends by steps, see `JointLoader`.
         skipped: is told of training rows that cannot be learnt from; None refuses them.
         workers: threads that make batches ahead, of all finetunes; None is `default_workers`.
+        trainer: Lightning's, whose batches become steps and are divided among its processes; None has neither.
     """
 
     def __init__(
@@ -43,8 +46,9 @@ class Batches:
         cycle: bool,
         workers: int | None = None,
         skipped: Notes | None = None,
+        trainer: Any = None,
     ):
-        self.finetunes, self.seed, self.cycle = finetunes, seed, cycle
+        self.finetunes, self.seed, self.cycle, self.trainer = finetunes, seed, cycle, trainer
         self.workers, self.skipped = workers, skipped
         self._how = template, features, packing, adapters
         self._train: Loader | None = None
@@ -54,14 +58,15 @@ class Batches:
         """One loader for the whole training: it knows where it stands."""
         if self._train is None:
             self._train = make_loader(
-                self.finetunes, "train", *self._how, self.seed, self.cycle, self.workers, self.skipped
+                *(self.finetunes, "train", *self._how, self.seed, self.cycle, self.workers, self.skipped),
+                self.trainer,
             )
         assert self._train is not None, "a fit without training data was refused"
         return self._train
 
     def val(self) -> Loader | list:
         """Empty where no finetune has validation data."""
-        self._val = make_loader(self.finetunes, "val", *self._how, workers=self.workers)
+        self._val = make_loader(self.finetunes, "val", *self._how, workers=self.workers, trainer=self.trainer)
         return self._val or []
 
     def leave(self, name: str) -> None:
@@ -87,6 +92,7 @@ def make_loader(
     cycle: bool = False,
     workers: int | None = None,
     skipped: Notes | None = None,
+    trainer: Any = None,
 ) -> Loader | None:
     """The batches of a split; None where no finetune has records of it. Finetunes go on with the records that are in
     them.
@@ -103,7 +109,9 @@ def make_loader(
         cycle: see `JointLoader`.
         workers: threads that make batches ahead, shared out among the finetunes.
         skipped: is told of records that cannot be encoded; None refuses them.
+        trainer: see `Batches`.
     """
+    share = Share() if trainer is None else Share(trainer.global_rank, trainer.world_size)
     each = max(1, (workers or default_workers()) // len(finetunes))
     counted: dict[tuple[int, bool], Counted] = {}
     loaders: dict[str, PackedLoader] = {}
@@ -113,7 +121,10 @@ def make_loader(
             finetune.keep(split, examples.records)
             mix = finetune.mix if seed is not None else None
             own = finetune.seed if seed is not None and finetune.seed is not None else seed
-            loaders[name] = PackedLoader(examples, features, packing, adapters[name], own, mix, each)
+            loaders[name] = PackedLoader(
+                *(examples, features, packing, adapters[name], own, mix, each, share, len(loaders)),
+                partial(batches_of_step, trainer),
+            )
     if truncated := sum(int(own.counts["truncated"].sum()) for own in counted.values()):
         total = sum(len(own.counts) for own in counted.values())
         print(f"{split}: {truncated} of {total} conversations were cut at max_length")
@@ -145,12 +156,26 @@ def total_steps(finetune: Finetune, loader: Loader, trainer: Any) -> int:
         most.append(finetune.max_steps)
     if not ends_by_steps(trainer):
         own = loader_of(loader, finetune.name)
-        limit = trainer.limit_train_batches
-        batches = min(len(own), limit) if isinstance(limit, int) else int(len(own) * (limit or 1.0))
+        batches = batches_of_epoch(len(own), trainer)
         most.append(trainer.max_epochs * math.ceil(batches / trainer.accumulate_grad_batches))
     if not most:
         raise RefusedError("the run has no end: set trainer.max_steps or trainer.max_epochs")
     return max(1, min(most))
+
+
+def batches_of_epoch(there: int, trainer: Any) -> int:
+    """How many of so many batches Lightning takes in an epoch."""
+    limit = trainer.limit_train_batches
+    return min(there, limit) if isinstance(limit, int) else int(there * (limit or 1.0))
+
+
+def batches_of_step(trainer: Any, number: int, there: int) -> range:
+    """The batches of an epoch of so many whose gradients Lightning adds up with those of this one."""
+    if trainer is None:
+        return range(number, number + 1)
+    each = trainer.accumulate_grad_batches
+    start = number // each * each
+    return range(start, max(number + 1, min(start + each, batches_of_epoch(there, trainer))))
 
 
 def ends_by_steps(trainer: Any) -> bool:

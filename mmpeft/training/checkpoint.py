@@ -21,8 +21,10 @@ STEP_SETTINGS = (
 
 
 def stamp(belongs_to: dict[str, Any]) -> dict[str, Any]:
-    """What the checkpoint belongs to, and the state of torch's random number generators."""
-    rng = {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+    """What the checkpoint belongs to, and the state of torch's random number generators, in each process of its own
+    device: those of the others would take memory there."""
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
+    rng = {"torch": torch.get_rng_state(), "cuda": cuda}
     return {"belongs_to": belongs_to, "rng": rng}
 
 
@@ -130,13 +132,29 @@ def verify(checkpoint: dict[str, Any], belongs_to: dict[str, Any], answering: bo
     was, here = saved["belongs_to"], {part: belongs_to[part] for part in saved["belongs_to"]}
     if answering:
         was, here = _of_weights(was), _of_weights(here)
-    lines = differences(was, here, label="the checkpoint has")
+    changed = _changed_data(was, here)
+    lines = differences({**was, "records": {}}, {**here, "records": {}}, label="the checkpoint has") + changed
     if lines:
         shown = "\n".join(lines[:12]) + (f"\n  and {len(lines) - 12} more" if len(lines) > 12 else "")
+        mend = "Put the data back as it was" if lines == changed else "Resume with the run's own settings"
         raise RefusedError(
-            f"the checkpoint does not fit this run:\n{shown}\nResume with the run's own settings, or begin a new "
-            "run from its results with --model.start_from"
+            f"the checkpoint does not fit this run:\n{shown}\n{mend}, or begin a new run from its results with "
+            "--model.start_from"
         )
+
+
+def _changed_data(was: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """A line for each finetune whose files hold something else now, as far as the checkpoint knows what they held."""
+    lines = []
+    for name, held in was.get("records", {}).items():
+        if held != here["records"].get(name):
+            own = here["finetunes"].get(name, {}).get("data", {})
+            files = ", ".join(map(str, own.get("train") or here["data"]["train"]))
+            lines.append(
+                f"  records.{name}: the checkpoint has learnt from other data than there is now in {files}: a row, an "
+                "image or their order has changed"
+            )
+    return lines
 
 
 def verify_end(checkpoint: dict[str, Any], trainer: Any) -> None:
@@ -161,5 +179,6 @@ def _of_weights(belongs_to: dict[str, Any]) -> dict[str, Any]:
 def restore_rng(rng: dict[str, Any]) -> None:
     """Puts the generators back where the checkpoint left them."""
     torch.set_rng_state(rng["torch"])
-    if len(rng["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(rng["cuda"])
+    states = rng["cuda"]  # of all devices where an earlier version wrote it
+    if states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states[torch.cuda.current_device() % len(states)])

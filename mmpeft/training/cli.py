@@ -13,10 +13,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from mmpeft.config_files import PRESET_HELP, refuse_key, with_presets
 from mmpeft.errors import RefusedError
 from mmpeft.evaluation.evaluate import EvaluationConfig
-from mmpeft.options import TellsBriefly, command_line
-from mmpeft.runs.files import HERE
-from mmpeft.runs.layout import CONFIG, WHAT_WAS_WANTED
-from mmpeft.runs.manifest import MANIFEST, no_run, read_manifest
+from mmpeft.options import TellsBriefly
+from mmpeft.runs.layout import WHAT_WAS_WANTED
 from mmpeft.runs.occupancy import held, require_finished
 from mmpeft.runs.result_folder import results_folder
 from mmpeft.training.checkpoint_files import (
@@ -34,10 +32,11 @@ from mmpeft.training.lightning_refusals import refusals_of_lightning
 from mmpeft.training.malloc import keep_freed_memory
 from mmpeft.training.memory import MemoryTold
 from mmpeft.training.module import VisionLanguageModule
+from mmpeft.training.processes import check_processes, check_strategy, first_alone_tells, register
 from mmpeft.training.profile import StepTable
 from mmpeft.training.progress import LastValidation, progress
+from mmpeft.training.run_option import check_run, of_run
 from mmpeft.training.run_writer import EvaluationWriter, RunWriter
-from mmpeft.training.start import check_processes
 
 EXPECTED_WARNINGS = [
     r"LightningCLI's args parameter",
@@ -46,6 +45,7 @@ EXPECTED_WARNINGS = [
     r"predict returned None",  # answers go to a file as they come
     r"The number of training batches .* is smaller than the logging interval",  # curves have its points all the same
     r".*isinstance\(treespec, LeafSpec\)",  # Lightning 2.6.6 on torch 2.15
+    r"It is recommended to use .* sync_dist=True",  # curves are of all processes before they are logged
 ]
 
 
@@ -88,7 +88,8 @@ class VisionLanguageCLI(LightningCLI):
     def run(cls, arguments: list[str]) -> "VisionLanguageCLI":
         """Parses ``arguments`` (the subcommand first) and runs."""
         keep_freed_memory()
-        return cls._make(arguments, run=True)
+        with first_alone_tells():
+            return cls._make(arguments, run=True, words=arguments)
 
     @classmethod
     def parse(cls, arguments: list[str]) -> "VisionLanguageCLI":
@@ -96,14 +97,19 @@ class VisionLanguageCLI(LightningCLI):
         return cls._make(arguments, run=False)
 
     @classmethod
-    def _make(cls, arguments: list[str], run: bool) -> "VisionLanguageCLI":
+    def _make(cls, arguments: list[str], run: bool, words: list[str] | None = None) -> "VisionLanguageCLI":
         arguments = with_sections(of_run(with_presets(arguments)))
         check_config_files(arguments)
+        register()
         for expected in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=expected)
         # Without Lightning's lines about hardware, its tips, and the seed, which config.yaml holds.
-        for chatty in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
+        for chatty in (
+            "pytorch.utilities.rank_zero",
+            "fabric.utilities.seed",
+            "fabric.utilities.distributed",
+        ):
+            logging.getLogger(f"lightning.{chatty}").setLevel(logging.WARNING)
         # By itself argparse takes the misspelt --model.learning_rat for its neighbour.
         exact = {"allow_abbrev": False}
         return cls(
@@ -124,7 +130,12 @@ class VisionLanguageCLI(LightningCLI):
             },
             args=arguments,
             run=run,
+            words=words,
         )
+
+    def __init__(self, *args: Any, words: list[str] | None, **kwargs: Any):
+        self._words = words  # other processes of the run are begun as the same command
+        super().__init__(*args, **kwargs)
 
     def before_instantiate_classes(self) -> None:
         """What is wrong with the command is told before anything is built."""
@@ -136,7 +147,7 @@ class VisionLanguageCLI(LightningCLI):
                 )
         directory = self._directory = Path(own.trainer.default_root_dir or "runs/default")
         if own.run is not None:
-            _check_run(Path(own.run), directory, [str(path) for path in own.config or []])
+            check_run(Path(own.run), directory, [str(path) for path in own.config or []])
         self._signals = StopSignals()
         if self.subcommand in ASK and not own.untrained:
             require_finished(directory)
@@ -158,9 +169,11 @@ class VisionLanguageCLI(LightningCLI):
         kwargs |= {"default_root_dir": str(directory)}
         if settings.logger is None:
             kwargs["logger"] = [CurvesLogger(directory), BoardLogger(directory)] if fitting else False
+        check_strategy(settings.strategy)
         with refusals_of_lightning():
             trainer: Any = super().instantiate_trainer(**kwargs, **self._callbacks(settings))
         check_processes(trainer)
+        trainer.strategy.words = self._words
         wanted, self._results = self._wanted(), directory
         if self.subcommand in ("test", "predict"):
             asked = wanted | ({"ckpt_path": str(own.ckpt_path)} if own.ckpt_path else {})
@@ -192,7 +205,8 @@ class VisionLanguageCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand in ("test", "predict"):
             self._signals.kept = "the answers so far are kept, and the same command goes on from them"
-        writes = subcommand != "validate" and not self.trainer.fast_dev_run  # pyright: ignore
+        trainer: Any = self.trainer
+        writes = subcommand != "validate" and not trainer.fast_dev_run and trainer.is_global_zero
         with held(self._directory) if writes else nullcontext(), self._signals, refusals_of_lightning():
             super()._run_subcommand(subcommand)
 
@@ -246,58 +260,3 @@ class VisionLanguageCLI(LightningCLI):
 
 def _has(callbacks: list[Any], kind: type) -> bool:
     return any(isinstance(callback, kind) for callback in callbacks)
-
-
-def of_run(arguments: list[str]) -> list[str]:
-    """``--run DIR`` with the config and the directory that it stands for before it; what else is given goes over them.
-
-    Raises:
-        RefusedError: there are several, or a config beside it, or it has none.
-    """
-    given = [n for n, word in enumerate(arguments) if word == "--run" or word.startswith("--run=")]
-    if not given:
-        return arguments
-    if len(given) > 1:
-        raise RefusedError(
-            f"--run is given {len(given)} times; a command is about one run: name each in its own"
-        )
-    where, separate = given[0], arguments[given[0]] == "--run"
-    run = "".join(arguments[where + 1 : where + 2]) if separate else arguments[where].removeprefix("--run=")
-    rest = arguments[:where] + arguments[where + 1 + separate :]
-    if not run or any(word in ("-c", "--config") or word.startswith("--config=") for word in rest):
-        raise RefusedError("--run wants a run directory, whose own config.yaml is used: leave --config out")
-    config = Path(run) / CONFIG
-    if not config.is_file():
-        why = _instead(run) if (Path(run) / MANIFEST).exists() else no_run(run)
-        raise RefusedError(f"--run: {run} has no {CONFIG}; {why}")
-    command = rest[:1] if rest and not rest[0].startswith("-") else []
-    own = ["--config", str(config), f"--trainer.default_root_dir={run}", f"--run={run}"]
-    return [*command, *own, *rest[len(command) :]]
-
-
-def _check_run(run: Path, directory: Path, configs: list[str]) -> None:
-    """Raises:
-    RefusedError: it stands in a config, where it would mean nothing, or beside another directory.
-    """
-    if str(run / CONFIG) not in configs:
-        raise RefusedError(
-            f"run: {run} stands in a config; it is an option of the command line, --run, in place of --config"
-        )
-    if directory.resolve() != run.resolve():
-        raise RefusedError(
-            f"--run is {run}, but trainer.default_root_dir is {directory}: a run is gone on with or asked where it "
-            f"lies. To train into another directory with its settings, give --config {run / CONFIG} in place of --run"
-        )
-
-
-def _instead(run: str) -> str:
-    """What to do with a model that was merged or combined: it can be asked as it is, but not fitted or tested."""
-    ask = f"ask it with `{command_line('ask', '--run', run)}`"
-    if read_manifest(run).language["name"] != HERE:
-        return f"what was combined, or lost that file, has no data and settings to test with: {ask}"
-    base = ("--model.language.name", run, "--model.start_from", run, "--model.adapter", "null")
-    where = ("--trainer.default_root_dir", f"{run}-test")
-    return (
-        f"a merged model has no data and settings of its own: {ask}, or test it with those of the run RUN that it was "
-        f"merged from: `{command_line('test', '--config', f'RUN/{CONFIG}', '--untrained', *base, *where)}`"
-    )

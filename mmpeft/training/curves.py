@@ -29,8 +29,13 @@ class CurvesLogger(CSVLogger):
             self._experiment = _Writer(self.log_dir)  # pyright: ignore
         return self._experiment
 
-    def begin(self, step: int) -> None:
-        """Keeps the rows of the steps before this one, as of a run that stopped later than its last checkpoint."""
+    def begin(self, step: int, row: dict[str, float] | None = None) -> None:
+        """Keeps the rows of the steps before this one, as of a run that stopped later than its last checkpoint.
+
+        Args:
+            step: the first to come.
+            row: see `coming_row`; it is added where it never came.
+        """
         path = Path(self.log_dir, CURVES)
         if not path.exists():
             return
@@ -40,6 +45,9 @@ class CurvesLogger(CSVLogger):
             columns = list(reader.fieldnames or [])
         _write_rows(path, columns, rows)
         self.experiment.metrics_keys = columns
+        if row is not None and row["step"] < step and all(int(each["step"]) != row["step"] for each in rows):
+            self.log_metrics({name: value for name, value in row.items() if name != "step"}, int(row["step"]))
+            self.save()
 
 
 class BoardLogger(TensorBoardLogger):
@@ -57,9 +65,19 @@ class BoardLogger(TensorBoardLogger):
     def experiment(self) -> Any:
         return super().experiment if self._begun else DummyExperiment()
 
-    def begin(self, step: int) -> None:
+    def begin(self, step: int, row: dict[str, float] | None = None) -> None:
         """From here on there is a fit."""
         self._begun = True
+
+
+def coming_row(trainer: Any) -> dict[str, float] | None:
+    """The curves of the step that was just taken, where they are to be written: Lightning does so once the checkpoint
+    of the step has been, and a process may be killed between the two."""
+    connector, loop = trainer._logger_connector, trainer.fit_loop.epoch_loop
+    if not trainer.training or not connector.should_update_logs:
+        return None
+    metrics = {name: float(value) for name, value in connector.metrics["log"].items()}
+    return {**metrics, "epoch": trainer.current_epoch, "step": loop._batches_that_stepped}
 
 
 class _Writer(_ExperimentWriter):

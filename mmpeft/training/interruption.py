@@ -1,4 +1,5 @@
-"""Checkpoints as a fit goes on, and its end by SIGTERM or Ctrl-C: after the step being taken, with a checkpoint."""
+"""Checkpoints as a fit goes on, and its end by SIGTERM, SIGUSR1 or Ctrl-C: after the step being taken, with a
+checkpoint. Of several processes it is enough that one gets the signal."""
 
 import signal
 import sys
@@ -14,8 +15,10 @@ from mmpeft.files import require_space
 from mmpeft.options import command_line
 from mmpeft.runs.layout import CHECKPOINTS, LAST
 from mmpeft.training.checkpoint_files import num_bytes
+from mmpeft.training.processes import Reduced
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
+"""Signal -> exit code. Clusters announce the end of a job's time by SIGUSR1."""
 SECONDS_BETWEEN, SHARE_OF_TIME = 60.0, 0.05
 """A checkpoint is written so long after the last one, or later where writing them took more than this share."""
 NUM_COPIES = 7
@@ -23,8 +26,8 @@ NUM_COPIES = 7
 
 
 class StopSignals:
-    """Inside, SIGTERM and Ctrl-C end the process with exit code 143 or 130; while `deferred`, they wait to be looked
-    at, and only a second one ends it at once. An error, too, ends with what is kept of the fit."""
+    """Inside, SIGTERM, SIGUSR1 and Ctrl-C end the process with their `EXIT_CODES`; while `deferred`, they wait to be
+    looked at, and only a second one ends it at once. An error, too, ends with what is kept of the fit."""
 
     def __init__(self):
         self.deferred = False
@@ -36,7 +39,7 @@ class StopSignals:
         """The same of a fit that has a checkpoint."""
 
     def __enter__(self) -> Self:
-        self._replaced = {number: signal.getsignal(number) for number in SIGNALS}
+        self._replaced = {number: signal.getsignal(number) for number in EXIT_CODES}
         self.install()
         return self
 
@@ -51,7 +54,7 @@ class StopSignals:
         """Lightning puts handlers of its own in the place of ours whenever a loop begins; Python takes them from the
         main thread alone."""
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
+            for number in EXIT_CODES:
                 signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -66,7 +69,7 @@ class StopSignals:
         SystemExit: with the signal's exit code.
         """
         _tell(number, f"stopped; {self.kept}")
-        raise SystemExit(128 + number)
+        raise SystemExit(EXIT_CODES[signal.Signals(number)])
 
 
 def _tell(number: int, text: str) -> None:
@@ -85,15 +88,17 @@ class Checkpoints(L.Callback):
         self.directory, self.signals = Path(directory), signals
         self._saved_step = 0
         self._next = 0.0
+        self._due = 0
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.signals.install()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tells before the first step where there will be no room."""
-        last = self.directory / CHECKPOINTS / LAST
-        last.parent.mkdir(parents=True, exist_ok=True)
-        require_space(last, NUM_COPIES * num_bytes(pl_module.state_dict()))
+        if trainer.is_global_zero:
+            last = self.directory / CHECKPOINTS / LAST
+            last.parent.mkdir(parents=True, exist_ok=True)
+            require_space(last, NUM_COPIES * num_bytes(pl_module.state_dict()))
         self._saved_step, self._next = trainer.global_step, 0.0
         if trainer.ckpt_path is None:
             self.signals.kept = "no step was finished; the same command begins again"
@@ -104,17 +109,17 @@ class Checkpoints(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         whole = trainer.global_step > self._saved_step and not trainer.fit_loop._should_accumulate()
-        if whole and (self.signals.received is not None or time.monotonic() >= self._next):
+        if whole and (self._told_to_stop(trainer) or self._due):
             self._save(trainer)
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """The curves have the last step by now."""
-        if self.signals.received is not None and trainer.global_step == self._saved_step:
-            self.signals.stop(self.signals.received)
+        if trainer.global_step == self._saved_step and (number := self._told_to_stop(trainer)):
+            self.signals.stop(number)
 
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Lightning goes on from there with the next step."""
-        if self.signals.received is None:
+        if not (number := self._told_to_stop(trainer)):
             return
         if trainer.global_step > self._saved_step:
             if trainer.fit_loop._should_accumulate():
@@ -122,12 +127,21 @@ class Checkpoints(L.Callback):
             self._save(trainer)
         left_out = f"the validation after step {trainer.global_step} is left out"
         self.signals.kept = f"{left_out}; {self.signals.kept}"
-        self.signals.stop(self.signals.received)
+        self.signals.stop(number)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.signals.deferred = False
         if trainer.global_step > self._saved_step:
             self._save(trainer)
+
+    def _told_to_stop(self, trainer: Any) -> int | None:
+        """The signal that any process got; the first one's clock says for all whether a checkpoint is due."""
+        said = [int(self.signals.received == number) for number in EXIT_CODES]
+        said.append(int(trainer.is_global_zero and time.monotonic() >= self._next))
+        if isinstance(trainer.strategy, Reduced):
+            said = trainer.strategy.sum_on_host(said)
+        *signals, self._due = said
+        return next((number for number, got in zip(EXIT_CODES, signals, strict=True) if got), None)
 
     def _save(self, trainer: L.Trainer) -> None:
         begun, last = time.monotonic(), self.directory / CHECKPOINTS / LAST

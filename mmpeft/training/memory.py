@@ -198,6 +198,8 @@ class MemoryTold(L.Callback):
         """What it said."""
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        if not trainer.is_global_zero:
+            return
         module, begun = pl_module, time.perf_counter()
         loader, features = module.batches.train(), module.engine.features
         try:

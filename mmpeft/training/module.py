@@ -13,6 +13,7 @@ from mmpeft.adapters import AdapterConfig
 from mmpeft.data.batch import Batch
 from mmpeft.data.features import FeatureCache
 from mmpeft.data.layouts.notes import Notes
+from mmpeft.data.shares import Share
 from mmpeft.data.template import Template
 from mmpeft.errors import RefusedError
 from mmpeft.evaluation.evaluate import Evaluation, EvaluationConfig
@@ -25,10 +26,12 @@ from mmpeft.runs.manifest import LEAST_NEW_TOKENS
 from mmpeft.training import checkpoint
 from mmpeft.training.batches import Batches, ends_by_steps, total_steps
 from mmpeft.training.cache_use import fill_cache, leave_out_undecodable
+from mmpeft.training.compiled_steps import Compile, CompiledSteps
 from mmpeft.training.datamodule import VisionLanguageData, all_records, refuse_images, require_some_image
 from mmpeft.training.finetune import FinetuneConfig, Schedule, Settings, Split, make_finetunes
 from mmpeft.training.objectives import ChoiceLosses
 from mmpeft.training.optim import make_optimizer
+from mmpeft.training.processes import Reduced
 from mmpeft.training.start import (
     Started,
     add_adapters,
@@ -37,8 +40,8 @@ from mmpeft.training.start import (
     check_settings,
     run_to_begin_from,
 )
+from mmpeft.training.step import Step
 from mmpeft.training.step_losses import Logged, StepLosses
-from mmpeft.transfer import to_host
 
 ON_THE_BAR = ("train_loss", "val_loss", "val_exact_match", "val_rank_accuracy")
 """Curves that the progress bar shows."""
@@ -64,6 +67,8 @@ class VisionLanguageModule(L.LightningModule):
         warmup: share of the steps over which they rise from zero.
         optimizer: "adamw", or T-Few's "adafactor", which scales steps by the size of what they change.
         choice_losses: weights of T-Few's losses on examples that carry choices, beside the right answer's loss.
+        compile: whether steps are compiled (torch.compile): true, false, or "auto", where it pays within the run. The
+            fit begins with a trial and says what it costs and saves.
         lora_b_ratio: learning rate of LoRA's B in multiples of that of its A; LoRA+ is 16.
         seed: start of the adapter and of a fresh projector.
     """
@@ -85,6 +90,7 @@ class VisionLanguageModule(L.LightningModule):
         warmup: float = 0.03,
         optimizer: Literal["adamw", "adafactor"] = "adamw",
         choice_losses: ChoiceLosses = ChoiceLosses(),  # noqa: B008
+        compile: Compile = False,
         lora_b_ratio: float = 1.0,
         seed: int = 0,
     ):
@@ -99,6 +105,7 @@ class VisionLanguageModule(L.LightningModule):
         self.language, self.vision, self.optimizer, self.seed = language, vision, optimizer, seed
         self.train_projector = train_projector and vision is not None
         self.start_from, self.start_adapter = start_from, start_adapter
+        self.compiled_steps = CompiledSteps(compile)
         self.evaluation_config = EvaluationConfig()
         """How a test answers and measures; the command line sets it from the section ``test:``."""
         self.results: Path | None = None
@@ -109,8 +116,7 @@ class VisionLanguageModule(L.LightningModule):
         self.started: Started
         self.evaluation: Evaluation
         self.losses: StepLosses
-        self._waiting: list[Logged] = []
-        """Of the last batch, still on the device."""
+        self.step: Step
 
     # -- building -------------------------------------------------------------------------------------------
 
@@ -141,7 +147,7 @@ class VisionLanguageModule(L.LightningModule):
         skips = stage == "fit" and data.skips_late
         self.batches = Batches(
             *(self.finetunes, template, features, data.packing, self.adapters(), data.seed, cycle),
-            *(data.workers, skipped if skips else None),
+            *(data.workers, skipped if skips else None, self.trainer),
         )
         if stage == "fit" and not skips and any(own.records.get("train") for own in self.finetunes.values()):
             self.batches.train()  # what cannot be learnt from is refused before images are encoded
@@ -164,7 +170,10 @@ class VisionLanguageModule(L.LightningModule):
             self.started.self_check = checked
             self.left_out |= failed
             self.model.projector.requires_grad_(self.train_projector)
-            self.losses = StepLosses(self.finetunes, self.adapters())
+            processes = self.trainer.strategy if isinstance(self.trainer.strategy, Reduced) else None
+            of_all = processes.sum_of_numbers if processes else list
+            self.losses = StepLosses(self.finetunes, self.adapters(), of_all)
+            self.step = Step(self.model, self.finetunes, self.losses, processes)
 
     @property
     def _data(self) -> VisionLanguageData:
@@ -179,15 +188,18 @@ class VisionLanguageModule(L.LightningModule):
 
     # -- training -------------------------------------------------------------------------------------------
 
+    def configure_callbacks(self) -> list[L.Callback]:
+        return [self.compiled_steps]
+
     def on_fit_start(self) -> None:
         # Lightning keeps each module in the mode that it has, so the dropout of adapters would stay off.
         self.model.train()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss, self._waiting = self.losses.train(batch, self.model.token_losses(batch))
-        number = torch.tensor(float(batch.conversations.num_examples))
-        self.log("conversations", number, reduce_fx="sum", on_step=True)
-        return loss
+        return self.step.forward(batch)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        self.step.backward(loss)
 
     def _log(self, logged: Sequence[Logged]) -> None:
         """The report tells the curves of a joint run by their finetune's name. Lightning would move plain numbers to
@@ -202,7 +214,7 @@ class VisionLanguageModule(L.LightningModule):
             self.trainer.should_stop = True
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        self.losses.take_gradients(self.trainer.accumulate_grad_batches)
+        self.step.take_gradients(self.trainer.accumulate_grad_batches)
 
     def configure_gradient_clipping(
         self,
@@ -210,26 +222,12 @@ class VisionLanguageModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips each finetune by its own norm; one whose norm is not finite sits the step out.
-
-        Here alone the host waits for the device in a step: whether a finetune takes the step decides about its
-        schedule and its optimiser. The losses of the last batch come with the norms.
-        """
-        stepped = ((name, self.finetunes[name].parameters) for name in self.losses.stepped)
-        parameters = {name: own for name, own in stepped if own is not None}
-        norms = [
-            Logged("gradient_norm", name, norm, 1)
-            for name, own in parameters.items()
-            if (norm := own.norm()) is not None
-        ]
-        waiting, self._waiting = [*self._waiting, *norms], []
-        values = to_host([each.value for each in waiting])
-        self._log([each._replace(value=value) for each, value in zip(waiting, values, strict=True)])
-        for each, norm in zip(norms, values[len(values) - len(norms) :], strict=True):
-            own = parameters[each.finetune]
-            own.clip(gradient_clip_val, norm)
-            if told := own.trouble(norm):
-                print(f"step {self.global_step}: {told}")
+        number = torch.tensor(float(self.losses.sums.conversations))
+        self.log("conversations", number, reduce_fx="sum", on_step=True, on_epoch=False)
+        logged, told = self.step.clip(gradient_clip_val)
+        self._log(logged)
+        for line in told:
+            print(f"step {self.global_step}: {line}")
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad()
@@ -251,15 +249,20 @@ class VisionLanguageModule(L.LightningModule):
     # -- evaluation -----------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._log(self.losses.validate(batch, self.model.token_losses(batch)))
+        self.losses.validate(batch, self.model.token_losses(batch))
 
     def on_validation_epoch_end(self) -> None:
-        self._log(self.losses.accuracies())
+        self._log([*self.losses.val_losses(), *self.losses.accuracies()])
 
     def test_step(self, work: Work, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.evaluation.run(work)
 
     predict_step = test_step
+
+    def on_test_epoch_end(self) -> None:
+        self.evaluation.log.join()
+
+    on_predict_epoch_end = on_test_epoch_end
 
     def begin_evaluation(self, split: Split) -> Evaluation:
         """The questions of a split, as the command line wants them answered, by the weights that are loaded now: those
@@ -272,6 +275,8 @@ class VisionLanguageModule(L.LightningModule):
         self.evaluation = Evaluation(
             *(self.engine, records, self.adapters(), config, self.started.identity),
             *(None if self.trainer.fast_dev_run else log, split == "test", self.left_out),  # pyright: ignore
+            Share(self.trainer.global_rank, self.trainer.world_size),
+            self.trainer.strategy.barrier,
         )
         return self.evaluation
 

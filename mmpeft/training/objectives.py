@@ -1,8 +1,9 @@
 """Objectives (loss functions): what is learnt from the losses of tokens, of policy, reference and conversations.
 
 A term takes the losses of the trained model (the policy), those of a reference on the same tokens or None, and the
-conversations they belong to, and gives a scalar. T-Few's ``L_LM + L_UL + L_LN`` for questions with choices, plain
-``L_LM`` for all others.
+conversations they belong to, and gives a sum and what it is to be the mean over: a step may be divided into batches and
+among processes, whose sums add up where their means do not. T-Few's ``L_LM + L_UL + L_LN`` for questions with choices,
+plain ``L_LM`` for all others.
 
 Source: Liu et al. 2022, section 3.2. Their code adds `FLOOR` inside the logarithm of the unlikelihood loss, which
 bounds its gradient where a wrong answer is certain; so does this one. It also counts padding and right answers there,
@@ -12,6 +13,7 @@ which adds a constant without gradient; this one does not.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,8 +29,23 @@ from mmpeft.transfer import to_device
 FLOOR = 1e-2
 SEGMENTS = 2**20
 """More than a row can have: makes one number of row and segment."""
-Term = Callable[[TokenLosses, TokenLosses | None, Conversations], Tensor]
-"""(policy, reference, conversations) -> scalar"""
+
+
+class Sum(NamedTuple):
+    """Of tokens or questions."""
+
+    total: Tensor
+    """scalar"""
+    count: int
+    """How many there are."""
+
+    @property
+    def mean(self) -> Tensor:
+        return self.total / self.count if self.count else torch.full_like(self.total, torch.nan)
+
+
+Term = Callable[[TokenLosses, TokenLosses | None, Conversations], Sum]
+"""(policy, reference, conversations) -> its sum"""
 
 
 @dataclass
@@ -60,23 +77,24 @@ def in_answers(losses: TokenLosses, conversations: Conversations) -> np.ndarray:
 
 def language_modelling(
     policy: TokenLosses, reference: TokenLosses | None, conversations: Conversations
-) -> Tensor:
+) -> Sum:
     """L_LM: the mean over the tokens of all right answers."""
-    return policy.where(in_answers(policy, conversations)).nll.mean()
+    nll = policy.where(in_answers(policy, conversations)).nll
+    return Sum(nll.sum(), len(nll))
 
 
-def unlikelihood(policy: TokenLosses, reference: TokenLosses | None, conversations: Conversations) -> Tensor:
+def unlikelihood(policy: TokenLosses, reference: TokenLosses | None, conversations: Conversations) -> Sum:
     """L_UL: the mean of ``-log(1 - p + FLOOR)`` over the tokens of all wrong choices."""
     wrong = policy.where(_of(policy, conversations.where(conversations.roles == Role.WRONG)))
-    return -torch.log1p(FLOOR - torch.exp(-wrong.nll)).mean()
+    return Sum(-torch.log1p(FLOOR - torch.exp(-wrong.nll)).sum(), len(wrong.nll))
 
 
 def length_normalised_choice(
     policy: TokenLosses, reference: TokenLosses | None, conversations: Conversations
-) -> Tensor:
+) -> Sum:
     """L_LN: cross-entropy of the right choice among the mean log-probabilities of all, mean over questions."""
     scores, right = _scores_of_choices(policy, conversations)
-    return F.cross_entropy(scores, right)
+    return Sum(F.cross_entropy(scores, right, reduction="sum"), len(right))
 
 
 CHOICE_TERMS: dict[str, Term] = {
@@ -88,7 +106,7 @@ CHOICE_TERMS: dict[str, Term] = {
 
 def objective(
     policy: TokenLosses, reference: TokenLosses | None, conversations: Conversations, weights: ChoiceLosses
-) -> dict[str, Tensor]:
+) -> dict[str, Sum]:
     """The loss terms of one finetune's rows of a batch, each with its weight.
 
     Args:
@@ -98,13 +116,14 @@ def objective(
         weights: of the terms.
 
     Returns:
-        Name -> scalar; their sum is the loss. Rows without choices have "lm" alone.
+        Name -> its sum; the loss is the sum of their means. Rows without choices have "lm" alone.
     """
     terms = {"lm": language_modelling(policy, reference, conversations)}
     if (conversations.roles == Role.RIGHT).any():
         for name, term in CHOICE_TERMS.items():
             if weight := getattr(weights, name):
-                terms[name] = weight * term(policy, reference, conversations)
+                total, count = term(policy, reference, conversations)
+                terms[name] = Sum(weight * total, count)
     return terms
 
 

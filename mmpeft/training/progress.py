@@ -57,12 +57,14 @@ class LogLines(L.Callback):
         self._last = self._begun = time.monotonic()
         self._first_step = 0
         self._told_step = -1
+        self._epoch = 1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._last = self._begun = time.monotonic()
         self._first_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self._epoch = trainer.current_epoch + 1  # after the last batch it is counted on
         if time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
             self._tell_step(trainer)
 
@@ -84,7 +86,7 @@ class LogLines(L.Callback):
         self._told_step = trainer.global_step
         self._last, steps = time.monotonic(), max(1, trainer.global_step - self._first_step)
         pace = f"{(self._last - self._begun) / steps:.2f} s a step"
-        self._tell(f"step {trainer.global_step}{_of(trainer)}, {pace}", trainer)
+        self._tell(f"step {trainer.global_step}{_of(trainer, self._epoch)}, {pace}", trainer)
 
     def _tell_batch(self, trainer: L.Trainer, number: int, totals: Any) -> None:
         total = sum(totals)
@@ -118,7 +120,7 @@ class LastValidation(L.Callback):
         loop._batches_that_stepped += 1
 
 
-def _of(trainer: L.Trainer) -> str:
+def _of(trainer: L.Trainer, epoch: int) -> str:
     total = trainer.estimated_stepping_batches
-    epoch = "" if trainer.max_steps > 0 else f", epoch {trainer.current_epoch + 1}"
-    return (f" of {total}" if math.isfinite(total) else "") + epoch
+    told = "" if trainer.max_steps > 0 else f", epoch {epoch}"
+    return (f" of {total}" if math.isfinite(total) else "") + told

@@ -31,12 +31,14 @@ from mmpeft.runs.layout import CARD, CONFIG, config_of
 from mmpeft.runs.manifest import MANIFEST, Manifest, no_run, places_of
 from mmpeft.runs.occupancy import put_aside
 from mmpeft.training.batches import longest_answer
-from mmpeft.training.curves import BoardLogger, CurvesLogger
+from mmpeft.training.curves import BoardLogger, CurvesLogger, coming_row
 from mmpeft.training.datamodule import VisionLanguageData, all_records, instructions
 from mmpeft.training.finetune import Split
 from mmpeft.training.module import VisionLanguageModule
 
 HAS_ENDED = "has ended already; raise trainer.max_steps or max_epochs to train it further"
+ROW = "row_of_curves"
+"""Key of a checkpoint: `coming_row`."""
 NOT_WRITTEN = "trainer.fast_dev_run tries a batch: no results were written"
 
 
@@ -51,12 +53,19 @@ class RunWriter(L.Callback):
         self.config = config
         self._started = time.monotonic()
         self._before = 0.0  # seconds that the run took until the checkpoint that it goes on from
+        self._row: dict[str, float] | None = None
 
     def state_dict(self) -> dict[str, float]:
         return {"seconds": self._before + time.monotonic() - self._started}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         self._before = state_dict["seconds"]
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: Any) -> None:
+        checkpoint[ROW] = coming_row(trainer)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: Any) -> None:
+        self._row = checkpoint.get(ROW)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Before a model is loaded."""
@@ -77,7 +86,7 @@ class RunWriter(L.Callback):
         (directory / MANIFEST).unlink(missing_ok=True)  # until it has ended again
         for logger in trainer.loggers:
             if isinstance(logger, CurvesLogger | BoardLogger):
-                logger.begin(trainer.global_step)
+                logger.begin(trainer.global_step, self._row)
         write_whole(directory / CONFIG, self.config)
 
     def _follow(self, aside: Path | None, directory: Path) -> None:

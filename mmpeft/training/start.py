@@ -40,7 +40,6 @@ def check_settings(
     """Raises:
     RefusedError: settings that cannot be together.
     """
-    check_processes(trainer)
     if stage == "fit" and not (train_projector or any(own.adapter for own in finetunes.values())):
         raise RefusedError("nothing would train: give an adapter, or set train_projector to true")
     if len(finetunes) > 1 and trainer.accumulate_grad_batches > 1:
@@ -49,19 +48,6 @@ def check_settings(
         )
     if stage == "fit":
         _check_numbers(trainer)
-
-
-def check_processes(trainer: Any) -> None:
-    """To be told before they are started, each of which would only find that another one writes the run.
-
-    Raises:
-        RefusedError: there are several.
-    """
-    if trainer.world_size > 1:
-        raise RefusedError(
-            f"the trainer has {trainer.world_size} processes, among which batches are not divided yet; "
-            "set trainer.devices to 1"
-        )
 
 
 def _check_numbers(trainer: Any) -> None:

@@ -1,7 +1,8 @@
 """The losses of a step, finetune by finetune: what is summed, what is logged, and whose gradients are taken."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -11,8 +12,14 @@ from torch import Tensor
 from mmpeft.data.batch import Batch, Conversations
 from mmpeft.models.token_losses import TokenLosses
 from mmpeft.training.finetune import Finetune
-from mmpeft.training.objectives import exactly_right, in_answers, objective, rank_accuracy
+from mmpeft.training.objectives import CHOICE_TERMS, Sum, exactly_right, in_answers, objective, rank_accuracy
 from mmpeft.transfer import to_host
+
+TERMS = ("lm", *CHOICE_TERMS)
+Terms = dict[tuple[str, str], Sum]
+"""(finetune, one of `TERMS`) -> its sum"""
+RIGHT = ("val_exact_match", "val_rank_accuracy")
+"""Curves of shares of right answers."""
 
 
 class Logged(NamedTuple):
@@ -24,83 +31,144 @@ class Logged(NamedTuple):
     batch_size: int
 
 
+@dataclass
+class StepSums:
+    """What rows of a step add up to."""
+
+    tokens: Counter[str] = field(default_factory=Counter)
+    """Finetune -> tokens of its answers; those without rows are not in it."""
+    with_images: Counter[str] = field(default_factory=Counter)
+    """Finetune -> batches in which it had rows with images."""
+    terms: Terms = field(default_factory=dict)
+    conversations: int = 0
+
+    def add(self, other: "StepSums") -> None:
+        self.tokens.update(other.tokens)
+        self.with_images.update(other.with_images)
+        self.conversations += other.conversations
+        for key, (total, count) in other.terms.items():
+            own = self.terms.get(key)
+            self.terms[key] = Sum(total, count) if own is None else Sum(own.total + total, own.count + count)
+
+
 class StepLosses:
     """Turns the token losses of batches into what each finetune learns from, and keeps count until the optimiser steps.
 
     Args:
         finetunes: of the run.
         adapters: finetune -> the adapter of its rows; None is the base.
+        of_all: numbers of this process -> their sums over all processes.
     """
 
-    def __init__(self, finetunes: Mapping[str, Finetune], adapters: Mapping[str, str | None]):
-        self.finetunes, self.adapters = finetunes, adapters
+    def __init__(
+        self,
+        finetunes: Mapping[str, Finetune],
+        adapters: Mapping[str, str | None],
+        of_all: Callable[[Sequence[float]], list[float]] = list,
+    ):
+        self.finetunes, self.adapters, self.of_all = finetunes, adapters, of_all
         self._of_adapter = {adapter: name for name, adapter in adapters.items()}
-        self._tokens: Counter[str] = Counter()
-        self._with_images: set[str] = set()
+        self.sums = StepSums()
+        """Of the step so far, in this process; of all once they were reduced."""
         self._told = list(finetunes)
+        self._validated: list[Terms] = []
         self._correct: dict[tuple[str, str], list[Tensor]] = {}
         self.stepped: list[str] = []
         """The finetunes that had rows in the step whose gradients were taken last."""
 
-    def train(self, batch: Batch, losses: TokenLosses) -> tuple[Tensor, list[Logged]]:
-        """The sum over answers' tokens, which `take_gradients` makes the mean over all tokens of the step: that stays
-        exact when micro-batches of different length are accumulated (the terms that come from wrong choices are then
-        averaged by the tokens of the right ones)."""
+    def train(self, batch: Batch, losses: TokenLosses) -> tuple[Tensor, StepSums]:
+        """The sum over answers' tokens, which `take_gradients` makes the mean over all tokens of the step: exact,
+        however a step is divided. Of the terms that come from wrong choices the batch says what they are means over.
+
+        Returns:
+            The loss, and what is to be added to `sums` once it has its gradient.
+        """
         with_images = {batch.adapters[row] for row in batch.on_host.image_rows}
-        total, logged = losses.nll.new_zeros(()), []
+        total, sums = losses.nll.new_zeros((), requires_grad=True), StepSums()
         for finetune, own, conversations in self._by_finetune(batch, losses):
-            name, tokens = finetune.name, int(in_answers(own, conversations).sum())
-            self._tokens[name] += tokens
-            self._with_images |= {name} if self.adapters[name] in with_images else set()
-            terms: dict[str, Tensor] = {}
-            if tokens == len(own.nll):  # summed as they are: a mean times its number would round
-                loss = own.nll.sum()
-            else:
-                terms = objective(own, None, conversations, finetune.settings.choice_losses)
-                loss = tokens * torch.stack(list(terms.values())).sum()
-            total = total + loss
-            mean = loss.detach() / tokens if tokens else torch.nan
-            logged.append(Logged("train_loss", name, mean, max(1, tokens)))
-            logged += [Logged(f"train_{term}", name, own.detach(), tokens) for term, own in terms.items()]
-        told, self._told = self._told, [each.finetune for each in logged]
-        # Lightning would repeat the last value of a finetune that has left
-        logged += [Logged("train_loss", name, torch.nan, 1) for name in told if name not in self._told]
-        return total, logged
+            name, adapter = finetune.name, self.adapters[finetune.name]
+            terms = objective(own, None, conversations, finetune.settings.choice_losses)
+            whole = batch.of_step.get(adapter, [terms[term].count if term in terms else 0 for term in TERMS])
+            for (term, own_sum), count in ((each, whole[TERMS.index(each[0])]) for each in terms.items()):
+                # summed as they are where they can be: a mean times its number would round
+                total = total + (
+                    own_sum.total if term == "lm" else own_sum.total * (whole[0] / max(1, count))
+                )
+                sums.terms[name, term] = Sum(own_sum.total.detach(), own_sum.count)
+            if len(conversations.rows):
+                sums.tokens[name] = terms["lm"].count
+            sums.with_images[name] = int(adapter in with_images)
+        sums.conversations = batch.conversations.num_examples
+        return total, sums
 
     def take_gradients(self, accumulated: int) -> None:
         """Gives every finetune that had rows the gradient of its own token mean, of a loss that was divided by
         ``accumulated`` batches. The others have none since the optimiser's ``zero_grad``."""
-        for name, tokens in self._tokens.items():
+        self.stepped = [name for name in self.finetunes if name in self.sums.tokens]
+        for name in self.stepped:
             if (parameters := self.finetunes[name].parameters) is not None:
-                parameters.take_gradients(tokens / accumulated, name in self._with_images)
-        self.stepped = list(self._tokens)
-        self._tokens.clear()
-        self._with_images.clear()
+                images = self.sums.with_images[name] > 0
+                parameters.take_gradients(self.sums.tokens[name] / accumulated, images)
 
-    def validate(self, batch: Batch, losses: TokenLosses) -> list[Logged]:
-        """The losses of a batch; whether its answers are right is kept for `accuracies`."""
+    def logged(self) -> list[Logged]:
+        """The curves of the step, whose sums end with it."""
+        sums, self.sums = self.sums, StepSums()
         logged = []
-        for finetune, own, conversations in self._by_finetune(batch, losses):
-            answers, name = own.where(in_answers(own, conversations)), finetune.name
-            if tokens := len(answers.nll):
-                terms = objective(own, None, conversations, finetune.settings.choice_losses)
-                logged.append(Logged("val_loss", name, torch.stack(list(terms.values())).sum(), tokens))
-            right = {
-                "val_exact_match": exactly_right(answers),
-                "val_rank_accuracy": rank_accuracy(own, conversations),
-            }
-            for metric, correct in right.items():
-                self._correct.setdefault((metric, name), []).append(correct)
+        for name in self.stepped:
+            terms = {term: sums.terms[name, term].mean for term in TERMS if (name, term) in sums.terms}
+            loss, tokens = torch.stack(list(terms.values())).sum(), max(1, sums.tokens[name])
+            logged.append(Logged("train_loss", name, loss, tokens))
+            if len(terms) > 1:
+                logged += [Logged(f"train_{term}", name, mean, tokens) for term, mean in terms.items()]
+        told, self._told = self._told, self.stepped
+        # Lightning would repeat the last value of a finetune that has left
+        logged += [Logged("train_loss", name, torch.nan, 1) for name in told if name not in self._told]
         return logged
 
-    def accuracies(self) -> list[Logged]:
-        """Shares of right answers since the last call."""
-        kept, self._correct = self._correct, {}
-        joined = {key: own for key, parts in kept.items() if len(own := torch.cat(parts))}
-        right = to_host([own.sum() for own in joined.values()])
+    def validate(self, batch: Batch, losses: TokenLosses) -> None:
+        """Keeps the losses of a batch, and whether its answers are right, for `validated`."""
+        terms: Terms = {}
+        for finetune, own, conversations in self._by_finetune(batch, losses):
+            answers, name = own.where(in_answers(own, conversations)), finetune.name
+            found = objective(own, None, conversations, finetune.settings.choice_losses)
+            terms |= {(name, term): each for term, each in found.items()}
+            correct = exactly_right(answers), rank_accuracy(own, conversations)
+            for metric, each in zip(RIGHT, correct, strict=True):
+                self._correct.setdefault((metric, name), []).append(each)
+        self._validated.append(terms)
+
+    def val_losses(self) -> list[Logged]:
+        """The mean over the batches since the last call, weighed by their tokens; of all processes."""
+        kept, self._validated = self._validated, []
+        keys = [(name, term) for name in self.finetunes for term in TERMS]
+        every = [each.get(key) for each in kept for key in keys]
+        totals = to_host([own.total if own else 0.0 for own in every])
+        found = self.of_all([*totals, *(own.count if own else 0 for own in every)])
+        shape = (len(kept), len(self.finetunes), len(TERMS))
+        sums, counts = np.array(found).reshape(2, *shape)
+        means = (sums / np.maximum(counts, 1)).sum(2)
+        tokens = counts[:, :, 0]
+        weighed = (means * tokens).sum(0)
         return [
-            Logged(*key, count / len(own), len(own))
-            for (key, own), count in zip(joined.items(), right, strict=True)
+            Logged("val_loss", name, float(loss / number), int(number))
+            for name, loss, number in zip(self.finetunes, weighed, tokens.sum(0), strict=True)
+            if number
+        ]
+
+    def accuracies(self) -> list[Logged]:
+        """Shares of right answers since the last call, of all processes."""
+        kept, self._correct = self._correct, {}
+        joined = {key: torch.cat(parts) for key, parts in kept.items()}
+        right = dict(zip(joined, to_host([own.sum() for own in joined.values()]), strict=True))
+        keys = [(metric, name) for name in self.finetunes for metric in RIGHT]
+        found = self.of_all(
+            [*(right.get(key, 0) for key in keys), *(len(joined.get(key, ())) for key in keys)]
+        )
+        rights, numbers = found[: len(keys)], found[len(keys) :]
+        return [
+            Logged(*key, count / number, int(number))
+            for key, count, number in zip(keys, rights, numbers, strict=True)
+            if number
         ]
 
     def _by_finetune(

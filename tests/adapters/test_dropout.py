@@ -69,6 +69,21 @@ def test_a_finetune_in_a_batch_of_its_own_drops_the_same(make_bank, tokens, name
         torch.testing.assert_close(alone[row, :length], together[row, :length], **CLOSE)
 
 
+@pytest.mark.parametrize("name", ["half", "third", "dora"])
+def test_rows_drop_the_same_wherever_the_others_of_their_batch_are(make_bank, tokens, name):
+    """As where two processes have some of them each."""
+    bank, ids, lengths = make_bank(CONFIGS).train(), tokens(5), [9, 4, 7, 9, 6]
+    whole = logits_of(bank, [name] * 5, ids, lengths, {name: 8})
+    for numbers in ([0, 3], [1, 2, 4]):
+        bank.route([name] * len(numbers))
+        seen = tokens_of([lengths[number] for number in numbers], ids.shape[1])
+        bank.routing.seed_dropout({name: 8}, seen, numbers=torch.tensor(numbers))
+        part = bank.model(ids[numbers], use_cache=False).logits
+        for row, number in enumerate(numbers):
+            own = slice(lengths[number])
+            torch.testing.assert_close(part[row, own], whole[number, own], **CLOSE)
+
+
 def test_a_finetune_without_dropout_keeps_its_bits(make_bank, tokens):
     bank, ids, own = make_bank(CONFIGS), tokens(len(NAMES)), [each in ("plain", None) for each in NAMES]
     want = logits_of(bank, NAMES, ids, LENGTHS)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from mmpeft.data import features
 from mmpeft.data.encoding import encode_images
-from mmpeft.data.feature_cache import encoder_folder, image_keys, settings, shard_file
+from mmpeft.data.feature_cache import encoder_folder, image_keys, room, settings, shard_file
 from mmpeft.data.feature_cache.settings import CacheConfig, cache_config
 from mmpeft.data.features import FeatureCache
 from mmpeft.data.images import image_key
@@ -78,16 +78,65 @@ def test_what_is_larger_than_the_limit_is_not_written_but_encoded(tmp_path, imag
 def test_the_limit_counts_what_is_there_of_any_encoder(tmp_path, images):
     other = FeatureCache(tmp_path / "cache", CountingEncoder(layer=1))
     other.build(images)
-    there = settings.size_of(tmp_path / "cache")
+    there = room.size_of(tmp_path / "cache")
     assert there > 7 * IMAGE_BYTES
     assert not shards(build(tmp_path / "cache", images, max_gb=there / 1e9))
+    assert shards(build(tmp_path / "cache", images, max_gb=(there + 7 * IMAGE_BYTES) / 1e9))
+
+
+@pytest.mark.parametrize(("gb", "fits"), [(14, True), (13, False)])
+def test_what_another_promises_to_write_counts_as_written(tmp_path, images, capsys, gb, fits):
+    """Of another encoder, whose shards are not there yet."""
+    limit = gb * IMAGE_BYTES / 1e9
+    first = FeatureCache(tmp_path / "cache", CountingEncoder(), max_gb=limit)
+    other = FeatureCache(tmp_path / "cache", CountingEncoder(layer=1), max_gb=limit)
+    decode, encoded = first.decode, []
+
+    def meanwhile(image, config):
+        if not encoded:
+            encoded.append(None)
+            encoded.append(other.build(images))
+        return decode(image, config)
+
+    first.decode = meanwhile
+    assert first.build(images) == 7
+    assert encoded[1] == (7 if fits else 0)
+    assert ("not written: 7 images" in capsys.readouterr().err) is not fits
+
+
+def test_room_is_looked_for_once_no_other_writes(tmp_path, images, capsys):
+    """Two that began at once: what one has written while the other waited for it is seen."""
+    paths = [tmp_path / f"other{number}.png" for number in range(7)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (3, 3), (9, 9, number)).save(path)
+    first, second = (
+        FeatureCache(tmp_path / "cache", CountingEncoder(), 8 * IMAGE_BYTES / 1e9) for _ in range(2)
+    )
+    assert second.store
+    writing = second.store.writing
+
+    def waiting(keys):
+        assert first.build(images) == 7
+        return writing(keys)
+
+    second.store.writing = waiting
+    assert second.build(paths) == 0
+    assert len(shards(second)) == 1
+    assert capsys.readouterr().err.count("not written: 7 images") == 1
+
+
+def test_what_a_killed_process_promised_does_not_count(tmp_path, images):
+    other = FeatureCache(tmp_path / "cache", CountingEncoder(layer=1))
+    other.build(images)
+    (other.directory / encoder_folder.PROMISE).write_text("1000000000")
+    there = room.size_of(tmp_path / "cache")
     assert shards(build(tmp_path / "cache", images, max_gb=(there + 7 * IMAGE_BYTES) / 1e9))
 
 
 @pytest.mark.parametrize(("free", "fits"), [(70 * IMAGE_BYTES, True), (70 * IMAGE_BYTES - 10, False)])
 def test_by_itself_it_takes_a_tenth_of_the_free_disk(tmp_path, images, monkeypatch, capsys, free, fits):
     usage = namedtuple("usage", "total used free")(10**12, 0, free)
-    monkeypatch.setattr(settings.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: usage)
     assert bool(shards(build(tmp_path / "not yet" / "cache", images))) is fits
     assert "a tenth of the free disk; data.cache.max_gb sets" in capsys.readouterr().err
 

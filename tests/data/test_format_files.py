@@ -17,6 +17,7 @@ from mmpeft.data.formats import DataError, find_files, read_rows
 from mmpeft.data.formats.json_text import CHUNK
 from mmpeft.data.formats.splits import split_in_name
 from mmpeft.data.image_names import ImageNames
+from mmpeft.data.layouts.notes import Notes
 from mmpeft.data.sources import load_records
 from tests.data.layouts.writing import document, images, lines, png, saved, table, tar
 from tests.data.layouts.writing import parquet as parquet_file
@@ -168,6 +169,25 @@ def test_a_cut_gz_is_told(tmp_path):
 )
 def test_splits_in_names(tmp_path, name, split):
     assert split_in_name(tmp_path / name) == split
+
+
+def test_classes_that_a_split_lacks_are_told(tmp_path):
+    """Else a test would be ranked among fewer choices than were learnt, or among one that never was."""
+    names = {"train": ("cat", "cow", "dog"), "val": ("cat", "cow", "dog"), "test": ("cat", "emu")}
+    images(tmp_path, *(f"set/{split}/{name}/1.png" for split, own in names.items() for name in own))
+    for path in (f"{tmp_path}/set:test", tmp_path / "set" / "train"):
+        load_records(path, notes=(notes := Notes()))
+        assert notes.lines() == [
+            f"the choices are the 4 classes of all splits of {tmp_path}/set, in test alone: emu; in train and val "
+            "alone: cow, dog"
+        ]
+    images(
+        tmp_path,
+        *(f"set/test/{name}/1.png" for name in ("cow", "dog")),
+        *(f"set/{s}/emu/1.png" for s in names),
+    )
+    load_records(tmp_path / "set" / "train", notes=(notes := Notes()))
+    assert notes.lines() == []
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import fields
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mmpeft.data.batch import Conversations
+from mmpeft.data.batch import Conversations, StepCounts, concatenate
 from mmpeft.data.loader import JointLoader, PackedLoader
 from mmpeft.data.packing import Role
 from mmpeft.data.plan import PackingConfig, split_evenly
+from mmpeft.data.shares import Share
 from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN, ChoiceSet, Encoded
 
 NUM_EXAMPLES = 23
@@ -232,3 +234,84 @@ def test_a_question_with_choices_has_a_row_of_its_own():
     assert table.roles[table.rows == row].tolist() == [Role.WRONG, Role.RIGHT, Role.WRONG]
     assert (table.roles[table.rows != row] == Role.ANSWER).all()
     assert table.num_examples == 23
+
+
+def ranked_examples():
+    """Every third question has choices of unequal length."""
+    plain = examples()
+    return [
+        ChoiceSet([one, plain[18 + number % 5]], right=number % 2) if number % 3 == 0 else one
+        for number, one in enumerate(plain)
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_processes_divide_every_batch_and_know_what_its_step_counts(size):
+    """Of two batches whose gradients are added up; the last of the epoch's steps has fewer."""
+    every, packing = ranked_examples(), PackingConfig(5, 3, 64)
+
+    def step_of(number, there):
+        start = number // 2 * 2
+        return range(start, min(start + 2, there))
+
+    def of(share):
+        return PackedLoader(every, features, packing, "mine", 4, share=share, step_of=step_of)
+
+    whole, shares = list(of(Share())), [list(of(Share(rank, size))) for rank in range(size)]
+    for number, (batch, *own) in enumerate(zip(whole, *shares, strict=True)):
+        assert all(part.dropout_seeds == batch.dropout_seeds for part in own)
+        assert sorted(row for part in own for row in by_row(part)) == sorted(by_row(batch))
+        numbered = {
+            n: row for part in own for n, row in zip(part.row_numbers.tolist(), by_row(part), strict=True)
+        }
+        assert [numbered[n] for n in range(len(by_row(batch)))] == by_row(batch)
+        together = concatenate([whole[n] for n in step_of(number, len(whole))])
+        table, places = together.conversations, (together.targets != IGNORE_INDEX).nonzero()
+        roles = {(r, s): role for r, s, role in zip(table.rows, table.segments, table.roles, strict=True)}
+        carrying = [roles[row, int(together.segments[row, column])] for row, column in places.tolist()]
+        counts = StepCounts(
+            sum(role != Role.WRONG for role in carrying),
+            sum(role == Role.WRONG for role in carrying),
+            int((table.roles == Role.RIGHT).sum()),
+        )
+        assert all(part.of_step == {"mine": counts} for part in [batch, *own])
+
+
+def test_processes_of_a_joint_run_divide_each_finetunes_rows():
+    def of(share):
+        loaders = {}
+        for number, name in enumerate(("few", "many")):
+            loader = PackedLoader(
+                examples()[: 1 if name == "few" else 23], features, PackingConfig(5, 3, 64), name, 0
+            )
+            loader.share, loader.first = share, number
+            loaders[name] = loader
+        return list(JointLoader(loaders, {}, cycle=False))
+
+    steps = list(zip(of(Share()), *(of(Share(rank, 2)) for rank in range(2)), strict=True))
+    for batch, *own in steps:
+        for name in ("few", "many"):
+            assert sum(part.adapters.count(name) for part in own) == batch.adapters.count(name)
+    _, *first = steps[0]
+    assert [part.adapters.count("few") for part in first] in ([1, 0], [0, 1])
+
+
+def test_a_part_of_a_batch_is_its_rows():
+    (batch,) = PackedLoader(ranked_examples(), features, PackingConfig(50, 3, 64), "mine", 0)
+    rows = len(batch.adapters)
+    cuts = [0, 1, 5, rows]
+    parts = [batch.part(start, stop) for start, stop in pairwise(cuts)]
+    assert [row for part in parts for row in by_row(part)] == by_row(batch)
+    assert torch.equal(torch.cat([part.input_ids for part in parts]), batch.input_ids)
+    assert torch.equal(
+        torch.cat([part.features for part in parts if part.features is not None]), batch.features
+    )
+    assert np.concatenate([part.row_numbers for part in parts]).tolist() == batch.row_numbers.tolist()
+    for part, start in zip(parts, cuts, strict=False):
+        host = part.on_host
+        assert np.array_equal(host.segments, part.segments.numpy())
+        assert np.array_equal(host.image_rows, part.image_rows.numpy())
+        wanted = [
+            row - start for row in batch.image_rows.tolist() if start <= row < start + len(part.adapters)
+        ]
+        assert part.image_rows.tolist() == wanted

@@ -92,7 +92,8 @@ def test_the_number_and_order_of_markers_and_words_is_kept(tmp_path_factory, pie
         (qa(id=True), "id is bool"),
         (qa(task=4), "task is int"),
         (qa(choices=[]), "choices is list"),
-        (qa(choices=["a", 2]), "choices is int"),
+        (qa(choices=["a", True]), "choices is True"),
+        (qa(choices=["a", 2.0]), "choices is 2.0, which may be meant as 2"),
         (qa(question="half \ud800"), "lone surrogate at character 5"),
         (
             {"prompter": "x", "picture": "a.png"},

@@ -117,7 +117,7 @@ def test_prediction_rows_may_bring_references(load):
     ("answers", "message"),
     [
         ([], "answers is list"),
-        ("['red', 'blue']", "answers is str"),
+        ("['red' 'blue']", "answers is str"),
         (["red", True], "answers is True; wanted text"),
         ([{"said": "red"}], "answers holds no text"),
         (["", " "], "answers holds no text"),

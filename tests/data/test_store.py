@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -21,6 +22,7 @@ from mmpeft.data.layouts.notes import Notes
 from mmpeft.data.sequences import Chained
 from mmpeft.data.sources import DataError, check_images, load_records
 from mmpeft.data.store import content_of, first_of_image_sets
+from tests.data.layouts.writing import clip
 from tests.tiny import write_jsonl
 
 
@@ -175,6 +177,66 @@ def test_links_that_lead_elsewhere_are_followed_again(folder, kept):
     (folder / "e.png").symlink_to(folder.parent)
     with pytest.raises(DataError, match="outside the image root"):
         load_records(path)
+
+
+@pytest.mark.parametrize("named", ["5", "in/5", "in\\5"])
+def test_an_ending_that_was_found_is_looked_for_again(folder, kept, monkeypatch, named):
+    image, path = folder / "in" / "5.png", folder / "data.jsonl"
+    image.parent.mkdir()
+    shutil.copy(folder / "a.png", image)
+    root = image.parent if named == "5" else folder
+    write_jsonl(path, [{"question": "what?", "answer": "it", "image": named}])
+
+    def load():
+        return load_records(path, image_root=root)[0]["images"]
+
+    assert load() == [str(image)]
+    with monkeypatch.context() as patched:
+        refuse_reading(patched)
+        assert load() == [str(image)]
+    image.rename(image.with_suffix(".bmp"))
+    assert load() == [str(image.with_suffix(".bmp"))]
+    shutil.copy(folder / "a.png", image)
+    with pytest.raises(DataError, match="may be any of"):
+        load()
+
+
+def test_a_file_without_ending_that_gets_one_is_found(folder, kept):
+    (folder / "a.png").rename(folder / "5")
+    path = write_jsonl(folder / "data.jsonl", [{"question": "what?", "answer": "it", "image": "5"}])
+    assert load_records(path)[0]["images"] == [str(folder / "5")]
+    (folder / "5").rename(folder / "5.png")
+    assert load_records(path)[0]["images"] == [str(folder / "5.png")]
+
+
+def test_frames_of_a_video_are_counted_again_once_it_changed(folder, kept, monkeypatch):
+    pytest.importorskip("av")
+    path = write_jsonl(
+        folder / "data.jsonl", [{"question": "what?", "answer": "it", "video": "v.mp4", "frames": 3}]
+    )
+
+    def numbers():
+        return [int(name.partition("#frame=")[2]) for name in load_records(path)[0]["images"]]
+
+    (folder / "v.mp4").write_bytes(clip(10))
+    assert numbers() == [0, 4, 9]
+    with monkeypatch.context() as patched:
+        refuse_reading(patched)
+        assert numbers() == [0, 4, 9]
+    (folder / "v.mp4").write_bytes(clip(5))
+    assert numbers() == [0, 2, 4]
+
+
+def test_very_many_links_are_read_again_and_not_held(folder, kept, monkeypatch):
+    from mmpeft.data.layouts import beside
+
+    monkeypatch.setattr(beside, "KEPT", 1)
+    for name in "de":
+        (folder / f"{name}.png").symlink_to("a.png")
+    path = write_jsonl(
+        folder / "data.jsonl", [{"question": "what?", "answer": "it", "image": f"{n}.png"} for n in "de"]
+    )
+    assert load_records(path).header["beside"] is None
 
 
 def test_another_version_of_the_code_reads_again(folder, kept, monkeypatch):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from mmpeft.data.shares import Share
 from mmpeft.evaluation.answer_log import AnswerLog
 from mmpeft.inference.requests import Completion
 
@@ -58,3 +59,20 @@ def test_a_damaged_line_is_asked_again(path):
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([lines[0], b"\xff\0\0\n", b"7\n", *lines[3:]]))
     assert list(AnswerLog(path, "a model").answers) == [2]
+
+
+def test_answers_of_several_processes_are_joined_and_found_again_by_any_number(path):
+    first, second = (AnswerLog(path, "a model", Share(rank, 2)) for rank in range(2))
+    first.append(ANSWERS[:2])
+    second.append(ANSWERS[2:])
+    second.append([(5, Completion("last"))])
+    assert first.answers == dict(ANSWERS[:2])
+    first.join()
+    assert first.answers == dict([*ANSWERS, (5, Completion("last"))])
+    # killed, and begun again by one process: each file's last line may be half an answer
+    again = AnswerLog(path, "a model")
+    assert again.answers == dict([ANSWERS[0], ANSWERS[2]])
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    AnswerLog(path, "a model", Share(1, 2)).append(ANSWERS[1:2])
+    AnswerLog(path, "a model", Share(0, 2)).discard()
+    assert not list(path.parent.iterdir())

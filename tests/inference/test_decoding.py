@@ -8,8 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmpeft.adapters import HybridConfig, LoraConfig, PrefixConfig, PromptConfig
 from mmpeft.adapters.methods import lora
-from mmpeft.data.batch import collate
+from mmpeft.data.batch import PADDING, collate
 from mmpeft.data.packing import pack
+from mmpeft.data.template import IMAGE_TOKEN
 from mmpeft.errors import RefusedError
 from mmpeft.inference import prefill
 from mmpeft.inference.decoding import NO_TOKEN, Decoder, Sampling, generate
@@ -356,3 +357,48 @@ def test_a_step_waits_for_the_device_once(model, batches, monkeypatch):
     with Waits() as waits:
         decoder.step()
     assert (waits.found, len(lists)) == ([], 1)
+
+
+def test_what_all_rows_begin_with_is_read_once_and_the_same(model, make_batch, conversations, monkeypatch):
+    """For every kind of finetune, whose virtual tokens stand before it."""
+    rows = [
+        conversations(images or "c", *QUESTIONS[: 1 + n % 2], prompts=True) for n, images in enumerate(IMAGES)
+    ]
+    batch = make_batch([*rows, rows[0]], [*NAMES, "lora"])
+    shared = prefill.shared_columns(batch)
+    assert shared == batch.input_ids[0].tolist().index(IMAGE_TOKEN) > 4
+    decode, read = model.reader.decode, []
+    monkeypatch.setattr(
+        model.reader,
+        "decode",
+        lambda embeds, *a, **k: read.append(embeds.shape[:2]) or decode(embeds, *a, **k),
+    )
+    (want,), (found,) = (prefill.prefill(model, batch, share) for share in (False, True))
+    prompts = read[0][1] - batch.input_ids.shape[1]
+    assert read[1:] == [(len(set(NAMES)), prompts + shared), (7, batch.input_ids.shape[1] - shared)]
+    torch.testing.assert_close(found.hidden, want.hidden, atol=1e-5, rtol=1e-5)
+    assert (found.last_positions, found.invoked) == (want.last_positions, want.invoked)
+    used = want.segments != PADDING
+    assert torch.equal(found.segments, want.segments)
+    for own, layer in zip(found.cache.layers, want.cache.layers, strict=True):
+        for name in ("keys", "values"):
+            ours, theirs = (getattr(each, name).transpose(1, 2)[used] for each in (own, layer))
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [["a"], ["", ""], ["a", ""]])
+def test_what_is_not_worth_it_or_not_the_same_is_not_shared(rows, make_batch, conversations):
+    questions = [("one", ""), ("completely other", "")]
+    made = [conversations(images, own, prompts=True) for images, own in zip(rows, questions, strict=False)]
+    batch = make_batch(made, [None] * len(made))
+    ids = [row[: prefill.shared_columns(batch)] for row in batch.input_ids.tolist()]
+    assert all(row == ids[0] and IMAGE_TOKEN not in row for row in ids)
+    assert bool(ids[0]) == (len(rows) > 1 and rows[0] == rows[1])
+
+
+def test_equal_prompts_are_shared_but_for_their_last_token(model, make_batch, conversations):
+    row = conversations("", QUESTIONS[0], prompts=True)
+    batch = make_batch([row, row], [None, "lora"])
+    assert prefill.shared_columns(batch) == batch.input_ids.shape[1] - 1
+    want, found = (prefill.prefill(model, batch, share)[0].hidden for share in (False, True))
+    torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-5)

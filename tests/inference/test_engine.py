@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from mmpeft.data.features import FeatureCache
+from mmpeft.data.loader import make_batch
 from mmpeft.errors import RefusedError
-from mmpeft.inference.decoding import Sampling
+from mmpeft.inference.decoding import Sampling, generate
+from mmpeft.inference.engine import Engine
 from mmpeft.inference.requests import Request
 from tests.tiny import make_record
 
@@ -277,3 +279,27 @@ def test_every_control_token_at_which_the_model_would_stop_ends_an_answer(vlm, i
     )
     (answer,) = vlm.engine.answer([ask(images[0], adapter="default")])
     assert answer.finish_reason == ("stop" if control else "length")
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_a_written_answer_is_as_likely_as_the_model_reads_it(vlm, images, share):
+    """Beside others, that end before and after it, and the end token counted where it was written."""
+    template, model = vlm.template, vlm.model
+    engine = Engine(model, template, vlm.engine.features, share=share, likely=True)
+    lengths = (1, 3, 9, 40)
+    requests = [
+        ask(image, adapter=name, sampling=Sampling(length))
+        for name in ("default", "tfew", None)
+        for image, length in zip(images, lengths, strict=False)
+    ]
+    plain = vlm.engine.answer(requests)
+    for request, found, own in zip(requests, engine.answer(requests), plain, strict=True):
+        assert (found.text, found.finish_reason, own.log_probability) == (own.text, own.finish_reason, None)
+        prompt = engine.encode(request)
+        row = make_batch([prompt], [[0]], vlm.engine.features, [request.adapter])
+        (end,) = {template.tokenizer.eos_token_id}
+        ((ids,),) = generate(model, row, end, sampling=[request.sampling])
+        written = ids if found.finish_reason == "length" else [*ids, end]
+        whole = replace(prompt, ids=[*prompt.ids, *written[:-1]], targets=[*prompt.targets[:-1], *written])
+        losses = model.token_losses(make_batch([whole], [[0]], vlm.engine.features, [request.adapter]))
+        assert found.log_probability == pytest.approx(-float(losses.nll.sum()), rel=1e-5)

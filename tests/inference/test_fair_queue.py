@@ -1,5 +1,7 @@
 """The queue: the longest waiting first, and a share for every owner."""
 
+import pytest
+
 from mmpeft.inference.fair_queue import FairQueue
 
 
@@ -24,6 +26,12 @@ def test_one_that_floods_leaves_half_of_the_places_and_two_a_third():
     alone = FairQueue(max_rows=4, max_waiting=16)
     assert [fill(alone, "ab"[n % 2], 1) for n in range(100)].count(1) >= 4 + 10
     assert fill(alone, "late", 1) == 1
+
+
+@pytest.mark.parametrize(("rows", "waiting"), [(4, 16), (1, 4), (3, 5), (2, 0), (32, 32)])
+def test_what_one_owner_may_have_alone(rows, waiting):
+    queue = FairQueue(rows, waiting)
+    assert fill(queue, "flood", 100) == queue.places_of_one
 
 
 def test_who_has_the_fewest_rows_goes_next_and_then_who_waits_longest():

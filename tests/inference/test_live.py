@@ -4,6 +4,7 @@ import gc
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from mmpeft.adapters import (
 )
 from mmpeft.adapters.peft_format import save_adapter
 from mmpeft.errors import RefusedError, UnknownNameError
-from mmpeft.inference import chunks, live_prompts
+from mmpeft.inference import chunks, finetunes, live_prompts
 from mmpeft.inference.decoding import Sampling
 from mmpeft.inference.live import LiveEngine
 from mmpeft.inference.live_settings import LiveSettings
@@ -240,6 +241,21 @@ def test_a_finetune_brings_its_projector(eight, images, folder, tmp_path):
         for name in ("plain", "again"):
             live.unload(name)
     assert slots == 2, "the slot is used again"
+
+
+def test_a_finetune_is_read_and_checked_beside_the_model(live, folder, monkeypatch):
+    """The steps of others wait for its tensors to be put into their places, and for nothing else."""
+    threads = {}
+
+    def told(action, *given, **named):
+        threads[action.__name__] = threading.current_thread().name
+        return action(*given, **named)
+
+    for action in (finetunes.read_adapter, finetunes.add_adapter):
+        monkeypatch.setattr(finetunes, action.__name__, partial(told, action))
+    live.load("another", folder("ia3"))
+    live.unload("another")
+    assert threads == {"read_adapter": threading.current_thread().name, "add_adapter": "live engine"}
 
 
 @pytest.mark.parametrize("damage", ["nothing", "nan", "zeros"])

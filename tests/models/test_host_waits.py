@@ -123,10 +123,12 @@ def test_a_step_waits_for_nothing_but_the_norms(in_parts, build, batch, finetune
     model, batch = build("cpu"), batch.to("cpu")
     losses = StepLosses(finetunes, {name: name for name in finetunes})
     with Waits() as waits:
-        total, logged = losses.train(batch, model.token_losses(batch))
+        total, sums = losses.train(batch, model.token_losses(batch))
         total.backward()
+        losses.sums.add(sums)
         losses.take_gradients(1)
         norms = [own.parameters.norm() for own in finetunes.values()]
+        logged = losses.logged()
     assert not waits.counts
     assert all(norm > 0 for norm in norms)
     assert {each.finetune for each in logged} == {*finetunes}
@@ -143,6 +145,10 @@ def test_a_validation_waits_at_its_end(build, batch, finetunes):
         told = losses.accuracies()
     assert waits.counts == {"tolist": 1}
     assert len(told) == len(finetunes) + 1
+    with Waits() as waits:
+        told = losses.val_losses()
+    assert waits.counts == {"tolist": 1}
+    assert [each.finetune for each in told] == [*finetunes]
 
 
 def test_what_waits_is_counted():

@@ -101,7 +101,7 @@ def test_ia3_learns_from_choices_as_peft_does_from_the_formulas(make_model, temp
 
     batch = batch_of([pack_choices(row) for row in rows], features_of, ["new"] * len(rows))
     terms = objective(model.token_losses(batch), None, batch.conversations, ChoiceLosses())
-    torch.stack(list(terms.values())).sum().backward()
+    torch.stack([own.mean for own in terms.values()]).sum().backward()
 
     written_out(theirs, rows).backward()
     for path, stack, slot in model.bank.places("new"):

@@ -9,6 +9,7 @@ from torch.nn.attention.flex_attention import create_mask
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from mmpeft.adapters import HybridConfig, LoraConfig, PrefixConfig, PromptConfig
+from mmpeft.cli import main
 from mmpeft.data.batch import PADDING
 from mmpeft.data.packing import PREFIX
 from mmpeft.errors import RefusedError
@@ -291,4 +292,8 @@ def test_by_name_the_model_keeps_its_own_attention():
 
 def test_flash_attention_is_refused_by_name_before_anything_is_loaded():
     with pytest.raises(RefusedError, match=r"attention is 'flash_attention_2'.*takes no mask"):
-        LanguageConfig(attention="flash_attention_2")  # pyright: ignore
+        LanguageConfig(attention="flash_attention_2")
+    with pytest.raises(
+        SystemExit, match=r"Flash attention takes no mask.*\"auto\" is flex attention on a GPU"
+    ):
+        main(["fit", "--model.language.attention=flash_attention_2"])

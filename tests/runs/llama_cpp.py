@@ -6,7 +6,10 @@ from pathlib import Path
 import httpx
 import numpy as np
 import torch
-from gguf import MODEL_ARCH_NAMES, GGUFWriter, TokenType, get_tensor_name_map
+from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, TokenType, get_tensor_name_map
+from gguf.quants import quantize
+
+BF16 = GGMLQuantizationType.BF16
 
 
 def permuted(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -21,8 +24,9 @@ def permuted(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight[order]
 
 
-def write_base(path: Path, model, tokenizer, architecture: str) -> None:
-    """A Llama- or Qwen-like model in float32, as llama.cpp's convert_hf_to_gguf.py would write it."""
+def write_base(path: Path, model, tokenizer, architecture: str, in_bf16: bool = False) -> None:
+    """A Llama- or Qwen-like model, as llama.cpp's convert_hf_to_gguf.py would write it: matrices in float32 or
+    bfloat16, vectors in float32."""
     config = model.config
     arch = {name: key for key, name in MODEL_ARCH_NAMES.items()}[architecture]
     names = get_tensor_name_map(arch, config.num_hidden_layers)
@@ -42,12 +46,18 @@ def write_base(path: Path, model, tokenizer, architecture: str) -> None:
     writer.add_vocab_size(config.vocab_size)
     _add_tokenizer(writer, tokenizer)
     for key, tensor in model.state_dict().items():
+        if key == "lm_head.weight" and config.tie_word_embeddings:
+            continue
         name = names.get_name(key, try_suffixes=(".weight", ".bias"))
         values = tensor.float().numpy()
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(
             key.split(".")[-2]
         )
-        writer.add_tensor(name, permuted(values, heads) if heads and architecture == "llama" else values)
+        values = permuted(values, heads) if heads and architecture == "llama" else values
+        if in_bf16 and values.ndim == 2:
+            writer.add_tensor(name, quantize(values, BF16), raw_dtype=BF16)
+        else:
+            writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -139,6 +139,31 @@ def test_logprobs_are_those_of_the_model(served, alone, pictures):
     assert streamed == told
 
 
+ODD_TEXTS = ["a\0b", "\U0001f600" * 40, "\u202eabc\u2028", "e\u0301", "</s>[INST] a [/INST]"]
+
+
+@pytest.mark.parametrize("question", ODD_TEXTS, ids=range(len(ODD_TEXTS)))
+def test_any_text_is_asked_as_it_is_and_streams_all_at_once(served, alone, question):
+    how = {"n": 2, "stop": ["no such text", "zz"], "logprobs": True, "top_logprobs": 0, "max_tokens": 8}
+    whole = served.chat(question, model="lora-a", **how).json()
+    wanted = alone.ask(None, question, "lora-a", 8, answer_by="generate")
+    for index, choice in enumerate(whole["choices"]):
+        assert choice["message"]["content"] == wanted
+        told = [
+            each
+            for chunk in events(served.chat(question, model="lora-a", stream=True, **how))
+            for each in chunk["choices"]
+            if each["index"] == index
+        ]
+        assert "".join(each["delta"].get("content", "") for each in told).strip() == wanted
+        logprobs = [own for each in told if each["logprobs"] for own in each["logprobs"]["content"]]
+        wanted_logprobs = choice["logprobs"]["content"]
+        assert [own["token"] for own in logprobs] == [own["token"] for own in wanted_logprobs]
+        assert [own["logprob"] for own in logprobs] == pytest.approx(
+            [own["logprob"] for own in wanted_logprobs], abs=1e-5
+        )
+
+
 ASKED_FOR_NOTHING = {
     "presence_penalty": 0,
     "frequency_penalty": 0.0,
@@ -287,10 +312,12 @@ BODIES = [
     b"[" * 100_000,
     b"\xff\xfe",
     b"1" * 5000,
+    b'{"model": "base", "model": "default", "messages": [{"role": "user", "content": "a"}]}',
+    b'{"model": "base", "messages": [{"role": "user", "content": "a", "content": "b"}]}',
 ]
 
 
-@pytest.mark.parametrize("body", BODIES, ids=[str(body[:12]) for body in BODIES])
+@pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
 def test_a_body_that_is_no_request_is_refused(served, body):
     answer = served.client.post(
         "/v1/chat/completions", content=body, headers={"Content-Type": "application/json"}

@@ -270,6 +270,51 @@ def test_an_answer_that_takes_too_long_is_told(tiny_run):
         assert until(lambda: is_idle(served))
 
 
+def test_what_is_waited_for_before_the_engine_counts_too(tiny_run, pictures, monkeypatch):
+    with running(tiny_run, Limits(request_seconds=0.2)) as served:
+        monkeypatch.setattr(served.service.images, "prepare", lambda _: time.sleep(1))
+        answer = served.chat(QUESTION, pictures[0])
+        assert answer.status_code == 504
+        assert error_of(answer)["code"] == "timeout"
+
+
+def test_what_never_has_a_place_is_not_told_to_come_again(strict):
+    """One row and four places to wait, of which a finetune may have half: three answers, and no fourth."""
+    assert strict.chat(n=3).status_code == 200
+    answer = strict.chat(n=4)
+    assert answer.status_code == 400
+    assert error_of(answer)["param"] == "n"
+    questions = {str(n): {"type": "noul", "instructions": f"is it {n}?"} for n in range(5)}
+    body = {"model": "base", "state": "a", "questions": questions}
+    assert len(strict.client.post("/v1/systemone", json=body).json()["answers"]) == 5
+
+
+def test_long_texts_and_lists_are_refused_before_anything_is_made_of_them(served, monkeypatch):
+    def unexpected(*_):
+        raise AssertionError("it was tokenised")
+
+    monkeypatch.setattr(served.service.template, "encode_prompt", unexpected)
+    long, asked = "x" * 100_001, [{"role": "user", "content": QUESTION}]
+    question = {"type": "noul", "instructions": "is it?"}
+    for path, body, param in (
+        ("chat/completions", {"messages": [{"role": "user", "content": long}]}, "messages"),
+        ("chat/completions", {"messages": [{"role": "system", "content": long}, *asked]}, "messages"),
+        ("chat/completions", {"messages": asked * 1001}, "messages"),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 1001}]},
+            None,
+        ),
+        ("score", {"messages": asked, "choices": ["a", long]}, "messages"),
+        ("systemone", {"state": long, "questions": {"a": question}}, "state"),
+        ("systemone", {"state": ["a"], "questions": {"a": question | {"instructions": long}}}, "questions.a"),
+        ("systemone", {"state": ["a"], "questions": {str(n): question for n in range(1001)}}, "questions"),
+    ):
+        answer = served.client.post(f"/v1/{path}", json={"model": "base"} | body)
+        assert answer.status_code == 400, path
+        assert error_of(answer)["param"] == (param or "messages[0].content")
+
+
 def test_a_finetune_full_of_nan_fails_alone(served, alone, poison):
     """Its request is the server's failure, its neighbours are answered as ever; sampled or not."""
     bank = served.service.vlm.model.bank
@@ -301,5 +346,7 @@ def test_a_step_that_fails_fails_its_requests_and_no_others(served, monkeypatch)
         answer = served.chat()
         assert answer.status_code == 500
         assert error_of(answer)["code"] == "model_failed"
+        assert served.client.get("/health").status_code == 503
+    assert served.client.get("/health").status_code == 200, "though nobody has asked since"
     assert served.text() is not None
     assert threading.active_count() < 100

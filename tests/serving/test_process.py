@@ -1,5 +1,6 @@
 """`mmpeft serve` as a process: what docs/serving.md says, SIGTERM, kill -9, and what is refused before it listens."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
 from mmpeft.cli import main
+from tests.serving.conftest import content
 
 pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
@@ -100,6 +103,35 @@ def test_killed_and_started_again_at_the_same_port_it_answers_the_same(tiny_run)
             process.kill()
             assert process.wait(10) == -signal.SIGKILL
     assert answers[0] == answers[1]
+
+
+def processes() -> dict[int, int]:
+    """Those that run -> who has started them."""
+    found: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            state, parent, *_ = path.read_text().rsplit(")", 1)[1].split()
+            if state != "Z":  # nobody may have asked how it ended
+                found[int(path.parent.name)] = int(parent)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked for in /proc")
+def test_killed_it_leaves_no_process_behind(tiny_run, tmp_path):
+    unseen = tmp_path / "unseen.png"
+    Image.new("RGB", (9, 7), (1, 2, 3)).save(unseen)
+    with serving(tiny_run, "--port", "0") as (process, address):
+        message = {"role": "user", "content": content("what?", unseen)}
+        body = {"model": "base", "messages": [message], "max_tokens": 1}
+        assert httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60).status_code == 200
+        started = {number for number, parent in processes().items() if parent == process.pid}
+        assert started, "images are decoded in processes of their own"
+        process.kill()
+        process.wait(10)
+        end = time.monotonic() + 10
+        while running := started & processes().keys():
+            assert time.monotonic() < end, f"{running} go on"
+            time.sleep(0.05)
 
 
 def test_more_finetunes_are_named_by_their_folders(tiny_run, folders):

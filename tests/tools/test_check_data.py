@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from mmpeft.cli import main
@@ -194,6 +195,28 @@ def test_what_an_encoder_cuts_off_is_warned_of_above_a_hundredth_of_the_images(
     assert ("set model.vision.fit to pad" in out) is warned
 
 
+def test_images_of_another_shape_are_told_from_a_border_that_all_lose():
+    """At a crop_pct of 0.875 even a square image loses 23 %."""
+    from mmpeft.models.vision import VisionConfig, VisionEncoder
+    from mmpeft.tools.encoder_sight import cut_warning
+
+    encoder = VisionEncoder(VisionConfig("test_vit"), load_weights=False)
+    wide = {(3000, 200): 1, (96, 96): 2, (110, 100): 3}
+    assert "1 of 6 images, and 94% of one of 3,000 x 200: they are cut off" in str(cut_warning(encoder, wide))
+    encoder.data_config["crop_pct"] = 0.875
+    told = str(cut_warning(encoder, wide))
+    assert (
+        "more than 20% of the pixels of 6 of 6 images: it cuts off a border of 23% even of images of its own"
+        in told
+    )
+    assert "much more of 1, 95% of one of 3,000 x 200; set model.vision.fit" in told
+    even = str(cut_warning(encoder, {(96, 96): 2, (110, 100): 3}))
+    assert (
+        "of 5 of 5 images: it cuts off a border of 23% even of images of its own shape, and of none much more"
+        in even
+    )
+
+
 def test_the_clean_part_is_read_as_the_good_rows_were(folder, capsys):
     good = [
         {**ROW, "id": "1", "system": "Be brief.", "task": "vqa", "choices": ["red", "blue"]},
@@ -293,6 +316,62 @@ def test_no_torch_without_a_model(folder):
 )
 def test_what_cannot_be_done_is_refused_before_anything_is_read(folder, words, told):
     assert told in ended([write_jsonl(folder / "a.jsonl", [{**ROW, "image": "gone.png"}]), *words])
+
+
+@pytest.fixture
+def config(folder, tiny_base):
+    """Of a fit with settings of its own, whose data the defaults would refuse."""
+    ramp = np.linspace(0, 65535, 32 * 24).astype(np.uint16).reshape(24, 32)
+    Image.fromarray(ramp).save(folder / "deep.png")
+    row = {"photo": "deep.png", "question": "what?", "answer": "red", "note": 1}
+    write_jsonl(folder / "train.jsonl", [row, row | {"answer": "blue", "choices": ["red", "blue"]}])
+    write_jsonl(folder / "val.jsonl", [{"photo": "wide.png", "captions": ["one", "two"]}])
+    write_jsonl(folder / "questions.jsonl", [{"photo": "wide.png", "question": "what?"}])
+    vision = {
+        "name": "test_vit",
+        "weights": None,
+        "fit": "tile",
+        "max_tiles": 2,
+        "image": {"max_pixels": 700_000},
+    }
+    settings = {
+        "model": {"language": {"name": str(tiny_base / "language")}, "vision": vision},
+        "data": {
+            **{split: str(folder / f"{split}.jsonl") for split in ("train", "val")},
+            "predict": str(folder / "questions.jsonl"),
+            "columns": {"image": "photo"},
+            "ignore": ["note"],
+            "packing": {"max_length": 900},
+        },
+    }
+    (folder / "fit.yaml").write_text(yaml.safe_dump(settings))
+    return folder / "fit.yaml"
+
+
+def test_the_data_of_a_config_is_read_as_the_fit_will(folder, config, capsys):
+    main(["check", "--config", str(config)])
+    out = capsys.readouterr().out
+    for name, conversations in {"train": 2, "val": 1, "questions": 1}.items():
+        assert f"{name}.jsonl: {conversations} conversations about 1 images; nothing to object to" in out
+    assert out.count("tokens, an image's by its shape") == 3
+    assert "cut at max_length 900" in out
+    assert "with all choices in one row" not in out, "of a fit that learns from no wrong choices"
+
+
+def test_another_file_is_checked_by_a_config_and_its_settings_stand_nowhere_else(folder, config, capsys):
+    other = write_jsonl(folder / "other.jsonl", [{"photo": "wide.png", "captions": ["one", "two"]}])
+    main(["check", str(other), "--config", str(config)])
+    out = capsys.readouterr().out
+    assert "other.jsonl: 2 conversations about 1 images" in out, "as training learns them"
+    assert "train.jsonl" not in out
+    config.write_text(config.read_text().replace("700000", "500000"))
+    assert "3000 x 200 pixels; wanted 1 to 500,000 pixels" in ended(["--config", config, other])
+    assert "and --columns, --fit too: leave one of them out" in ended(
+        ["--config", config, "--columns", "{image: photo}", "--fit", "pad"]
+    )
+    config.write_text(re.sub(r"\n  (train|val|predict): .*", "", config.read_text()))
+    assert "names no data: set data.train" in ended(["--config", config])
+    assert "no data is named" in ended([])
 
 
 def test_data_of_no_rows_is_a_fault(folder):

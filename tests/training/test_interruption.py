@@ -19,7 +19,9 @@ from tests.tiny import run_directory
 from tests.training.run_life import STEPS, Signal, assert_equal_runs, fit, make, stopped_at
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGINT, 130)]
+)
 def test_a_signal_ends_a_fit_after_its_step_and_resume_goes_on_as_if_it_had_not_stopped(
     tmp_path, tiny_base, tiny_data, whole, capsys, number, code
 ):

@@ -9,7 +9,8 @@ import torch
 from mmpeft.data.batch import Conversations
 from mmpeft.data.packing import Role
 from mmpeft.models.token_losses import TokenLosses, length_normalised
-from mmpeft.training.objectives import FLOOR, ChoiceLosses, objective
+from mmpeft.training.objectives import FLOOR, ChoiceLosses
+from mmpeft.training.objectives import objective as sums_of
 
 # row -> the log-probabilities of each conversation's tokens, and which conversation is right
 ROWS = [
@@ -28,6 +29,11 @@ def table(rights):
         for segment in range(1, len(conversations) + 1)
     ]
     return Conversations(*np.array(entries).T)
+
+
+def objective(*arguments):
+    """Term -> its mean."""
+    return {term: own.mean for term, own in sums_of(*arguments).items()}
 
 
 RIGHT = table([right for _, right in ROWS])

@@ -93,6 +93,14 @@ def test_a_log_says_how_many_steps_there_will_be_and_ends_with_one_line(
     ]
 
 
+def test_the_last_line_is_of_the_last_epoch(tmp_path, tiny_base, tiny_data, capsys):
+    """Of a fit that is over before ten seconds are it is the only one."""
+    trainer = {"enable_progress_bar": True, "max_steps": -1, "max_epochs": 2}
+    main(["fit", "--config", str(make_config(tmp_path / "fit.yaml", tiny_base, tiny_data, trainer=trainer))])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert line.startswith("step 8 of 8, epoch 2, ")
+
+
 @pytest.mark.parametrize(("steps", "validated"), [(6, ["3", "5"]), (4, ["3"])], ids=["between", "at the end"])
 def test_every_fit_ends_with_a_validation(tmp_path, tiny_base, tiny_data, steps, validated):
     """Epochs of four steps: once in every one, and once more where it ends in between."""

@@ -2,26 +2,60 @@
 
 import lightning as L
 import pytest
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 
 from mmpeft.cli import main
+from mmpeft.errors import RefusedError
+from mmpeft.training.cli import VisionLanguageCLI
 from mmpeft.training.lightning_refusals import refusals_of_lightning
+from mmpeft.training.processes import Launcher
 from tests.training.run_life import contents, make
 
 
-def test_several_devices_are_refused_before_their_processes_start(
-    tmp_path, tiny_base, tiny_data, monkeypatch
+@pytest.mark.parametrize(
+    ("strategy", "why"),
+    [
+        *(
+            (name, "shards the base, .*quantization=nf4")
+            for name in ("fsdp", "deepspeed_stage_2", "model_parallel")
+        ),
+        ("ddp_spawn", "is another way of what ddp does"),
+        ("ddp_find_unused_parameters_true", "is another way of what ddp does"),
+    ],
+)
+def test_strategies_that_cannot_divide_these_runs_are_refused_before_processes_start(
+    tmp_path, tiny_base, tiny_data, monkeypatch, strategy, why
 ):
-    """Each would find that another one writes the run, and say that instead."""
-
     def launch(*_, **__):
         raise AssertionError("processes were started")
 
-    monkeypatch.setattr(_SubprocessScriptLauncher, "launch", launch)
-    config = make(tmp_path, tiny_base, tiny_data, devices=2)
-    with pytest.raises(SystemExit, match=r"the trainer has 2 processes.*set trainer\.devices to 1"):
+    monkeypatch.setattr(Launcher, "launch", launch)
+    config = make(tmp_path, tiny_base, tiny_data, devices=2, strategy=strategy)
+    with pytest.raises(SystemExit, match=f"trainer.strategy is {strategy}, which {why}"):
         main(["fit", "--config", str(config)])
     assert not (tmp_path / "run").exists()
+
+
+def test_processes_of_torchrun_that_the_trainer_does_not_know_are_refused(
+    tmp_path, tiny_base, tiny_data, monkeypatch
+):
+    """Each would train all of the run."""
+    monkeypatch.setattr(TorchElasticEnvironment, "detect", staticmethod(lambda: False))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(
+        SystemExit, match=r"torchrun began 4 processes, but the trainer has one.*trainer\.devices"
+    ):
+        main(["fit", "--config", str(make(tmp_path, tiny_base, tiny_data))])
+
+
+def test_processes_are_begun_as_a_command_alone(tmp_path, tiny_base, tiny_data):
+    """Lightning would begin this suite once more."""
+    cli = VisionLanguageCLI.parse(["--config", str(make(tmp_path, tiny_base, tiny_data, devices=2))])
+    with pytest.raises(
+        RefusedError, match="2 processes, which a command of mmpeft can begin, but this is none"
+    ):
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
 
 
 @pytest.mark.parametrize(

@@ -190,8 +190,15 @@ def test_data_that_was_edited_in_its_place_is_refused(tmp_path, tiny_base, what)
     else:
         shutil.copy(data / "images" / "red2.png", data / "images" / "red0.png")
     words = ["--run", str(run_directory(config)), "--resume", "--trainer.max_steps=4"]
-    with pytest.raises(SystemExit, match=r"records\.default: the checkpoint has"):
+    told = (
+        r"records\.default: the checkpoint has learnt from other data than there is now in \S*train\.jsonl: "
+    )
+    with pytest.raises(
+        SystemExit, match=rf"{told}a row, an image or their order has changed\nPut the data back"
+    ):
         main(["fit", *words])
+    with pytest.raises(SystemExit, match=rf"data\.seed: .*\n.*{told}.*\nResume with the run's own settings"):
+        main(["fit", *words, "--data.seed=5"])
 
 
 def test_a_checkpoint_without_the_newer_parts_is_resumed(config, uninterrupted, tmp_path):

@@ -1,15 +1,18 @@
 """Files that are written whole or not at all, and disks without room for them."""
 
+import errno
 import os
 import resource
 import shutil
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from mmpeft.cli import main
 from mmpeft.errors import RefusedError
 from mmpeft.evaluation.answer_log import AnswerLog
 from mmpeft.files import no_space, save_tensors, whole_folder, write_whole
@@ -51,6 +54,24 @@ def test_no_room_is_told_with_path_and_bytes_and_keeps_what_was_there(tmp_path):
             save_tensors({"lost": torch.ones(2000)}, tmp_path / "x.safetensors")
     assert load_file(tmp_path / "x.safetensors").keys() == {"kept"}
     assert len(list(tmp_path.glob("*x.safetensors"))) == 1
+
+
+def test_a_folder_that_has_become_read_only_is_told_with_path_and_bytes_and_keeps_the_checkpoint(
+    stopped, monkeypatch
+):
+    """As a file system that was mounted anew after an error; permissions would not hold a superuser."""
+    last, write = stopped / "checkpoints" / "last.ckpt", Path.open
+
+    def refuse(path, mode="r", *rest, **named):
+        if "w" in mode and path.name.startswith(".last"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return write(path, mode, *rest, **named)
+
+    before = last.read_bytes()
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(SystemExit, match=r"last\.ckpt cannot be written: Read-only.* (bytes|MB) are needed"):
+        main(["fit", "--run", str(stopped), "--resume", f"--trainer.max_steps={STEPS + 2}"])
+    assert last.read_bytes() == before
 
 
 def test_another_reason_than_room_is_not_told_as_that(tmp_path, monkeypatch):

@@ -61,7 +61,11 @@ class BitFitStack(Stack):
     def on_output(self, x: Tensor, y: Tensor, slots: Tensor, uniform: bool) -> Tensor:
         if self.one(uniform):
             return y + self.bias_delta[0].to(y.dtype)
-        return y + gather_slots(self.bias_delta, self.effective(slots)).unsqueeze(1).to(y.dtype)
+
+        def gather() -> tuple[Tensor]:
+            return (gather_slots(self.bias_delta, self.effective(slots)).unsqueeze(1).to(y.dtype),)
+
+        return torch.add(y, *self.for_rows((self.bias_delta,), gather, y.dtype))
 
     def tensors(self, slot: int) -> dict[str, Tensor]:
         return {"bias_delta": self.bias_delta.detach()[slot]}

@@ -95,11 +95,13 @@ class BottleneckStack(Stack):
         self.register_buffer("scaling", torch.zeros(num_slots), persistent=False)
 
     def on_output(self, x: Tensor, y: Tensor, slots: Tensor, uniform: bool) -> Tensor:
-        slots = self.effective(slots)
-        down, down_bias, up, up_bias, scaling = (
-            gather_slots(stack, slots).to(y.dtype)
-            for stack in (self.down, self.down_bias, self.up, self.up_bias, self.scaling)
-        )
+        stacks = self.down, self.down_bias, self.up, self.up_bias, self.scaling
+
+        def gather() -> tuple[Tensor, ...]:
+            own = self.effective(slots)
+            return tuple(gather_slots(stack, own).to(y.dtype) for stack in stacks)
+
+        down, down_bias, up, up_bias, scaling = self.for_rows(stacks, gather, y.dtype)
         z = y if self.reads == "output" else x
         hidden = torch.relu(torch.baddbmm(down_bias[:, None], z, down.transpose(1, 2)))
         change = torch.baddbmm(up_bias[:, None], hidden, up.transpose(1, 2))

@@ -8,6 +8,7 @@ Source: Liu et al. 2024, equations 5 and 11 (the constant norm is section 4.3).
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -107,15 +108,17 @@ class DoraStack(LoraStack):
     def on_output(self, x: Tensor, y: Tensor, slots: Tensor, uniform: bool) -> Tensor:
         if self.training and self.has_dropout and x.is_floating_point():
             x = self._drop(x, slots)
-        slots = self.effective(slots)
         delta = self.delta(x, slots)
         delta = delta if self.output_scale == 1 else delta * self.output_scale
-        factor = gather_slots(self.factors(), slots).unsqueeze(1)
+        stacks = self.lora_A, self.lora_B, self.scaling, self.magnitude
+        less, factor, served = self.for_rows(
+            stacks, partial(self._of_rows, slots, y.dtype), ("factors", y.dtype)
+        )
         bias = bias_of(self._base[0])
         product = y if bias is None else y - bias.to(y.dtype)
         # y + (f - 1) Wx + f cBAx, so that f = 1 leaves y as it is, to the bit
-        changed = y + (factor - 1).to(y.dtype) * product + factor.to(y.dtype) * delta
-        return torch.where((slots != BASE).view(-1, 1, 1), changed, y)
+        changed = y + less * product + factor * delta
+        return torch.where(served, changed, y)
 
     @torch.no_grad()
     def open(self, slot: int, config: LoraConfig, generator: torch.Generator) -> None:
@@ -133,21 +136,39 @@ class DoraStack(LoraStack):
 
     def factors(self) -> Tensor:
         """(S, O): ``m / |W + c B A|`` of every slot."""
-        norms = self._norms()
-        return torch.where(norms > 0, self.magnitude / norms.clamp(min=torch.finfo(norms.dtype).tiny), 1)
+        return self._factors(self.lora_A, self.lora_B, self.scaling, self.magnitude, self.active)
+
+    def _of_rows(self, slots: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Of every row its factor less one and its factor, (B, 1, O), and whether it has one, (B, 1, 1)."""
+        slots = self.effective(slots)
+        if (
+            len(slots) < len(self.magnitude) and not torch.is_grad_enabled()
+        ):  # of thousands that are served, theirs
+            stacks = self.lora_A, self.lora_B, self.scaling, self.magnitude
+            A, B, scaling, magnitude = (gather_slots(stack, slots) for stack in stacks)
+            factors = self._factors(A, B, scaling, magnitude, slots != BASE)
+        else:
+            factors = gather_slots(self.factors(), slots)
+        factors = factors.unsqueeze(1)
+        return (factors - 1).to(dtype), factors.to(dtype), (slots != BASE).view(-1, 1, 1)
+
+    def _factors(self, A: Tensor, B: Tensor, scaling: Tensor, magnitude: Tensor, active: Tensor) -> Tensor:
+        """(n, O) of some slots (n, ...); 1 where all weights of a feature are zero."""
+        norms = self._norms(A, B, scaling, active)
+        return torch.where(norms > 0, magnitude / norms.clamp(min=torch.finfo(norms.dtype).tiny), 1)
 
     @torch.no_grad()
-    def _norms(self) -> Tensor:
-        """(S, O) norms of the rows of ``W + c B A``; one where the slot is empty.
+    def _norms(self, A: Tensor, B: Tensor, scaling: Tensor, active: Tensor) -> Tensor:
+        """(n, O) norms of the rows of ``W + c B A`` of some slots; one where the slot is empty.
 
         ``|W + cBA|^2 = |W|^2 + 2 c <W A^T, B> + c^2 <B A A^T, B>`` by row.
         """
-        A, B = self.lora_A, self.lora_B * self.scaling[:, None, None]
+        B = B * scaling[:, None, None]
         products = self._weight_times(A.flatten(0, 1)).unflatten(0, A.shape[:2])  # (S, R, O)
         cross = (products.transpose(1, 2) * B).sum(-1)
         own = (torch.bmm(B, torch.bmm(A, A.transpose(1, 2))) * B).sum(-1)
         squares = self._squares.to(own.device) + 2 * cross + own
-        return torch.where(self.active[:, None], squares.clamp(min=0).sqrt(), 1)
+        return torch.where(active[:, None], squares.clamp(min=0).sqrt(), 1)
 
     def _weight_times(self, rows: Tensor) -> Tensor:
         """(n, I) -> (n, O): ``W`` times each row. A dense weight is used as it is: taking the bias off the base's

@@ -180,12 +180,19 @@ class IA3Stack(Stack):
         return self._scale(y, slots, uniform) if self.side == "output" else y
 
     def _scale(self, x: Tensor, slots: Tensor, uniform: bool) -> Tensor:
-        delta = self.ia3_delta
-        if self.has_fixed:
-            delta = torch.where(self.fixed, delta.detach(), delta)
         if self.one(uniform):
-            return ia3_scale(x, delta[0])
-        return ia3_scale(x, gather_slots(delta, self.effective(slots)).unsqueeze(1))
+            return ia3_scale(x, self._deltas()[0])
+
+        def gather() -> tuple[Tensor]:
+            return (gather_slots(self._deltas(), self.effective(slots)).unsqueeze(1).to(x.dtype),)
+
+        return ia3_scale(x, *self.for_rows((self.ia3_delta, self.fixed), gather, x.dtype))
+
+    def _deltas(self) -> Tensor:
+        """(S, features), of which those that are fixed get no gradient."""
+        if not self.has_fixed:
+            return self.ia3_delta
+        return torch.where(self.fixed, self.ia3_delta.detach(), self.ia3_delta)
 
     def train_only(self, slot: int, features: Tensor) -> None:
         self.fixed[slot] = True

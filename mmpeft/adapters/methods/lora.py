@@ -246,16 +246,19 @@ class LoraStack(Stack):
             x = self._drop(x, slots)
         if self.one(uniform) and x.dtype == y.dtype and not torch.is_autocast_enabled(x.device.type):
             return add_lora_of_one(y, x, self.lora_A, self.lora_B, self.scaling)
-        delta = self.delta(x, self.effective(slots))
+        delta = self.delta(x, slots)
         return y + (delta if self.output_scale == 1 else delta * self.output_scale).to(y.dtype)
 
     def delta(self, x: Tensor, slots: Tensor) -> Tensor:
-        """`lora_delta` of the rows of `effective` slots; in decoding, what it gathers is kept from step to step."""
+        """`lora_delta` of the rows' `effective` slots; in decoding, what it gathers is kept from step to step."""
         tensors = self.lora_A, self.lora_B, self.scaling
-        if (gathered := self.routing.gathered) is None or not x.is_floating_point():
-            return lora_delta(x, *tensors, slots)
-        gather = partial(lora_of_rows, *tensors, slots, x.dtype)
-        return low_rank(x, *gathered.get((self, x.dtype), (*tensors, self.active), gather))
+        if not x.is_floating_point():
+            return lora_delta(x, *tensors, self.effective(slots))
+
+        def gather() -> tuple[Tensor, Tensor]:
+            return lora_of_rows(*tensors, self.effective(slots), x.dtype)
+
+        return low_rank(x, *self.for_rows(tensors, gather, x.dtype))
 
     def _drop(self, x: Tensor, slots: Tensor) -> Tensor:
         probability = gather_slots(self.dropout, slots).view(-1, 1, 1)

@@ -78,8 +78,11 @@ class NormWeightsStack(Stack):
         self._norm = _bare(base)
 
     def on_output(self, x: Tensor, y: Tensor, slots: Tensor, uniform: bool) -> Tensor:
-        deltas = gather_slots(self.norm_delta, self.effective(slots)).unsqueeze(1)
-        return y + (deltas.to(y.dtype) * _normalised(self._norm, x)).to(y.dtype)
+        def gather() -> tuple[Tensor]:
+            return (gather_slots(self.norm_delta, self.effective(slots)).unsqueeze(1).to(y.dtype),)
+
+        (deltas,) = self.for_rows((self.norm_delta,), gather, y.dtype)
+        return y + (deltas * _normalised(self._norm, x)).to(y.dtype)
 
     def tensors(self, slot: int) -> dict[str, Tensor]:
         return {"norm_delta": self.norm_delta.detach()[slot]}

@@ -1,6 +1,6 @@
 """The base of every method's stack: slots that can be opened, filled, read and emptied in place."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -139,6 +139,18 @@ class Stack(nn.Module):
         if not torch.compiler.is_compiling() and not self.partial:
             return slots
         return torch.where(self.active[slots.clamp(min=0)], slots, BASE)
+
+    def for_rows(
+        self, made_of: Sequence[Tensor], make: Callable[[], tuple[Tensor, ...]], key: Hashable = None
+    ) -> tuple[Tensor, ...]:
+        """What ``make`` makes of the slots of the routing's rows; in decoding it is kept from step to step, as long as
+        the stack's tensors ``made_of`` stay as they are.
+
+        Args:
+            key: tells it from what else the stack makes, such as of another dtype.
+        """
+        gathered = self.routing.gathered
+        return make() if gathered is None else gathered.get((self, key), (*made_of, self.active), make)
 
     def sizes_of(self, slots: Tensor) -> Tensor:
         """(B,) int64: the size of each row's slot; 0 for base rows."""

@@ -8,6 +8,7 @@
       <shard>.index.json        the images' keys in the order of the rows, their tokens where these differ, and size,
                                 time and sha256 of the shard
       lock                      held by the one process that writes
+      promised                  how many bytes there will be once it has ended
 
 A shard counts once its index is there, which is written last. It is known by size and time of change, without being
 read; `verify` reads every byte. No torch is needed here.
@@ -27,13 +28,15 @@ from mmpeft.files import write_whole
 from mmpeft.hashing import hash_file
 
 ENCODER, LOCK, INDEX, SHARD = "encoder.json", "lock", ".index.json", ".safetensors"
+PROMISE = "promised"
+"""Bytes that the shards together will have when the process that holds the lock has ended."""
 EARLIER = "index.json"
 """Of a version before, which had one index of all shards."""
 KEY_BYTES = 32
 """Of a sha256."""
 OURS = "[0-9a-f]" * 16
 """What folders of encoders are called."""
-FILES = (ENCODER, EARLIER, LOCK, f"*{INDEX}", f"*{SHARD}", f".*{INDEX}.part", f".*{SHARD}.part")
+FILES = (ENCODER, EARLIER, LOCK, PROMISE, f"*{INDEX}", f"*{SHARD}", f".*{INDEX}.part", f".*{SHARD}.part")
 """All that we write into one."""
 
 
@@ -146,8 +149,18 @@ class EncoderFolder:
         shard.write_index()
         return shard
 
+    def promise(self, num_bytes: int) -> None:
+        """Says that so many bytes will be added, until they are or `withdraw`. Under the lock."""
+        there = sum(shard.size for shard in self.shards())
+        write_whole(self.directory / PROMISE, str(there + num_bytes))
+
+    def withdraw(self) -> None:
+        """Nothing more will be added. Under the lock."""
+        (self.directory / PROMISE).unlink(missing_ok=True)
+
     def tidy(self) -> None:
         """Deletes what does not count: a killed process's unfinished files, and what is damaged. Under the lock."""
+        self.withdraw()
         sound = [shard for shard in self.shards() if not shard.fault()]
         kept = {path for shard in sound for path in (shard.path, shard.index)}
         for pattern in (f"*{SHARD}", f"*{INDEX}", f".*{SHARD}.part", f".*{INDEX}.part"):

@@ -1,6 +1,5 @@
 """The settings of the feature cache: where it lies, how large it may become, and when it is filled."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,8 +9,6 @@ from mmpeft.paths import home
 
 KEYS = "image_keys.sqlite"
 """In the folder: the keys of image files."""
-SHARE_OF_THE_DISK = 0.1
-"""Of what is free: so much may be filled where nobody says how much."""
 
 
 @dataclass
@@ -44,24 +41,3 @@ class CacheConfig:
 def cache_config(setting: "str | CacheConfig | None") -> CacheConfig:
     """The setting ``data.cache``: a section, or a folder alone."""
     return setting if isinstance(setting, CacheConfig) else CacheConfig(folder=setting or None)
-
-
-def size_of(folder: Path) -> int:
-    """Bytes of all features in a cache folder."""
-    sizes = 0
-    for path in folder.rglob("*.safetensors"):
-        try:
-            sizes += path.stat().st_size
-        except FileNotFoundError:  # another process has just deleted it
-            continue
-    return sizes
-
-
-def room(folder: Path, max_gb: float | None) -> tuple[int, str]:
-    """How many bytes may still be written into a cache folder, and the rule that says so, in words."""
-    if max_gb is not None:
-        return max(0, int(max_gb * 1e9) - size_of(folder)), f"data.cache.max_gb is {max_gb:g} for all of it"
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
-    free = shutil.disk_usage(existing).free
-    rule = "a tenth of the free disk; data.cache.max_gb sets another limit"
-    return int(free * SHARE_OF_THE_DISK), rule

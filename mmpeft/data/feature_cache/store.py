@@ -88,7 +88,14 @@ class FeatureStore:
             for shard in self._damaged:
                 shard.delete()
             self._folder.tidy()
-            yield missing
+            try:
+                yield missing
+            finally:
+                self._folder.withdraw()
+
+    def promise(self, num_bytes: int) -> None:
+        """Says to all that look for room, while `writing`, that so many bytes will be added."""
+        self._folder.promise(num_bytes)
 
     def add(self, wanted: Sequence[str], features: Iterable[tuple[str, Tensor]]) -> int:
         """Writes a shard, while `writing`.

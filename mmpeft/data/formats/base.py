@@ -28,6 +28,8 @@ class DataFile:
     """The folder that its image names are relative to."""
     parts: tuple[Path, ...]
     """Every file whose bytes are the rows: they are the same as long as these are. Of a folder of images itself."""
+    told: tuple[str, ...] = ()
+    """What is to be known of it, in whole sentences."""
 
     @property
     def name(self) -> str:

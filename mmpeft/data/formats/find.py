@@ -10,15 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mmpeft.data.formats.base import DataError, DataFile, Rows
+from mmpeft.data.formats.class_folders import ClassFolders
 from mmpeft.data.formats.columns import arrow_rows, parquet_rows
-from mmpeft.data.formats.folders import (
-    NO_CLASSES,
-    TEXT_ENDINGS,
-    captioned_rows,
-    class_rows,
-    data_files,
-    metadata_rows,
-)
+from mmpeft.data.formats.folders import TEXT_ENDINGS, captioned_rows, data_files, metadata_rows
 from mmpeft.data.formats.hub import hub_set, is_hub_id
 from mmpeft.data.formats.json_rows import json_rows, pair_rows
 from mmpeft.data.formats.splits import choose_split, of_split, require_all_shards, split_in_name
@@ -124,7 +118,14 @@ def _in_folder(folder: Path, wanted: str | None) -> list[DataFile]:
         by_split = {file.name: file for file in folders}
         return _in_folder(by_split[choose_split(folder, by_split, wanted)], None)
     if wanted is not None:
-        raise DataError(f"{folder} has no splits, found {wanted!r}; leave out :{wanted}")
+        splits = [file for file in folders if split_in_name(file)]
+        others = [file.name for file in found if file not in splits]
+        there = (
+            f"beside its splits {others[:5]}; name the folder of one, such as {splits[0]}"
+            if splits
+            else "no splits"
+        )
+        raise DataError(f"{folder} has {there}, found {wanted!r}; leave out :{wanted}")
     return [_images(folder, found, folders)]
 
 
@@ -176,24 +177,19 @@ def _of_one_split(folder: Path, files: list[Path], wanted: str | None) -> list[P
 def _images(folder: Path, found: list[Path], folders: list[Path]) -> DataFile:
     """A folder of class folders, or of images with their texts."""
     texts = [file for file in found if file.suffix.lower() in TEXT_ENDINGS]
-    if (
-        len(folders) > 1
-        and len(folders) == len(found)
-        and all(any(map(_may_be_image, data_files(f))) for f in folders)
-    ):
-        if wrong := [file.name for file in folders if split_in_name(file) or file.name.lower() in NO_CLASSES]:
+    if classes := ClassFolders(folder):
+        if wrong := classes.no_class:
             raise DataError(
-                f"{folder} holds {wrong[0]!r} beside {len(found) - 1} other folders of images, which is no name of a "
+                f"{folder} holds {wrong!r} beside {len(found) - 1} other folders of images, which is no name of a "
                 "class; give a folder of class folders alone, or write metadata.jsonl"
             )
-        classes = [file.name for file in folders]
-        return DataFile(folder, lambda: class_rows(folder, classes), folder, tuple(folders))
+        return DataFile(folder, classes.rows, folder, tuple(folders), classes.told())
     if texts and not folders and any(map(_may_be_image, found)):
         return DataFile(folder, lambda: captioned_rows(folder), folder, (folder, *texts))
     raise DataError(
         f"{folder} holds {sorted(os.listdir(folder))[:10]}; wanted metadata.jsonl, metadata.csv or "
-        "metadata.parquet (one of them), parquet files, tars, folders of splits or of classes, or images with a .txt "
-        "each; to read one file of it, name the file"
+        "metadata.parquet (one of them), parquet files, tars, folders of splits or of two classes and more, or images "
+        "with a .txt each; to read one file of it, name the file"
     )
 
 

@@ -1,4 +1,4 @@
-"""Folders of images -> rows: imagefolders with metadata, folders of class folders, images with side-car texts."""
+"""Folders of images -> rows: imagefolders with metadata, images with side-car texts."""
 
 import re
 from collections import defaultdict
@@ -6,29 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from mmpeft.data.formats.base import DataError, Rows
-from mmpeft.data.formats.classes import image_of_class
 
-BOX = re.compile(r"\d+(\s+[\d.eE+-]+){4,}\s*")
-"""A line of YOLO's labels: the number of a class, and the places of its box or outline."""
+NO_CAPTIONS = {
+    "boxes, as YOLO writes them": re.compile(r"\d+(\s+[\d.eE+-]+){4,}\s*"),
+    "questions and their answers, as MME writes them": re.compile(r"[^\t]+\t[^\t]+"),
+}
+"""What each line of a text beside an image may be instead: the number of a class and the places of its box or outline;
+columns with a tab between them."""
 TEXT_ENDINGS = (".txt", ".caption")
 NO_DATA = (
     *("thumbs.db", "desktop.ini", "readme.md", "readme.txt", "license", "license.txt"),
     *("dataset_infos.json", "classes.txt"),
 )
-NO_CLASSES = (
-    "image",
-    "images",
-    "img",
-    "imgs",
-    "mask",
-    "masks",
-    "label",
-    "labels",
-    "annotations",
-    "captions",
-    "depth",
-)
-"""Names of folders that say what kind of file lies in them, not of which class it is."""
 FILE_NAMES = {"file_names": "images", "image_file_name": "image", "image_file_names": "images"}
 """Spellings of `datasets` beside `file_name` -> the key that says the same."""
 
@@ -51,18 +40,6 @@ def _with_images(row: dict[str, Any]) -> Any:
     return {names.get(key, key): value for key, value in row.items()}
 
 
-def class_rows(folder: Path, classes: list[str]) -> Rows:
-    """An image of each class folder, with the folder's name for its class."""
-    for name in classes:
-        for file in data_files(folder / name):
-            place = f"{name}/{file.name}"
-            if file.is_dir() or file.suffix.lower() in TEXT_ENDINGS:
-                kind = "a folder" if file.is_dir() else "a text"
-                yield place, DataError(f"{kind} among the images of a class; take it out")
-            else:
-                yield place, image_of_class(place, name, classes)
-
-
 def captioned_rows(folder: Path) -> Rows:
     """Images beside each of which a text of its name holds the caption."""
     by_stem: dict[str, list[Path]] = defaultdict(list)
@@ -80,21 +57,27 @@ def captioned_rows(folder: Path) -> Rows:
             continue
         try:
             text = texts[0].read_text("utf-8-sig").strip()
-            if text and all(map(BOX.fullmatch, text.splitlines())):
-                yield (
-                    texts[0].name,
-                    DataError("holds boxes, as YOLO writes them, and no caption; wanted a text"),
-                )
+            if kind := _no_caption(text):
+                yield texts[0].name, DataError(f"holds {kind}, and no caption; wanted a text")
             else:
                 yield images[0].name, {"image": images[0].name, "text": text}
         except UnicodeDecodeError as error:
             yield texts[0].name, DataError(f"not UTF-8 at byte {error.start}; save the file as UTF-8")
 
 
+def _no_caption(text: str) -> str | None:
+    """What a text beside an image is, if that is no caption."""
+    for kind, line in NO_CAPTIONS.items():
+        if text and all(map(line.fullmatch, text.splitlines())):
+            return kind
+    return None
+
+
 def data_files(folder: Path) -> list[Path]:
     """What lies in a folder but hidden files and those that systems and authors leave there, by name."""
-    return sorted(
-        file
-        for file in folder.iterdir()
-        if not file.name.startswith(".") and file.name.lower() not in NO_DATA
-    )
+    return sorted(filter(is_data, folder.iterdir()))
+
+
+def is_data(file: Path) -> bool:
+    """Whether a file is no hidden one, and none that systems and authors leave beside data."""
+    return not file.name.startswith(".") and file.name.lower() not in NO_DATA

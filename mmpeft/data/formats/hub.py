@@ -10,10 +10,15 @@ from typing import Any
 from mmpeft.data.formats.base import DataError, DataFile
 from mmpeft.data.formats.columns import arrow_rows
 from mmpeft.data.formats.splits import choose_split
+from mmpeft.files import write_whole
+from mmpeft.hashing import hash_json
+from mmpeft.paths import home
 
 HUB_ID = re.compile(
     r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?(:(?P<config>[\w.-]+)(?=:))?(:(?P<split>[\w.+-]+))?"
 )
+COMMIT = re.compile(r"[0-9a-f]{40}")
+"""As `datasets` calls the folder of what it fetched."""
 
 
 def is_hub_id(path: str) -> bool:
@@ -35,7 +40,8 @@ def hub_set(path: str) -> DataFile:
         from datasets import load_dataset
         from huggingface_hub import HfApi, constants
 
-        if not constants.HF_HUB_OFFLINE:  # asked once, and at once: datasets tries for half a minute
+        offline = constants.HF_HUB_OFFLINE
+        if not offline:  # asked once, and at once: datasets tries for half a minute
             HfApi().dataset_info(name, revision=revision, timeout=30)
         splits: Any = load_dataset(name, config, revision=revision)
     except Exception as error:  # of the hub, of the network and of the set's own files, of many types
@@ -49,6 +55,7 @@ def hub_set(path: str) -> DataFile:
     loaded = splits[split]
     files = tuple(Path(file["filename"]) for file in loaded.cache_files)
     features = dict(loaded.features.to_dict())
+    _check_commit(name, revision, files, offline)
     return DataFile(
         path=Path(f"{name.replace('/', '-')}-{split}"),
         read=lambda: arrow_rows(list(files), features),
@@ -57,3 +64,28 @@ def hub_set(path: str) -> DataFile:
         ),  # of an imagefolder its images lie in the cache, and are named by paths there
         parts=files,
     )
+
+
+def _check_commit(name: str, revision: str | None, files: tuple[Path, ...], offline: bool) -> None:
+    """Without a network `datasets` takes what it fetched last, whichever revision that was: it is compared with the
+    commit that the revision was when it was fetched.
+
+    Raises:
+        DataError: it is another one, or it cannot be told.
+    """
+    noted = home() / "hub" / hash_json([name, revision])
+    folder = files[0].parent if files else Path()
+    if not offline:
+        if COMMIT.fullmatch(folder.name):
+            write_whole(noted, folder.name)
+        return
+    others = [own.name for own in folder.parent.glob("*") if COMMIT.fullmatch(own.name)]
+    told = noted.read_text() if noted.exists() else revision if COMMIT.fullmatch(revision or "") else None
+    certain = told == folder.name or (told is None and revision is None and {*others} <= {folder.name})
+    if not certain:
+        was = f"was {told[:12]}" if told else "was never fetched here"
+        raise DataError(
+            f"without a network (HF_HUB_OFFLINE) datasets gives commit {folder.name[:12]} of {name}, fetched last, "
+            f"and {revision or 'its newest revision'} {was}; fetch it once more with a network, or delete the other in "
+            f"{folder.parent}"
+        )

@@ -4,7 +4,7 @@ pandas writes 1,024 rows into a page of a column, and so 1.2 GB are held of 600 
 unpacked piece by piece into a nameless file under the mmpeft home, and a value is read from there when its row's turn
 comes.
 
-Source: apache/parquet-format, parquet.thrift and Encodings.md; google/snappy, format_description.txt.
+Source: apache/parquet-format, parquet.thrift and Encodings.md.
 """
 
 import os
@@ -15,22 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from mmpeft.data.formats.page_codecs import CODECS, HELD, PIECES, pieces, varint
 from mmpeft.paths import home
 
 LARGE = 2**25
 """Unpacked bytes from which a page is read here."""
-HELD = 2**20
-"""Bytes of a page that are held; what is more lies in a file."""
-WINDOW = 2**16
-"""How far back a piece of snappy refers."""
 HEADER = 2**16
 """Bytes that hold the header of a page."""
 DATA, DICTIONARY, DATA_V2 = 0, 2, 3
 PLAIN, RLE = 0, 3
 INDEXED = (2, 8)
 ENCODINGS = {"PLAIN", "RLE", "BIT_PACKED", "PLAIN_DICTIONARY", "RLE_DICTIONARY"}
-CODECS = ("UNCOMPRESSED", "SNAPPY")
-"""Those of pandas; who chooses another one mostly writes small pages."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +46,12 @@ def is_large(path: Path, column: Any) -> bool:
     Args:
         column: pyarrow's metadata of it.
     """
-    packs_little = (
-        2 * column.total_compressed_size > column.total_uncompressed_size
-    )  # else unpacking takes minutes
-    if column.total_uncompressed_size < LARGE or column.physical_type != "BYTE_ARRAY" or not packs_little:
+    if column.total_uncompressed_size < LARGE or column.physical_type != "BYTE_ARRAY":
         return False
     if column.compression not in CODECS or not ENCODINGS.issuperset(column.encodings):
+        return False
+    packs_little = 2 * column.total_compressed_size > column.total_uncompressed_size
+    if column.compression in PIECES and not packs_little:  # unpacking it here would take minutes
         return False
     with path.open("rb") as file:
         return any(page.unpacked >= LARGE for page in _pages(file, column))
@@ -138,47 +133,12 @@ def _body(file: BinaryIO, codec: str, page: Page) -> BinaryIO:
     if page.kind == DATA_V2:  # levels are not packed
         body.write(file.read(page.told[5] + page.told[6]))
         codec = codec if page.told.get(7, True) else "UNCOMPRESSED"
-    for piece in _pieces(file, codec, page.unpacked - body.tell()):
+    for piece in pieces(file, codec, page.unpacked - body.tell()):
         body.write(piece)
     if body.tell() != page.unpacked:
         raise ValueError(f"a page at byte {page.at} has {body.tell()} of {page.unpacked} bytes")
     body.seek(0)
     return body
-
-
-def _pieces(file: BinaryIO, codec: str, left: int) -> Iterator[bytes]:
-    """So many bytes, unpacked from where the file stands."""
-    if codec == "SNAPPY":
-        yield from unsnapped(file)
-        return
-    while left and (piece := file.read(min(left, HELD))):
-        left -= len(piece)
-        yield piece
-
-
-def unsnapped(file: BinaryIO) -> Iterator[bytes]:
-    """Pieces of what snappy packed."""
-    left, recent = _varint_of(file), bytearray()
-    while left > 0:
-        tag = file.read(1)[0]
-        kind, size = tag & 3, tag >> 2
-        if kind == 0:
-            size = int.from_bytes(file.read(size - 59), "little") if size >= 60 else size
-            recent += file.read(size + 1)
-            left -= size + 1
-        else:
-            back = int.from_bytes(file.read((1, 2, 4)[kind - 1]), "little")
-            back, size = (back | tag >> 5 << 8, (size & 7) + 4) if kind == 1 else (back, size + 1)
-            if not 0 < back <= len(recent):
-                raise ValueError("what snappy packed refers too far back")
-            begin = len(recent) - back
-            copied = bytes(recent[begin : begin + size])
-            recent += (copied * -(-size // len(copied)))[:size]
-            left -= size
-        if len(recent) > HELD:
-            yield bytes(recent[:-WINDOW])
-            del recent[:-WINDOW]
-    yield bytes(recent)
 
 
 # Values.
@@ -212,7 +172,7 @@ def _hybrid(data: bytes, width: int, count: int) -> list[int]:
     found: list[int] = []
     at = 0
     while len(found) < count:
-        head, at = _varint(data, at)
+        head, at = varint(data, at)
         if head & 1:
             packed = np.frombuffer(data, np.uint8, (head >> 1) * width, at)
             bits = np.unpackbits(packed, bitorder="little").reshape(-1, width).astype(np.int64)
@@ -239,7 +199,7 @@ def _struct(data: bytes, at: int) -> tuple[dict[int, Any], int]:
         elif kind in (4, 5, 6):
             fields[number], at = _signed(data, at)
         elif kind == 8:
-            size, at = _varint(data, at)
+            size, at = varint(data, at)
             fields[number], at = data[at : at + size], at + size
         elif kind == 12:
             fields[number], at = _struct(data, at)
@@ -249,21 +209,5 @@ def _struct(data: bytes, at: int) -> tuple[dict[int, Any], int]:
 
 
 def _signed(data: bytes, at: int) -> tuple[int, int]:
-    value, at = _varint(data, at)
+    value, at = varint(data, at)
     return value >> 1 ^ -(value & 1), at
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        value |= (data[at] & 127) << shift
-        shift, at = shift + 7, at + 1
-        if data[at - 1] < 128:
-            return value, at
-
-
-def _varint_of(file: BinaryIO) -> int:
-    head = file.read(5)
-    value, length = _varint(head, 0)
-    file.seek(length - len(head), os.SEEK_CUR)
-    return value

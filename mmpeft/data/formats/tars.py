@@ -49,7 +49,7 @@ def tar_rows(path: Path) -> Rows:
                 if ending in row:
                     raise DataError(f"{member.name!r} comes twice, at byte {offset}; write each member once")
                 row[ending] = _content(tar, member)
-            _require_end(path, tar.offset)
+            require_end(path, tar.offset)
         if base is not None:
             yield base, _merged(row, base)
     except DataError as error:
@@ -67,8 +67,12 @@ def _after(base: str | None) -> Place:
     return "start" if base is None else f"after {base!r}"
 
 
-def _require_end(path: Path, offset: int) -> None:
-    """tarfile takes a damaged header, and the end of a file that was cut between members, for the archive's end."""
+def require_end(path: Path, offset: int) -> None:
+    """tarfile takes a damaged header, and the end of a file that was cut between members, for the archive's end.
+
+    Raises:
+        ReadError: the end mark is not there.
+    """
     with open(path, "rb") as file:
         file.seek(offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):

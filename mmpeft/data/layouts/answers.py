@@ -7,7 +7,7 @@ from typing import Any
 from mmpeft.data.formats import DataError
 from mmpeft.data.layouts.choices import Choices
 from mmpeft.data.layouts.notes import Notes
-from mmpeft.data.layouts.values import as_list, as_spoken, from_json, is_absent, short
+from mmpeft.data.layouts.values import as_list, as_spoken, from_json, from_python, is_absent, short
 from mmpeft.metrics.vqa import normalise
 
 LIST_OF_PYTHON = re.compile(r"\['.*'\]", re.S)
@@ -32,7 +32,7 @@ def read_people(value: Any, name: str, notes: Notes, required: bool) -> list[str
     Raises:
         DataError: nobody said anything and an answer is ``required``.
     """
-    value = from_json(value)
+    value = from_python(from_json(value))
     if isinstance(value, dict):  # a column a field: SQuAD's {text: [...], answer_start: [...]}
         value = next((value[key] for key in TEXTS if key in value), value)
     if not required and isinstance(value, list) and not value:

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmpeft.data.formats import DataError
 from mmpeft.data.layouts.fields import Fields
-from mmpeft.data.layouts.values import as_list, as_spoken, as_text, from_json, from_python, short
+from mmpeft.data.layouts.values import as_list, as_spoken, from_json, from_python, short
 
 LETTERS = "ABCDEFGHIJ"
 LETTER_AND_TEXT = re.compile(r"\(?([A-J])[).:]\s*(.+)", re.S)
@@ -31,12 +31,15 @@ class Choices:
         """
         trimmed = [text.strip() for text in self.texts]
         if isinstance(answer, int) and not isinstance(answer, bool):
+            is_place = 0 <= answer < len(self.texts)
             if str(answer) in trimmed and trimmed.index(str(answer)) != answer:
+                if not is_place:
+                    return self.texts[trimmed.index(str(answer))]
                 raise DataError(
                     f"{name} is {answer}, which is one of the choices {self.texts} and the place of another; "
                     "write the choice as text"
                 )
-            if not 0 <= answer < len(self.texts):
+            if not is_place:
                 raise DataError(
                     f"{name} is {answer}, but the choices are counted from 0 to {len(self.texts) - 1}: {self.texts}"
                 )
@@ -113,7 +116,7 @@ def take_right_choice(fields: Fields, choices: Choices | None, answer: str | Non
 
 
 def _texts(values: list) -> list[str]:
-    return [as_text(value, "choices") for value in values]
+    return [as_spoken(value, "choices") for value in values]
 
 
 def _without_letters(texts: list[str], letters: list[str]) -> tuple[list[str], list[str]]:

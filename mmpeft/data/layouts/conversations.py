@@ -6,7 +6,7 @@ from typing import Any
 from mmpeft.data.formats import DataError
 from mmpeft.data.layouts.parts import read_content
 from mmpeft.data.layouts.tags import Turn
-from mmpeft.data.layouts.values import as_list, as_text, is_absent, is_empty, short
+from mmpeft.data.layouts.values import as_list, as_text, from_json, is_absent, is_empty, short, side_by_side
 
 ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
@@ -30,6 +30,8 @@ PLAIN = {
     for names in (own, own[::-1])
 }
 """The keys of most turns, as they stand -> those of role and text."""
+COLUMNS = ({"from", "value"}, {"role", "content"}, {"user", "assistant"})
+"""Keys of an object of lists, as `datasets` writes a sequence of objects."""
 SAYS_NOTHING = {"weight": 1, "loss": True, "train": True, "source": None}
 """Keys of a turn that change nothing where they have this value; None is any."""
 
@@ -41,6 +43,9 @@ def read_turns(value: Any, name: str, inline: list) -> list[Turn]:
         DataError: a turn is not understood, or not all of it.
     """
     turns: list[Turn] = []
+    value = from_json(value)
+    if isinstance(value, dict) and {*value} in COLUMNS:
+        value = side_by_side(value)
     for turn in as_list(value, name):
         turns += (
             _pair(turn, inline)
@@ -92,7 +97,7 @@ def split_system(turns: list[Turn]) -> tuple[str | None, list[Turn]]:
     """
     system = turns[0][1] if turns and turns[0][0] == "system" else None
     rest = turns if system is None else turns[1:]
-    if any(role == "system" for role, _ in rest):
+    if "system" in [role for role, _ in rest]:
         raise DataError("found a system turn that is not the first; move its text there, or drop the row")
     return (system if system and system.strip() else None), rest
 

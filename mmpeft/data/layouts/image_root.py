@@ -4,15 +4,14 @@ import os
 from pathlib import Path
 
 from mmpeft.data.formats import DataError
-from mmpeft.data.image_names import ImageNames
+from mmpeft.data.image_names import ENDING, ImageNames
 from mmpeft.data.images import image_file
+from mmpeft.data.layouts.beside import Beside
 from mmpeft.data.layouts.values import as_text, short
 from mmpeft.errors import RefusedError
 
 NAMES_KEPT = 50_000
 """Image names whose paths are remembered."""
-LINKS_KEPT = 300_000
-"""Folders and linked images that are looked at again at every start; with more of them the rows are read again."""
 
 
 class ImageRoot:
@@ -27,9 +26,7 @@ class ImageRoot:
         self._inside = os.path.join(self.folder, "")
         self._folders: dict[str, str] = {}
         self._paths: dict[str, str] = {}
-        self.leads_to: dict[str, str] | None = {}
-        """Every folder, and every image that is a link -> its real path; None where these are too many to be kept, or a
-        name has no file yet: what it means can change."""
+        self.beside = Beside()
         self._names = ImageNames()
 
     def resolve(self, name: str) -> str:
@@ -46,6 +43,7 @@ class ImageRoot:
             DataError: there are several.
         """
         path = os.path.join(self.folder, name)
+        self.beside.looked_into(os.path.dirname(path.replace("\\", "/")))
         if os.path.isfile(path):
             return name
         try:
@@ -53,12 +51,8 @@ class ImageRoot:
         except RefusedError as error:
             raise DataError(str(error)) from None
         if found is None:
-            self.leads_to = None
+            self.beside.is_open()
         return found
-
-    def still(self, leads_to: dict[str, str] | None) -> bool:
-        """Whether folders and links lead where they did."""
-        return leads_to is not None and all(os.path.realpath(path) == leads_to[path] for path in leads_to)
 
     def _resolve(self, name: str) -> str:
         if not name.strip() or "\0" in name or name.startswith(("http://", "https://", "data:")):
@@ -69,6 +63,8 @@ class ImageRoot:
         named = os.path.join(self.folder, name)
         file = image_file(named)
         folder, base = os.path.split(file)
+        if not ENDING.search(base):  # once it has one, this name means another file
+            self.beside.looked_into(folder)
         if folder not in self._folders:
             self._folders[folder] = self._real(folder)
         path = os.path.join(self._folders[folder], base)
@@ -83,7 +79,5 @@ class ImageRoot:
 
     def _real(self, path: str) -> str:
         real = os.path.realpath(path)
-        if self.leads_to is not None:
-            self.leads_to[path] = real
-            self.leads_to = self.leads_to if len(self.leads_to) <= LINKS_KEPT else None
+        self.beside.leads(path, real)
         return real

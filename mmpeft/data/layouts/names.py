@@ -104,7 +104,8 @@ def sort_keys(keys: tuple[str, ...]) -> Keys:
     names = frozenset(map(plain, keys))
     numbered = tuple(sorted(numbers, key=lambda key: numbers[key]))
     several = tuple(key for key in keys if plain(key) in QUESTIONS)
-    gapped = tuple(choices) if len(choices) > 1 and not whole else ()
+    are_named = any(len(key) > 1 or key.isupper() for key in choices)  # VideoChat2's i, q and a are none
+    gapped = tuple(choices) if len(choices) > 1 and are_named and not whole else ()
     return Keys(names, meant, numbered, tuple(choices) if whole else (), gapped, several)
 
 

@@ -26,6 +26,8 @@ class Notes:
     """How many these are together."""
     videos: int = 0
     """Videos whose rows do not say of how many frames."""
+    of_files: dict[str, None] = field(default_factory=dict)
+    """What is to be known of a file or folder, in whole sentences."""
     skipped: Counter[str] = field(default_factory=Counter)
     """Why rows were left out -> how many."""
     first_skipped: dict[str, str] = field(default_factory=dict)
@@ -50,6 +52,7 @@ class Notes:
         self.captioned += others.captioned
         self.captions += others.captions
         self.videos += others.videos
+        self.of_files.update(others.of_files)
         for reason, rows in others.skipped.items():
             self.skip(reason, others.first_skipped[reason], rows)
 
@@ -89,7 +92,7 @@ class Notes:
             )
         if self.videos:
             told.append(f"{self.videos:,} videos whose rows do not say frames: {NUM_FRAMES} of each")
-        return [*told, *self.skipped_lines]
+        return [*told, *self.of_files, *self.skipped_lines]
 
     @property
     def skipped_lines(self) -> list[str]:

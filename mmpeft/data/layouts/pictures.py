@@ -12,7 +12,7 @@ from mmpeft.data.layouts.fields import Fields
 from mmpeft.data.layouts.image_root import ImageRoot
 from mmpeft.data.layouts.names import plain, plain_names
 from mmpeft.data.layouts.tags import PLACEHOLDER
-from mmpeft.data.layouts.values import from_json, is_empty, short
+from mmpeft.data.layouts.values import from_json, from_python, is_empty, short
 
 SOURCES = (
     *("bytes", "base64", "image", "image_path", "image_url", "url", "path", "value", "file_name", "filename"),
@@ -60,7 +60,7 @@ def read_images(value: Any, root: ImageRoot) -> list[str | bytes]:
     """Paths and bytes behind the value of an image key: one image or a list of them."""
     if isinstance(value, str) and value[:1] not in ("[", "{"):
         return [_resolve(value, root)]
-    value = from_json(value)
+    value = from_python(from_json(value))
     if isinstance(value, dict) and value and all(PLACEHOLDER.fullmatch(str(key)) for key in value):
         value = [value[key] for key in sorted(value, key=_number)]  # MiniCPM-V: {"<image_00>": name, ...}
     return [_resolve(image, root) for image in (value if isinstance(value, list) else [value])]

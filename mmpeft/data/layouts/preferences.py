@@ -37,6 +37,8 @@ def refuse_wrong(fields: Fields, turns: list[Turn]) -> None:
     Raises:
         DataError: the answer is a wrong one, and no right one is there.
     """
+    if not fields.has("kto tag") and not fields.has("label"):
+        return
     answered = bool(turns) and turns[-1][0] == "assistant"
     answered |= any(fields.has(own) for own in ("answer", "answers", "caption", "text"))
     for meaning in ("kto tag", "label") if answered else ("kto tag",):  # else the label is the answer

@@ -107,7 +107,7 @@ def as_published(row: dict[str, Any]) -> dict[str, Any]:
 
 def take_published(fields: Fields) -> list[str]:
     """The keys of a published data set's row that are harmless there, taken before they are read as something else."""
-    if not fields.names & _ANY_HARMLESS:
+    if fields.names.isdisjoint(_ANY_HARMLESS):
         return []
     harmless = {name for own in PUBLISHED.values() if own.tell <= fields.names for name in own.harmless}
     keys = [key for key in fields.left if plain(key) in harmless]

@@ -169,9 +169,10 @@ class RowReader:
             if isinstance(value, list) and value and isinstance(value[0], dict) and "role" in value[0]:
                 return [*turns, *read_turns(value, key, inline)], []  # TRL's completion
             if meaning == "label" and choices is None and _is_nameless(value, asked):
+                mend = "name it as that (data.columns: {answer: KEY})" if asked else "a question beside it"
                 raise DataError(
                     f"{key} is {short(value)}, a number without its name; write the class in words, or, where the "
-                    "number is meant, a question beside it"
+                    f"number is meant, {mend.replace('KEY', key)}"
                 )
             if meaning in ("caption", "text") and isinstance(several := from_json(value), list):
                 value = several
@@ -192,6 +193,7 @@ class RowReader:
         key = fields.key("system")
         given = fields.take("system") if key else None
         own = None if is_empty(given) else as_text(given, str(key))
+        refuse_tags([own] if own else (), f"the words under {key!r}", self._as_text)
         inside, turns = split_system(turns)
         if own and inside and own != inside:
             raise DataError(f"found a system turn and {key!r} with another text; keep one of them")

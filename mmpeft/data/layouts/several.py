@@ -4,7 +4,7 @@ from typing import Any
 
 from mmpeft.data.formats import DataError
 from mmpeft.data.layouts.names import sort_keys
-from mmpeft.data.layouts.values import from_json, is_absent
+from mmpeft.data.layouts.values import from_json, is_absent, side_by_side
 
 
 def each_question(row: dict[str, Any], ignored: frozenset[str]) -> list[dict[str, Any]]:
@@ -24,11 +24,11 @@ def each_question(row: dict[str, Any], ignored: frozenset[str]) -> list[dict[str
         return [row]
     rest = {name: own for name, own in row.items() if name != key}
     if isinstance(value, dict):
-        entries = _side_by_side(value)
+        entries = side_by_side(value)
     elif all(isinstance(own, dict) for own in value):
         entries = value
     elif isinstance(answers := from_json(row.get("answers")), list):
-        entries = _side_by_side({"question": value, "answer": answers})
+        entries = side_by_side({"question": value, "answer": answers})
         del rest["answers"]
     else:
         return [row]
@@ -38,13 +38,3 @@ def each_question(row: dict[str, Any], ignored: frozenset[str]) -> list[dict[str
     if other := [name for name in both if name != "id"]:  # an entry's own id is what tells it from the others
         raise DataError(f"an entry of {key} has another {other[0]!r} than its row; keep one of them")
     return [rest | own for own in entries] or [row]
-
-
-def _side_by_side(lists: dict[str, Any]) -> list[dict[str, Any]]:
-    """Lists of one length as objects."""
-    lengths = {name: len(own) if isinstance(own, list) else 0 for name, own in lists.items()}
-    if len({*lengths.values()}) != 1:
-        raise DataError(
-            f"found {lengths} entries, which do not belong together; wanted one answer a question"
-        )
-    return [dict(zip(lists, own, strict=True)) for own in zip(*lists.values(), strict=True)]

@@ -1,7 +1,9 @@
 """What stands under a key of a row: texts, numbers, lists, nothing."""
 
 import ast
+import io
 import json
+import tokenize
 from typing import Any
 
 from mmpeft.data.formats import DataError
@@ -71,14 +73,34 @@ def as_list(value: Any, name: str) -> list:
 
 
 def from_python(value: Any) -> Any:
-    """The list of texts and numbers that a text holds as Python prints it; else the value itself."""
+    """The list of texts and numbers that a text holds as Python prints it; else the value itself, as of numpy's
+    ``['a' 'b']``, which for Python is one text."""
     if isinstance(value, str) and value[:1] == "[":
         try:
             found = ast.literal_eval(value)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            texts = sum(
+                token.type == tokenize.STRING
+                for token in tokenize.generate_tokens(io.StringIO(value).readline)
+            )
+        except (ValueError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
             return value
-        return found if all(isinstance(own, str | int | float) for own in found) else value
+        plain = all(isinstance(own, str | int | float) for own in found)
+        return found if plain and texts == sum(isinstance(own, str) for own in found) else value
     return value
+
+
+def side_by_side(lists: dict[str, Any]) -> list[dict[str, Any]]:
+    """Lists of one length as objects.
+
+    Raises:
+        DataError: they are of several lengths, or one is no list.
+    """
+    lengths = {name: len(own) if isinstance(own, list) else "no list of" for name, own in lists.items()}
+    if len({*lengths.values()}) != 1 or "no list of" in lengths.values():
+        raise DataError(
+            f"found {lengths} entries, which do not belong together; wanted one answer a question"
+        )
+    return [dict(zip(lists, own, strict=True)) for own in zip(*lists.values(), strict=True)]
 
 
 def from_json(value: Any) -> Any:

@@ -83,8 +83,10 @@ def _frames(video: Any, count: int, root: ImageRoot) -> list[str]:
         name = given[0] if len(given) == 1 else None
     if not isinstance(name, str):
         raise DataError(f"found the video {short(video)}; wanted a file name")
+    path = root.resolve(name)
+    root.beside.looked_into(path)
     try:
-        return sample_frames(root.resolve(name), count)
+        return sample_frames(path, count)
     except ImageError as error:
         raise DataError(f"video: {error}") from None
 

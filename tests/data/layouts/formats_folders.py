@@ -50,6 +50,17 @@ def split_class_folders(folder: Path) -> str:
     return "set:test"
 
 
+def classes_of_splits(test: tuple[str, ...], source: str):
+    """Cat, cow and dog in train/, and what is in test/."""
+
+    def write(folder: Path) -> str:
+        images(folder, *(f"set/train/{name}/1.png" for name in ("cat", "cow", "dog")))
+        images(folder, *(f"set/test/{name}" for name in test))
+        return source
+
+    return write
+
+
 def side_cars(*extra: str):
     def write(folder: Path) -> str:
         images(folder / "set", "1.png", "2.jpg", *extra)
@@ -106,6 +117,12 @@ def cut_tar(folder: Path) -> str:
 
 FOLDER = [{"images": ["set/1.png"], "turns": [CAPTION]}]
 IN_TAR = [{"images": [png()], "turns": [CAPTION]}]
+MVTEC = (
+    "set/train/good/1.png",
+    "set/test/good/1.png",
+    "set/test/scratch/1.png",
+    "set/ground_truth/scratch/1.png",
+)
 LAYOUTS = [
     Layout("parquet with images as bytes", lambda f: parquet(f, "a.parquet", *ROWS), MEANT),
     Layout("parquet with images by name", imagefolder("metadata.parquet"), FOLDER),
@@ -205,6 +222,52 @@ LAYOUTS = [
             for c in ("cat", "dog")
         ],
     ),
+    *(
+        Layout(
+            f"folder of splits of class folders, {source} of fewer classes",
+            classes_of_splits(("dog/1.png",), source),
+            [
+                {
+                    "images": ["set/test/dog/1.png"],
+                    "turns": [(f"<image>{QUESTION}", "dog")],
+                    "choices": ["cat", "cow", "dog"],
+                }
+            ],
+        )
+        for source in ("set:test", "set/test")
+    ),
+    Layout(
+        "folder of splits of class folders, a class that only test has",
+        classes_of_splits(("cow/1.png", "emu/1.png"), "set:test"),
+        [
+            {
+                "images": [f"set/test/{c}/1.png"],
+                "turns": [(f"<image>{QUESTION}", c)],
+                "choices": ["cat", "cow", "dog", "emu"],
+            }
+            for c in ("cow", "emu")
+        ],
+    ),
+    Layout(
+        "folder of splits of class folders beside a test/ of images alone, folder/train",
+        classes_of_splits(("1.png",), "set/train"),
+        [
+            {
+                "images": [f"set/train/{c}/1.png"],
+                "turns": [(f"<image>{QUESTION}", c)],
+                "choices": ["cat", "cow", "dog"],
+            }
+            for c in ("cat", "cow", "dog")
+        ],
+    ),
+    Layout(
+        "folder of one class folder", lambda f: (images(f, "set/cat/1.png"), "set")[1], refused="two classes"
+    ),
+    Layout(
+        "folder of class folders, one without images",
+        lambda f: (images(f, "set/cat/1.png"), (f / "set/dog").mkdir(), "set")[2],
+        refused="two classes",
+    ),
     Layout(
         "folder of images with a .txt each (kohya, BLIP)",
         side_cars(),
@@ -214,6 +277,28 @@ LAYOUTS = [
         ],
     ),
     Layout("the same, an image without .txt", side_cars("3.png"), refused="3.png"),
+    Layout(
+        "folder of images with questions and answers each (MME)",
+        lambda f: (images(f, "set/1.png"), text(f, "set/1.txt", "A cat?\tYes\nA dog?\tNo\n"), "set")[2],
+        refused="questions and their answers, as MME writes them",
+    ),
+    Layout(
+        "MVTec, set/test beside ground_truth/",
+        lambda f: (images(f, *MVTEC), "set/test")[1],
+        [
+            {
+                "images": [f"set/test/{c}/1.png"],
+                "turns": [(f"<image>{QUESTION}", c)],
+                "choices": ["good", "scratch"],
+            }
+            for c in ("good", "scratch")
+        ],
+    ),
+    Layout(
+        "MVTec, set:test",
+        lambda f: (images(f, *MVTEC), "set:test")[1],
+        refused="name the folder of one, such as",
+    ),
     Layout("WebDataset: image and .txt", webdataset(("0001.png", png()), ("0001.txt", "a dog\n")), IN_TAR),
     Layout(
         "WebDataset: image and .json",

@@ -1,0 +1,40 @@
+"""Images that are files: of a folder and of the folders in it, or named one by one."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from mmpeft.data.image_lists.base import Listed, Part, version_of
+from mmpeft.data.images import is_image_file
+
+
+class Files(Part):
+    """Files below a folder.
+
+    Args:
+        folder: that the names are relative to.
+        names: of the files.
+    """
+
+    def __init__(self, folder: str, names: Sequence[str]):
+        self.folder, self.names = folder, names
+
+    def item(self, number: int) -> Listed:
+        path = os.path.join(self.folder, self.names[number])
+        return Listed(self.names[number], lambda: path, lambda: version_of(path))
+
+
+def walk(folder: str, left: Counter[str]) -> Iterator[str]:
+    """Names relative to a folder of the files below it that are called as images are, or without an ending and begin
+    like one."""
+
+    def fail(error: OSError) -> None:
+        raise error  # by default, os.walk passes over a folder that it cannot read
+
+    for parent, _, names in os.walk(folder, onerror=fail):
+        within = os.path.relpath(parent, folder)
+        for name in names:
+            if is_image_file(os.path.join(parent, name)):
+                yield os.path.normpath(os.path.join(within, name))
+            else:
+                left[os.path.splitext(name)[1].lower()] += 1

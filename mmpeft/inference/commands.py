@@ -1,0 +1,77 @@
+"""Commands of many images at once: `mmpeft caption`, and `mmpeft join-captions` for what its jobs wrote apart."""
+
+import sys
+from typing import Literal
+
+from mmpeft.runs.layout import RUN
+
+
+def caption(
+    inputs: list[str],
+    run: str = RUN,
+    output: str = "captions.jsonl",
+    format: Literal["jsonl", "parquet"] | None = None,
+    adapter: list[str] | None = None,
+    question: list[str] | None = None,
+    captions: bool = False,
+    choices: str | None = None,
+    max_new_tokens: int | None = None,
+    batch_size: int = 64,
+    threads: int = 1,
+    workers: int | None = None,
+    shard: str | None = None,
+    engine: Literal["local", "ray"] = "local",
+    overwrite: bool = False,
+    strict: bool = False,
+) -> None:
+    """Captions every image of folders, tables and tars; run it again to go on where it stopped.
+
+    One row per image, in a fixed order; with several finetunes or questions one for each:
+
+        {"image": "2024/cat.jpg", "caption": "a cat on a sofa", "adapter": "default", "log_probability": -3.1415}
+        {"image": "2024/cut.jpg", "error": "'2024/cut.jpg': cannot be decoded (...)"}
+
+    A run without finetunes, which trained the projector alone, writes rows without "adapter".
+
+    Args:
+        inputs: folders of images, globs in quotes, images, tars, and tables (.csv, .jsonl, .parquet) whose rows name or
+            hold them.
+        run: directory that `mmpeft fit` wrote.
+        output: .jsonl or .parquet file, or a new folder for one; its shards lie beside it in <output>.shards.
+        format: of the file in a folder; jsonl by default.
+        adapter: finetunes of the run, or "base" for the frozen model; the run's first by default.
+        question: questions to answer about every image, each in quotes, in place of captions.
+        captions: write captions too, where there are questions.
+        choices: answers to rank instead of writing, such as red,green,blue.
+        max_new_tokens: longest answer in tokens; by default the longest that the run was trained on, and at least 64.
+        batch_size: images answered together.
+        threads: cores of each worker, where there is no GPU.
+        workers: processes that work at once; by default one for each GPU, or one for each core as memory allows.
+        shard: this job's part of many, such as 2/8 for the second of eight; the last to end joins all.
+        engine: local, or ray for a cluster; needs the extra [ray].
+        overwrite: start again instead of going on.
+        strict: exit with code 1 if an image has an error.
+    """
+    from mmpeft.data.choices import read_choices
+    from mmpeft.inference import captioning
+
+    given = None if choices is None else read_choices(choices)
+    task = captioning.Task(adapter, question, captions, given, max_new_tokens, batch_size, threads)
+    errors = captioning.caption(inputs, run, output, task, format, workers, shard, engine, overwrite)
+    if strict and errors:
+        sys.exit(1)
+
+
+def join_captions(
+    folders: list[str], output: str = "captions.jsonl", format: Literal["jsonl", "parquet"] | None = None
+) -> None:
+    """Joins what `mmpeft caption --shard` wrote on machines without a common disk.
+
+    Args:
+        folders: the --output of every job.
+        output: .jsonl or .parquet file, or a new folder for one.
+        format: of the file in a folder; jsonl by default.
+    """
+    from mmpeft.inference import captioning
+
+    captioning.join(folders, output, format)

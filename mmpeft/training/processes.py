@@ -1,0 +1,232 @@
+"""Several processes of one run, a device each: Lightning's strategy of data parallelism (DDP) without its wrapper.
+
+The wrapper broadcasts the frozen base, and hangs where the rows of one process have no image: what trains on images has
+no gradient there, which the others wait for. Here a step is reduced by hand (`training/reduction.py`).
+"""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy, StrategyRegistry
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor, nn
+
+from mmpeft.errors import RefusedError
+from mmpeft.options import MMPEFT
+
+PARENT = "MMPEFT_PARENT"
+"""Environment variable of a process that another one began: the number of that one."""
+STOPPED = (0, 130, 143)
+"""Exit codes of a process that ended as it was told to."""
+GRACE = 30.0
+"""Seconds in which a process ends by itself once another one has; also those of a checkpoint's last bytes."""
+LOOKS_EVERY = 0.5
+SHARDED = "shards the base, which is not done here (a base in 4 or 8 bits could not be): each device holds all of it"
+REFUSED = {
+    **dict.fromkeys(("fsdp", "deepspeed", "model_parallel", "modelparallel", "xla"), SHARDED),
+    **dict.fromkeys(("ddp_", "horovod"), "is another way of what ddp does"),
+}
+"""Beginnings of names of Lightning's strategies -> why they are not for these runs."""
+
+
+class Reduced(DDPStrategy):
+    """Lightning's processes, ranks and barriers; whatever trains is the first one's when a fit begins.
+
+    Source: Lightning 2.6.6, ``strategies/ddp.py``.
+    """
+
+    words: Sequence[str] | None = None
+    """Of the command that runs; None where it is no command of `mmpeft`."""
+    _on_host: Any = None
+    """The processes as they reach each other's main memory; None where their devices are that."""
+
+    def setup_distributed(self) -> None:
+        super().setup_distributed()
+        if self.root_device.type != "cpu":
+            self._on_host = dist.new_group(backend="gloo")
+
+    def setup(self, trainer: Any) -> None:
+        Strategy.setup(self, trainer)  # DDP's own would broadcast the frozen base
+
+    def _setup_model(self, model: nn.Module) -> Any:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                dist.broadcast(parameter.data, src=0)
+        return model
+
+    def teardown(self) -> None:
+        super().teardown()
+        if isinstance(self._launcher, Launcher) and self._launcher.procs:
+            dist.destroy_process_group()  # another run of this process has others
+
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None, "Lightning has found one"
+        self._launcher = Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
+        self._launcher.words = lambda: self.words
+
+    def sum(self, tensor: Tensor) -> None:
+        """Over all processes, in place, on their devices."""
+        with _lost_others():
+            dist.all_reduce(tensor)
+
+    def sum_on_host(self, values: Sequence[int]) -> list[int]:
+        """Of each number, over all processes."""
+        return [round(value) for value in self.sum_of_numbers(values)]
+
+    def sum_of_numbers(self, values: Sequence[float]) -> list[float]:
+        """Of each number, over all processes, in main memory."""
+        numbers = torch.tensor(values, dtype=torch.float64)
+        with _lost_others():
+            dist.all_reduce(numbers, group=self._on_host)
+        return numbers.tolist()
+
+    def barrier(self, *args: Any, **kwargs: Any) -> None:
+        with _lost_others():
+            super().barrier(*args, **kwargs)
+
+
+class Launcher(_SubprocessScriptLauncher):
+    """Begins the other processes of this machine as the same command, and none outlives another.
+
+    Lightning's own begins ``sys.argv`` again, and kills the first process where another one ended by a signal that all
+    of them had, in the middle of its checkpoint.
+    """
+
+    words: Callable[[], Sequence[str] | None]
+
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
+        """Raises:
+        RefusedError: it is not known what command to begin.
+        """
+        self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+        if not self.cluster_environment.creates_processes_externally:
+            self._begin_others()
+            threading.Thread(target=end_with_others, args=(self.procs,), daemon=True).start()
+        elif parent := os.environ.get(PARENT):
+            threading.Thread(target=end_with_parent, args=(int(parent),), daemon=True).start()
+        _set_num_threads_if_needed(num_processes=self.num_processes)
+        return function(*args, **kwargs)
+
+    def _begin_others(self) -> None:
+        words, environment = self.words(), self.cluster_environment
+        if words is None:
+            raise RefusedError(
+                f"the trainer has {self.num_processes * self.num_nodes} processes, which a command of mmpeft can "
+                "begin, but this is none: set trainer.devices to 1, or start it with torchrun"
+            )
+        known = {
+            **{"MASTER_ADDR": environment.main_address, "MASTER_PORT": environment.main_port},
+            **{"NODE_RANK": environment.node_rank(), "WORLD_SIZE": self.num_processes * self.num_nodes},
+            **{PARENT: os.getpid()},
+        }
+        for rank in range(1, self.num_processes):
+            own = {name: str(value) for name, value in (known | {"LOCAL_RANK": rank}).items()}
+            command = [sys.executable, *MMPEFT, *words]
+            self.procs.append(subprocess.Popen(command, env=os.environ | own))
+
+
+def end_with_others(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """In the first process: where one of these ends before its time, all end, by themselves or else by force."""
+    while all(process.poll() in (None, 0) for process in processes):
+        if all(process.poll() == 0 for process in processes):
+            return
+        time.sleep(LOOKS_EVERY)
+    for number, process in enumerate(processes, start=1):
+        if process.poll() not in (None, *STOPPED):
+            print(
+                f"process {number} of this run ended with code {process.poll()}",
+                file=sys.__stderr__,
+                flush=True,
+            )
+    stopped = next((code for process in processes if (code := process.poll()) in STOPPED[1:]), None)
+    if stopped is not None:  # by a signal that this one may not have had
+        time.sleep(4 * LOOKS_EVERY)
+        os.kill(os.getpid(), stopped - 128)
+    time.sleep(GRACE)
+    for process in processes:
+        process.kill()
+    os._exit(1)
+
+
+def end_with_parent(parent: int) -> None:
+    """In the others: none goes on without the first."""
+    while os.getppid() == parent:
+        time.sleep(LOOKS_EVERY)
+    os._exit(1)
+
+
+@contextmanager
+def first_alone_tells() -> Iterator[None]:
+    """Inside, what other processes than the first print goes nowhere. Their errors are told, but for those that the
+    first one has, too, as it then ends them."""
+    if rank_zero_only.rank == 0:
+        yield
+        return
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            yield
+    except Exception:
+        time.sleep(4 * LOOKS_EVERY)
+        raise
+
+
+@contextmanager
+def _lost_others() -> Iterator[None]:
+    """Raises:
+    RefusedError: a process has ended that the others wait for.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # gloo's and NCCL's, whose words name sockets
+        reason = str(error).strip().partition("\n")[0]
+        raise RefusedError(
+            f"another process of this run has ended, or cannot be reached ({reason}); what it said stands above"
+        ) from error
+
+
+def register() -> None:
+    """Lightning's name for data parallelism, which it also takes where several devices are given without a strategy."""
+    StrategyRegistry.register("ddp", Reduced, description=(Reduced.__doc__ or "").strip(), override=True)
+
+
+def check_strategy(setting: Any) -> None:
+    """Before Lightning looks whether the machine is one for it.
+
+    Raises:
+        RefusedError: it is none that these runs can have.
+    """
+    given = setting if isinstance(setting, str) else getattr(setting, "class_path", type(setting).__name__)
+    name = str(given).rpartition(".")[2]
+    if why := next((why for start, why in REFUSED.items() if name.lower().startswith(start)), None):
+        raise RefusedError(
+            f"trainer.strategy is {given}, which {why}; leave it at auto, which divides batches among the devices. A "
+            "base that is too large for one of them: model.language.quantization=nf4"
+        )
+
+
+def check_processes(trainer: Any) -> None:
+    """Raises:
+    RefusedError: Lightning's strategy is none of ours, or the processes were begun for a run of one.
+    """
+    if not isinstance(trainer.strategy, Reduced | SingleDeviceStrategy):
+        check_strategy(trainer.strategy)
+        raise RefusedError(
+            f"trainer.strategy is {type(trainer.strategy).__name__}, by which these runs cannot be divided; leave it "
+            "at auto"
+        )
+    begun = int(os.environ.get("WORLD_SIZE", 1)) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    if begun > 1 and trainer.world_size == 1:
+        raise RefusedError(
+            f"torchrun began {begun} processes, but the trainer has one, so that each would train all of it: set "
+            "trainer.devices to the processes of each machine, and trainer.num_nodes to the machines"
+        )
