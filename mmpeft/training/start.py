@@ -53,7 +53,7 @@ def check_settings(
 def _check_numbers(trainer: Any) -> None:
     """Of Lightning's settings, those that it takes although they mean nothing: a negative norm trains uphill."""
     for name, instead in DIVIDED_BY.items():
-        value = getattr(trainer, name)
+        value = getattr(trainer, name, None)  # a val_check_interval in time is not there
         if isinstance(value, int | float) and not value > 0:
             raise RefusedError(f"trainer.{name} is {value}; it must be above 0{instead}")
     norm = trainer.gradient_clip_val

@@ -211,6 +211,7 @@ def test_what_cannot_be_compared_is_refused_by_name(config, tmp_path, monkeypatc
             "halved 2 times, for which 1 steps",
         ),
         (["--trainer.limit_val_batches=0"], "not all of them are validated"),
+        (["--trainer.val_check_interval=00:00:01:00"], "val_check_interval no time"),
     ],
 )
 def test_halvings_that_cannot_be_are_refused_before_the_first_step(
