@@ -201,7 +201,7 @@ class IA3Stack(Stack):
 
     def reset(self, slot: int) -> None:
         super().reset(slot)
-        self.has_fixed = bool(self.fixed.any())
+        self.has_fixed = self.has_fixed and bool(self.fixed.any())  # which looks at all slots
 
     def tensors(self, slot: int) -> dict[str, Tensor]:
         """``ia3_l`` (1, I) for an input side, (O, 1) for an output side; a copy, not a view."""
