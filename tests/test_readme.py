@@ -118,13 +118,7 @@ def test_other_commands_run(arguments: list[str], as_in_the_readme, capsys):
     assert capsys.readouterr().out.strip()
 
 
-def test_captioning_command_runs(as_in_the_readme):
-    (command,) = [shlex.split(line) for line in SHELL if "caption_images" in line]
-    subprocess.run([sys.executable, *command[1:]], check=True, timeout=120)
-    assert (as_in_the_readme / "captions.jsonl").read_text().count("\n") > 0
-
-
-@pytest.mark.parametrize("command", [line for line in SCRIPTS if "caption" not in line])
+@pytest.mark.parametrize("command", SCRIPTS)
 def test_scripts_know_the_options_that_they_are_given(command: str):
     _, script, *arguments = shlex.split(command)
     shown = subprocess.run(
@@ -138,11 +132,7 @@ def test_scripts_know_the_options_that_they_are_given(command: str):
     "arguments",
     [
         *(a for a in MMPEFT if a[0] in EXPERIMENTS),
-        *(
-            [Path(a[1]).stem.replace("_", "-"), *a[2:]]
-            for a in map(shlex.split, SCRIPTS)
-            if "caption" not in a[1]
-        ),
+        *([Path(a[1]).stem.replace("_", "-"), *a[2:]] for a in map(shlex.split, SCRIPTS)),
     ],
     ids=" ".join,
 )
