@@ -246,6 +246,8 @@ def test_a_config_begins_with_the_command_that_runs_it(path: Path):
     first = path.read_text().splitlines()[0]
     plan = "\nphases:" in path.read_text()
     command = f"# mmpeft continual {path}" if plan else f"# mmpeft fit --config {path}"
+    if path.parent.name == "presets":  # settings beside a config
+        command = f"# mmpeft fit --config C.yaml --preset {path.stem}"
     assert re.fullmatch(rf"{re.escape(command)}( .*)?", first)
 
 

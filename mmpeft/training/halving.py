@@ -133,7 +133,7 @@ class SuccessiveHalving(L.Callback):
 
 
 def _require_validation(trainer: L.Trainer, finetunes: Mapping[str, Finetune]) -> None:
-    by_the_clock = trainer.val_check_batch is None
+    by_the_clock = getattr(trainer, "_val_check_time_interval", None) is not None
     validated = trainer.enable_validation and all(own.records.get("val") for own in finetunes.values())
     if by_the_clock or not validated:
         raise RefusedError(

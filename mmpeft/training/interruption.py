@@ -72,6 +72,18 @@ class StopSignals:
         raise SystemExit(EXIT_CODES[signal.Signals(number)])
 
 
+def count_epochs(progress: Any) -> None:
+    """Makes the counts of a fit in the middle of an epoch agree. Lightning (2.6.6) misses the beginning of an epoch
+    that it goes on into from the end of the one before; the second time it then repeats an epoch.
+
+    Args:
+        progress: `trainer.fit_loop.epoch_progress`.
+    """
+    for counts in (progress.total, progress.current):
+        counts.ready = counts.started = counts.processed + 1
+        counts.completed = counts.processed
+
+
 def _tell(number: int, text: str) -> None:
     print(f"\n{signal.Signals(number).name}: {text}", file=sys.stderr, flush=True)
 
@@ -114,6 +126,7 @@ class Checkpoints(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """The curves have the last step by now."""
+        count_epochs(trainer.fit_loop.epoch_progress)
         if trainer.global_step == self._saved_step and (number := self._told_to_stop(trainer)):
             self.signals.stop(number)
 

@@ -105,6 +105,7 @@ def test_what_cannot_be_listed(here):
     Path("torn.jsonl").write_text('{"image": "photos/b.png"}\n{"image": "pho')
     (here / "empty").mkdir()
     for inputs, message in [
+        ([], "no input is named"),
         (["gone"], "gone is no folder and no file"),
         (["gone*.png"], r"no file is called like gone\*\.png"),
         (["empty"], "empty holds no images"),

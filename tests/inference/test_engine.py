@@ -296,10 +296,11 @@ def test_a_written_answer_is_as_likely_as_the_model_reads_it(vlm, images, share)
     for request, found, own in zip(requests, engine.answer(requests), plain, strict=True):
         assert (found.text, found.finish_reason, own.log_probability) == (own.text, own.finish_reason, None)
         prompt = engine.encode(request)
-        row = make_batch([prompt], [[0]], vlm.engine.features, [request.adapter])
+        features = lambda _, own=request: vlm.engine.features(own.record["images"])  # noqa: E731
+        row = make_batch([prompt], [[0]], features, [request.adapter])
         (end,) = {template.tokenizer.eos_token_id}
         ((ids,),) = generate(model, row, end, sampling=[request.sampling])
         written = ids if found.finish_reason == "length" else [*ids, end]
         whole = replace(prompt, ids=[*prompt.ids, *written[:-1]], targets=[*prompt.targets[:-1], *written])
-        losses = model.token_losses(make_batch([whole], [[0]], vlm.engine.features, [request.adapter]))
+        losses = model.token_losses(make_batch([whole], [[0]], features, [request.adapter]))
         assert found.log_probability == pytest.approx(-float(losses.nll.sum()), rel=1e-5)

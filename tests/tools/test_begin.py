@@ -103,7 +103,7 @@ def test_columns_that_are_not_known_are_told_with_a_proposal(place, tiny_base, t
     given = words(tiny_base, "own.jsonl", "answer", "--image_root", str(tiny_data))
     with pytest.raises(SystemExit, match=r"own\.jsonl"):
         main(given)
-    assert "keys that are not understood" in capsys.readouterr().out
+    assert "columns that seem to be known: {image: foo_a}" in capsys.readouterr().out
     assert not (place / "config.yaml").exists()
     mapped = '{"image": "foo_a", "question": "foo_b", "answer": "foo_c"}'
     main([*given, "--columns", mapped, "--trial", "false"])

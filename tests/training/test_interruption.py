@@ -95,6 +95,24 @@ def test_a_signal_in_a_validation_keeps_the_steps_before_it(tmp_path, tiny_base,
     assert_equal_runs(undisturbed, run, unvalidated=step - 1)
 
 
+def test_a_fit_that_is_stopped_at_the_end_of_one_epoch_after_another_has_no_more_of_them(
+    tmp_path, tiny_base, tiny_data
+):
+    """Lightning by itself would repeat one after the second stop."""
+    epochs = {"max_steps": -1, "max_epochs": 3}
+    undisturbed = fit(make(tmp_path / "whole", tiny_base, tiny_data, **epochs))
+    config = make(tmp_path / "stopped", tiny_base, tiny_data, **epochs, **stopped_at(3, signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        fit(config)
+    run = run_directory(config)
+    again = json.dumps(stopped_at(7, signal.SIGTERM)["callbacks"])
+    with pytest.raises(SystemExit):
+        main(["fit", "--run", str(run), "--resume", f"--trainer.callbacks={again}"])
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 8
+    main(["fit", "--run", str(run), "--resume", "--trainer.callbacks=null"])
+    assert_equal_runs(undisturbed, run, missing=lambda row: "val_loss" in row)
+
+
 def test_a_signal_to_the_process_leaves_no_traceback(tmp_path, tiny_base, tiny_data):
     """From outside, in the middle of a long fit, as a cluster does it."""
     config = make(tmp_path, tiny_base, tiny_data, max_steps=100_000, limit_val_batches=0)

@@ -61,6 +61,8 @@ def find_images(inputs: Sequence[str]) -> ImageList:
     Raises:
         RefusedError: an input is not there or cannot be read, no image is found, or one is given twice.
     """
+    if not inputs:
+        raise RefusedError("no input is named; name a folder of images, images, tables or tars")
     found, left = _Found(alone=len(inputs) == 1), Counter[str]()
     for given in inputs:
         found.add(given, left)

@@ -53,7 +53,8 @@ def caption_in_processes(job: Job, shards: Sequence[int], workers: int, tell: Te
             crew[ours] = process
             ours.send(next(left, None))
         while crew:
-            for pipe in wait(list(crew)):
+            ready: list[Any] = wait(list(crew))
+            for pipe in ready:
                 if _hear(pipe, crew[pipe], tell):
                     shard = next(left, None)
                     pipe.send(shard)
