@@ -28,6 +28,7 @@ def caption_on_ray(job: Job, shards: Sequence[int], workers: int | None, tell: T
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray  # pyright: ignore[reportMissingImports] an extra
+        from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
         from ray.util import ActorPool  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise RefusedError("--engine ray needs the extra [ray]: pip install 'mmpeft[ray]'") from None
@@ -42,7 +43,7 @@ def caption_on_ray(job: Job, shards: Sequence[int], workers: int | None, tell: T
         made = pool.map_unordered(lambda actor, shard: actor.make.remote(shard), list(shards))
         for images in made:
             tell(images)
-    except ray.exceptions.RayError as error:
+    except RayError as error:
         raise (refusal_in(getattr(error, "cause", None)) or _told(error)) from error
     finally:
         if started:
@@ -69,7 +70,7 @@ class _Actor:
 class _Needs:
     """What each of how many workers needs of a cluster."""
 
-    def __init__(self, workers: int, each: dict[str, float]):
+    def __init__(self, workers: int, each: dict[str, Any]):
         self.workers, self.each = workers, each
 
 
