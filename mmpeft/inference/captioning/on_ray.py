@@ -5,7 +5,7 @@ number alone. Ray Data would lose the good images of a block with a bad one, and
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmpeft.errors import RefusedError, refusal_in
@@ -74,7 +74,7 @@ class _Needs:
         self.workers, self.each = workers, each
 
 
-def _needs(has: dict[str, float], threads: int, workers: int | None) -> _Needs:
+def _needs(has: Mapping[str, float], threads: int, workers: int | None) -> _Needs:
     kind, each = ("GPU", 1) if has.get("GPU") else ("CPU", threads)
     most = int(has.get(kind, 0) // each)
     if (workers or 1) > most:
