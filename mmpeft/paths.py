@@ -37,7 +37,7 @@ def resolve(name: str | Path) -> str:
     path = home() / name
     if not path.exists():
         near = get_close_matches(name, _known_names(), n=1, cutoff=0.4)
-        hint = f"; closest name: {near[0]!r}" if near else ""
+        hint = f"; closest name: {near[0]!r}" if near and near[0] != name else ""
         raise MissingFileError(f"{name!r} is not at {path}{hint}. Run `mmpeft prepare` to make it.")
     part = name.split("/")[1]
     files = read_manifest(home() / "embedded").get(part, {}).get("files", {})
