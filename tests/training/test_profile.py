@@ -58,14 +58,15 @@ def test_the_table_says_what_took_how_long(tmp_path, tiny_base, tiny_data, capsy
     shown = capsys.readouterr().out
     assert f"where the time of {STEPS} batches went" in shown
     rows = re.findall(r"│ (\S.*?) +│ +([\d,.]+) │ +([\d.]+%) │", shown)
-    assert {name: (ms, share) for name, ms, share in rows} == {
+    table = {name: (ms, share) for name, ms, share in rows}
+    assert table.pop("encoder, beside them")  # in a thread of its own, for which the clock may jump meanwhile
+    assert table == {
         "waiting on data": ("1,000.0", "16.7%"),
         "forward": ("3,000.0", "50.0%"),
         "backward": ("0.0", "0.0%"),
         "optimiser": ("2,000.0", "33.3%"),
         "callbacks": ("0.0", "0.0%"),
         "all of these": ("6,000.0", "100.0%"),
-        "encoder, beside them": ("0.0", "0.0%"),
     }
 
 
