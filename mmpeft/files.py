@@ -33,6 +33,14 @@ def file_version(path: str | Path) -> FileVersion:
     return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
 
 
+def version_if_there(path: str | Path) -> list[int] | None:
+    """`file_version` as JSON holds it; None where there is no such file."""
+    try:
+        return list(file_version(path))
+    except (OSError, ValueError):
+        return None
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file; {} where there is none."""
     return json.loads(path.read_text()) if path.exists() else {}

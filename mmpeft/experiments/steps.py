@@ -30,7 +30,6 @@ Settings = dict[str, Any]
 """The content of a YAML for `mmpeft --config`."""
 Run = Callable[[list[str]], int | None]
 """Runs `mmpeft` with these words and returns its peak memory in bytes, where that is known."""
-"""As in `runs.manifest`, whose import takes torch's."""
 KEEP_FEATURES = ("--data.cache.build=always",)
 """The other steps train on the same images."""
 PEAK = "peak_bytes"

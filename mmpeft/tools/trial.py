@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 
-from mmpeft.training.batches import total_steps
+from mmpeft.training.batches import steps_of_run
 from mmpeft.training.cli import VisionLanguageCLI
 from mmpeft.training.memory import MemoryTold
 
@@ -57,8 +57,7 @@ def try_config(path: str) -> Trial:
     cli.trainer.callbacks += [clock, memory]  # pyright: ignore[reportAttributeAccessIssue]
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     module: Any = cli.model
-    loader = module.batches.train()
-    steps = max(total_steps(own, loader, wanted) for own in module.finetunes.values())
+    steps = steps_of_run(module.finetunes, module.batches.train(), wanted)
     own = [finetune.parameters for finetune in module.finetunes.values() if finetune.parameters]
     trained = sum(view.numel() for parameters in own for view in parameters.views)
     return Trial(memory.lines, steps, clock.seconds, trained)

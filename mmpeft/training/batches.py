@@ -163,6 +163,11 @@ def total_steps(finetune: Finetune, loader: Loader, trainer: Any) -> int:
     return max(1, min(most))
 
 
+def steps_of_run(finetunes: Mapping[str, Finetune], loader: Loader, trainer: Any) -> int:
+    """Of the finetune that has the most; as `total_steps`."""
+    return max(total_steps(own, loader, trainer) for own in finetunes.values())
+
+
 def batches_of_epoch(there: int, trainer: Any) -> int:
     """How many of so many batches Lightning takes in an epoch."""
     limit = trainer.limit_train_batches

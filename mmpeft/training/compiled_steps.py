@@ -13,7 +13,7 @@ import torch
 from mmpeft.data.batch import concatenate
 from mmpeft.errors import RefusedError
 from mmpeft.models.compilation import CompiledLayers
-from mmpeft.training.batches import total_steps
+from mmpeft.training.batches import steps_of_run
 
 Compile = bool | Literal["auto"]
 """Off, on, or on where it pays within the run."""
@@ -117,8 +117,7 @@ class CompiledSteps(L.Callback):
 
 def batches_to_come(trainer: Any, module: Any) -> int:
     """Of the whole training."""
-    loader = module.batches.train()
-    steps = max(total_steps(own, loader, trainer) for own in module.finetunes.values())
+    steps = steps_of_run(module.finetunes, module.batches.train(), trainer)
     return (steps - trainer.global_step) * trainer.accumulate_grad_batches
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 
 from mmpeft.errors import RefusedError
-from mmpeft.training.batches import total_steps
+from mmpeft.training.batches import steps_of_run
 from mmpeft.training.finetune import Finetune
 from mmpeft.training.halving_rule import CURVE, check_steps, halving_steps, mean_loss, num_kept
 
@@ -51,8 +51,7 @@ class SuccessiveHalving(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Says the rule, or refuses it, while nothing has been written."""
         module: Any = pl_module
-        loader = module.batches.train()
-        steps = max(total_steps(own, loader, trainer) for own in module.finetunes.values())
+        steps = steps_of_run(module.finetunes, module.batches.train(), trainer)
         self._plan(steps, module.finetunes)
         if self.steps:
             _require_validation(trainer, module.finetunes)

@@ -126,7 +126,7 @@ class StepLosses:
         return logged
 
     def validate(self, batch: Batch, losses: TokenLosses) -> None:
-        """Keeps the losses of a batch, and whether its answers are right, for `validated`."""
+        """Keeps the losses of a batch, and whether its answers are right, for `val_losses` and `accuracies`."""
         terms: Terms = {}
         for finetune, own, conversations in self._by_finetune(batch, losses):
             answers, name = own.where(in_answers(own, conversations)), finetune.name

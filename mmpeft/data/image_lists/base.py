@@ -7,7 +7,7 @@ from typing import Any
 
 from mmpeft.data.images import image_file
 from mmpeft.data.sequences import Lazy
-from mmpeft.files import file_version
+from mmpeft.files import version_if_there
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,4 @@ class Part(Lazy[Listed]):
 
 def version_of(path: str) -> list[int] | None:
     """Of an image's file; None where there is none."""
-    try:
-        return list(file_version(image_file(path)))
-    except (OSError, ValueError):
-        return None
+    return version_if_there(image_file(path))

@@ -1,10 +1,9 @@
 """What records took from the disk beside the data files: a store of them is right for as long as that is as it was."""
 
 import os
-from pathlib import Path
 from typing import Any
 
-from mmpeft.files import file_version
+from mmpeft.files import version_if_there
 
 KEPT = 300_000
 """Links, folders and files that are looked at again at every start; with more of them the rows are read again."""
@@ -28,7 +27,7 @@ class Beside:
     def looked_into(self, path: str) -> None:
         """More than its being there was taken from a file, or from a folder's list of names."""
         if path not in self._versions:
-            self._versions[path] = _version(path)
+            self._versions[path] = version_if_there(path)
             self._limit()
 
     def is_open(self) -> None:
@@ -51,12 +50,5 @@ def is_still(told: dict[str, Any] | None) -> bool:
     return (
         told is not None
         and all(os.path.realpath(path) == real for path, real in told["leads to"].items())
-        and all(_version(path) == version for path, version in told["versions"].items())
+        and all(version_if_there(path) == version for path, version in told["versions"].items())
     )
-
-
-def _version(path: str | Path) -> list[int] | None:
-    try:
-        return list(file_version(path))
-    except (OSError, ValueError):
-        return None

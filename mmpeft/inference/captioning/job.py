@@ -1,6 +1,6 @@
 """A captioning job: which images are asked what, by which finetunes, and how; in plain data, for any worker."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from mmpeft.runs.manifest import Manifest, read_manifest
 FORMAT = 1
 """Of the shards."""
 SHARD_IMAGES = 256
+Tell = Callable[[int], object]
+"""Is told of so many images more."""
 
 
 @dataclass(frozen=True)

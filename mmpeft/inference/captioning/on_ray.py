@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmpeft.errors import RefusedError, refusal_in
-from mmpeft.inference.captioning.job import Job
-from mmpeft.inference.captioning.processes import Tell
+from mmpeft.inference.captioning.job import Job, Tell
 
 
 def caption_on_ray(job: Job, shards: Sequence[int], workers: int | None, tell: Tell) -> None:

@@ -8,13 +8,13 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from mmpeft.errors import RefusedError
-from mmpeft.inference.captioning.job import Job
+from mmpeft.inference.captioning.job import Job, Tell
 from mmpeft.paths import resolve
 from mmpeft.runs.manifest import read_manifest
 
@@ -22,8 +22,6 @@ LIBRARIES = 2**30
 """Bytes of a worker beside its model."""
 COPIES = 2
 """Of the base's weights, as they are multiplied: plain, and prepacked (`models/prepacked.py`)."""
-Tell = Callable[[int], object]
-"""Is told of so many images more."""
 
 
 def caption_here(job: Job, shards: Iterable[int], tell: Tell) -> None:
@@ -69,7 +67,7 @@ def _hear(pipe: Any, process: Any, tell: Tell) -> bool:
     """Takes what a worker says; gives whether it wants another shard."""
     try:
         kind, value = pipe.recv()
-    except EOFError:
+    except (EOFError, ConnectionError):  # whichever the system tells of one that was killed
         process.join()
         raise RefusedError(
             f"a worker ended with code {process.exitcode}, as when memory runs out (each --workers holds the model): "

@@ -23,15 +23,13 @@ from mmpeft.data.records import CAPTION_TASK
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import hash_json
 from mmpeft.inference.captioning.content import DIGITS, content_of
-from mmpeft.inference.captioning.job import Job
+from mmpeft.inference.captioning.job import Job, Tell
 from mmpeft.inference.engine import Engine
 from mmpeft.inference.requests import Completion, Request
 from mmpeft.inference.vlm import load
 
 DECIMALS = 4
 """Of log-probabilities in rows."""
-Tell = Callable[[int], object]
-"""Is told of so many images more."""
 
 
 @dataclass
