@@ -44,6 +44,8 @@ class Record(TypedDict):
     """All right answers to the last question, if the row lists several people's; the first is the turn's."""
     lists_captions: NotRequired[bool]
     """Whether the references are captions that the row lists, of which training would learn each."""
+    desirable: NotRequired[bool]
+    """Whether people found the answer good, where the row says so and that is asked for."""
     where: str
     """File and line (parquet: row), e.g. "train.jsonl:12"."""
 
@@ -77,6 +79,7 @@ class RecordReader:
         columns: the user's own mapping.
         notes: is told what was left aside.
         each_caption: whether each of several captions of a row is a record of its own, as they are learnt.
+        labelled: whether labels of answers are kept, those of wrong ones too, instead of refusing these.
     """
 
     def __init__(
@@ -87,9 +90,11 @@ class RecordReader:
         columns: Columns | None = None,
         notes: Notes | None = None,
         each_caption: bool = False,
+        labelled: bool = False,
     ):
-        self.task, self.require_answers = task, require_answers
-        self._rows = RowReader(root, columns or Columns(), require_answers, each_caption, notes or Notes())
+        self.task, self.require_answers, self.labelled = task, require_answers, labelled
+        known, told = columns or Columns(), notes or Notes()
+        self._rows = RowReader(root, known, require_answers, each_caption, told, labelled)
         self._met = HashSet()
         self._times: dict[int, int] = {}
         """Of ids that came again."""
@@ -128,6 +133,8 @@ class RecordReader:
             record["references"] = sample.references
             if sample.are_captions:
                 record["lists_captions"] = True
+        if self.labelled and sample.desirable is not None:
+            record["desirable"] = sample.desirable
         if sample.system:
             if IMAGE_MARKER in sample.system:
                 raise DataError(f"the system turn holds {IMAGE_MARKER}; images stand in questions")

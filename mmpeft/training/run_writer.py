@@ -246,13 +246,19 @@ def _trained_on(module: VisionLanguageModule) -> dict[str, Sequence[Record]]:
 
 
 def _listed_choices(module: VisionLanguageModule) -> dict[str, KnownChoices]:
-    """Of every finetune that saw some; of tasks that an earlier run alone trained it on, what was known then."""
+    """Of every finetune that saw some and learnt to choose; of tasks that an earlier run alone trained it on, what was
+    known then."""
+    adapters = module.adapters()
+    writes = {
+        adapters[n] or BASE for n, own in module.finetunes.items() if own.settings.objective != "likelihood"
+    }
     earlier = module.started.manifest.choices if module.started.manifest else {}
     found: dict[str, KnownChoices] = {}
     for owner, records in _trained_on(module).items():
         before = earlier.get(owner, earlier.get(module.start_adapter or "", {}))
         tasks = {record["task"] or "" for record in records}
-        own = {task: known for task, known in before.items() if task not in tasks} | known_choices(records)
+        own = {task: known for task, known in before.items() if task not in tasks}
+        own |= {} if owner in writes else known_choices(records)
         found |= {owner: own} if own else {}
     return found
 
@@ -274,4 +280,5 @@ def _example_requests(module: VisionLanguageModule, max_new_tokens: int) -> list
         Request(record, adapters[name], config.answer_by != "generate" and "choices" in record, sampling)
         for name, finetune in module.finetunes.items()
         for record in finetune.records.get(split, [])[::every]
+        if record.get("desirable", True)  # a wrong answer is no truth to be shown
     ]

@@ -1,7 +1,7 @@
 """Building what a run starts from: the frozen parts, and finetunes as adapters of an earlier run or fresh ones."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from mmpeft.runs.files import BASE, LeftOut, load_trained, tell_left_out
 from mmpeft.runs.identity import check_identity, describe
 from mmpeft.runs.manifest import MANIFEST, Manifest, read_manifest
 from mmpeft.training.finetune import Finetune
+from mmpeft.training.references import reference_of
 from mmpeft.training.target_choice import choose_sites, has_budget
 
 NO_VALIDATION = ": for no validation set trainer.limit_val_batches to 0"
@@ -100,6 +101,10 @@ class Started:
     """How the language model is read, as `ensure_checked` found out."""
     manifest: Manifest | None = None
     """Of the run that it goes on from, or answers for."""
+    began_as: dict[str, str] = field(default_factory=dict)
+    """Finetune -> the adapter of an earlier run that it begins as."""
+    has_trained: bool = False
+    """Whether these are the finetunes of a run that has ended, which no longer says what they began as."""
 
 
 def build_start(
@@ -153,9 +158,13 @@ def build_start(
         wanted = {name: finetune.adapter for name, finetune in finetunes.items()}
         there = earlier.adapters
         sources = earlier_adapters(wanted, there, source, None if own_run else start_adapter, own_run)
+        started.began_as, started.has_trained = ({} if own_run else sources), own_run
         shared = BASE if slots else sources.get(names[0], names[0])
         load_trained(source, model, sources, shared, left_out)
         tell_left_out(source, left_out or {}, model.bank.names)
+    for finetune in finetunes.values():
+        if finetune.settings.kind.has_reference and not own_run:
+            reference_of(finetune, started.began_as)  # refused before images are encoded
     return started
 
 
