@@ -10,6 +10,7 @@ from mmpeft.training.finetune import Finetune
 from mmpeft.training.pieces import Pieces
 from mmpeft.training.processes import Reduced
 from mmpeft.training.reduction import reduce_step
+from mmpeft.training.sharding import Sharded
 from mmpeft.training.step_losses import Logged, StepLosses
 from mmpeft.transfer import to_host
 
@@ -33,7 +34,7 @@ class Step:
     ):
         self.model, self.finetunes, self.losses, self.processes = model, finetunes, losses, processes
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._pieces = Pieces(self._begin, self._trained)
+        self._pieces = Pieces(self._begin, self._trained, isinstance(processes, Sharded))
         self.forward, self.backward = self._pieces.forward, self._pieces.backward
 
     def take_gradients(self, accumulated: int) -> None:
