@@ -1,37 +1,34 @@
-"""A callback for processes of their own: which weights of the decoder layers a process has between steps."""
+"""A callback for processes of their own: the weights of the decoder layers that are whole in steps and between them."""
 
-import gc
+from typing import Any
 
 import lightning as L
-from torch import Tensor, nn
 
-from mmpeft.adapters.architecture import find_layers
+from mmpeft.adapters.architecture import block_linears
 from mmpeft.transfer import is_sharded
 
 
 class HeldWeights(L.Callback):
-    """Prints, after every step, how many bytes of matrices of the layers' shapes there are, whole."""
+    """Prints, after every step, how many bytes the layers' linears computed with, and how many of them are there still,
+    beside the shards."""
 
-    def on_train_batch_end(self, trainer, pl_module, *_):
+    def __init__(self):
+        self.weights: dict[str, Any] = {}
+        self.bytes = 0
+
+    def on_train_start(self, trainer, pl_module):
         model = pl_module.model.language_model
-        print(f"whole between steps: {whole_bytes(model)} of {layer_bytes(model)} bytes", flush=True)
+        for path in block_linears(model):
+            model.get_submodule(path).register_forward_pre_hook(
+                lambda own, _, path=path: self._see(path, own.weight)
+            )
 
+    def on_train_batch_end(self, *_):
+        left = sum(own.untyped_storage().nbytes() for own in self.weights.values())
+        print(f"whole in a step {self.bytes}, between steps {left} bytes", flush=True)
 
-def layer_bytes(model: nn.Module) -> int:
-    """Of all matrices of the layers, whichever process holds them."""
-    return sum(own.nbytes for own in _matrices(model))
-
-
-def whole_bytes(model: nn.Module) -> int:
-    """Of tensors in memory that have the shape of one of them; shards have another."""
-    shapes = {own.shape for own in _matrices(model)}
-    found = [each for each in gc.get_objects() if isinstance(each, Tensor)]
-    alike = [each for each in found if each.shape in shapes and not is_sharded(each)]
-    storages = {id(own.untyped_storage()): own.untyped_storage() for own in alike}
-    pointers = {own.data_ptr(): own.nbytes() for own in storages.values()}
-    return sum(pointers.values())
-
-
-def _matrices(model: nn.Module) -> list[Tensor]:
-    layers = [model.get_submodule(path) for path in find_layers(model)]
-    return [own for layer in layers for own in layer.parameters() if own.dim() > 1]
+    def _see(self, path: str, weight: Any) -> None:
+        assert not is_sharded(weight), "whole in a forward"
+        if path not in self.weights:
+            self.bytes += weight.untyped_storage().nbytes()
+        self.weights[path] = weight
