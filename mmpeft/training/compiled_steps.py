@@ -14,6 +14,7 @@ from mmpeft.data.batch import concatenate
 from mmpeft.errors import RefusedError
 from mmpeft.models.compilation import CompiledLayers
 from mmpeft.training.batches import steps_of_run
+from mmpeft.training.sharding import INSTEAD, sharded
 
 Compile = bool | Literal["auto"]
 """Off, on, or on where it pays within the run."""
@@ -66,6 +67,20 @@ class CompiledSteps(L.Callback):
             raise RefusedError(f"model.compile is {wanted!r}; it is true, false or auto")
         self.wanted = wanted
         self._layers: CompiledLayers | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Before a model is loaded.
+
+        Raises:
+            RefusedError: the base is sharded.
+        """
+        if self.wanted is False or stage != "fit" or not sharded(trainer):
+            return
+        why = "a sharded base has its weights elsewhere in every step, and no process can try steps out alone"
+        if self.wanted is True:
+            raise RefusedError(f"model.compile: {why}; set it to false, or {INSTEAD}")
+        print(f"compile: left out, {why}", file=sys.stderr)
+        self.wanted = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if self.wanted is False:

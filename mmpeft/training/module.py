@@ -30,6 +30,7 @@ from mmpeft.training.objectives import ChoiceLosses
 from mmpeft.training.optim import make_optimizer
 from mmpeft.training.preferences import Objective, PreferenceConfig
 from mmpeft.training.questions import evaluation_of
+from mmpeft.training.sharding import sharded
 from mmpeft.training.start import (
     Started,
     add_adapters,
@@ -137,6 +138,7 @@ class VisionLanguageModule(L.LightningModule):
             self.started = build_start(
                 *(self.language, self.vision, self.finetunes, self.trainer.strategy.root_device, self.seed),
                 *(data.template, source, self.start_adapter, own_run, self.left_out if asked else None),
+                sharded(self.trainer),
             )
             self.model = self.started.model
         started, longest = self.started, data.packing.max_length

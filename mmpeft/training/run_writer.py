@@ -35,6 +35,7 @@ from mmpeft.training.curves import BoardLogger, CurvesLogger, coming_row
 from mmpeft.training.datamodule import VisionLanguageData, all_records, instructions
 from mmpeft.training.finetune import Split
 from mmpeft.training.module import VisionLanguageModule
+from mmpeft.training.sharding import INSTEAD, sharded
 
 HAS_ENDED = "has ended already; raise trainer.max_steps or max_epochs to train it further"
 ROW = "row_of_curves"
@@ -54,6 +55,7 @@ class RunWriter(L.Callback):
         self._started = time.monotonic()
         self._before = 0.0  # seconds that the run took until the checkpoint that it goes on from
         self._row: dict[str, float] | None = None
+        self._base: str | None = None
 
     def state_dict(self) -> dict[str, float]:
         return {"seconds": self._before + time.monotonic() - self._started}
@@ -105,6 +107,9 @@ class RunWriter(L.Callback):
             self._requests = _example_requests(module, self.manifest.max_new_tokens)
             module.model.eval()
             self._answers = some_answers(module.engine, self._requests)
+        if processes := sharded(trainer):
+            processes.barrier()  # while the first one answers, the others read with it
+            self._base = base_hash(module.model)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module, data = _typed(pl_module, trainer)
@@ -114,12 +119,17 @@ class RunWriter(L.Callback):
         if not hasattr(self, "manifest"):  # resumed after the last step, Lightning trains nothing
             if (written := (directory / MANIFEST).exists()) and (directory / CARD).exists():
                 return print(f"{directory} {HAS_ENDED}")
+            if sharded(trainer):
+                raise RefusedError(
+                    f"{directory} has nothing left to train, and with a sharded base its examples cannot be answered "
+                    f"now that the processes have parted: {INSTEAD}"
+                )
             self.on_train_end(trainer, pl_module)
             if written:  # stopped between its finetunes and its card
                 self._report(directory)
                 return print(f"{directory} {HAS_ENDED}")
         manifest = self.manifest
-        manifest.base = base_hash(module.model)
+        manifest.base = self._base or base_hash(module.model)
         manifest.facts = cost(module, self._before + time.monotonic() - self._started)
         if (notes := data.notes["train"]).skipped:
             manifest.facts["skipped"] = f"of the training data {notes.skipped_by_reason}"
@@ -188,6 +198,14 @@ class EvaluationWriter(L.Callback):
     def __init__(self, folder: Path, config: str, forgetting: bool = False):
         self.folder, self.config, self.forgetting = folder, config, forgetting
         self._texts: list[str] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Before a model is loaded."""
+        if self.forgetting and sharded(trainer):
+            raise RefusedError(
+                "--forgetting reads the base's weights in the first process, which has a part of them: leave it out, "
+                f"or {INSTEAD}"
+            )
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module, data = _typed(pl_module, trainer)

@@ -17,7 +17,7 @@ from tests.training.run_life import contents, make
     [
         *(
             (name, "shards the base, .*quantization=nf4")
-            for name in ("fsdp", "deepspeed_stage_2", "model_parallel")
+            for name in ("fsdp", "deepspeed_stage_2", "xla_fsdp")
         ),
         ("ddp_spawn", "is another way of what ddp does"),
         ("ddp_find_unused_parameters_true", "is another way of what ddp does"),
