@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mmpeft.data.records import Record
+from mmpeft.data.records import Record, said_beside
 from mmpeft.data.template import current_settings
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import differences, hash_json, hash_rows
@@ -37,13 +37,9 @@ def hash_records(records: Iterable[Record], key: Callable[[Any], str]) -> str:
     """
     told = ("turns", "choices", "task")
     return hash_rows(
-        [[*(r.get(name) for name in told), *_system(r)], [key(image) for image in r["images"]]]
+        [[*(r.get(name) for name in told), *said_beside(r)], [key(image) for image in r["images"]]]
         for r in records
     )
-
-
-def _system(record: Record) -> list[str]:
-    return [record["system"]] if "system" in record else []
 
 
 def belongs_to(
