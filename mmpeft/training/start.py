@@ -146,7 +146,7 @@ def build_start(
         model = build_model(language, vision, device, slots)
     identity = describe(language, model, tokenizer)
     if earlier is not None:
-        check_identity(earlier, identity, str(source))
+        check_identity(earlier, identity, str(source), vision)
     checked = ensure_checked(model, language, earlier.self_check if earlier else {})
     started = Started(model, tokenizer, layout, identity, checked, earlier)
     if source is not None and earlier is not None:
