@@ -169,8 +169,8 @@ def _run(function: Callable[..., Any], words: list[str], program: str) -> None:
 def spelt_out(function: Callable[..., Any], words: list[str]) -> list[str]:
     """The words as jsonargparse wants them: ``--again`` as ``--again=true``, ``--shots 1 4`` as ``--shots=[1,4]``, and
     ``--limit-test`` as ``--limit_test``; of the only argument without a name its value: ``merge --run DIR``, and where
-    that is a list, all values as one: ``check a b``. A list may be given in parts, ``--image a --image b``; one that may
-    be a text alone takes a value each time.
+    that is a list, all values as one: ``check a b``. A list may be given in parts, ``--image a --image b``; an option
+    that is a list or a text takes a value each time.
 
     Raises:
         RefusedError: a list given twice, once in brackets.

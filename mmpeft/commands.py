@@ -115,7 +115,9 @@ def ask(
     check_rate(fps)
     images, videos = _listed(image), [Video(own, frames, fps) for own in _listed(video)]
     if not videos and (frames, fps) != (None, None):
-        raise RefusedError("--frames and --fps are of a --video, and none is named: leave them out, or name it")
+        raise RefusedError(
+            "--frames and --fps are of a --video, and none is named: leave them out, or name it"
+        )
     if (served := named_server(server, api_key, run)) is not None:
         if videos:
             raise RefusedError("--server is sent images alone; a --video is asked about with --run")

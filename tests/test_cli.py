@@ -149,7 +149,11 @@ def test_a_command_does_not_look_for_garbage_among_the_libraries():
         ("check", "a b --decode false", '["a", "b"] --decode false'),
         ("check", "--config fit.yaml", "[] --config fit.yaml"),
         ("check", "--config=fit.yaml a", '["a"] --config=fit.yaml'),
-        ("caption", "photos --adapter a --run r --adapter=b c", '["photos", "c"] --run r --adapter=["a", "b"]'),
+        (
+            "caption",
+            "photos --adapter a --run r --adapter=b c",
+            '["photos", "c"] --run r --adapter=["a", "b"]',
+        ),
         ("ask", "--image a.png what? --image [b].png", 'what? --image=["a.png", "[b].png"]'),
         ("compare-prompting", "--shots 1 --run r --shots 4", "--run r --shots=[1,4]"),
     ],

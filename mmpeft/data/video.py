@@ -42,7 +42,9 @@ def check_rate(fps: float | None) -> None:
     RefusedError: no number of frames a second.
     """
     if fps is not None and not 0 < fps < math.inf:
-        raise RefusedError(f"fps is {fps}; wanted frames of a second, above 0, such as 0.5 for one every two seconds")
+        raise RefusedError(
+            f"fps is {fps}; wanted frames of a second, above 0, such as 0.5 for one every two seconds"
+        )
 
 
 def sample_frames(path: str | Path, n: int | None = None, fps: float | None = None) -> list[str]:

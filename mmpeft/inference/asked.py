@@ -29,10 +29,12 @@ def record_of(images: Images, question: str, where: str, task: str | None) -> Re
     pictures: list[Any] = [own for own in listed if not isinstance(own, Video)]
     markers = question.count(IMAGE_MARKER), question.count(VIDEO_MARKER) if videos else 0
     if any(markers) and markers != (len(pictures), len(videos)):
-        raise RefusedError(
-            f"{where} has {_told(*markers)} but {len(pictures)} images"
-            + (f" and {len(videos)} videos were given; wanted one marker for each, or none" if videos else " were given")
+        wanted = (
+            f" and {len(videos)} videos were given; wanted a marker for each, or none"
+            if videos
+            else " were given"
         )
+        raise RefusedError(f"{where} has {_told(*markers)} but {len(pictures)} images{wanted}")
     shown = [image for own in each for image in own]
     # an empty one stays so, for the engine to refuse
     text = question if any(markers) or not question.strip() else IMAGE_MARKER * len(shown) + question
@@ -71,5 +73,5 @@ def aligned(image: Any, question: Any, adapter: Any) -> tuple[list[Any], list[An
 
 
 def _told(images: int, videos: int) -> str:
-    """How many markers there are."""
+    """Markers, of which videos have some."""
     return f"{images} {IMAGE_MARKER}" + (f" and {videos} {VIDEO_MARKER}" if videos else "")

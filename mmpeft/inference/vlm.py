@@ -168,8 +168,8 @@ class VisionLanguageModel:
     @overload
     def caption(self, images: list, adapter: Any = None, max_new_tokens: int | None = None) -> list[str]: ...
     def caption(self, images: Any, adapter: Any = None, max_new_tokens: int | None = None) -> Any:
-        """Describes images or videos, with the instruction that the run's captions were trained with; captions that were chosen
-        in training are chosen here too, as in `ask`."""
+        """Describes images or videos, with the instruction that the run's captions were trained with; captions that
+        were chosen in training are chosen here too, as in `ask`."""
         return self.ask(images, self.caption_instruction, adapter, max_new_tokens, task=CAPTION_TASK)
 
     @property

@@ -41,7 +41,11 @@ def check_identity(
         RefusedError: field by field, what the run was trained with and what is here.
     """
     lines = [line for line in differences(manifest.identity, found) if not line.startswith(RENAMEABLE)]
-    if vision is not None and any(map(_is_of_transform, lines)) and (settings := _differing(manifest, vision)):
+    if (
+        vision is not None
+        and any(map(_is_of_transform, lines))
+        and (settings := _differing(manifest, vision))
+    ):
         lines = settings + [line for line in lines if not _is_of_transform(line)]
     if lines:
         raise RefusedError(f"{directory} does not belong to this base:\n" + "\n".join(lines))
@@ -54,7 +58,9 @@ def _is_of_transform(line: str) -> bool:
 def _differing(manifest: Manifest, vision: VisionConfig) -> list[str]:
     """The settings of the encoder that make its transform another one, in place of the transforms themselves."""
     was = as_dataclass(VisionConfig, manifest.vision, "the run's vision")
-    own, here = ({f"model.vision.{name}": getattr(each, name) for name in OF_TRANSFORM} for each in (was, vision))
+    own, here = (
+        {f"model.vision.{name}": getattr(each, name) for name in OF_TRANSFORM} for each in (was, vision)
+    )
     return differences(own, here)
 
 

@@ -164,7 +164,9 @@ def _parts(question: str, files: Sequence[str | Path]) -> list[dict[str, Any]]:
     """
     first, *others = question.split(IMAGE_MARKER)
     if others and len(others) != len(files):
-        raise RefusedError(f"the question has {len(others)} {IMAGE_MARKER} but {len(files)} images were given")
+        raise RefusedError(
+            f"the question has {len(others)} {IMAGE_MARKER} but {len(files)} images were given"
+        )
     urls = [{"type": "image_url", "image_url": {"url": _data_url(Path(file))}} for file in files]
     texts = [{"type": "text", "text": text} for text in (first, *others)]
     if not others:

@@ -66,7 +66,8 @@ def _tell_why(features: FeatureCache, which: str, records: Sequence[Record], epo
 
 
 def _are_held(features: FeatureCache, images: Iterable[str | bytes]) -> bool:
-    """Whether no image is to be encoded. Those that are there are not read for it, and the first that is not ends it."""
+    """Whether no image is to be encoded. Those that are there are not read for it, and the first that is not ends
+    it."""
     try:
         return all(map(features.holds, images))
     except RefusedError:  # the step that needs it says so

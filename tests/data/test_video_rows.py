@@ -14,7 +14,6 @@ from mmpeft.training.checkpoint import hash_records
 from tests.data.layouts.writing import clip
 from tests.tiny import write_jsonl
 
-
 ROW = {"video": "clip.mp4", "question": "what?", "answer": "grey"}
 
 
@@ -51,7 +50,11 @@ def test_a_frame_has_its_time_also_where_it_is_named_itself(tmp_path, image):
     ]
     records = load_records(write_jsonl(tmp_path / "a.jsonl", rows))
     times = [record.get("times") for record in records]
-    assert times[:3] == [[0, pytest.approx(5 / 12), pytest.approx(11 / 12)], [None, 0.5], [pytest.approx(5 / 12), None]]
+    assert times[:3] == [
+        [0, pytest.approx(5 / 12), pytest.approx(11 / 12)],
+        [None, 0.5],
+        [pytest.approx(5 / 12), None],
+    ]
     assert "times" not in records[3]
 
 

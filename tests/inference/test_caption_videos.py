@@ -92,7 +92,9 @@ def test_frames_that_do_not_fit_are_the_videos_error_and_are_not_decoded(
     found = caption(folder, run, tmp_path / "out.jsonl", fps=100.0)
     told = {row["video"]: row["error"] for row in found if "error" in row}
     tokens = mmpeft.load(str(run), "cpu").model.vision_encoder.num_tokens
-    assert told["film"].startswith(f"'film': 20 frames have {20 * tokens} tokens, more than the run's max_length = 60")
+    assert told["film"].startswith(
+        f"'film': 20 frames have {20 * tokens} tokens, more than the run's max_length = 60"
+    )
 
 
 def test_a_run_of_images_alone_knows_nothing_of_frames(tiny_data, tiny_run, tmp_path):
@@ -108,11 +110,15 @@ def test_videos_may_be_left_out(folder, tiny_run, tmp_path, capsys):
     assert "4 other files were left out: " in (told := capsys.readouterr().out)
     assert all(f"1 {kind}" in told for kind in (".mp4", ".mov", ".txt", "without an ending"))
     for task in ({"frames": -1}, {"frames": 0, "fps": 1.0}):
-        with pytest.raises(RefusedError, match=r"wanted how many frames of each video, 1 or more, or 0 alone"):
+        with pytest.raises(
+            RefusedError, match=r"wanted how many frames of each video, 1 or more, or 0 alone"
+        ):
             Task(**task)
 
 
-def test_without_a_decoder_videos_are_refused_before_anything_is_loaded(folder, tiny_run, tmp_path, monkeypatch):
+def test_without_a_decoder_videos_are_refused_before_anything_is_loaded(
+    folder, tiny_run, tmp_path, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(
         RefusedError, match=r"3 of the inputs are videos: .*pip install 'mmpeft\[video\]'; or .* --frames 0"

@@ -62,7 +62,7 @@ def test_what_is_not_marked_comes_first_in_the_order_given(vlm, images, video):
     [
         ("<video> or <video>?", "has 0 <image> and 2 <video> but 1 images and 1 videos were given"),
         ("what is in <video>?", "has 0 <image> and 1 <video> but 1 images"),
-        ("what is in <image>?", "has 1 <image> and 0 <video> but 1 images"),
+        ("what is in <image>?", "has 1 <image> but 1 images and 1 videos were given"),
     ],
 )
 def test_there_is_a_marker_for_each_or_none(vlm, images, video, question, told):
@@ -93,7 +93,10 @@ def test_the_command_line_asks_about_several(vlm, tiny_run, images, video, capsy
         (["--video", "IMAGE"], r"\.png': no video that is known"),
         (["--video", "EMPTY"], r"empty\.mp4': no video that is known"),
         (["--image", "VIDEO"], r"clip\.mp4': a video; name a frame"),
-        (["--video", "VIDEO", "--server", "http://127.0.0.1:9", "--run", "runs/quickstart"], "--server is sent images"),
+        (
+            ["--video", "VIDEO", "--server", "http://127.0.0.1:9", "--run", "runs/quickstart"],
+            "--server is sent images",
+        ),
     ],
 )
 def test_what_cannot_be_seen_is_refused_before_anything_is_loaded(

@@ -98,7 +98,7 @@ def test_another_transform_is_told_by_its_setting(tiny_run):
         main(["test", "--run", str(tiny_run), "--model.vision.fit=pad"])
     assert "model.vision.fit: trained with 'squash', found 'pad'" in str(ended.value)
     assert "Compose" not in str(ended.value)
-    with pytest.raises(SystemExit, match="model.vision.fit: trained with 'squash', found 'tile'"):
+    with pytest.raises(SystemExit, match=r"model\.vision\.fit: trained with 'squash', found 'tile'"):
         main(["test", "--run", str(tiny_run), "--model.vision.fit=tile"])
 
 

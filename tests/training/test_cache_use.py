@@ -63,7 +63,9 @@ def test_training_images_are_written_where_they_are_seen_twice(capsys, steps, ca
 def test_images_that_are_there_already_are_not_told_as_not_written(capsys, there):
     built = filled({"max_epochs": 1}, {}, there)
     told = capsys.readouterr().err
-    assert ("the training images of default are there already: nothing is to be written" in told) == (there == TRAIN)
+    assert ("the training images of default are there already: nothing is to be written" in told) == (
+        there == TRAIN
+    )
     assert ("are not written: they are seen in 1 epochs" in told) == (there < TRAIN)
     assert len(built.looked_at) == min(there + 1, TRAIN), "the first that is not there ends it"
 

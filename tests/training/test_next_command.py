@@ -15,7 +15,13 @@ from mmpeft.training.run_writer import next_command
     [
         ([{}], ["test.jsonl"], {"name": "vit"}, ["vqa"], "test --run 'a run'"),
         ([{"test": ["a.jsonl"]}, {"test": ["b.jsonl"]}], [], {"name": "vit"}, ["vqa"], "test --run 'a run'"),
-        ([{"test": ["a.jsonl"]}, {}], [], {"name": "vit"}, ["vqa"], "ask --run 'a run' --image IMAGE QUESTION"),
+        (
+            [{"test": ["a.jsonl"]}, {}],
+            [],
+            {"name": "vit"},
+            ["vqa"],
+            "ask --run 'a run' --image IMAGE QUESTION",
+        ),
         ([{}], [], {"name": "vit"}, ["vqa", "caption"], "caption FOLDER --run 'a run'"),
         ([{}], [], None, [""], "ask --run 'a run' QUESTION"),
     ],

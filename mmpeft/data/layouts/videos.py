@@ -92,9 +92,7 @@ def place_videos(
     return placed, [*ordered, *left]
 
 
-def _in_front(
-    turns: list[Turn], images: list[Image], frames: list[Image]
-) -> tuple[list[Turn], list[Image]]:
+def _in_front(turns: list[Turn], images: list[Image], frames: list[Image]) -> tuple[list[Turn], list[Image]]:
     marked = any(IMAGE_MARKER in text for _, text in turns)
     first = next((number for number, (role, _) in enumerate(turns) if role == "user"), None)
     if first is not None and (marked or not images):

@@ -51,9 +51,11 @@ class Task:
         for name in ("max_new_tokens", "batch_size", "threads"):
             require_positive(name, getattr(self, name))
         check_rate(self.fps)
-        if self.frames is not None and self.frames < 0 or (self.frames == 0 and self.fps is not None):
+        if (self.frames is not None and self.frames < 0) or (self.frames == 0 and self.fps is not None):
             raise RefusedError(
-                f"frames is {self.frames}" + (f" and fps {self.fps}" if self.fps is not None else "") + "; wanted how "
+                f"frames is {self.frames}"
+                + (f" and fps {self.fps}" if self.fps is not None else "")
+                + "; wanted how "
                 "many frames of each video, 1 or more, or 0 alone to leave videos out"
             )
         for question in self.question or ():

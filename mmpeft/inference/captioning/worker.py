@@ -144,8 +144,8 @@ class Captioner:
         most, tokens = self.vlm.template.max_length, frames * (self._encoder.num_tokens or 1)
         if tokens > most:
             raise RefusedError(
-                f"{name}: {frames:,} frames have {tokens:,} tokens, more than the run's max_length = {most}; give fewer "
-                "--frames or a smaller --fps"
+                f"{name}: {frames:,} frames have {tokens:,} tokens, more than the run's max_length = {most}; give "
+                "fewer --frames or a smaller --fps"
             )
 
     # -- answering --------------------------------------------------------------------------------------------
@@ -234,8 +234,12 @@ class _Features:
 
 def _placed(question: str, image: _Read) -> str:
     """The question with the frames of a video where ``<video>`` stands."""
-    return question.replace(VIDEO_MARKER, IMAGE_MARKER * len(image.shown)) if image.listed.is_video else question
+    return (
+        question.replace(VIDEO_MARKER, IMAGE_MARKER * len(image.shown)) if image.listed.is_video else question
+    )
 
 
 def _named(listed: Listed) -> dict[str, Any]:
-    return {"video" if listed.is_video else "image": listed.name} | ({} if listed.id is None else {"id": listed.id})
+    return {"video" if listed.is_video else "image": listed.name} | (
+        {} if listed.id is None else {"id": listed.id}
+    )
