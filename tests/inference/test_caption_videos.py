@@ -87,13 +87,13 @@ def test_frames_that_do_not_fit_are_the_videos_error_and_are_not_decoded(
     monkeypatch.setattr("mmpeft.inference.captioning.worker.image_key", None)
     run = shutil.copytree(tiny_run, tmp_path / "run")
     manifest = json.loads((run / "mmpeft.json").read_text())
-    manifest["template"]["max_length"] = 60
+    manifest["template"]["max_length"] = 40
     (run / "mmpeft.json").write_text(json.dumps(manifest))
     found = caption(folder, run, tmp_path / "out.jsonl", fps=100.0)
     told = {row["video"]: row["error"] for row in found if "error" in row}
     tokens = mmpeft.load(str(run), "cpu").model.vision_encoder.num_tokens
     assert told["film"].startswith(
-        f"'film': 20 frames have {20 * tokens} tokens, more than the run's max_length = 60"
+        f"'film': 20 frames have {20 * tokens} tokens, more than the run's max_length = 40"
     )
 
 

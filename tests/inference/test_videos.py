@@ -70,7 +70,7 @@ def test_there_is_a_marker_for_each_or_none(vlm, images, video, question, told):
         vlm.ask((images[0], mmpeft.Video(video)), question)
 
 
-def test_the_command_line_asks_about_several(vlm, tiny_run, images, video, capsys):
+def test_the_command_line_asks_about_several(tiny_run, images, video, capsys):
     plain = mmpeft.load(str(tiny_run), "cpu")
     words = ["ask", QUESTION, "--run", str(tiny_run), "--max_new_tokens", "6"]
     for more, about in [

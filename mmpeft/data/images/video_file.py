@@ -33,7 +33,8 @@ def read_frame(file: str | bytes, frame: int | None, config: ImageConfig) -> Ima
         raise ImageError("a video as bytes; wanted its file, with a frame such as clip.mp4#frame=12")
     if frame is None:
         raise ImageError(
-            'a video; name a frame, such as clip.mp4#frame=12, or write the row with "video" and "frames"'
+            "a video; name a frame, such as clip.mp4#frame=12, or give it as a video: `ask --video`, or a row's "
+            '"video" and "frames"'
         )
     times = timeline(file).units
     if frame >= len(times):
