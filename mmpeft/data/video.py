@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def _evenly(places: Sequence[int], most: int) -> list[int]:
 
 
 def _at_rate(seconds: Sequence[float], fps: float) -> list[int]:
-    """Numbers of the frames that are shown at a multiple of 1 / fps; the last frame at its beginning alone."""
-    ticks = [round(time * fps, DIGITS) for time in seconds]
-    ends = [*ticks[1:], math.nextafter(ticks[-1], math.inf)]
-    return [place for place, (tick, end) in enumerate(zip(ticks, ends, strict=True)) if math.ceil(tick) < end]
+    """Numbers of the frames that are shown at a multiple of 1 / fps; the last is shown as long as the one before."""
+    last = 2 * seconds[-1] - seconds[-2] if len(seconds) > 1 else seconds[-1] + 1 / fps
+    ticks = [round(time * fps, DIGITS) for time in (*seconds, last)]
+    return [place for place, (tick, end) in enumerate(pairwise(ticks)) if math.ceil(tick) < end]

@@ -283,7 +283,7 @@ def test_a_tokenizer_that_prefixes_spaces_itself_reads_the_same_words(name):
     trainer = trainers.BpeTrainer(
         vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False
     )
-    metaspace.train_from_iterator([*SENTENCES, "/&.,|qa at like cat ok sure and m"], trainer)
+    metaspace.train_from_iterator([*SENTENCES, "/&.,|qa at like cat ok sure and m <0156 seconds>"], trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=metaspace, bos_token="<s>", eos_token="</s>")
     encoded = Template(tokenizer, FEATURES).encode(shape(name))
     words = "".join(tokenizer.convert_ids_to_tokens([t for t in encoded.ids if t != IMAGE_TOKEN])).split("▁")
