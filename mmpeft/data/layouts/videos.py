@@ -61,7 +61,7 @@ def take_times(images: Sequence[str | bytes], root: ImageRoot) -> list[float | N
 
 
 def place_videos(
-    turns: list[Turn], images: list[Image], videos: list[list[Image]], marked: bool
+    turns: list[Turn], images: Sequence[Image], videos: Sequence[Sequence[Image]], marked: bool
 ) -> tuple[list[Turn], list[Image]]:
     """The turns with an image marker for every frame, and all images in the order of their markers. Videos without
     ``<video>`` come first.
@@ -92,7 +92,9 @@ def place_videos(
     return placed, [*ordered, *left]
 
 
-def _in_front(turns: list[Turn], images: list[Image], frames: list[Image]) -> tuple[list[Turn], list[Image]]:
+def _in_front(
+    turns: list[Turn], images: Sequence[Image], frames: Sequence[Image]
+) -> tuple[list[Turn], list[Image]]:
     marked = any(IMAGE_MARKER in text for _, text in turns)
     first = next((number for number, (role, _) in enumerate(turns) if role == "user"), None)
     if first is not None and (marked or not images):
