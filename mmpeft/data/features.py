@@ -202,7 +202,7 @@ class FeatureCache:
             every = waiting()
             while some := list(islice(every, DECODED_TOGETHER)):
                 for image, found in zip(
-                    some, decoders.map(partial(_or_refused, self.encoding.pixels), some), strict=True
+                    some, decoders.map(partial(or_refused, self.encoding.pixels), some), strict=True
                 ):
                     if isinstance(found, RefusedError):
                         faults[image] = str(found)
