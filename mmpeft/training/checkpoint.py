@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mmpeft.data.records import Record
+from mmpeft.data.records import Record, said_beside
 from mmpeft.data.template import current_settings
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import differences, hash_json, hash_rows
@@ -40,7 +40,7 @@ def hash_records(records: Iterable[Record], key: Callable[[Any], str]) -> str:
     """
     told = ("turns", "choices", "task")
     return hash_rows(
-        [[*(r.get(name) for name in told), *_added(r)], [key(image) for image in r["images"]]]
+        [[*(r.get(name) for name in told), *said_beside(r)], [key(image) for image in r["images"]]]
         for r in records
     )
 
@@ -48,10 +48,6 @@ def hash_records(records: Iterable[Record], key: Callable[[Any], str]) -> str:
 def hash_learnt_from(finetunes: Mapping[str, Any], key: Callable[[Any], str]) -> dict[str, str]:
     """Finetune -> `hash_records` of its training data."""
     return {name: hash_records(own.records.get("train", []), key) for name, own in finetunes.items()}
-
-
-def _added(record: Record) -> list[Any]:
-    return [record[name] for name in ("system", "desirable") if name in record]
 
 
 def belongs_to(

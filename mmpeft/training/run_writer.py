@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmpeft.data.choices import KnownChoices, known_choices
-from mmpeft.data.records import Record
+from mmpeft.data.records import CAPTION_TASK, Record
 from mmpeft.data.store import first_of_image_sets
 from mmpeft.errors import RefusedError
 from mmpeft.evaluation.examples import QUESTIONS_FOR_EXAMPLES, some_answers, write_examples
@@ -140,7 +140,7 @@ class RunWriter(L.Callback):
         for name, value in manifest.facts.items():
             table.add_row(name, value)
         Console().print(table)
-        print(f"next: {command_line('test', '--run', directory)}")
+        print(f"next: {next_command(module, data, manifest, directory)}")
 
     def _report(self, directory: Path) -> None:
         records = [request.record for request in self._requests]
@@ -167,6 +167,19 @@ class RunWriter(L.Callback):
                 if not all(record["images"] for record in first_of_image_sets(records))
             ],
         )
+
+
+def next_command(
+    module: VisionLanguageModule, data: VisionLanguageData, manifest: Manifest, directory: Path
+) -> str:
+    """What can be done with a run as it is: a test only where there is data for all of its finetunes."""
+    if all(own.paths.get("test", data.paths["test"]) for own in module.finetunes.values()):
+        return command_line("test", "--run", directory)
+    if manifest.vision is None:
+        return command_line("ask", "--run", directory, "QUESTION")
+    if CAPTION_TASK in manifest.instructions:
+        return command_line("caption", "FOLDER", "--run", directory)
+    return command_line("ask", "--run", directory, "--image", "IMAGE", "QUESTION")
 
 
 def refuse_no_training(trainer: L.Trainer) -> None:

@@ -157,7 +157,7 @@ def build_start(
         sharded.idle = model.idle
     identity = describe(language, model, tokenizer)
     if earlier is not None:
-        check_identity(earlier, identity, str(source))
+        check_identity(earlier, identity, str(source), vision)
     checked = ensure_checked(model, language, earlier.self_check if earlier else {})
     started = Started(model, tokenizer, layout, identity, checked, earlier)
     if source is not None and earlier is not None:
