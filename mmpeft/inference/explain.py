@@ -58,7 +58,7 @@ def explain(engine: Engine, request: Request, answer: str, deletions: int) -> Ex
     answered = Answered(model, encoded, features, request.adapter)
     encoder = model.vision_encoder
     assert isinstance(encoder, VisionEncoder), "without one every image was refused"
-    pictures = [engine.features.decode(image, encoder.image_config) for image in record["images"]]
+    pictures = [engine.features.encoding.decode(image, encoder.image_config) for image in record["images"]]
     places = [patch_places(encoder, picture.size) for picture in pictures]
     heat_maps, refused = _heat_maps(answered, places, deletions)
     tokens = compare_tokens(answered, engine)
