@@ -18,7 +18,6 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mmpeft.data.encoder import Encoder, stacked
@@ -134,7 +133,9 @@ class FeatureCache:
         """Decodes, in this thread, those images that will have to be encoded. What it gives encodes them and returns
         what a call would."""
         keys = {key: image for image in images if isinstance(key := or_refused(self.key, image), str)}
-        pixels = {key: or_refused(self.encoding.pixels, image) for key, image in keys.items() if not self._has(key)}
+        pixels = {
+            key: or_refused(self.encoding.pixels, image) for key, image in keys.items() if not self._has(key)
+        }
         return lambda: _allor_refused(images, self.load(images, pixels))
 
     def holds(self, image: ImageLike) -> bool:

@@ -33,8 +33,6 @@ from mmpeft.transfer import is_sharded
 
 NAME = "model_parallel"
 """Lightning's, as a setting."""
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
-"""Settings of the trainer that leave the base's dtype as it is."""
 INSTEAD = "leave trainer.strategy at auto, where each process holds all of the base"
 OF_A_STAND_IN = r"FSDP2-wrapped module .* returned a view tensor"
 """Warning where the decoder stands for hidden states that are there already: it holds nothing to be gathered."""
@@ -135,7 +133,7 @@ def check_sharded(trainer: Any) -> None:
             f"trainer.strategy is {NAME}, but the run has one process, which would hold all of the base: set "
             "trainer.devices or trainer.num_nodes above 1, or leave trainer.strategy at auto"
         )
-    if (precision := trainer.precision) not in PRECISIONS:
+    if (precision := trainer.precision) != "32-true":
         raise RefusedError(
             f"trainer.precision is {precision}, which would change the dtype of a base that is sharded already; leave "
             "it out, and set model.language.dtype"

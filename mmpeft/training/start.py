@@ -49,6 +49,12 @@ def check_settings(
             "a joint run takes one batch of each finetune a step; set accumulate_grad_batches to 1"
         )
     check_finetunes(trainer, finetunes)
+    if str(trainer.precision).endswith("-mixed"):
+        raise RefusedError(
+            f"trainer.precision is {trainer.precision}, which rounds anew in every operator and scales gradients; what "
+            "trains is in float32 here and the base in a dtype of its own: set model.language.dtype (bfloat16, "
+            "float32), and trainer.precision to 32-true, its default"
+        )
     if stage == "fit":
         _check_numbers(trainer)
 
