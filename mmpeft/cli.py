@@ -204,7 +204,10 @@ def _as_one(words: list[str]) -> list[str]:
     for before, word in zip(["", *words], words, strict=False):
         of_option = before.startswith("--") and "=" not in before
         (rest if word.startswith("-") or of_option else bare).append(word)
-    return [bare[0] if bare and bare[0].startswith("[") else json.dumps(bare), *rest]
+    spelt = (
+        len(bare) == 1 and bare[0].startswith("[") and bare[0].endswith("]") and not os.path.lexists(bare[0])
+    )
+    return [bare[0] if spelt else json.dumps(bare), *rest]
 
 
 def _is_list(kind: Any, of: type | None = None) -> bool:

@@ -92,9 +92,8 @@ def newest_whole_checkpoint(run: str | Path) -> Path:
     Raises:
         RefusedError: there is none.
     """
-    found = sorted(Path(run, CHECKPOINTS).glob("*.ckpt"), key=lambda path: -path.stat().st_mtime_ns)
     passed = []
-    for path in found:
+    for path in _newest_first(Path(run, CHECKPOINTS)):
         reason = damage(path)
         if reason is None:
             return path
@@ -102,6 +101,16 @@ def newest_whole_checkpoint(run: str | Path) -> Path:
         print(f"{passed[-1]}; looking for an older one", file=sys.stderr)
     told = "; ".join(passed) or f"{run} has no checkpoint in {CHECKPOINTS}/"
     raise RefusedError(f"--resume: {told}; begin from the start without --resume")
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """The checkpoints of a folder. In a copied run times are those of copying, or whole seconds, and what `LAST` has
+    replaced may look the newer one."""
+    written = {path: path.stat().st_mtime_ns for path in folder.glob("*.ckpt")}
+    last, previous = folder / LAST, folder / PREVIOUS
+    if last in written and previous in written:
+        written[previous] = min(written[previous], written[last])
+    return sorted(written, key=lambda path: (-written[path], path == previous))
 
 
 def num_bytes(checkpoint: Any) -> int:

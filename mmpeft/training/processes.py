@@ -26,6 +26,10 @@ from mmpeft.options import MMPEFT
 
 PARENT = "MMPEFT_PARENT"
 """Environment variable of a process that another one began: the number of that one."""
+PLACE = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
+"""Environment variables that say which of several machines this one is, where neither torchrun nor SLURM does."""
+BEGUN = {"torchrun": ("TORCHELASTIC_RUN_ID", "WORLD_SIZE"), "srun": ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS")}
+"""What begins processes -> the variables that tell that it did, and how many."""
 STOPPED = (0, 130, 143)
 """Exit codes of a process that ended as it was told to."""
 GRACE = 30.0
@@ -106,10 +110,20 @@ class Launcher(_SubprocessScriptLauncher):
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
         """Raises:
-        RefusedError: it is not known what command to begin.
+        RefusedError: it is not known what command to begin, or which of the machines this one is.
         """
+        external = self.cluster_environment.creates_processes_externally
+        if (
+            self.num_nodes > 1
+            and not external
+            and (missing := [name for name in PLACE if name not in os.environ])
+        ):
+            raise RefusedError(
+                f"trainer.num_nodes is {self.num_nodes}, but nothing says which machine this is, and it would wait for "
+                f"the others for ever: start it with torchrun or srun on each, or set {', '.join(missing)} there"
+            )
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
-        if not self.cluster_environment.creates_processes_externally:
+        if not external:
             self._begin_others()
             threading.Thread(target=end_with_others, args=(self.procs,), daemon=True).start()
         elif parent := os.environ.get(PARENT):
@@ -224,9 +238,10 @@ def check_processes(trainer: Any) -> None:
             f"trainer.strategy is {type(trainer.strategy).__name__}, by which these runs cannot be divided; leave it "
             "at auto"
         )
-    begun = int(os.environ.get("WORLD_SIZE", 1)) if "TORCHELASTIC_RUN_ID" in os.environ else 1
-    if begun > 1 and trainer.world_size == 1:
-        raise RefusedError(
-            f"torchrun began {begun} processes, but the trainer has one, so that each would train all of it: set "
-            "trainer.devices to the processes of each machine, and trainer.num_nodes to the machines"
-        )
+    for program, (told, number) in BEGUN.items():
+        begun = int(os.environ.get(number, 1)) if told in os.environ else 1
+        if begun > 1 and trainer.world_size == 1:
+            raise RefusedError(
+                f"{program} began {begun} processes, but the trainer has one, so that each would train all of it: set "
+                "trainer.devices to the processes of each machine, and trainer.num_nodes to the machines"
+            )

@@ -53,6 +53,18 @@ def test_resume_without_a_whole_checkpoint_is_refused(stopped):
         main(["fit", "--run", str(stopped), "--ckpt_path", "last"])
 
 
+@pytest.mark.parametrize("later", [0, 10**9])
+def test_a_copied_run_goes_on_from_its_last_checkpoint(stopped, later):
+    """Whatever was copied first, or has the same time by seconds."""
+    last, previous = (stopped / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt"))
+    time = last.stat().st_mtime_ns
+    os.utime(previous, ns=(time + later, time + later))
+    assert newest_whole_checkpoint(stopped) == last
+    shutil.copy(previous, stopped / "checkpoints" / "step=9.ckpt")  # of a callback of the user's
+    os.utime(stopped / "checkpoints" / "step=9.ckpt", ns=(time + 2, time + 2))
+    assert newest_whole_checkpoint(stopped).name == "step=9.ckpt"
+
+
 def test_ckpt_path_last_is_the_runs_own(stopped, whole):
     shutil.copy(stopped / "checkpoints" / "previous.ckpt", stopped / "checkpoints" / "last.ckpt")
     main(["fit", "--run", str(stopped), "--ckpt_path", "last"])

@@ -36,17 +36,34 @@ def test_strategies_that_cannot_divide_these_runs_are_refused_before_processes_s
     assert not (tmp_path / "run").exists()
 
 
-def test_processes_of_torchrun_that_the_trainer_does_not_know_are_refused(
-    tmp_path, tiny_base, tiny_data, monkeypatch
+@pytest.mark.parametrize(
+    ("program", "known"),
+    [
+        ("torchrun", {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4"}),
+        ("srun", {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2"}),
+    ],
+)
+def test_processes_that_the_trainer_does_not_know_are_refused(
+    tmp_path, tiny_base, tiny_data, monkeypatch, program, known
 ):
     """Each would train all of the run."""
     monkeypatch.setattr(TorchElasticEnvironment, "detect", staticmethod(lambda: False))
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    for name, value in known.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(
-        SystemExit, match=r"torchrun began 4 processes, but the trainer has one.*trainer\.devices"
+        SystemExit, match=rf"{program} began 4 processes, but the trainer has one.*trainer\.devices"
     ):
         main(["fit", "--config", str(make(tmp_path, tiny_base, tiny_data))])
+
+
+def test_one_of_several_machines_must_know_which_it_is(tmp_path, tiny_base, tiny_data, monkeypatch):
+    """It would wait for the others, which cannot find it."""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    config = make(tmp_path, tiny_base, tiny_data, num_nodes=2)
+    with pytest.raises(
+        SystemExit, match=r"num_nodes is 2, .*torchrun or srun.* set MASTER_PORT, NODE_RANK there"
+    ):
+        main(["fit", "--config", str(config)])
 
 
 def test_processes_are_begun_as_a_command_alone(tmp_path, tiny_base, tiny_data):

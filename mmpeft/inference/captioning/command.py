@@ -52,7 +52,7 @@ def caption(
             f"--overwrite would remove other jobs' shards; remove {place.shards} before they begin"
         )
     task.finetunes(read_manifest(run))  # refused before a million files are looked at
-    images = find_images(inputs)
+    images = find_images(inputs, str(place.file))
     job = make_job(inputs, images, run, task, place.shards)
     if place.is_parquet:
         _require_unicode(images)
@@ -169,12 +169,12 @@ def _verified(shards: Shards, own: Iterable[int], images: ImageList, job: Job) -
             continue
         listed = [images[image] for image in shards.images(number)]
         if hash_json([image.version() for image in listed]) != seal.versions:
-            _require_contents(listed, seal, job)
+            _require_contents(listed, seal, job, shards.path(number))
         there[number] = seal
     return there
 
 
-def _require_contents(listed: Sequence[Listed], seal: Seal, job: Job) -> None:
+def _require_contents(listed: Sequence[Listed], seal: Seal, job: Job, shard: Path) -> None:
     """Of files that are not those which were seen: copies are as good."""
     config = read_manifest(job.run).image_config
     for image, was in zip(listed, seal.contents, strict=True):
@@ -226,5 +226,5 @@ def _join_if_whole(place: Output, shards: Shards) -> None:
         print(
             f"{missing} of {len(shards)} shards are other jobs': the last to end joins them into {place.file}"
         )
-    elif not place.file.exists():
+    elif not place.is_joined(shards):
         place.join(shards)

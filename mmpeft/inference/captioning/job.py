@@ -10,7 +10,7 @@ from mmpeft.data.image_lists import ImageList
 from mmpeft.data.records import check_question
 from mmpeft.errors import RefusedError, require_positive
 from mmpeft.hashing import hash_file, hash_json
-from mmpeft.inference.captioning.shards import Shards
+from mmpeft.inference.captioning.shards import ENDING, Shards
 from mmpeft.runs.layout import adapter_folder
 from mmpeft.runs.manifest import Manifest, read_manifest
 
@@ -84,6 +84,11 @@ class Job:
     @property
     def shards(self) -> Shards:
         return Shards(Path(self.folder), self.meta, self.meta["images"]["count"], self.meta["shard_size"])
+
+    @property
+    def output(self) -> str:
+        """The file of all rows."""
+        return self.folder.removesuffix(ENDING)
 
     def require(self, images: ImageList) -> None:
         """Raises:

@@ -11,7 +11,7 @@ from mmpeft.data.formats.write_parquet import write_parquet
 from mmpeft.errors import RefusedError
 from mmpeft.files import read_json, told_if_full
 from mmpeft.hashing import differences, hash_file
-from mmpeft.inference.captioning.shards import Shards, publish, published
+from mmpeft.inference.captioning.shards import ENDING, Shards, publish, published
 
 Format = Literal["jsonl", "parquet"]
 META, JOINED = "meta.json", "joined.json"
@@ -60,7 +60,7 @@ class Output:
 
     @property
     def shards(self) -> Path:
-        return self.file.with_name(f"{self.file.name}.shards")
+        return self.file.with_name(f"{self.file.name}{ENDING}")
 
     @property
     def is_parquet(self) -> bool:
@@ -102,6 +102,10 @@ class Output:
         for path in [*self.shards.glob(".*.part"), *self.file.parent.glob(f".{self.file.name}.*.part")]:
             path.unlink(missing_ok=True)
 
+    def is_joined(self, shards: Shards) -> bool:
+        """Whether the file is there, and of these shards: one that was removed may have been made of other images."""
+        return self.file.exists() and read_json(self.shards / JOINED).get("shards") == shards.digest()
+
     def join(self, shards: Shards) -> None:
         """Makes the file of all shards. What it will be is noted before it is there: killed in between, the next run
         knows it as its own.
@@ -116,7 +120,8 @@ class Output:
                 write_parquet(unfinished, COLUMNS, _rows(shards))
             else:
                 _write_lines(unfinished, shards)
-            note = {"sha256": hash_file(unfinished)}
+            note = {"sha256": hash_file(unfinished), "shards": shards.digest()}
+            self.file.unlink(missing_ok=True)  # of shards as they were: no note would be its own
             publish(self.shards / JOINED, (json.dumps(note) + "\n").encode())
 
 
