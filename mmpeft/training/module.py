@@ -31,7 +31,7 @@ from mmpeft.training.datamodule import VisionLanguageData, all_records, refuse_i
 from mmpeft.training.finetune import FinetuneConfig, Schedule, Settings, Split, make_finetunes
 from mmpeft.training.objectives import ChoiceLosses
 from mmpeft.training.optim import make_optimizer
-from mmpeft.training.processes import Reduced
+from mmpeft.training.processes import Reduced, require_alike
 from mmpeft.training.start import (
     Started,
     add_adapters,
@@ -174,6 +174,8 @@ class VisionLanguageModule(L.LightningModule):
             of_all = processes.sum_of_numbers if processes else list
             self.losses = StepLosses(self.finetunes, self.adapters(), of_all)
             self.step = Step(self.model, self.finetunes, self.losses, processes)
+        if stage == "fit" and self.step.processes is not None:
+            require_alike(self.step.processes, self._belongs_to())
 
     @property
     def _data(self) -> VisionLanguageData:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
 from mmpeft.errors import RefusedError
+from mmpeft.hashing import hash_json
 from mmpeft.options import MMPEFT
 
 PARENT = "MMPEFT_PARENT"
@@ -35,6 +36,8 @@ STOPPED = (0, 130, 143)
 GRACE = 30.0
 """Seconds in which a process ends by itself once another one has; also those of a checkpoint's last bytes."""
 LOOKS_EVERY = 0.5
+DIGITS = 10
+"""Of a hash, hexadecimal, so that the sum of many is still exact."""
 SHARDED = "shards the base, which is not done here (a base in 4 or 8 bits could not be): each device holds all of it"
 REFUSED = {
     **dict.fromkeys(("fsdp", "deepspeed", "model_parallel", "modelparallel", "xla"), SHARDED),
@@ -225,6 +228,25 @@ def check_strategy(setting: Any) -> None:
         raise RefusedError(
             f"trainer.strategy is {given}, which {why}; leave it at auto, which divides batches among the devices. A "
             "base that is too large for one of them: model.language.quantization=nf4"
+        )
+
+
+def require_alike(processes: Reduced, belongs_to: Mapping[str, Any]) -> None:
+    """Each process plans all steps by itself: of other rows, it would take others' share or wait for nobody.
+
+    Args:
+        processes: of the run.
+        belongs_to: what this one trains on what, as `checkpoint.belongs_to`.
+
+    Raises:
+        RefusedError: another process trains something else.
+    """
+    own = int(hash_json(belongs_to)[:DIGITS], 16)
+    (total,) = processes.sum_on_host([own])
+    if total != own * processes.world_size:
+        raise RefusedError(
+            "the processes of this run do not have the same settings, data and base: each machine must see the same "
+            "files, unchanged while they begin, and be given the same command"
         )
 
 

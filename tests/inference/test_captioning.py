@@ -419,6 +419,16 @@ def test_an_image_that_another_has_replaced_is_no_more_the_one_captioned(photos,
     assert output.read_bytes() == whole
 
 
+def test_another_precision_of_the_base_is_another_run(photos, tiny_run, tmp_path, whole):
+    """Its files are the same, its answers are not."""
+    other = shutil.copytree(tiny_run, tmp_path / "other")
+    manifest = json.loads((other / "mmpeft.json").read_text())
+    manifest["language"]["dtype"] = "bfloat16"
+    (other / "mmpeft.json").write_text(json.dumps(manifest))
+    with pytest.raises(RefusedError, match=r"made with other run; "):
+        caption_folder(str(photos), str(other), str(tmp_path / "whole.jsonl"))
+
+
 @pytest.mark.parametrize(
     ("changed", "named"),
     [

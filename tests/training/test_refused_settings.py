@@ -1,14 +1,17 @@
 """Settings of the trainer and of the command that cannot be meant: told in one line, by Lightning's word or ours."""
 
+from typing import cast
+
 import lightning as L
 import pytest
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 
 from mmpeft.cli import main
 from mmpeft.errors import RefusedError
+from mmpeft.hashing import hash_json
 from mmpeft.training.cli import VisionLanguageCLI
 from mmpeft.training.lightning_refusals import refusals_of_lightning
-from mmpeft.training.processes import Launcher
+from mmpeft.training.processes import DIGITS, Launcher, Reduced, require_alike
 from tests.training.run_life import contents, make
 
 
@@ -64,6 +67,24 @@ def test_one_of_several_machines_must_know_which_it_is(tmp_path, tiny_base, tiny
         SystemExit, match=r"num_nodes is 2, .*torchrun or srun.* set MASTER_PORT, NODE_RANK there"
     ):
         main(["fit", "--config", str(config)])
+
+
+def test_processes_that_do_not_train_the_same_are_refused():
+    """Each plans by itself which rows are its own: some would be nobody's, and some would wait for ever."""
+    others = [hash_json({"records": "these"}), hash_json({"records": "those"})]
+
+    class Two:
+        world_size = 2
+
+        def __init__(self, other):
+            self.other = other
+
+        def sum_on_host(self, values):
+            return [own + int(self.other[:DIGITS], 16) for own in values]
+
+    require_alike(cast("Reduced", Two(others[0])), {"records": "these"})
+    with pytest.raises(RefusedError, match="do not have the same settings, data and base"):
+        require_alike(cast("Reduced", Two(others[1])), {"records": "these"})
 
 
 def test_processes_are_begun_as_a_command_alone(tmp_path, tiny_base, tiny_data):

@@ -125,7 +125,8 @@ def _identity(run: str, manifest: Manifest, adapter: str) -> str:
     """What decides about a finetune's answers; not its metrics and facts, which a later test changes."""
     files = sorted(adapter_folder(run, adapter).rglob("adapter_*"))
     projector = manifest.projectors.get(adapter, manifest.projector)
-    how = [manifest.vision, manifest.template, manifest.instructions, manifest.max_new_tokens]
+    held = {name: manifest.language.get(name) for name in ("dtype", "quantization", "attention")}
+    how = [manifest.vision, manifest.template, manifest.instructions, manifest.max_new_tokens, held]
     if manifest.choices:
         how.append(manifest.choices.get(adapter))
     return hash_json([manifest.identity, *how, projector, [hash_file(path) for path in files]])
