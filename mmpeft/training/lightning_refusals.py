@@ -7,27 +7,30 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mmpeft.errors import RefusedError, refusal_in
 
+CLUSTER = "lightning.fabric.plugins.environments."
+
 
 @contextmanager
 def refusals_of_lightning(settings: str = "trainer") -> Iterator[None]:
     """Inside, what Lightning says against settings is a `RefusedError`. It has no class of its own for that: a
-    `ValueError` that its own code raises is one, any other is a fault.
+    `ValueError` that its own code raises is one, and a `RuntimeError` about the cluster; any other is a fault.
 
     Args:
         settings: section of the config that is meant.
     """
     try:
         yield
-    except (MisconfigurationException, ValueError) as error:
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
         if refused := refusal_in(error):  # a setting of several types makes another error of it
             raise refused from None
-        if not isinstance(error, MisconfigurationException) and not _raised_by_lightning(error):
+        where = CLUSTER if isinstance(error, RuntimeError) else "lightning."
+        if not isinstance(error, MisconfigurationException) and not _raised_in(error, where):
             raise
         raise RefusedError(f"{settings}: {str(error).strip()}") from error
 
 
-def _raised_by_lightning(error: BaseException) -> bool:
+def _raised_in(error: BaseException, module: str) -> bool:
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next
-    return place is not None and place.tb_frame.f_globals.get("__name__", "").startswith("lightning.")
+    return place is not None and place.tb_frame.f_globals.get("__name__", "").startswith(module)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy, StrategyRegistry
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -113,7 +114,8 @@ class Launcher(_SubprocessScriptLauncher):
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
         """Raises:
-        RefusedError: it is not known what command to begin, or which of the machines this one is.
+        RefusedError: it is not known what command to begin, which of the machines this one is, or SLURM has not
+            begun all of them.
         """
         external = self.cluster_environment.creates_processes_externally
         if (
@@ -126,6 +128,7 @@ class Launcher(_SubprocessScriptLauncher):
                 f"the others for ever: start it with torchrun or srun on each, or set {', '.join(missing)} there"
             )
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+        self._require_all_of_slurm()
         if not external:
             self._begin_others()
             threading.Thread(target=end_with_others, args=(self.procs,), daemon=True).start()
@@ -133,6 +136,15 @@ class Launcher(_SubprocessScriptLauncher):
             threading.Thread(target=end_with_parent, args=(int(parent),), daemon=True).start()
         _set_num_threads_if_needed(num_processes=self.num_processes)
         return function(*args, **kwargs)
+
+    def _require_all_of_slurm(self) -> None:
+        """Lightning takes as many as there are for those that are wanted."""
+        wanted, there = self.num_processes * self.num_nodes, self.cluster_environment.world_size()
+        if isinstance(self.cluster_environment, SLURMEnvironment) and there != wanted:
+            raise RefusedError(
+                f"the trainer has {wanted} processes, but SLURM began {there}: give the job --nodes={self.num_nodes} "
+                f"--ntasks-per-node={self.num_processes}, and put srun before mmpeft"
+            )
 
     def _begin_others(self) -> None:
         words, environment = self.words(), self.cluster_environment

@@ -69,6 +69,26 @@ def test_one_of_several_machines_must_know_which_it_is(tmp_path, tiny_base, tiny
         main(["fit", "--config", str(config)])
 
 
+@pytest.mark.parametrize(
+    ("known", "devices", "told"),
+    [
+        ({}, 2, "has 2 processes, but SLURM began 1: .* --ntasks-per-node=2"),
+        ({"SLURM_NTASKS": "4"}, 1, "trainer: .*--ntasks-per-node=4"),
+    ],
+)
+def test_tasks_of_slurm_that_are_not_the_trainers_are_refused(
+    tmp_path, tiny_base, tiny_data, monkeypatch, known, devices, told
+):
+    """With one of two Lightning would train alone."""
+    job = {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "5", "SLURM_JOB_NAME": "fit", "SLURM_NODEID": "0"}
+    for name, value in (
+        job | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODELIST": "here"} | known
+    ).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=told):
+        main(["fit", "--config", str(make(tmp_path, tiny_base, tiny_data, devices=devices))])
+
+
 def test_processes_that_do_not_train_the_same_are_refused():
     """Each plans by itself which rows are its own: some would be nobody's, and some would wait for ever."""
     others = [hash_json({"records": "these"}), hash_json({"records": "those"})]
