@@ -186,7 +186,7 @@ def spelt_out(function: Callable[..., Any], words: list[str]) -> list[str]:
         values = list(takewhile(lambda word: not word.startswith("--"), rest))
         if kind is bool and not equals and values[:1] not in (["true"], ["false"]):
             equals, value = "=", "true"
-        elif _is_list(kind) and not equals and values and not values[0].startswith("["):
+        elif _is_list(kind) and not equals and values and not _is_spelt(values):
             equals, value = "=", json.dumps(values) if _is_list(kind, str) else f"[{','.join(values)}]"
             del rest[: len(values)]
         if [option] == positional and (equals or rest):
@@ -204,10 +204,12 @@ def _as_one(words: list[str]) -> list[str]:
     for before, word in zip(["", *words], words, strict=False):
         of_option = before.startswith("--") and "=" not in before
         (rest if word.startswith("-") or of_option else bare).append(word)
-    spelt = (
-        len(bare) == 1 and bare[0].startswith("[") and bare[0].endswith("]") and not os.path.lexists(bare[0])
-    )
-    return [bare[0] if spelt else json.dumps(bare), *rest]
+    return [bare[0] if _is_spelt(bare) and not os.path.lexists(bare[0]) else json.dumps(bare), *rest]
+
+
+def _is_spelt(values: list[str]) -> bool:
+    """Whether a list is written as one already; a file, a glob and a question, too, may begin with a bracket."""
+    return len(values) == 1 and values[0].startswith("[") and values[0].endswith("]")
 
 
 def _is_list(kind: Any, of: type | None = None) -> bool:
