@@ -281,6 +281,27 @@ def test_jobs_of_an_array_are_joined_by_the_last_or_by_the_command(photos, tiny_
         captioning.join([apart[0], str(tmp_path / "c")], str(tmp_path / "mixed.jsonl"))
 
 
+def test_a_folder_that_another_job_has_just_begun_is_no_strangers(photos, tiny_run, tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "captions.jsonl.1of2.lock").touch()
+    caption_folder(str(photos), str(tiny_run), str(tmp_path / "new"))
+    assert (tmp_path / "new" / "captions.jsonl").exists()
+
+
+def test_folders_of_parquet_are_joined_and_names_that_it_cannot_hold_are_told(photos, tiny_run, tmp_path):
+    os.rename(photos / "7.png", photos / STRANGE[-1])
+    task, apart = Task(batch_size=4), [str(tmp_path / name) for name in ("a", "b")]
+    for part, folder in zip(("1/2", "2/2"), apart, strict=True):
+        captioning.caption([str(photos)], str(tiny_run), folder, task, workers=1, shard=part)
+    captioning.join(apart, str(tmp_path / "all.jsonl"))
+    with pytest.raises(RefusedError, match=r"the image name 'not utf8 .*' is no Unicode"):
+        captioning.join(apart, str(tmp_path / "all.parquet"))
+    for folder in apart:  # as --format parquet writes them
+        os.rename(f"{folder}/captions.jsonl.shards", f"{folder}/captions.parquet.shards")
+    captioning.join(apart, str(tmp_path / "again.jsonl"))
+    assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "all.jsonl").read_bytes()
+
+
 @pytest.mark.parametrize("part", ["0/2", "3/2", "1", "a/b", "1/2/3", "-1/2"])
 def test_no_part_of_an_array(part, photos, tiny_run, tmp_path):
     with pytest.raises(RefusedError, match=r"--shard is .*; wanted number/jobs, from 1/4 to 4/4"):

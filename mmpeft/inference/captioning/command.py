@@ -16,7 +16,7 @@ from mmpeft.files import read_json
 from mmpeft.hashing import differences, hash_json
 from mmpeft.inference.captioning.content import content_digits
 from mmpeft.inference.captioning.job import Job, Task, make_job
-from mmpeft.inference.captioning.output import META, Format, Output
+from mmpeft.inference.captioning.output import LOCK, META, Format, Output, unicode_alone
 from mmpeft.inference.captioning.processes import caption_here, caption_in_processes, default_workers
 from mmpeft.inference.captioning.shards import Seal, Shards, publish
 from mmpeft.progress_bar import progress_bar
@@ -133,7 +133,7 @@ def _shards_of(place: Output, meta: Mapping[str, Any]) -> Shards:
 @contextmanager
 def _held(place: Output, shard: str | None) -> Iterator[None]:
     """Inside, this output, or this job's part of it, is nobody else's on this machine."""
-    path = f"{place.file}{'' if shard is None else '.' + shard.replace('/', 'of')}.lock"
+    path = f"{place.file}{'' if shard is None else '.' + shard.replace('/', 'of')}{LOCK}"
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(path, timeout=0):
@@ -145,13 +145,9 @@ def _held(place: Output, shard: str | None) -> Iterator[None]:
 
 
 def _require_unicode(images: ImageList) -> None:
-    for name in images.names:
-        try:
+    with unicode_alone():
+        for name in images.names:
             name.encode()
-        except UnicodeEncodeError:
-            raise RefusedError(
-                f"the image name {name!r} is no Unicode, which parquet cannot hold; rename it, or write .jsonl"
-            ) from None
 
 
 def _verified(shards: Shards, own: Iterable[int], images: ImageList, job: Job) -> dict[int, Seal]:
