@@ -11,6 +11,7 @@ from mmpeft.data.template import current_settings
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import differences, hash_json, hash_rows
 from mmpeft.models.language import LanguageConfig
+from mmpeft.training.checkpoint_files import OF_A_FIT
 
 ORDER_SETTINGS = ("seed", "shots", "shots_seed", "weights", "limit", "task", "image_root")
 """Of the data: what decides which example comes when, and how it reads."""
@@ -159,9 +160,14 @@ def _changed_data(was: dict[str, Any], here: dict[str, Any]) -> list[str]:
 
 def verify_end(checkpoint: dict[str, Any], trainer: Any) -> None:
     """Raises:
-    RefusedError: more steps were taken than the run is to have. Lightning would train nothing, and the checkpoint's
+    RefusedError: it holds weights alone, or more steps were taken than the run is to have. Lightning would train nothing, and the checkpoint's
         weights would be written as those of the fewer steps.
     """
+    if missing := sorted(OF_A_FIT - checkpoint.keys()):
+        raise RefusedError(
+            f"this checkpoint has no {missing[0]}, as one of weights alone (save_weights_only): a fit goes on from "
+            "whole ones; --resume finds the newest"
+        )
     taken = checkpoint["global_step"]
     if 0 <= trainer.max_steps < taken:
         raise RefusedError(

@@ -59,7 +59,8 @@ class Reduced(DDPStrategy):
     """The processes as they reach each other's main memory; None where their devices are that."""
 
     def setup_distributed(self) -> None:
-        super().setup_distributed()
+        with _lost_others():  # also where another program has MASTER_PORT
+            super().setup_distributed()
         if self.root_device.type != "cpu":
             self._on_host = dist.new_group(backend="gloo")
 

@@ -4,7 +4,9 @@ from typing import cast
 
 import lightning as L
 import pytest
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 
 from mmpeft.cli import main
 from mmpeft.errors import RefusedError
@@ -87,6 +89,15 @@ def test_tasks_of_slurm_that_are_not_the_trainers_are_refused(
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit, match=told):
         main(["fit", "--config", str(make(tmp_path, tiny_base, tiny_data, devices=devices))])
+
+
+def test_processes_that_do_not_find_each_other_say_so_in_a_line(monkeypatch):
+    def taken(_):
+        raise RuntimeError("The server socket has failed to listen (port: 29500)\nframe #0: c10d")
+
+    monkeypatch.setattr(DDPStrategy, "setup_distributed", taken)
+    with pytest.raises(RefusedError, match=r"cannot be reached \(The server socket .* 29500\)\);"):
+        Reduced(accelerator=CPUAccelerator()).setup_distributed()
 
 
 def test_processes_that_do_not_train_the_same_are_refused():
