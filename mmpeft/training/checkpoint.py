@@ -160,8 +160,8 @@ def _changed_data(was: dict[str, Any], here: dict[str, Any]) -> list[str]:
 
 def verify_end(checkpoint: dict[str, Any], trainer: Any) -> None:
     """Raises:
-    RefusedError: it holds weights alone, or more steps were taken than the run is to have. Lightning would train nothing, and the checkpoint's
-        weights would be written as those of the fewer steps.
+    RefusedError: it holds weights alone, or more steps were taken than the run is to have: Lightning would train
+        nothing, and the checkpoint's weights would be written as those of the fewer steps.
     """
     if missing := sorted(OF_A_FIT - checkpoint.keys()):
         raise RefusedError(

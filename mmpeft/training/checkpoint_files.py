@@ -42,9 +42,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"{path} is no whole checkpoint ({reason}); `mmpeft fit --resume` takes the newest whole one"
             )
         checkpoint = super().load_checkpoint(path, *args, **kwargs)
-        if not isinstance(checkpoint, dict) or not OF_A_RUN <= checkpoint.keys():
+        if not isinstance(checkpoint, dict) or not checkpoint.keys() >= OF_A_RUN:
             raise RefusedError(
-                f"{path} is no checkpoint that was written by mmpeft; give --ckpt_path a file from {CHECKPOINTS}/"
+                f"{path} is no checkpoint of a run, or was not written by mmpeft; give --ckpt_path a file from "
+                f"{CHECKPOINTS}/"
             )
         return checkpoint
 
@@ -103,8 +104,8 @@ def newest_whole_checkpoint(run: str | Path) -> Path:
     for path in _newest_first(Path(run, CHECKPOINTS)):
         if reason := damage(path):
             passed.append(f"{path} is damaged ({reason})")
-        elif not _can_be_gone_on_with(path):
-            passed.append(f"{path} holds weights alone, or is of no run")
+        elif _is_of_weights(path):
+            passed.append(f"{path} holds weights alone")
         else:
             return path
         print(f"{passed[-1]}; looking for an older one", file=sys.stderr)
@@ -112,9 +113,10 @@ def newest_whole_checkpoint(run: str | Path) -> Path:
     raise RefusedError(f"--resume: {told}; begin from the start without --resume")
 
 
-def _can_be_gone_on_with(path: Path) -> bool:
+def _is_of_weights(path: Path) -> bool:
     checkpoint = torch.load(path, map_location="meta", weights_only=True)
-    return isinstance(checkpoint, dict) and OF_A_RUN | OF_A_FIT <= checkpoint.keys()
+    of_a_run = isinstance(checkpoint, dict) and checkpoint.keys() >= OF_A_RUN
+    return of_a_run and not checkpoint.keys() >= OF_A_FIT
 
 
 def _newest_first(folder: Path) -> list[Path]:
