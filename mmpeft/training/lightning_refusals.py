@@ -7,29 +7,30 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mmpeft.errors import RefusedError, refusal_in
 
-CLUSTER = "lightning.fabric.plugins.environments."
+OF_THE_MACHINE = ("lightning.fabric.plugins.environments.", "lightning.fabric.accelerators.")
 
 
 @contextmanager
 def refusals_of_lightning(settings: str = "trainer") -> Iterator[None]:
     """Inside, what Lightning says against settings is a `RefusedError`. It has no class of its own for that: a
-    `ValueError` that its own code raises is one, and a `RuntimeError` about the cluster; any other is a fault.
+    `ValueError` that its own code raises is one, and any about cluster and devices; all others are
+    faults.
 
     Args:
         settings: section of the config that is meant.
     """
     try:
         yield
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         if refused := refusal_in(error):  # a setting of several types makes another error of it
             raise refused from None
-        where = CLUSTER if isinstance(error, RuntimeError) else "lightning."
+        where = "lightning." if isinstance(error, ValueError) else OF_THE_MACHINE
         if not isinstance(error, MisconfigurationException) and not _raised_in(error, where):
             raise
         raise RefusedError(f"{settings}: {str(error).strip()}") from error
 
 
-def _raised_in(error: BaseException, module: str) -> bool:
+def _raised_in(error: BaseException, module: str | tuple[str, ...]) -> bool:
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next

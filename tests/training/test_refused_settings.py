@@ -91,6 +91,13 @@ def test_tasks_of_slurm_that_are_not_the_trainers_are_refused(
         main(["fit", "--config", str(make(tmp_path, tiny_base, tiny_data, devices=devices))])
 
 
+def test_devices_that_a_processor_cannot_have_are_refused(tmp_path, tiny_base, tiny_data):
+    with pytest.raises(
+        SystemExit, match="trainer: `devices` selected with `CPUAccelerator` should be an int > 0"
+    ):
+        main(["fit", "--config", str(make(tmp_path, tiny_base, tiny_data, devices=[0, 1]))])
+
+
 def test_processes_that_do_not_find_each_other_say_so_in_a_line(monkeypatch):
     def taken(_):
         raise RuntimeError("The server socket has failed to listen (port: 29500)\nframe #0: c10d")
