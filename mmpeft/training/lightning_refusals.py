@@ -13,21 +13,27 @@ OF_THE_MACHINE = ("lightning.fabric.plugins.environments.", "lightning.fabric.ac
 @contextmanager
 def refusals_of_lightning(settings: str = "trainer") -> Iterator[None]:
     """Inside, what Lightning says against settings is a `RefusedError`. It has no class of its own for that: a
-    `ValueError` that its own code raises is one, and any about cluster and devices; all others are
-    faults.
+    `ValueError` that its own code raises is one, and any error about cluster and devices; any other is a fault.
 
     Args:
         settings: section of the config that is meant.
     """
     try:
         yield
-    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+    except (MisconfigurationException, ValueError) as error:
         if refused := refusal_in(error):  # a setting of several types makes another error of it
             raise refused from None
-        where = "lightning." if isinstance(error, ValueError) else OF_THE_MACHINE
-        if not isinstance(error, MisconfigurationException) and not _raised_in(error, where):
+        if not isinstance(error, MisconfigurationException) and not _raised_in(error, "lightning."):
             raise
-        raise RefusedError(f"{settings}: {str(error).strip()}") from error
+        raise _told(settings, error) from error
+    except (TypeError, RuntimeError) as error:
+        if not _raised_in(error, OF_THE_MACHINE):
+            raise
+        raise _told(settings, error) from error
+
+
+def _told(settings: str, error: Exception) -> RefusedError:
+    return RefusedError(f"{settings}: {str(error).strip()}")
 
 
 def _raised_in(error: BaseException, module: str | tuple[str, ...]) -> bool:
