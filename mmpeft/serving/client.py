@@ -20,6 +20,8 @@ SECONDS = 600
 """Without a byte, after which a server is given up."""
 LONGEST_BODY = 10_000
 """Characters that are read of an error's body."""
+Images = str | Path | Sequence[str | Path] | None
+"""What one question is about: an image's file, several, or none."""
 
 
 class _NoRedirect(HTTPRedirectHandler):
@@ -63,14 +65,22 @@ class Server:
         return self.models()[0] if model is None else model
 
     def write(
-        self, question: str, image: str | Path | None, model: str, max_new_tokens: int | None = None
+        self,
+        question: str,
+        image: Images,
+        model: str,
+        max_new_tokens: int | None = None,
+        history: Sequence[tuple[str, str]] = (),
     ) -> Iterator[str]:
         """The answer, piece by piece, as the server writes it; greedy.
+
+        Args:
+            history: the earlier (question, answer) pairs of the conversation; the images belong to its first question.
 
         Raises:
             RefusedError: the server refuses or fails, also in the middle of the answer, or cannot be reached.
         """
-        body = _asked(question, image, model) | {"stream": True, "temperature": 0}
+        body = _asked(question, image, model, history) | {"stream": True, "temperature": 0}
         body |= {} if max_new_tokens is None else {"max_completion_tokens": max_new_tokens}
         ended = False
         with self._open("/v1/chat/completions", body) as answer:
@@ -88,10 +98,15 @@ class Server:
             raise RefusedError(f"{self.url} broke off in the middle of its answer; ask again, or see its log")
 
     def rank(
-        self, question: str, image: str | Path | None, model: str, choices: Sequence[str]
+        self,
+        question: str,
+        image: Images,
+        model: str,
+        choices: Sequence[str],
+        history: Sequence[tuple[str, str]] = (),
     ) -> list[tuple[str, float]]:
         """Choices and scores, the best first, as `VisionLanguageModel.rank` gives them; of `mmpeft serve` alone."""
-        told = self._json("/v1/score", _asked(question, image, model) | {"choices": [*choices]})
+        told = self._json("/v1/score", _asked(question, image, model, history) | {"choices": [*choices]})
         try:
             scores = [(str(own["choice"]), float(own["score"])) for own in told["data"]]
         except (KeyError, TypeError, ValueError):
@@ -147,21 +162,33 @@ def named_server(url: str | None, api_key: str | None, run: str) -> Server | Non
     return Server(url, api_key)
 
 
-def _asked(question: str, image: str | Path | None, model: str) -> dict[str, Any]:
-    content: Any = question
-    if image is not None:
-        url = {"type": "image_url", "image_url": {"url": _data_url(Path(image))}}
-        content = [url, {"type": "text", "text": question}]
-    return {"model": model, "messages": [{"role": "user", "content": content}]}
+def _asked(
+    question: str, image: Images, model: str, history: Sequence[tuple[str, str]] = ()
+) -> dict[str, Any]:
+    """The body: the images stand in front of the conversation's first question."""
+    images = [] if image is None else image if isinstance(image, list | tuple) else [image]
+    texts = [*(text for turn in history for text in turn), question]
+    roles = ["user", "assistant"] * len(texts)
+    messages: list[dict[str, Any]] = [
+        {"role": role, "content": text} for role, text in zip(roles, texts, strict=False)
+    ]
+    if images:
+        urls = [{"type": "image_url", "image_url": {"url": _data_url(Path(own))}} for own in images]
+        messages[0]["content"] = [*urls, {"type": "text", "text": texts[0]}]
+    return {"model": model, "messages": messages}
 
 
 def _data_url(image: Path) -> str:
     """The file as it is; servers look at the bytes, and want a type that begins with image."""
     if not image.is_file():
         raise MissingFileError(f"the image '{image}' does not exist")
+    return f"data:{media_type(image)};base64,{base64.b64encode(image.read_bytes()).decode()}"
+
+
+def media_type(image: Path) -> str:
+    """Which type a server is told, by the file's name; it begins with image."""
     kind = mimetypes.guess_type(image)[0] or ""
-    kind = kind if kind.startswith("image/") else f"image/{image.suffix[1:].lower() or 'png'}"
-    return f"data:{kind};base64,{base64.b64encode(image.read_bytes()).decode()}"
+    return kind if kind.startswith("image/") else f"image/{image.suffix[1:].lower() or 'png'}"
 
 
 def _refusal(error: HTTPError) -> str:
