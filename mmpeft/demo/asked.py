@@ -30,6 +30,8 @@ class Answer:
     """What one finetune answers; it grows until it is done."""
 
     finetune: str
+    question: str = ""
+    """What it read; of a caption, its run's instruction."""
     text: str = ""
     ranking: list[tuple[str, float]] = field(default_factory=list)
     """Choices and scores as `VisionLanguageModel.rank` gives them; empty where the answer was written."""
@@ -61,7 +63,7 @@ class Conversation:
     def history(self, finetune: str) -> list[tuple[str, str]]:
         """The earlier (question, answer) pairs of one finetune: of the turns that it answered."""
         return [
-            (turn.question, answer.text)
+            (answer.question, answer.text)
             for turn in self.turns
             for answer in turn.answers
             if answer.finetune == finetune and answer.done and answer.error is None and answer.text.strip()

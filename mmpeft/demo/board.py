@@ -8,7 +8,7 @@ from typing import Any
 from mmpeft.demo.asked import Answer, Turn
 from mmpeft.metrics.calibration import softmax
 
-SHOWN_CHOICES = 8
+SHOWN_CHOICES, SHOWN_FACTS = 8, 12
 """More are behind a click."""
 TEMPLATE = str.maketrans({character: f"&#{ord(character)};" for character in "{}$`\\@"})
 """What gradio's own templates would read."""
@@ -26,11 +26,12 @@ def board(turns: Sequence[Turn]) -> str:
 
 def facts_table(facts: Mapping[str, str]) -> str:
     """Names and values, a row each."""
-    rows = (
+    rows = [
         f"<tr><td>{text(name.replace('_', ' '))}</td><td>{text(value)}</td></tr>"
         for name, value in facts.items()
-    )
-    return f"<table>{''.join(rows)}</table>"
+    ]
+    tables = [f"<table>{''.join(own)}</table>" for own in (rows[:SHOWN_FACTS], rows[SHOWN_FACTS:]) if own]
+    return tables[0] + "".join(_behind(len(rows) - SHOWN_FACTS, own) for own in tables[1:])
 
 
 def stored(answer: Answer) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def _bars(ranking: Sequence[tuple[str, float]]) -> str:
     shares = softmax([score for _, score in ranking])
     bars = [_bar(choice, score, share) for (choice, score), share in zip(ranking, shares, strict=True)]
     rest = bars[SHOWN_CHOICES:]
-    more = f"<details><summary>{len(rest)} more</summary>{''.join(rest)}</details>" if rest else ""
+    more = _behind(len(rest), "".join(rest)) if rest else ""
     return f'<div class="bars">{"".join(bars[:SHOWN_CHOICES])}{more}</div>'
 
 
@@ -74,3 +75,7 @@ def _bar(choice: str, score: float, share: float) -> str:
         f'<span class="choice">{text(choice)}</span>'
         f'<span class="track"><i style="width:{share:.1%}"></i></span><span class="share">{share:.1%}</span></div>'
     )
+
+
+def _behind(number: int, content: str) -> str:
+    return f"<details><summary>{number} more</summary>{content}</details>"

@@ -16,7 +16,7 @@ from mmpeft.data.records import CAPTION_TASK
 from mmpeft.data.template import current_settings
 from mmpeft.demo.about import about_run, read_examples
 from mmpeft.demo.asked import CAPTION, MOST_TOGETHER, QUESTION, Answer, Answers, Asked, Change, Upload
-from mmpeft.demo.snippets import Question, curl_of, python_of_run
+from mmpeft.demo.snippets import Question, curl_of, python_of_run, ranked
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import differences
 from mmpeft.inference.live import LiveEngine
@@ -128,7 +128,7 @@ class OfRuns(AbstractContextManager["OfRuns"]):
             ]
             python.append(python_of_run(str(run), questions))
             curl += [f"# {command_line('serve', '--run', run)}", *map(curl_of, questions)]
-        return "\n\n".join(python), "\n".join(curl)
+        return "\n\n".join(["import mmpeft", *python]), "\n".join(curl)
 
     # -- asking -------------------------------------------------------------------------------------------------
 
@@ -167,6 +167,7 @@ class OfRuns(AbstractContextManager["OfRuns"]):
             )
 
         def change(answer: Answer) -> None:
+            answer.question, _ = self._instruction(asked, name)
             answer.text, answer.ranking = completion.text, completion.ranking(request)
             answer.error, answer.remarks = completion.error, [*told, *asked.forgotten(name)]
             answer.done = True
@@ -213,7 +214,7 @@ def _question(asked: Asked, finetune: Finetune, answer: Answer) -> Question:
         images=[image.name for image in asked.images],
         text=finetune.vlm.caption_instruction if caption else asked.question,
         model=finetune.own,
-        choices=[choice for choice, _ in answer.ranking],
+        choices=ranked(asked, answer),
         history=asked.history(answer.finetune),
         task=None if task == finetune.vlm.manifest.default_task else task,
     )

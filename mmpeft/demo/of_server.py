@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from threading import Event, Thread
 
 from mmpeft.demo.asked import QUESTION, Answer, Answers, Asked, Change, Upload
-from mmpeft.demo.snippets import Question, curl_of, python_of_server
+from mmpeft.demo.snippets import Question, curl_of, python_of_server, ranked
 from mmpeft.demo.source import About, Example
 from mmpeft.errors import RefusedError
 from mmpeft.serving.client import Server
@@ -46,7 +46,7 @@ class OfServer:
     def code(self, asked: Asked, answers: Sequence[Answer]) -> tuple[str, str]:
         images = [image.name for image in asked.images]
         questions = [
-            Question(images, asked.question, a.finetune, [c for c, _ in a.ranking], asked.history(a.finetune))
+            Question(images, asked.question, a.finetune, ranked(asked, a), asked.history(a.finetune))
             for a in answers
         ]
         has_key = self.server.api_key is not None
@@ -67,7 +67,7 @@ class OfServer:
                     answers.tell(number, lambda answer, piece=piece: _add(answer, piece))
                     if gone.is_set():
                         return
-            answers.tell(number, _end(asked.forgotten(name)))
+            answers.tell(number, _end(asked.question, asked.forgotten(name)))
         except RefusedError as error:
             answers.refuse(number, RefusedError(_with_names(str(error), asked.images)))
         except Exception as error:  # a fault of ours: nobody may wait for it for ever
@@ -93,8 +93,9 @@ def _add(answer: Answer, piece: str) -> None:
     answer.text += piece
 
 
-def _end(remarks: list[str]) -> Change:
+def _end(question: str, remarks: list[str]) -> Change:
     def change(answer: Answer) -> None:
+        answer.question = question
         nothing = (
             [] if answer.text.strip() else [f"{answer.finetune} ended its answer at once: it wrote nothing"]
         )

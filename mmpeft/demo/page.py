@@ -7,6 +7,7 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read once, when gradio is imported
 
 import gradio as gr
+from PIL import Image
 
 from mmpeft.data.images.formats import ENDINGS
 from mmpeft.demo.asked import CAPTION, MOST_TOGETHER, QUESTION, Conversation
@@ -62,9 +63,9 @@ def _asking(source: Source) -> Parts:
 
 def _question(source: Source) -> dict[str, Any]:
     images = gr.Gallery(
-        label="Images: drop, paste or take them; several for one question", sources=["upload", "clipboard", "webcam"],
-        file_types=["image", *ENDINGS], columns=3, height=260, format="png", object_fit="contain", buttons=[],
-        interactive=True, elem_id="images",
+        label="Images", sources=["upload", "clipboard", "webcam"], file_types=["image", *ENDINGS], columns=2,
+        fit_columns=False, height="auto", format="png", object_fit="contain", buttons=[], interactive=True,
+        elem_id="images",
     )  # fmt: skip
     # gradio would look at the files first, with other limits and other messages
     images.preprocess = uploads_of  # pyright: ignore
@@ -91,8 +92,8 @@ def _question(source: Source) -> dict[str, Any]:
 
 def _buttons() -> dict[str, Any]:
     with gr.Row():
-        ask = gr.Button("Ask", variant="primary", min_width=120, scale=2)
-        clear = gr.Button("New conversation", min_width=120, scale=1)
+        ask = gr.Button("Ask", variant="primary", min_width=100)
+        clear = gr.Button("New conversation", min_width=100)
     return {"ask": ask, "clear": clear}
 
 
@@ -110,19 +111,20 @@ def _about(about: About, titled: bool) -> None:
     if titled:
         gr.HTML(f"<h2>{text(about.name)}</h2>")
     for name, picture in about.pictures[:1]:
-        gr.Image(
-            picture, label=name, show_label=False, format="png", buttons=["fullscreen"], interactive=False
-        )
-    if len(about.pictures) > 1:
-        gr.Gallery(
-            [(picture, name) for name, picture in about.pictures[1:]], label="As tested", columns=2, height="auto",
-            format="png", object_fit="contain", interactive=False, buttons=["fullscreen"],
-        )  # fmt: skip
+        _picture(name, picture)
+    with gr.Row():
+        for name, picture in about.pictures[1:]:
+            with gr.Column(min_width=300):
+                _picture(name, picture)
     if about.facts:
         gr.HTML(facts_table(about.facts), elem_classes="facts")
     if about.card:
         with gr.Accordion("Model card", open=False):
             gr.Markdown(about.card, elem_classes="facts")
+
+
+def _picture(name: str, picture: Image.Image) -> None:
+    gr.Image(picture, label=name, show_label=False, format="png", buttons=["fullscreen"], interactive=False)
 
 
 def _label(example: Example) -> str:

@@ -4,8 +4,11 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
+from mmpeft.data.records import IMAGE_MARKER
+from mmpeft.demo.asked import Answer, Asked
 from mmpeft.serving.client import media_type
 
 SERVED = "http://127.0.0.1:8000"
@@ -29,17 +32,21 @@ class Question:
     """Where it is not the run's own."""
 
 
+def ranked(asked: Asked, answer: Answer) -> list[str]:
+    """The choices that an answer was picked from, in the order that they were typed in, if they were."""
+    return (asked.choices or [choice for choice, _ in answer.ranking]) if answer.ranking else []
+
+
 def python_of_run(run: str, questions: Sequence[Question]) -> str:
-    """Code that loads a run and prints the answers; those who were asked the same are asked in one batch."""
+    """Code that loads a run and prints the answers; those who were asked the same are asked in one batch. It needs
+    ``import mmpeft`` before it."""
     first = questions[0]
     alike = all(replace(own, model=first.model) == first for own in questions)
     if len(questions) > 1 and alike and not first.history:
         calls = [_ask(first, repr([own.model for own in questions]))]
     else:
         calls = [_ask(own, repr(own.model)) for own in questions]
-    return "\n".join(
-        ["import mmpeft", "", f"vlm = mmpeft.load({run!r})", *(f"print({own})" for own in calls)]
-    )
+    return "\n".join([f"vlm = mmpeft.load({run!r})", *(f"print({own})" for own in calls)])
 
 
 def _ask(question: Question, adapter: str) -> str:
@@ -93,12 +100,19 @@ def _messages(question: Question) -> list[str]:
     texts = [*(text for turn in question.history for text in turn), question.text]
     contents = [_text(text) for text in texts]
     if question.images:
-        parts = [*map(_image, question.images), f'{{"type": "text", "text": {contents[0]}}}']
-        contents[0] = f"[{', '.join(parts)}]"
+        contents[0] = f"[{', '.join(_parts(texts[0], question.images))}]"
     roles = ["user", "assistant"] * len(texts)
     return [
         f'{{"role": "{role}", "content": {content}}}' for role, content in zip(roles, contents, strict=False)
     ]
+
+
+def _parts(text: str, images: Sequence[str]) -> list[str]:
+    """The images where ``<image>`` stands in the text, or before it."""
+    files = [_image(name) for name in images]
+    between = text.split(IMAGE_MARKER) if IMAGE_MARKER in text else [*("" for _ in files), text]
+    told = [f'{{"type": "text", "text": {_text(own)}}}' if own else "" for own in between]
+    return [part for pair in zip_longest(told, files, fillvalue="") for part in pair if part]
 
 
 def _image(name: str) -> str:

@@ -10,34 +10,40 @@ from mmpeft.errors import RefusedError
 
 Images = ImageLike | tuple[ImageLike, ...] | None
 """What one question is about: an image, several, or none."""
-History = Sequence[tuple[str, str]]
-"""The earlier (question, answer) pairs of a conversation, the first first."""
 
 
-def record_of(images: Images, question: str, where: str, task: str | None, history: History = ()) -> Record:
-    """Of one question and the conversation before it; ``<image>`` says where in the questions the images stand, else
-    they come first."""
+def record_of(images: Images, question: str, where: str, task: str | None) -> Record:
+    """Of one question; ``<image>`` says where in it the images stand, else they come first."""
     listed: list[Any] = [] if images is None else list(images) if isinstance(images, tuple) else [images]
     if not isinstance(question, str):
         raise RefusedError(f"{where} is {question!r:.80}; wanted text")
-    _check_history(history)
-    turns: list[tuple[str, str | None]] = [*history, (question, None)]
-    markers = sum(asked.count(IMAGE_MARKER) for asked, _ in turns)
+    markers = question.count(IMAGE_MARKER)
     if markers and markers != len(listed):
         raise RefusedError(f"{where} has {markers} {IMAGE_MARKER} but {len(listed)} images were given")
-    if not markers and question.strip():  # an empty one stays so, for the engine to refuse
-        turns[0] = (IMAGE_MARKER * len(listed) + turns[0][0], turns[0][1])
-    return Record(id="", images=listed, turns=turns, task=task, where=where)
+    # an empty one stays so, for the engine to refuse
+    text = question if markers or not question.strip() else IMAGE_MARKER * len(listed) + question
+    return Record(id="", images=listed, turns=[(text, None)], task=task, where=where)
 
 
-def _check_history(history: History) -> None:
+def conversation_of(
+    images: Images, question: str, where: str, task: str | None, history: Sequence[tuple[str, str]]
+) -> Record:
+    """Of a question and the earlier (question, answer) pairs, to the first of which the images belong."""
+    if not history:
+        return record_of(images, question, where, task)
     for number, turn in enumerate(history, 1):
-        texts = isinstance(turn, tuple | list) and len(turn) == 2 and all(isinstance(t, str) for t in turn)
-        if not texts or not all(text.strip() for text in turn) or IMAGE_MARKER in turn[1]:
+        if len(turn) != 2 or not all(isinstance(text, str) and text.strip() for text in turn):
             raise RefusedError(
-                f"turn {number} of the history is {turn!r:.80}; wanted a question and its answer, both with text, and "
-                f"no {IMAGE_MARKER} in the answer"
+                f"turn {number} of the history is {turn!r:.80}; wanted a question and its answer, both with text"
             )
+    (asked, answer), *others = history
+    record = record_of(images, asked, where, task)
+    ((first, _),) = record["turns"]
+    record["turns"] = [(first, answer), *others, (question, None)]
+    later = [answer, *(text for turn in others for text in turn), question]
+    if any(IMAGE_MARKER in text for text in later):
+        raise RefusedError(f"{where}: {IMAGE_MARKER} may stand in the first question of a conversation alone")
+    return record
 
 
 def choices_of(choices: Sequence[Any], places: Sequence[str]) -> list[list[str]]:

@@ -16,7 +16,7 @@ from mmpeft.data.records import CAPTION_INSTRUCTION, CAPTION_TASK
 from mmpeft.data.template import Template
 from mmpeft.errors import RefusedError
 from mmpeft.inference.adapter_check import check_adapters
-from mmpeft.inference.asked import History, Images, aligned, choices_of, record_of
+from mmpeft.inference.asked import Images, aligned, choices_of, conversation_of
 from mmpeft.inference.decoding import Sampling
 from mmpeft.inference.engine import Engine
 from mmpeft.inference.requests import AnswerBy, Completion, Request
@@ -111,7 +111,7 @@ class VisionLanguageModel:
         task: str | None = None,
         choices: Sequence[str] | None = None,
         answer_by: AnswerBy = "auto",
-        history: History = (),
+        history: Sequence[tuple[str, str]] = (),
     ) -> str: ...
     @overload
     def ask(
@@ -123,7 +123,7 @@ class VisionLanguageModel:
         task: str | None = None,
         choices: Sequence[Any] | None = None,
         answer_by: AnswerBy = "auto",
-        history: History = (),
+        history: Sequence[tuple[str, str]] = (),
     ) -> list[str]: ...
     def ask(
         self,
@@ -134,7 +134,7 @@ class VisionLanguageModel:
         task: str | None = None,
         choices: Sequence[Any] | None = None,
         answer_by: AnswerBy = "auto",
-        history: History = (),
+        history: Sequence[tuple[str, str]] = (),
     ) -> Any:
         """Answers questions about images: writes, or picks the best of the choices where there are some.
 
@@ -155,7 +155,9 @@ class VisionLanguageModel:
             UnknownNameError: an unknown adapter.
         """
         sampling = self.sampling(max_new_tokens)
-        requests, single = self.requests(image, question, adapter, task, sampling, choices, answer_by, history)
+        requests, single = self.requests(
+            image, question, adapter, task, sampling, choices, answer_by, history
+        )
         texts = [completion.text for completion in _whole(self.engine.answer(requests))]
         return texts[0] if single else texts
 
@@ -214,7 +216,7 @@ class VisionLanguageModel:
         sampling: Sampling | None = None,
         choices: Sequence[Any] | None = None,
         answer_by: AnswerBy = "auto",
-        history: History = (),
+        history: Sequence[tuple[str, str]] = (),
     ) -> tuple[list[Request], bool]:
         """The requests of `ask` and `rank`, and whether nothing was a list. The arguments are those of `ask`.
 
@@ -227,7 +229,7 @@ class VisionLanguageModel:
             raise RefusedError("a history goes with one question: give no lists, or ask one after the other")
         places = ["the question"] if single else [f"question {number}" for number in range(len(questions))]
         records = [
-            record_of(*asked, task or self.manifest.default_task, history)
+            conversation_of(*asked, task or self.manifest.default_task, history)
             for asked in zip(images, questions, places, strict=True)
         ]
         names = self._names(adapters)

@@ -122,6 +122,12 @@ def test_a_conversation_remembers_what_each_answered(ask, vlm, red, blue):
     assert ask(blue, remember=True)[0]["text"] == vlm.ask(blue, QUESTION)  # other images: a new conversation
 
 
+def test_a_caption_is_remembered_by_its_instruction(ask, vlm, red):
+    caption = ask(red, task="Caption", question="")[0]["text"]
+    history = [(vlm.caption_instruction, caption)]
+    assert ask(red, remember=True)[0]["text"] == vlm.ask(red, QUESTION, history=history)
+
+
 def test_who_answered_less_of_a_conversation_says_so(ask, vlm, red):
     told = ask(red, finetunes=["default"])[0]["text"]
     own, base = ask(red, finetunes=["default", "base"], remember=True, question="sure?")

@@ -70,6 +70,8 @@ def test_the_page_tells_of_each_and_copies_code_for_each(tiny_run, other, red):
         asked, answers = answers_of(source, red, ["run", "an-other.default"])
         python, curl = source.code(asked, answers)
         assert [about.name for about in source.about] == ["run", "an other"]
+    assert python.startswith("import mmpeft\n")
+    assert python.count("import") == 1
     assert python.count("mmpeft.load(") == curl.count("# mmpeft serve --run") == 2
     assert f"mmpeft.load({str(other)!r})" in python
     assert f"# mmpeft serve --run '{other}'" in curl

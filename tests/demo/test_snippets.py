@@ -30,8 +30,8 @@ def here(tiny_data, tmp_path, monkeypatch):
     return ["it's a $(red) one.png", "blue.png"]
 
 
-def run(code: str, capsys) -> list[str]:
-    exec(compile(code, "copied", "exec"), {})
+def run(code: str, capsys) -> str:
+    exec(compile(code, "copied", "exec"), {"mmpeft": mmpeft})
     return capsys.readouterr().out
 
 
@@ -39,6 +39,7 @@ def questions_about(images) -> list[Question]:
     return [
         Question(images[:1], QUESTION, "default", [], []),
         Question(images, HARD, "base", [], []),
+        Question(images, "is <image> as <image>?", "base", [], []),
         Question([], HARD, "default", ["red", "it's $blue"], []),
         Question(images[:1], "sure?", "default", [], HISTORY),
     ]

@@ -23,10 +23,10 @@ def test_the_prompt_is_the_conversations(vlm, images):
     assert answer != vlm.ask((images[0], images[1]), QUESTION, "other")
 
 
-def test_markers_may_stand_in_any_question(vlm, images):
-    late = [("hello", "hello"), ("<image> what color is it?", "red")]
-    (request,), _ = vlm.requests(images[0], QUESTION, history=late)
-    assert [question for question, _ in request.record["turns"]] == ["hello", late[1][0], QUESTION]
+def test_images_stand_in_the_first_question(vlm, images):
+    marked = [("is <image> red?", "yes"), *HISTORY]
+    (request,), _ = vlm.requests(images[0], QUESTION, history=marked)
+    assert [question for question, _ in request.record["turns"]] == [*(q for q, _ in marked), QUESTION]
 
 
 def test_choices_are_ranked_behind_it(vlm, images):
@@ -44,8 +44,9 @@ def test_choices_are_ranked_behind_it(vlm, images):
     ("history", "told"),
     [
         ([("what?", "")], "turn 1 of the history is ('what?', '')"),
-        ([("what?", "red"), "sure?"], "turn 2 of the history is 'sure?'"),
-        ([("what?", "<image>")], "no <image> in the answer"),
+        ([("what?", "red"), ("sure?",)], "turn 2 of the history is ('sure?',)"),
+        ([("what?", "<image>")], "<image> may stand in the first question of a conversation alone"),
+        ([("what?", "red"), ("<image>?", "red")], "may stand in the first question of a conversation alone"),
         ([("<image><image>", "red")], "has 2 <image> but 1 images were given"),
     ],
 )
