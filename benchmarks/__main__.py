@@ -44,14 +44,13 @@ def main(words: list[str]) -> None:
     for name, function in functions.items():
         given = [f"--{option}={value}" for option, value in options.items() if option in known[name]]
         races = auto_cli(function, args=given, as_positional=False) if known[name] else function()
-        rows = []
+        command, rows = shlex.join(["python", "-m", "benchmarks", name, *_repeats(own.repeats), *given]), []
         for race in races:
             for row in measure(race, own.repeats, own.only):
                 rows.append({"case": name} | row)
                 report(rows[-1], own.json)
-        if own.write:
-            command = shlex.join(["python", "-m", "benchmarks", name, *_repeats(own.repeats), *given])
-            write_table(name, what(name), command, rows)
+            if own.write:
+                write_table(name, what(name), command, rows)
 
 
 def _parser(cases: list[str]) -> ArgumentParser:

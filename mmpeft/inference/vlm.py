@@ -92,7 +92,7 @@ class VisionLanguageModel:
 
     def decode_by(self, decode: Decode) -> None:
         """Has images read by something else than `load_image`, such as the ``load`` of an `ImageWorker`."""
-        self.engine.features.decode = decode
+        self.engine.features.encoding.decode = decode
         if isinstance(self.template.image_tokens, TokensByShape):
             self.template.image_tokens.decode = decode
 
