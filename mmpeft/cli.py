@@ -40,6 +40,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": commands.predict,
     "compare": tools.compare,
     "ask": commands.ask,
+    "explain": inference.explain,
     "caption": inference.caption,
     "join-captions": inference.join_captions,
     "serve": commands.serve,

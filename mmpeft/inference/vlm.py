@@ -19,6 +19,8 @@ from mmpeft.inference.adapter_check import check_adapters
 from mmpeft.inference.asked import Images, aligned, choices_of, conversation_of
 from mmpeft.inference.decoding import Sampling
 from mmpeft.inference.engine import Engine
+from mmpeft.inference.explain import explain
+from mmpeft.inference.explanation import Explanation
 from mmpeft.inference.requests import AnswerBy, Completion, Request
 from mmpeft.inference.self_check import ensure_checked
 from mmpeft.models.language import LanguageConfig
@@ -198,6 +200,34 @@ class VisionLanguageModel:
         completions = _whole(self.engine.answer(requests))
         ranked = [own.ranking(request) for request, own in zip(requests, completions, strict=True)]
         return ranked[0] if single else ranked
+
+    def explain(
+        self,
+        image: Images,
+        question: str,
+        adapter: str | None = None,
+        answer: str | None = None,
+        task: str | None = None,
+        deletions: int = 16,
+    ) -> Explanation:
+        """Which patches of the images an answer rests on, and what the finetune changed; `docs/explain.md` tells how.
+
+        Args:
+            image: one or, as a tuple, several, as in `ask`.
+            answer: what is explained; None is the finetune's own, as `ask` gives it.
+            task: as in `ask`.
+            deletions: random draws of patches that the named ones are compared with; 0 leaves this check out.
+
+        Raises:
+            RefusedError: no image, or what `ask` refuses.
+            UnknownNameError: an unknown adapter.
+        """
+        requests, single = self.requests(image, question, adapter, task)
+        if not single:
+            raise RefusedError("one question is explained at a time: give no lists")
+        if answer is None:
+            answer = _whole(self.engine.answer(requests))[0].text
+        return explain(self.engine, requests[0], answer, deletions)
 
     def answer(self, requests: Sequence[Request]) -> list[Completion]:
         """The completion of every request, or its own error; see `requests`."""

@@ -23,6 +23,7 @@ from mmpeft.evaluation.results import write_predictions, write_results
 from mmpeft.files import write_whole
 from mmpeft.inference.decoding import Sampling
 from mmpeft.inference.requests import Request
+from mmpeft.models.vision import NoVision
 from mmpeft.options import command_line
 from mmpeft.reporting.run_report import remove_pictures, write_report
 from mmpeft.runs.files import BASE, save_run
@@ -182,16 +183,20 @@ class EvaluationWriter(L.Callback):
     Args:
         folder: for the results.
         config: the settings of the test, as YAML, which lie beside its results.
-        forgetting: whether a test also compares base and finetune on held-out plain text.
+        forgetting: whether a test also compares base and finetune on held-out plain text, and on images.
     """
 
     def __init__(self, folder: Path, config: str, forgetting: bool = False):
         self.folder, self.config, self.forgetting = folder, config, forgetting
         self._texts: list[str] = []
+        self._records: Sequence[Record] = []
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module, data = _typed(pl_module, trainer)
-        self._texts = module.evaluation_config.held_texts(data.columns) if self.forgetting else []
+        if self.forgetting:
+            config, encoder = module.evaluation_config, module.model.vision_encoder
+            self._texts = config.held_texts(data.columns)
+            self._records = config.held_records(data.columns, not isinstance(encoder, NoVision))
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module, _ = _typed(pl_module, trainer)
@@ -200,7 +205,7 @@ class EvaluationWriter(L.Callback):
         run, metrics = Path(trainer.default_root_dir), module.evaluation_config.metrics
         write_whole(self.folder / config_of("test"), self.config)
         tokenizer = module.started.tokenizer
-        write_results(run, self.folder, module.evaluation, metrics, tokenizer, self._texts)
+        write_results(run, self.folder, module.evaluation, metrics, tokenizer, self._texts, self._records)
         module.evaluation.log.discard()
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
