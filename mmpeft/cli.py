@@ -44,6 +44,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "caption": inference.caption,
     "join-captions": inference.join_captions,
     "serve": commands.serve,
+    "demo": commands.demo,
     "merge": runs.merge,
     "export": runs.export,
     "combine": runs.combine,

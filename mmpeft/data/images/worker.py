@@ -90,6 +90,8 @@ class ImageWorker:
             pickle.dump((function, given), process.stdin)
             process.stdin.flush()
             return self._reader.submit(pickle.load, process.stdout).result(seconds)
+        except Late:  # an OSError, too
+            raise
         except (EOFError, OSError, pickle.UnpicklingError):
             self._code = process.wait()
             self.end()
