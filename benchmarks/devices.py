@@ -1,6 +1,7 @@
 """What the processes of a fit send each other and how long that takes: the same fit in two of them, and in one.
 
-    python -m benchmarks.devices --config configs/easy_vqa/instruct_lora.yaml --trainer.max_steps 12
+    python -m benchmarks.devices --config configs/easy_vqa/instruct_lora.yaml --model.start_from null \\
+        --trainer.max_steps 12
 
 All on this machine's processors. The sending alone is what the later process of a step spends: the earlier one waits
 for it besides.
@@ -58,7 +59,10 @@ def _processes(number: int, words: list[str]) -> list[dict[str, Any]]:
         )
         for rank in range(number)
     ]
-    return [json.loads(each.communicate()[0].splitlines()[-1]) for each in begun]
+    told = [each.communicate()[0] for each in begun]
+    if any(each.returncode for each in begun):
+        sys.exit("a process of the fit failed; what it said stands above")
+    return [json.loads(own.splitlines()[-1]) for own in told]
 
 
 def _watched(words: list[str], rank: str) -> dict[str, Any]:

@@ -42,8 +42,8 @@ def section_of(case: str, what: str, command: str, rows: Sequence[Mapping[str, A
     last = rows[-1]
     where = last["gpu"] or f"{last['threads']} threads of {last['cpu']}"
     lines = [f"### {case}", "", f"{first} `{command}`; {where}, commit {_commit()}, {date.today()}."]
-    for title in dict.fromkeys(row["race"] for row in rows):
-        lines += ["", _table(title, [row for row in rows if row["race"] == title])]
+    for race in dict.fromkeys((row["race"], row["unit"]) for row in rows):
+        lines += ["", _table(race[0], [row for row in rows if (row["race"], row["unit"]) == race])]
     return "\n".join(lines)
 
 
@@ -65,7 +65,10 @@ def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _commit() -> str:
-    told = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    )
-    return told.stdout.strip() or "unknown"
+    """Dirty where anything but the tables differs from it."""
+    name, changed = _git("describe", "--always"), _git("status", "--porcelain", "--", ".", f":!{DOCUMENT}")
+    return f"{name or 'unknown'}{'-dirty' * bool(changed)}"
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()

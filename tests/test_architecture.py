@@ -46,7 +46,7 @@ DOORS = {
     "bitsandbytes": set(),
     "peft": set(),
     "matplotlib": {
-        *(f"reporting/{name}.py" for name in ("canvas", "report", "figures", "heat_map")),
+        *(f"reporting/{name}.py" for name in ("canvas", "report", "figures", "heat_map", "explanation_page")),
         "experiments/compare_methods_table.py",
     },
     "torchmetrics": {"metrics/text_overlap.py"},

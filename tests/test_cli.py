@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from mmpeft.cli import COMMANDS, HELP, main, spelt_out
-from mmpeft.errors import told
+from mmpeft.errors import RefusedError, told
 from mmpeft.runs.files import PROJECTOR
 from mmpeft.runs.manifest import MANIFEST
 from tests.tiny import make_config, make_data, run_directory, write_jsonl
@@ -149,10 +149,23 @@ def test_a_command_does_not_look_for_garbage_among_the_libraries():
         ("check", "a b --decode false", '["a", "b"] --decode false'),
         ("check", "--config fit.yaml", "[] --config fit.yaml"),
         ("check", "--config=fit.yaml a", '["a"] --config=fit.yaml'),
+        (
+            "caption",
+            "photos --adapter a --run r --adapter=b c",
+            '["photos", "c"] --run r --adapter=["a", "b"]',
+        ),
+        ("ask", "--image a.png what? --image [b].png", 'what? --image=["a.png", "[b].png"]'),
+        ("compare-prompting", "--shots 1 --run r --shots 4", "--run r --shots=[1,4]"),
     ],
 )
 def test_options_may_be_written_as_people_write_them(command, words, wanted):
     assert " ".join(spelt_out(COMMANDS[command], words.split())) == wanted
+
+
+def test_a_list_given_twice_and_in_brackets_is_refused():
+    for words in (["--adapter", "a", "--adapter", "[b]"], ["--adapter=[a]", "--adapter", "b"]):
+        with pytest.raises(RefusedError, match="--adapter is given twice, once in brackets"):
+            spelt_out(COMMANDS["caption"], ["photos", *words])
 
 
 @pytest.mark.parametrize(

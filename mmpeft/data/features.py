@@ -8,31 +8,27 @@ builds do not clash.
 
 import hashlib
 import json
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from functools import cached_property, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from threading import RLock
-from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from mmpeft.data.encoder import Encoder, images_at_once, stacked
-from mmpeft.data.encoding import encode
+from mmpeft.data.encoder import Encoder, stacked
+from mmpeft.data.encoding import NOTHING_DECODED, ImageEncoding, or_refused
 from mmpeft.data.feature_cache.encoder_folder import EARLIER, tell
 from mmpeft.data.feature_cache.footprint import Footprint
 from mmpeft.data.feature_cache.image_keys import ImageKeys
 from mmpeft.data.feature_cache.room import alone, room
 from mmpeft.data.feature_cache.shard_file import rows_per_shard
 from mmpeft.data.feature_cache.store import FeatureStore
-from mmpeft.data.image_tokens import Decode
-from mmpeft.data.images import ImageLike, load_image
+from mmpeft.data.images import ImageLike
 from mmpeft.data.unusable_image import UnusableImageError
 from mmpeft.errors import RefusedError
 from mmpeft.progress_bar import progress_bar
@@ -46,8 +42,6 @@ DECODED_TOGETHER = 64
 """Images whose pixels are held while it is looked which can be decoded."""
 DOING = "encoding images"
 IN_THE_STEP = "Images are encoded in the step that needs them, again in each epoch"
-NOTHING_DECODED: Mapping[str, Any] = MappingProxyType({})
-Item = TypeVar("Item")
 
 
 class FeatureCache:
@@ -67,8 +61,7 @@ class FeatureCache:
 
     def __init__(self, directory: str | Path | None, encoder: Encoder, max_gb: float | None = None):
         self.encoder, self.max_gb = encoder, max_gb
-        self.decode: Decode = load_image
-        """What reads an image; where many of unknown origin are, the `load` of an `ImageWorker` takes its place."""
+        self.encoding = ImageEncoding(encoder)
         root = None if directory is None else Path(directory)
         self.key = ImageKeys(root, encoder.image_config)
         """An image's identity by its content; a file is read once, and again when it has changed."""
@@ -81,8 +74,6 @@ class FeatureCache:
         self._kept_bytes = 0
         # batches are made in threads of their own: of those that ask one encodes, while others look and decode
         self._encoding, self._lock = RLock(), RLock()
-        self.encoder_seconds = 0.0
-        """Time in the encoder so far."""
 
     @property
     def directory(self) -> Path:
@@ -108,7 +99,7 @@ class FeatureCache:
         """
         wanted: dict[str, ImageLike] = {}
         for image in images:
-            key = _or_refused(self.key, image)
+            key = or_refused(self.key, image)
             if isinstance(key, str):
                 wanted[key] = image
             elif not skip_unreadable:
@@ -136,14 +127,16 @@ class FeatureCache:
         Raises:
             UnusableImageError: one of them cannot be read.
         """
-        return _all_or_refused(images, self.load(images))
+        return _allor_refused(images, self.load(images))
 
     def begin(self, images: Sequence[ImageLike]) -> Callable[[], Tensor | list[Tensor]]:
         """Decodes, in this thread, those images that will have to be encoded. What it gives encodes them and returns
         what a call would."""
-        keys = {key: image for image in images if isinstance(key := _or_refused(self.key, image), str)}
-        pixels = {key: _or_refused(self._pixels, image) for key, image in keys.items() if not self._has(key)}
-        return lambda: _all_or_refused(images, self.load(images, pixels))
+        keys = {key: image for image in images if isinstance(key := or_refused(self.key, image), str)}
+        pixels = {
+            key: or_refused(self.encoding.pixels, image) for key, image in keys.items() if not self._has(key)
+        }
+        return lambda: _allor_refused(images, self.load(images, pixels))
 
     def holds(self, image: ImageLike) -> bool:
         """Whether an image's features are at hand, so that it need not be decoded.
@@ -176,7 +169,7 @@ class FeatureCache:
             return self._load(images, pixels)
 
     def _load(self, images: Sequence[ImageLike], pixels: Mapping[str, Any]) -> list[Tensor | RefusedError]:
-        keys = [_or_refused(self.key, image) for image in images]
+        keys = [or_refused(self.key, image) for image in images]
         by_key = {key: image for key, image in zip(keys, images, strict=True) if isinstance(key, str)}
         store = self.store
         with self._lock:
@@ -188,7 +181,7 @@ class FeatureCache:
             if (own := self._on_disk(key)) is not None or (own := self._kept.get(key)) is not None:
                 found[key] = own
         missing = {key: image for key, image in by_key.items() if key not in found}
-        encoded = dict(self._encode_each(missing, pixels))
+        encoded = dict(self.encoding.each(missing, pixels))
         self._keep({key: own for key, own in encoded.items() if isinstance(own, Tensor)})
         found |= encoded
         return [key if isinstance(key, RefusedError) else found[key] for key in keys]
@@ -202,7 +195,7 @@ class FeatureCache:
             for image in images:
                 if hash(image) not in seen:  # hashes, as a million paths as text are large
                     seen.add(hash(image))
-                    key = _or_refused(self.key, image)
+                    key = or_refused(self.key, image)
                     if isinstance(key, RefusedError) or self._on_disk(key) is None:
                         yield image
 
@@ -210,53 +203,21 @@ class FeatureCache:
             every = waiting()
             while some := list(islice(every, DECODED_TOGETHER)):
                 for image, found in zip(
-                    some, decoders.map(partial(_or_refused, self._pixels), some), strict=True
+                    some, decoders.map(partial(or_refused, self.encoding.pixels), some), strict=True
                 ):
                     if isinstance(found, RefusedError):
                         faults[image] = str(found)
         self.key.flush()
         return faults
 
-    def _encode_each(
-        self,
-        images: dict[str, ImageLike],
-        decoded: Mapping[str, Any] = NOTHING_DECODED,
-        batch_size: int = 64,
-    ) -> Iterator[tuple[str, Tensor | RefusedError]]:
-        """Key -> features, or why the image cannot be read. The next images are decoded meanwhile."""
-        keys, batch_size = list(images), images_at_once(self.encoder, batch_size)
-        batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
-
-        def decode(batch: list[str]) -> dict[str, Any]:
-            return {
-                key: decoded[key] if key in decoded else _or_refused(self._pixels, images[key])
-                for key in batch
-            }
-
-        with ThreadPoolExecutor(1) as decoder:
-            coming = decoder.submit(decode, batches[0]) if batches else None
-            for following in [*batches[1:], None]:
-                pixels = coming.result() if coming else {}
-                coming = decoder.submit(decode, following) if following else None
-                readable = {key: each for key, each in pixels.items() if not isinstance(each, RefusedError)}
-                if readable:
-                    begun = time.perf_counter()
-                    features = encode(self.encoder, list(readable.values()), self._stream)
-                    self.encoder_seconds += time.perf_counter() - begun
-                    yield from zip(readable, features, strict=True)
-                yield from ((key, each) for key, each in pixels.items() if isinstance(each, RefusedError))
-
     def _readable(
         self, images: dict[str, ImageLike], batch_size: int, skip_unreadable: bool
     ) -> Iterator[tuple[str, Tensor]]:
-        for key, features in self._encode_each(images, batch_size=batch_size):
+        for key, features in self.encoding.each(images, batch_size=batch_size):
             if isinstance(features, Tensor):
                 yield key, features
             elif not skip_unreadable:
                 raise UnusableImageError(images[key], str(features)) from features
-
-    def _pixels(self, image: ImageLike) -> Any:
-        return self.encoder.transform(self.decode(image, self.encoder.image_config))
 
     def _keep(self, encoded: dict[str, Tensor]) -> None:
         self._kept |= encoded
@@ -270,15 +231,6 @@ class FeatureCache:
 
     def _has(self, key: str) -> bool:
         return self._on_disk(key) is not None or key in self._kept
-
-    @cached_property
-    def _stream(self) -> Any:
-        """Where a GPU encodes beside the step, in whichever thread; None without one."""
-        if not torch.cuda.is_available():
-            return None
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())  # until the encoder is there
-        return stream
 
     def _fits(self, missing: Sequence[ImageLike], store: FeatureStore | None = None) -> bool:
         """Whether there is room for what is to come; that there is none is said.
@@ -296,7 +248,7 @@ class FeatureCache:
         if wanted > allowed:
             tell(f"not written: {size}, and {limit}. {IN_THE_STEP}")
         elif store is not None:
-            tell(f"{size}, to write into {self.directory}; {limit}")
+            tell(f"{size}, to write into {self.directory}; {limit}; images of the same content are one")
             if (earlier := root / _name(self.encoder.fingerprint) / EARLIER).exists():
                 tell(
                     f"features of an earlier version in {earlier.parent} are not read, but encoded again; "
@@ -318,17 +270,10 @@ def _name(fingerprint: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _all_or_refused(
+def _allor_refused(
     images: Sequence[ImageLike], loaded: Sequence[Tensor | RefusedError]
 ) -> Tensor | list[Tensor]:
     for image, features in zip(images, loaded, strict=True):
         if isinstance(features, RefusedError):
             raise UnusableImageError(image, str(features)) from features
     return stacked(loaded)  # pyright: ignore[reportArgumentType]
-
-
-def _or_refused(action: Callable[[ImageLike], Item], image: ImageLike) -> Item | RefusedError:
-    try:
-        return action(image)
-    except RefusedError as error:
-        return error

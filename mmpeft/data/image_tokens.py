@@ -27,7 +27,7 @@ class TokensByShape:
     def __init__(self, tiling: Tiling, config: ImageConfig):
         self.tiling, self.config = tiling, config
         self.decode: Decode = load_image
-        """What reads an image whose header does not tell its size; see `FeatureCache.decode`."""
+        """What reads an image whose header does not tell its size; see `ImageEncoding.decode`."""
         self._of_file = lru_cache(KNOWN)(self._of_version)
 
     def __call__(self, image: ImageLike) -> int:

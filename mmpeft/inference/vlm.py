@@ -10,15 +10,16 @@ import torch
 from mmpeft.data.feature_cache.settings import CacheConfig
 from mmpeft.data.features import FeatureCache
 from mmpeft.data.image_tokens import Decode, TokensByShape
-from mmpeft.data.images import ImageLike
 from mmpeft.data.plan import PackingConfig
 from mmpeft.data.records import CAPTION_INSTRUCTION, CAPTION_TASK
 from mmpeft.data.template import Template
 from mmpeft.errors import RefusedError
 from mmpeft.inference.adapter_check import check_adapters
-from mmpeft.inference.asked import Images, aligned, choices_of, record_of
+from mmpeft.inference.asked import Image, Images, aligned, choices_of, record_of
 from mmpeft.inference.decoding import Sampling
 from mmpeft.inference.engine import Engine
+from mmpeft.inference.explain import explain
+from mmpeft.inference.explanation import Explanation
 from mmpeft.inference.requests import AnswerBy, Completion, Request
 from mmpeft.inference.self_check import ensure_checked
 from mmpeft.models.language import LanguageConfig
@@ -92,7 +93,7 @@ class VisionLanguageModel:
 
     def decode_by(self, decode: Decode) -> None:
         """Has images read by something else than `load_image`, such as the ``load`` of an `ImageWorker`."""
-        self.engine.features.decode = decode
+        self.engine.features.encoding.decode = decode
         if isinstance(self.template.image_tokens, TokensByShape):
             self.template.image_tokens.decode = decode
 
@@ -136,8 +137,8 @@ class VisionLanguageModel:
         """Answers questions about images: writes, or picks the best of the choices where there are some.
 
         Args:
-            image: path, bytes or PIL image; a tuple for several images in one question; None for text alone.
-            question: the question; ``<image>`` says where in it the images stand, else they come first.
+            image: path, bytes, PIL image or `Video`; a tuple for several in one question; None for text alone.
+            question: the question; ``<image>`` and ``<video>`` say where in it they stand, else they come first.
             max_new_tokens: longest answer in tokens; None is as long as the longest that the run was trained on, and
                 at least 64.
             task: identifier put before the question; by default the one that the run was trained with.
@@ -164,13 +165,13 @@ class VisionLanguageModel:
 
     @overload
     def caption(
-        self, images: ImageLike, adapter: str | None = None, max_new_tokens: int | None = None
+        self, images: Image, adapter: str | None = None, max_new_tokens: int | None = None
     ) -> str: ...
     @overload
     def caption(self, images: list, adapter: Any = None, max_new_tokens: int | None = None) -> list[str]: ...
     def caption(self, images: Any, adapter: Any = None, max_new_tokens: int | None = None) -> Any:
-        """Describes images, with the instruction that the run's captions were trained with; captions that were chosen
-        in training are chosen here too, as in `ask`."""
+        """Describes images or videos, with the instruction that the run's captions were trained with; captions that
+        were chosen in training are chosen here too, as in `ask`."""
         return self.ask(images, self.caption_instruction, adapter, max_new_tokens, task=CAPTION_TASK)
 
     @property
@@ -191,6 +192,34 @@ class VisionLanguageModel:
         completions = _whole(self.engine.answer(requests))
         ranked = [own.ranking(request) for request, own in zip(requests, completions, strict=True)]
         return ranked[0] if single else ranked
+
+    def explain(
+        self,
+        image: Images,
+        question: str,
+        adapter: str | None = None,
+        answer: str | None = None,
+        task: str | None = None,
+        deletions: int = 16,
+    ) -> Explanation:
+        """Which patches of the images an answer rests on, and what the finetune changed; `docs/explain.md` tells how.
+
+        Args:
+            image: one or, as a tuple, several, as in `ask`.
+            answer: what is explained; None is the finetune's own, as `ask` gives it.
+            task: as in `ask`.
+            deletions: random draws of patches that the named ones are compared with; 0 leaves this check out.
+
+        Raises:
+            RefusedError: no image, or what `ask` refuses.
+            UnknownNameError: an unknown adapter.
+        """
+        requests, single = self.requests(image, question, adapter, task)
+        if not single:
+            raise RefusedError("one question is explained at a time: give no lists")
+        if answer is None:
+            answer = _whole(self.engine.answer(requests))[0].text
+        return explain(self.engine, requests[0], answer, deletions)
 
     def answer(self, requests: Sequence[Request]) -> list[Completion]:
         """The completion of every request, or its own error; see `requests`."""

@@ -13,6 +13,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
+from mmpeft.data.records import IMAGE_MARKER
 from mmpeft.errors import MissingFileError, RefusedError
 from mmpeft.runs.layout import RUN
 
@@ -20,6 +21,8 @@ SECONDS = 600
 """Without a byte, after which a server is given up."""
 LONGEST_BODY = 10_000
 """Characters that are read of an error's body."""
+Images = str | Path | Sequence[str | Path] | None
+"""Files of what one question is about: one, several, or none."""
 
 
 class _NoRedirect(HTTPRedirectHandler):
@@ -63,7 +66,7 @@ class Server:
         return self.models()[0] if model is None else model
 
     def write(
-        self, question: str, image: str | Path | None, model: str, max_new_tokens: int | None = None
+        self, question: str, image: Images, model: str, max_new_tokens: int | None = None
     ) -> Iterator[str]:
         """The answer, piece by piece, as the server writes it; greedy.
 
@@ -88,7 +91,7 @@ class Server:
             raise RefusedError(f"{self.url} broke off in the middle of its answer; ask again, or see its log")
 
     def rank(
-        self, question: str, image: str | Path | None, model: str, choices: Sequence[str]
+        self, question: str, image: Images, model: str, choices: Sequence[str]
     ) -> list[tuple[str, float]]:
         """Choices and scores, the best first, as `VisionLanguageModel.rank` gives them; of `mmpeft serve` alone."""
         told = self._json("/v1/score", _asked(question, image, model) | {"choices": [*choices]})
@@ -147,12 +150,29 @@ def named_server(url: str | None, api_key: str | None, run: str) -> Server | Non
     return Server(url, api_key)
 
 
-def _asked(question: str, image: str | Path | None, model: str) -> dict[str, Any]:
-    content: Any = question
-    if image is not None:
-        url = {"type": "image_url", "image_url": {"url": _data_url(Path(image))}}
-        content = [url, {"type": "text", "text": question}]
+def _asked(question: str, image: Images, model: str) -> dict[str, Any]:
+    files = [] if image is None else [image] if isinstance(image, str | Path) else [*image]
+    content = _parts(question, files) if files else question
     return {"model": model, "messages": [{"role": "user", "content": content}]}
+
+
+def _parts(question: str, files: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """The images where ``<image>`` stands in the question, or before it.
+
+    Raises:
+        RefusedError: there is not one marker for each.
+    """
+    first, *others = question.split(IMAGE_MARKER)
+    if others and len(others) != len(files):
+        raise RefusedError(
+            f"the question has {len(others)} {IMAGE_MARKER} but {len(files)} images were given"
+        )
+    urls = [{"type": "image_url", "image_url": {"url": _data_url(Path(file))}} for file in files]
+    texts = [{"type": "text", "text": text} for text in (first, *others)]
+    if not others:
+        return [*urls, *texts]
+    placed = [texts[0], *(part for pair in zip(urls, texts[1:], strict=True) for part in pair)]
+    return [part for part in placed if part.get("text") != ""]
 
 
 def _data_url(image: Path) -> str:

@@ -37,7 +37,7 @@ class RequestImages:
             self._workers.put(ImageWorker())
         self._decoded: dict[str, Image.Image] = {}
         self._lock = Lock()
-        features.decode = self._take
+        features.encoding.decode = self._take
 
     def prepare(self, posed: Posed) -> None:
         """Decodes and encodes the images of a question, so that the engine finds their features.

@@ -6,12 +6,15 @@ from typing import Any
 
 import torch
 
-from mmpeft.data.records import Record
+from mmpeft.data.records import Record, said_beside
 from mmpeft.data.template import current_settings
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import differences, hash_json, hash_rows
 from mmpeft.models.language import LanguageConfig
+from mmpeft.training.preferences import PreferenceConfig
 
+LATER = {"lora_b_ratio": 1.0, "objective": "likelihood", "preferences": asdict(PreferenceConfig())}
+"""Settings of a finetune that checkpoints of earlier versions do not have -> what these were as if set to."""
 ORDER_SETTINGS = ("seed", "shots", "shots_seed", "weights", "limit", "task", "image_root")
 """Of the data: what decides which example comes when, and how it reads."""
 STEP_SETTINGS = (
@@ -37,13 +40,14 @@ def hash_records(records: Iterable[Record], key: Callable[[Any], str]) -> str:
     """
     told = ("turns", "choices", "task")
     return hash_rows(
-        [[*(r.get(name) for name in told), *_system(r)], [key(image) for image in r["images"]]]
+        [[*(r.get(name) for name in told), *said_beside(r)], [key(image) for image in r["images"]]]
         for r in records
     )
 
 
-def _system(record: Record) -> list[str]:
-    return [record["system"]] if "system" in record else []
+def hash_learnt_from(finetunes: Mapping[str, Any], key: Callable[[Any], str]) -> dict[str, str]:
+    """Finetune -> `hash_records` of its training data."""
+    return {name: hash_records(own.records.get("train", []), key) for name, own in finetunes.items()}
 
 
 def belongs_to(
@@ -100,7 +104,7 @@ def belongs_to(
 
 def _settings(settings: Any) -> dict[str, Any]:
     """Without what checkpoints of earlier versions do not have, where it is as it was in them."""
-    return {name: value for name, value in asdict(settings).items() if (name, value) != ("lora_b_ratio", 1.0)}
+    return {name: value for name, value in asdict(settings).items() if LATER.get(name, ...) != value}
 
 
 def verify(checkpoint: dict[str, Any], belongs_to: dict[str, Any], answering: bool = False) -> None:

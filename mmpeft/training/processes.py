@@ -31,9 +31,9 @@ STOPPED = (0, 130, 143)
 GRACE = 30.0
 """Seconds in which a process ends by itself once another one has; also those of a checkpoint's last bytes."""
 LOOKS_EVERY = 0.5
-SHARDED = "shards the base, which is not done here (a base in 4 or 8 bits could not be): each device holds all of it"
+SHARDED = "shards the base, which is model_parallel's here (FSDP2, of a base that is not in 4 or 8 bits)"
 REFUSED = {
-    **dict.fromkeys(("fsdp", "deepspeed", "model_parallel", "modelparallel", "xla"), SHARDED),
+    **dict.fromkeys(("fsdp", "deepspeed", "modelparallel", "xla"), SHARDED),
     **dict.fromkeys(("ddp_", "horovod"), "is another way of what ddp does"),
 }
 """Beginnings of names of Lightning's strategies -> why they are not for these runs."""
@@ -76,7 +76,7 @@ class Reduced(DDPStrategy):
 
     def sum(self, tensor: Tensor) -> None:
         """Over all processes, in place, on their devices."""
-        with _lost_others():
+        with lost_others():
             dist.all_reduce(tensor)
 
     def sum_on_host(self, values: Sequence[int]) -> list[int]:
@@ -86,12 +86,12 @@ class Reduced(DDPStrategy):
     def sum_of_numbers(self, values: Sequence[float]) -> list[float]:
         """Of each number, over all processes, in main memory."""
         numbers = torch.tensor(values, dtype=torch.float64)
-        with _lost_others():
+        with lost_others():
             dist.all_reduce(numbers, group=self._on_host)
         return numbers.tolist()
 
     def barrier(self, *args: Any, **kwargs: Any) -> None:
-        with _lost_others():
+        with lost_others():
             super().barrier(*args, **kwargs)
 
 
@@ -181,7 +181,7 @@ def first_alone_tells() -> Iterator[None]:
 
 
 @contextmanager
-def _lost_others() -> Iterator[None]:
+def lost_others() -> Iterator[None]:
     """Raises:
     RefusedError: a process has ended that the others wait for.
     """
@@ -194,9 +194,9 @@ def _lost_others() -> Iterator[None]:
         ) from error
 
 
-def register() -> None:
-    """Lightning's name for data parallelism, which it also takes where several devices are given without a strategy."""
-    StrategyRegistry.register("ddp", Reduced, description=(Reduced.__doc__ or "").strip(), override=True)
+def register(name: str, kind: type[Reduced]) -> None:
+    """Takes the place of a strategy of Lightning's, which for several devices takes "ddp" where none is named."""
+    StrategyRegistry.register(name, kind, description=(kind.__doc__ or "").strip(), override=True)
 
 
 def check_strategy(setting: Any) -> None:
@@ -210,7 +210,7 @@ def check_strategy(setting: Any) -> None:
     if why := next((why for start, why in REFUSED.items() if name.lower().startswith(start)), None):
         raise RefusedError(
             f"trainer.strategy is {given}, which {why}; leave it at auto, which divides batches among the devices. A "
-            "base that is too large for one of them: model.language.quantization=nf4"
+            "base too large for one of them: model.language.quantization=nf4, or trainer.strategy=model_parallel"
         )
 
 

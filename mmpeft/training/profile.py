@@ -69,14 +69,14 @@ class StepTable(L.Callback):
         trainer.profiler = self.times
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self._encoded_before = pl_module.engine.features.encoder_seconds
+        self._encoded_before = pl_module.engine.features.encoding.seconds
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         seconds, batches = self.times.seconds, self.times.batches
         if not batches:
             return
         total = sum(seconds.values())
-        encoder = pl_module.engine.features.encoder_seconds - self._encoded_before
+        encoder = pl_module.engine.features.encoding.seconds - self._encoded_before
         title = f"where the time of {batches} batches went"
         table = make_table(title, **{"": "left", "ms a batch": "right", "share": "right"})
         parts = {part: seconds[part] for part in dict.fromkeys(PARTS.values())}

@@ -98,7 +98,7 @@ def test_what_another_promises_to_write_counts_as_written(tmp_path, images, caps
             encoded.append(other.build(images))
         return decode(image, config)
 
-    first.decode = meanwhile
+    first.encoding.decode = meanwhile
     assert first.build(images) == 7
     assert encoded[1] == (7 if fits else 0)
     assert ("not written: 7 images" in capsys.readouterr().err) is not fits

@@ -77,7 +77,7 @@ def test_the_time_in_the_encoder_is_counted(tiny_data, clock):
     cache.load([one, two])
     cache.load([two, one])
     cache.load([two, three])
-    assert cache.encoder_seconds == 4
+    assert cache.encoding.seconds == 4
 
 
 def test_it_is_of_a_fit_and_without_another_profiler(tiny_config):

@@ -17,7 +17,7 @@ from tests.training.run_life import contents, make
     [
         *(
             (name, "shards the base, .*quantization=nf4")
-            for name in ("fsdp", "deepspeed_stage_2", "model_parallel")
+            for name in ("fsdp", "deepspeed_stage_2", "xla_fsdp")
         ),
         ("ddp_spawn", "is another way of what ddp does"),
         ("ddp_find_unused_parameters_true", "is another way of what ddp does"),
@@ -63,6 +63,11 @@ def test_processes_are_begun_as_a_command_alone(tmp_path, tiny_base, tiny_data):
     [
         ("--trainer.val_check_interval=5000", r"trainer: `val_check_interval` \(5000\) must be less than"),
         ("--trainer.accelerator=tpuu", "trainer: .*invalid accelerator name"),
+        (
+            "--trainer.precision=bf16-mixed",
+            r"trainer\.precision is bf16-mixed, .* set model\.language\.dtype .* 32-true",
+        ),
+        ("--trainer.precision=16-mixed", r"trainer\.precision is bf16-mixed"),
         ("--trainer.barebones=true", "trainer: .*barebones"),
         ("--seed_everything=-1", "seed_everything: -1 is not in bounds"),
         ("--ckpt_path=best", "trainer: .*best"),

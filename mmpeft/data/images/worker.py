@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
 from typing import Any
@@ -45,15 +46,29 @@ class ImageWorker:
         if isinstance(image, Image.Image):
             return load_image(image, config, source=source)  # its bytes were decoded already
         name = source or (repr(str(image)) if not isinstance(image, bytes) else "image")
+        return Image.frombytes("RGB", *self.call(_pixels, (image, config, source), config.max_seconds, name))
+
+    def call(self, function: Callable[..., Any], given: tuple[Any, ...], seconds: float, name: str) -> Any:
+        """What a function makes of a file, in the process.
+
+        Args:
+            function: of a module; what it gives is no text.
+            given: its arguments.
+            seconds: longest that it may take.
+            name: of the file, for errors.
+
+        Raises:
+            ImageError: the function's own, or as `load`.
+        """
         process = self._started()
         try:
-            pickle.dump((image, config, source), process.stdin)
+            pickle.dump((function, given), process.stdin)
             process.stdin.flush()
-            answer = self._reader.submit(pickle.load, process.stdout).result(config.max_seconds)
+            answer = self._reader.submit(pickle.load, process.stdout).result(seconds)
         except Late:
             self.end()
             raise ImageError(
-                f"{name}: decoding took longer than {config.max_seconds:g} s (image.max_seconds); save it in a simpler "
+                f"{name}: decoding took longer than {seconds:g} s (image.max_seconds); save it in a simpler "
                 "form, raise the limit, or drop it"
             ) from None
         except (EOFError, OSError, pickle.UnpicklingError):
@@ -64,7 +79,7 @@ class ImageWorker:
             ) from None
         if isinstance(answer, str):
             raise ImageError(answer)
-        return Image.frombytes("RGB", *answer)
+        return answer
 
     def end(self) -> None:
         """Ends the process, whatever it is doing."""
@@ -89,8 +104,14 @@ class ImageWorker:
         return self._process
 
 
+def _pixels(image: ImageLike, config: ImageConfig, source: str | None) -> tuple[tuple[int, int], bytes]:
+    """Size and RGB bytes."""
+    loaded = load_image(image, config, source=source)
+    return loaded.size, loaded.tobytes()
+
+
 def serve() -> None:
-    """The process: (image, config, source) in, (size, RGB bytes) or the text of an error out, until nothing comes."""
+    """The process: (function, its arguments) in, what it gives or the text of an error out, until nothing comes."""
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C is for the process that asks: without it this one ends
@@ -98,12 +119,11 @@ def serve() -> None:
     os.dup2(2, 1)  # what a decoder prints is no answer
     while True:
         try:
-            image, config, source = pickle.load(sys.stdin.buffer)
+            function, given = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
         try:
-            loaded = load_image(image, config, source=source)
-            answer: Any = loaded.size, loaded.tobytes()
+            answer = function(*given)
         except ImageError as error:
             answer = str(error)
         pickle.dump(answer, answers)

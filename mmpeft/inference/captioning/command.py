@@ -11,6 +11,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from mmpeft.data.image_lists import ImageList, Listed, find_images, left_out
+from mmpeft.data.images.video_file import require_decoder
 from mmpeft.errors import MissingFileError, RefusedError, require_positive
 from mmpeft.files import read_json
 from mmpeft.hashing import differences, hash_json
@@ -36,7 +37,7 @@ def caption(
     engine: EngineName = "local",
     overwrite: bool = False,
 ) -> int:
-    """Captions all images of the inputs; called again, it makes what is missing. The arguments are those of
+    """Captions all images and videos of the inputs; called again, it makes what is missing. The arguments are those of
     `mmpeft caption`.
 
     Returns:
@@ -52,7 +53,9 @@ def caption(
             f"--overwrite would remove other jobs' shards; remove {place.shards} before they begin"
         )
     task.finetunes(read_manifest(run))  # refused before a million files are looked at
-    images = find_images(inputs)
+    images = find_images(inputs, task.shows_videos)
+    if images.num_videos:
+        _require_decoder(images.num_videos)
     job = make_job(inputs, images, run, task, place.shards)
     if place.is_parquet:
         _require_unicode(images)
@@ -141,6 +144,16 @@ def _held(place: Output, shard: str | None) -> Iterator[None]:
     except Timeout:
         raise RefusedError(
             f"another run is writing this output: it holds {path}; wait for it, or name another --output"
+        ) from None
+
+
+def _require_decoder(videos: int) -> None:
+    try:
+        require_decoder()
+    except RefusedError as error:
+        raise RefusedError(
+            f"{videos:,} of the inputs {'is a video' if videos == 1 else 'are videos'}: {error}; or leave videos out "
+            "with --frames 0"
         ) from None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from mmpeft.data.choices import check_choices
 from mmpeft.data.image_lists import ImageList
 from mmpeft.data.records import check_question
+from mmpeft.data.video import NUM_FRAMES, check_rate
 from mmpeft.errors import RefusedError, require_positive
 from mmpeft.hashing import hash_file, hash_json
 from mmpeft.inference.captioning.shards import Shards
@@ -17,6 +18,8 @@ from mmpeft.runs.manifest import Manifest, read_manifest
 FORMAT = 1
 """Of the shards."""
 SHARD_IMAGES = 256
+OF_VIDEOS = ("frames", "fps")
+"""What of a task decides about the rows of videos alone."""
 Tell = Callable[[int], object]
 """Is told of so many images more."""
 
@@ -39,10 +42,22 @@ class Task:
     """Images that are answered together."""
     threads: int = 1
     """Of a worker without GPU."""
+    frames: int | None = None
+    """Of each video, `NUM_FRAMES` by default, and with ``fps`` at most so many; 0 leaves videos out."""
+    fps: float | None = None
+    """Frames of each second of a video."""
 
     def __post_init__(self):
         for name in ("max_new_tokens", "batch_size", "threads"):
             require_positive(name, getattr(self, name))
+        check_rate(self.fps)
+        if (self.frames is not None and self.frames < 0) or (self.frames == 0 and self.fps is not None):
+            raise RefusedError(
+                f"frames is {self.frames}"
+                + (f" and fps {self.fps}" if self.fps is not None else "")
+                + "; wanted how "
+                "many frames of each video, 1 or more, or 0 alone to leave videos out"
+            )
         for question in self.question or ():
             check_question(question, "a question")
         if self.choices is not None:
@@ -57,6 +72,10 @@ class Task:
             UnknownNameError: there is no such one.
         """
         return [manifest.finetune(name) for name in self.adapter or [None]]
+
+    @property
+    def shows_videos(self) -> bool:
+        return self.frames != 0
 
     @property
     def asks(self) -> list[str | None]:
@@ -105,7 +124,9 @@ def make_job(inputs: Sequence[str], images: ImageList, run: str, task: Task, fol
     manifest = read_manifest(run)
     adapters = task.finetunes(manifest)
     asked = asdict(task) | {"adapter": adapters, "question": task.asks}
-    del asked["captions"]
+    asked["frames"] = NUM_FRAMES if task.frames is None and task.fps is None else task.frames
+    for name in ("captions", *(OF_VIDEOS if not images.num_videos else ())):
+        del asked[name]
     meta = {
         "format": FORMAT,
         "images": {"count": len(images), "names": images.hash()},

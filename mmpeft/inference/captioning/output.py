@@ -17,6 +17,7 @@ Format = Literal["jsonl", "parquet"]
 META, JOINED = "meta.json", "joined.json"
 COLUMNS = {
     "image": "text",
+    "video": "text",
     "id": "text",
     "question": "text",
     "caption": "text",

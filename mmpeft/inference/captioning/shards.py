@@ -76,7 +76,7 @@ class Shards:
             RefusedError: there is no room.
         """
         body = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-        errors = len({row["image"] for row in rows if "error" in row})
+        errors = len({row.get("image", row.get("video")) for row in rows if "error" in row})
         digest = hashlib.sha256(body).hexdigest()
         seal = Seal(self.of, shard, len(rows), errors, digest, versions, contents)
         publish(self.path(shard), body + json.dumps(asdict(seal)).encode() + b"\n")
