@@ -15,7 +15,7 @@ from mmpeft.data.records import CAPTION_INSTRUCTION, CAPTION_TASK
 from mmpeft.data.template import Template
 from mmpeft.errors import RefusedError
 from mmpeft.inference.adapter_check import check_adapters
-from mmpeft.inference.asked import Image, Images, aligned, choices_of, conversation_of, record_of
+from mmpeft.inference.asked import Image, Images, aligned, choices_of, conversation_of
 from mmpeft.inference.decoding import Sampling
 from mmpeft.inference.engine import Engine
 from mmpeft.inference.explain import explain
