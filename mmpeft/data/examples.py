@@ -82,7 +82,7 @@ class Examples(Lazy[Example]):
         return self.encode(self.records[number])
 
     def encode(self, record: Record) -> Example:
-        if isinstance(self.ranks, str):
+        if not isinstance(self.ranks, bool):
             return encode_preferred(self.template, record, self.ranks)
         ranked = self.ranks and "choices" in record
         return self.template.encode_choices(record) if ranked else self.template.encode(record)

@@ -72,7 +72,7 @@ class TokenSurvey:
         Raises:
             DataError: an image or what a training needs is not there.
         """
-        if isinstance(self.ranks, str):
+        if not isinstance(self.ranks, bool):
             check_sides(record, self.ranks)
         *earlier, (question, answer) = record["turns"]
         spans = self.template.spans({**record, "turns": [*earlier, (question, None)]})
