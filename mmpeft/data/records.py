@@ -36,6 +36,8 @@ class Record(TypedDict):
     turns: list[tuple[str, str | None]]
     """(question, answer); only the last answer can be None, and only for prediction."""
     task: str | None
+    times: NotRequired[list[float | None]]
+    """When each image is shown, in seconds from the beginning of its video, if one of them is a frame of one."""
     system: NotRequired[str]
     """What stands before the whole conversation, if the row says something."""
     choices: NotRequired[list[str]]
@@ -59,6 +61,17 @@ def is_caption(record: Record) -> bool:
 def place_of(record: Record) -> str:
     """What an error calls a record."""
     return f"{record['where']} (id {record['id']!r})" if record["id"] else record["where"]
+
+
+def said_beside(record: Record) -> list[Any]:
+    """What is read or learnt from beside turns, task and images, of a record that has it."""
+    told: Any = record
+    return [told[key] for key in ("system", "times", "desirable") if key in told]
+
+
+def times_of_images(record: Record) -> list[float | None]:
+    """When each image is shown; None of one that is no frame of a video."""
+    return record.get("times") or [None] * len(record["images"])
 
 
 def check_question(question: str, where: str) -> None:
@@ -126,6 +139,8 @@ class RecordReader:
             task=self.task if sample.task is None else as_text(sample.task, "task"),
             where=where,
         )
+        if sample.times is not None:
+            record["times"] = sample.times
         answer = turns[-1][1]
         if sample.choices is not None:
             record["choices"] = _checked(sample.choices, answer)

@@ -12,6 +12,7 @@ from mmpeft.training.pieces import Pieces
 from mmpeft.training.processes import Reduced
 from mmpeft.training.reduction import reduce_step
 from mmpeft.training.references import Beside, References
+from mmpeft.training.sharding import Sharded
 from mmpeft.training.start import Started
 from mmpeft.training.step_losses import Logged, StepLosses
 from mmpeft.transfer import to_host
@@ -39,7 +40,7 @@ class Step:
         self.model, self.finetunes, self.losses, self.processes = model, finetunes, losses, processes
         self.references, self._points = references, {}
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._pieces = Pieces(self._begin, self._trained)
+        self._pieces = Pieces(self._begin, self._trained, isinstance(processes, Sharded))
         self.backward = self._pieces.backward
 
     def forward(self, batch: Batch) -> Tensor:

@@ -116,6 +116,8 @@ class StepLosses:
             if len(conversations.rows):
                 sums.tokens[name] = terms[first].count
             sums.with_images[name] = int(adapter in with_images)
+        if not batch.adapters:
+            total = total + losses.nll.sum()  # nothing, but its backward may be waited for
         sums.conversations = batch.conversations.num_examples
         return total, sums
 

@@ -29,7 +29,7 @@ from mmpeft.data.layouts.questions import SHAPES, asks, lists_captions, take_tur
 from mmpeft.data.layouts.several import each_question
 from mmpeft.data.layouts.tags import Turn, read_tags, refuse_tags
 from mmpeft.data.layouts.values import as_text, from_json, is_empty, short
-from mmpeft.data.layouts.videos import place_videos, take_videos
+from mmpeft.data.layouts.videos import place_videos, take_times, take_videos
 from mmpeft.data.video import VIDEO_MARKER
 
 
@@ -41,6 +41,8 @@ class Sample:
     """As written, the system's not among them."""
     images: list[str | bytes]
     """Absolute paths, or encoded bytes."""
+    times: list[float | None] | None = None
+    """When each is shown, in seconds, where one of them is a frame of a video."""
     system: str | None = None
     choices: list[str] | None = None
     references: list[str] = field(default_factory=list)
@@ -135,7 +137,10 @@ class RowReader:
             turns, images = place_videos(turns, images, videos, VIDEO_MARKER not in self._as_text)
         system, turns = self._system(fields, turns)
         several = captions and len(references) > 1
-        sample = Sample(turns, images, system, choices, references, several, label, fields.take("task"))
+        times = take_times(images, self.root)
+        sample = Sample(
+            turns, images, times, system, choices, references, several, label, fields.take("task")
+        )
         self._identify(fields, sample)
         aside += take_bookkeeping(fields, bool(images), asked)
         if aside:
