@@ -199,8 +199,7 @@ class VisionLanguageData(L.LightningDataModule):
 
     def _checked(self, split: Split, files: list[str], labelled: bool) -> list[Sequence[Record]]:
         """The records of each file, ``labelled`` as of `load_records`."""
-        left = self.limit
-        parts: list[Sequence[Record]] = []
+        left, parts = self.limit, list[Sequence[Record]]()
         notes = self.notes.setdefault(split, Notes())
         bad = self.on_bad_sample if split == "train" else "raise"
         for number, path in enumerate(files):
@@ -216,8 +215,9 @@ class VisionLanguageData(L.LightningDataModule):
             )
             if bad == "skip":
                 part = with_images(part, notes)
-            many = left is None or self.weights is None  # with weights every file is to be seen
-            parts.append(part[: left if many else max(1, left // (len(files) - number))])
+            # with weights every file is to be seen
+            share = left if left is None or self.weights is None else max(1, left // (len(files) - number))
+            parts.append(part[:share])
             left = None if left is None else left - len(parts[-1])
         require_images(Chained(parts), split)
         return parts
