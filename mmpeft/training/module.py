@@ -41,7 +41,7 @@ from mmpeft.training.start import (
     run_to_begin_from,
 )
 from mmpeft.training.step import Step, make_step
-from mmpeft.training.step_losses import Logged, StepLosses
+from mmpeft.training.step_losses import Logged
 
 ON_THE_BAR = ("train_loss", "val_loss", "val_exact_match", "val_rank_accuracy", "val_reward_accuracy")
 """Curves that the progress bar shows."""
@@ -119,7 +119,6 @@ class VisionLanguageModule(L.LightningModule):
         self.strict_loading = False  # a checkpoint holds what trains, not the frozen base
         self.started: Started
         self.evaluation: Evaluation
-        self.losses: StepLosses
         self.step: Step
 
     # -- building -------------------------------------------------------------------------------------------
@@ -162,18 +161,16 @@ class VisionLanguageModule(L.LightningModule):
             data.tell_skipped(skipped)
         self._learnt_from = checkpoint.hash_learnt_from(self.finetunes, features.key)
         if fresh:
-            answering = self.trainer.state.fn != "fit"
-            usable = {name: own for name, own in self.finetunes.items() if name not in self.left_out}
-            add_adapters(self.model, usable, self.seed, self.batches.some, str(source), answering)
-            failed: LeftOut = {}
-            checked = check_adapters(self.model, self.started.self_check, failed if asked else None)
+            own, failed = {n: own for n, own in self.finetunes.items() if n not in self.left_out}, LeftOut()
+            add_adapters(
+                *(self.model, own, self.seed, self.batches.some, str(source)), self.trainer.state.fn != "fit"
+            )
+            started.self_check = check_adapters(self.model, started.self_check, failed if asked else None)
             tell_left_out(str(source), failed, self.model.bank.names)
-            self.started.self_check = checked
             self.left_out |= failed
             self.model.projector.requires_grad_(self.train_projector)
             begun = self.started, self.start_from, self.trainer.strategy
             self.step = make_step(self.model, self.finetunes, self.adapters(), *begun)
-            self.losses = self.step.losses
         if stage == "fit" and self.step.processes is not None:
             require_alike(self.step.processes, self._belongs_to())
 
@@ -224,7 +221,7 @@ class VisionLanguageModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        number = torch.tensor(float(self.losses.sums.conversations))
+        number = torch.tensor(float(self.step.losses.sums.conversations))
         self.log("conversations", number, reduce_fx="sum", on_step=True, on_epoch=False)
         logged, told = self.step.clip(gradient_clip_val)
         self._log(logged)
@@ -254,7 +251,7 @@ class VisionLanguageModule(L.LightningModule):
         self.step.validate(batch)
 
     def on_validation_epoch_end(self) -> None:
-        self._log([*self.losses.val_losses(), *self.losses.accuracies()])
+        self._log([*self.step.losses.val_losses(), *self.step.losses.accuracies()])
 
     def test_step(self, work: Work, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.evaluation.run(work)
