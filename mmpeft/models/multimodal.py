@@ -262,6 +262,17 @@ class MultimodalModel(nn.Module):
         slots = [self.projector_slots.get(owner or "", 0) for owner in owners]
         return self.projector(features, to_device(slots, features.device), self.dtype)
 
+    def projected(self, batch: Batch) -> Tensor:
+        """(image tokens of all, dim) what a batch's images are to its rows, for which the bank is routed; `inputs`
+        takes it."""
+        assert batch.features is not None, "asked for where there are images"
+        owners = [batch.adapters[row] for row in batch.on_host.image_rows]
+        projected = self.project(batch.features, batch.image_rows, owners).flatten(0, 1)
+        if batch.image_tokens is None:
+            return projected
+        used = np.arange(batch.features.shape[1]) < batch.image_tokens[:, None]
+        return projected[to_device(np.flatnonzero(used), projected.device)]
+
     def _embed(self, batch: Batch, columns: slice, projected: Tensor | None = None) -> Tensor:
         ids = batch.input_ids[:, columns]
         embeds = self.reader.embed(ids.clamp(min=0))
@@ -269,11 +280,7 @@ class MultimodalModel(nn.Module):
         if batch.features is None or not len(places):
             return embeds
         if projected is None:
-            owners = [batch.adapters[row] for row in batch.on_host.image_rows]
-            projected = self.project(batch.features, batch.image_rows, owners).flatten(0, 1)
-            if batch.image_tokens is not None:
-                used = np.arange(batch.features.shape[1]) < batch.image_tokens[:, None]
-                projected = projected[to_device(np.flatnonzero(used), ids.device)]
+            projected = self.projected(batch)
         if len(places) != len(projected):
             raise RefusedError(
                 f"the rows have {len(places)} image tokens, but {len(batch.features)} images of "

@@ -13,6 +13,7 @@ from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from mmpeft.errors import RefusedError
+from mmpeft.models.decoder import EMBEDS, find_decoder
 from mmpeft.models.float32_head import float32_head
 from mmpeft.models.masks import Mask, Reach, additive, attention_mask, within_reach
 from mmpeft.models.positions import check_positions, position_limit
@@ -21,7 +22,6 @@ from mmpeft.models.prepacked import PrepackedLinears
 from mmpeft.models.segment_attention import BY_SEGMENTS, attending
 from mmpeft.models.segments import SIZES, SegmentMask, Segments
 
-EMBEDS = "inputs_embeds"
 CACHES = ("cache", "past_key_values", "cache_params", "state")
 """What the argument that carries the state of earlier tokens is called, newest name first."""
 
@@ -64,7 +64,7 @@ class LanguageReader:
     """Whether processes hold parts of its layers, so that each takes part in every forward and backward of any."""
 
     def __post_init__(self):
-        self.decoder: Any = _decoder(self.language_model)
+        self.decoder: Any = find_decoder(self.language_model)
         self._inside = {id(module) for module in self.decoder.modules()}
         arguments = inspect.signature(self.decoder.forward).parameters
         self._arguments = set(arguments)
@@ -231,16 +231,3 @@ class LanguageReader:
             del self.decoder.forward
             if replaced is not None:
                 self.decoder.forward = replaced
-
-
-def _decoder(model: Any) -> nn.Module:
-    """The module that reads embeddings and has no head."""
-    for module in (model.get_decoder(), model.base_model, getattr(model, "model", None)):
-        if module is None or module is model:
-            continue
-        if EMBEDS in inspect.signature(module.forward).parameters:
-            return module
-    raise RefusedError(
-        f"{type(model).__name__} has no decoder that reads {EMBEDS}, so images cannot stand among its tokens; choose "
-        "another model.language.name"
-    )

@@ -54,7 +54,7 @@ ASK = ("validate", "test", "predict")
 OPTIONS = {
     "resume": (("fit",), "go on from the newest whole checkpoint of the run directory"),
     "profile": (("fit",), "print where the steps' time went, as a table at the end"),
-    "forgetting": (("test",), "also compare base and finetune on test.held_text"),
+    "forgetting": (("test",), "also compare base and finetune on test.held_text and test.held_images"),
     "untrained": (ASK, "ask what a fit would begin from, not a finished run"),
     "output": (
         ("test", "predict"),

@@ -33,8 +33,6 @@ from mmpeft.transfer import is_sharded
 
 NAME = "model_parallel"
 """Lightning's, as a setting."""
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
-"""Settings of the trainer that leave the base's dtype as it is."""
 INSTEAD = "leave trainer.strategy at auto, where each process holds all of the base"
 OF_A_STAND_IN = r"FSDP2-wrapped module .* returned a view tensor"
 """Warning where the decoder stands for hidden states that are there already: it holds nothing to be gathered."""
@@ -135,19 +133,29 @@ def check_sharded(trainer: Any) -> None:
             f"trainer.strategy is {NAME}, but the run has one process, which would hold all of the base: set "
             "trainer.devices or trainer.num_nodes above 1, or leave trainer.strategy at auto"
         )
-    if (precision := trainer.precision) not in PRECISIONS:
+    if (precision := trainer.precision) != "32-true":
         raise RefusedError(
             f"trainer.precision is {precision}, which would change the dtype of a base that is sharded already; leave "
             "it out, and set model.language.dtype"
         )
 
 
-def check_places(trainer: Any, finetunes: Mapping[str, Finetune]) -> None:
+def check_finetunes(trainer: Any, finetunes: Mapping[str, Finetune]) -> None:
     """Raises:
-    RefusedError: a finetune's places are to be chosen by what the base's weights are worth.
+    RefusedError: a finetune's places are to be chosen by what the base's weights are worth, or its objective reads
+        rows a second time, which processes without such rows would not.
     """
+    if sharded(trainer) is None:
+        return
+    for name, own in finetunes.items():
+        if own.settings.kind.has_reference:
+            raise RefusedError(
+                f"{name!r} has the objective {own.settings.objective}, whose reference reads its rows once more than "
+                f"other processes read theirs, so that layers cannot be gathered together: use orpo or simpo, or "
+                f"{INSTEAD}"
+            )
     budgets = [name for name, own in finetunes.items() if own.adapter and has_budget(own.adapter)]
-    if budgets and sharded(trainer):
+    if budgets:
         raise RefusedError(
             f"{budgets[0]!r} has its target_modules chosen by a budget, which needs gradients of the base's weights, "
             f"and of these each process has a part: name the modules (`mmpeft sites --data` ranks them), or {INSTEAD}"

@@ -20,9 +20,10 @@ from mmpeft.inference.comparison import unlabelled
 from mmpeft.models.language import LanguageConfig, load_language_model
 from mmpeft.runs.manifest import read_manifest
 from mmpeft.training.compiled_steps import CompiledSteps
+from mmpeft.training.finetune import Settings
 from mmpeft.training.pieces import Pieces
 from mmpeft.training.run_writer import EvaluationWriter
-from mmpeft.training.sharding import NAME, Sharded, check_places, check_sharded, local_bytes
+from mmpeft.training.sharding import NAME, Sharded, check_finetunes, check_sharded, local_bytes
 from mmpeft.transfer import is_sharded
 from tests.tiny import make_config, make_model_config
 from tests.training.of_two import run_on_two
@@ -274,9 +275,12 @@ def test_one_process_has_nobody_to_share_with(tmp_path, tiny_base, tiny_data, mo
 
 
 def test_settings_that_need_a_whole_base_are_refused_before_it_is_loaded():
-    budget = {"a": SimpleNamespace(adapter=LoraConfig(target_modules="top-1000"))}
+    likely, dpo = Settings(), Settings(objective="dpo")
+    budget = {"a": SimpleNamespace(adapter=LoraConfig(target_modules="top-1000"), settings=likely)}
     with pytest.raises(RefusedError, match="'a' has its target_modules chosen by a budget"):
-        check_places(TOGETHER, budget)
+        check_finetunes(TOGETHER, budget)
+    with pytest.raises(RefusedError, match="'a' has the objective dpo, whose reference"):
+        check_finetunes(TOGETHER, {"a": SimpleNamespace(adapter=None, settings=dpo)})
     with pytest.raises(RefusedError, match=r"trainer\.precision is bf16-true"):
         check_sharded(SimpleNamespace(**vars(TOGETHER) | {"precision": "bf16-true"}))
     with pytest.raises(RefusedError, match=r"model\.compile: a sharded base"):
