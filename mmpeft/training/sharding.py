@@ -158,7 +158,7 @@ def check_finetunes(trainer: Any, finetunes: Mapping[str, Finetune]) -> None:
     if budgets:
         raise RefusedError(
             f"{budgets[0]!r} has its target_modules chosen by a budget, which needs gradients of the base's weights, "
-            f"and of these each process has a part: name the modules (`mmpeft targets` ranks them), or {INSTEAD}"
+            f"and of these each process has a part: name the modules (`mmpeft sites --data` ranks them), or {INSTEAD}"
         )
 
 
