@@ -59,6 +59,8 @@ class LanguageReader:
     tile_sizes: tuple[int, ...] = SIZES
     last_modules: list[str] = field(default_factory=list)
     """Paths of what works token by token behind the last attention; found out there too."""
+    elsewhere: float = 0.0
+    """What these give for tokens that nobody reads."""
 
     def __post_init__(self):
         self.decoder: Any = find_decoder(self.language_model)
