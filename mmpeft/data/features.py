@@ -248,7 +248,7 @@ class FeatureCache:
         if wanted > allowed:
             tell(f"not written: {size}, and {limit}. {IN_THE_STEP}")
         elif store is not None:
-            tell(f"{size}, to write into {self.directory}; {limit}")
+            tell(f"{size}, to write into {self.directory}; {limit}; images of the same content are one")
             if (earlier := root / _name(self.encoder.fingerprint) / EARLIER).exists():
                 tell(
                     f"features of an earlier version in {earlier.parent} are not read, but encoded again; "

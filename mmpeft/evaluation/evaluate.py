@@ -8,7 +8,7 @@ from typing import Any
 from mmpeft.data.formats import DataError
 from mmpeft.data.layouts.columns import Columns
 from mmpeft.data.layouts.notes import Notes
-from mmpeft.data.records import Record, is_caption
+from mmpeft.data.records import Record, is_caption, said_beside
 from mmpeft.data.sequences import Chained, Lazy
 from mmpeft.data.shares import Share
 from mmpeft.data.sources import load_records
@@ -26,6 +26,7 @@ from mmpeft.runs.manifest import LEAST_NEW_TOKENS
 NUM_HEX = 32
 """Digits of an image's identity beside an answer."""
 HELD_TEXT = "embedded/manual/held.jsonl"
+HELD_IMAGES = "embedded/easy-vqa/captions_val.jsonl"
 
 
 @dataclass
@@ -40,6 +41,9 @@ class EvaluationConfig:
     """By name; None takes those that fit the data."""
     held_text: str = HELD_TEXT
     """Data file whose answers `mmpeft test --forgetting` reads as plain text."""
+    held_images: str | None = None
+    """Data file of images whose answers it reads behind their questions; None is embedded/easy-vqa/captions_val.jsonl
+    beside the embedded text, and none beside a text of your own."""
 
     def __post_init__(self):
         require_positive("test.max_new_tokens", self.max_new_tokens)
@@ -69,9 +73,18 @@ class EvaluationConfig:
         Args:
             columns: data.columns and data.ignore, by which a file of the user's own is read; not all need be in it.
         """
-        given = Columns() if self.held_text == HELD_TEXT else columns
-        records = load_records(resolve(self.held_text), given, notes=Notes())
+        records = _held(self.held_text, columns)
         return [str(record["turns"][-1][1]) for record in records]
+
+    def held_records(self, columns: Columns, reads_images: bool) -> Sequence[Record]:
+        """Questions about images that nothing was trained on, with their answers; see `held_texts`.
+
+        Args:
+            reads_images: whether the model has an encoder; one without is not asked unless a file was named.
+        """
+        usual = HELD_IMAGES if self.held_text == HELD_TEXT and reads_images else None
+        path = self.held_images or usual
+        return _held(path, columns) if path else []
 
     def check(self, records: Sequence[Record]) -> None:
         """What is wrong with the settings is better told before everything is answered.
@@ -83,6 +96,12 @@ class EvaluationConfig:
         if self.metrics:
             answers = [as_answer(record, _stub(record, self.ranks(record), reads)) for record in records]
             check_metrics(self.metrics, answers)
+
+
+def _held(path: str, columns: Columns) -> Sequence[Record]:
+    """What comes with mmpeft is read without the user's columns."""
+    given = Columns() if path in (HELD_TEXT, HELD_IMAGES) else columns
+    return load_records(resolve(path), given, notes=Notes())
 
 
 class Requests(Lazy[Request]):
@@ -199,7 +218,7 @@ class Evaluation:
         record = request.record
         images = [self._key(image) for image in record["images"]]
         told = [record["id"], record["turns"], record.get("choices"), record["task"], images, request.adapter]
-        return [*told, record["system"]] if "system" in record else told
+        return [*told, *said_beside(record)]
 
     def _key(self, image: Any) -> str:
         try:

@@ -1,4 +1,7 @@
-"""Forgetting: what a finetune leaves of its base, in perplexity of plain text and in the weights' bits."""
+"""Forgetting: what a finetune leaves of its base, in perplexity of plain text and of answers about images.
+
+What a model reads may be text, or images and text; what it writes is text. A finetune can keep one and lose the other.
+"""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -10,10 +13,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mmpeft.data.batch import collate
+from mmpeft.data.loader import Features
 from mmpeft.data.packing import pack
+from mmpeft.data.records import Record
 from mmpeft.data.template import IGNORE_INDEX, Encoded
 from mmpeft.data.tokens import PieceTokenizer
 from mmpeft.errors import RefusedError
+from mmpeft.inference.engine import Engine
 from mmpeft.models.evaluating import evaluating
 from mmpeft.models.multimodal import MultimodalModel
 
@@ -23,7 +29,7 @@ POSITIONS_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class Forgetting:
-    """How a finetune predicts plain text beside its base. All are means over tokens, not over texts."""
+    """How a finetune predicts texts beside its base. All are means over tokens, not over texts."""
 
     base_perplexity: float
     """exp of the base's mean negative log-likelihood of a token."""
@@ -73,23 +79,55 @@ def measure_forgetting(
         )
     pieces = PieceTokenizer(tokenizer)
     rows = [_encode(pieces, text, number, max_tokens) for number, text in enumerate(texts)]
+    return _measure(model, rows, adapter, batch_size, "plain text")
+
+
+def measure_image_forgetting(
+    engine: Engine, records: Sequence[Record], adapter: str | None, batch_size: int = 8
+) -> Forgetting:
+    """The same of the answers of records about images, behind their prompts as the run writes them.
+
+    Args:
+        engine: of the model, its template and the features of images.
+        records: with their answers.
+
+    Raises:
+        UnknownNameError: no such adapter.
+        RefusedError: an image that cannot be read, or a record too long for the template.
+    """
+    rows = [engine.template.encode(record) for record in records]
+    return _measure(engine.model, rows, adapter, batch_size, "answers about images", engine.features)
+
+
+def _measure(
+    model: MultimodalModel,
+    rows: list[Encoded],
+    adapter: str | None,
+    batch_size: int,
+    what: str,
+    features: Features = list,
+) -> Forgetting:
+    """Args:
+    what: is read.
+    features: of images.
+    """
     rows.sort(key=lambda row: len(row.ids))  # neighbours of equal length need no padding
     totals = torch.zeros(4, dtype=torch.float64)
     with evaluating(model):
-        for start in _told(range(0, len(rows), batch_size), f"forgetting of {adapter or 'the base'}"):
-            totals += _compare(model, rows[start : start + batch_size], adapter)
-    num_tokens = sum(len(row.ids) for row in rows)
+        for start in _told(range(0, len(rows), batch_size), f"forgetting of {adapter or 'the base'}", what):
+            totals += _compare(model, rows[start : start + batch_size], adapter, features)
+    num_tokens = sum(target != IGNORE_INDEX for row in rows for target in row.targets)
     totals /= num_tokens
     base, finetune, agreement, divergence = [*totals[:2].exp().tolist(), *totals[2:].tolist()]
     return Forgetting(base, finetune, agreement, divergence, num_tokens)
 
 
-def _told(batches: range, what: str) -> Iterable[int]:
+def _told(batches: range, doing: str, what: str) -> Iterable[int]:
     """Says how far it is: by a bar where somebody watches, else in a line."""
     if not sys.stderr.isatty():
-        print(f"{what}: reading {len(batches):,} batches of plain text", file=sys.stderr)
+        print(f"{doing}: reading {len(batches):,} batches of {what}", file=sys.stderr)
         return batches
-    return tqdm(batches, what, unit="batch")
+    return tqdm(batches, doing, unit="batch")
 
 
 def _encode(pieces: PieceTokenizer, text: str, number: int, max_tokens: int) -> Encoded:
@@ -105,11 +143,14 @@ def _encode(pieces: PieceTokenizer, text: str, number: int, max_tokens: int) -> 
     return Encoded(tokens[:-1], tokens[1:])
 
 
-def _compare(model: MultimodalModel, texts: Sequence[Encoded], adapter: str | None) -> Tensor:
+def _compare(
+    model: MultimodalModel, texts: Sequence[Encoded], adapter: str | None, features: Features
+) -> Tensor:
     """(4,) fp64: sums over the tokens of the base's and the finetune's losses, of agreements and divergences."""
-    rows = [pack([text]) for text in texts]
-    names = [None] * len(rows) + [adapter] * len(rows)
-    batch = collate([*rows, *rows], None, names).to(model.device)
+    rows = [pack([text]) for text in texts] * 2
+    names = [None] * len(texts) + [adapter] * len(texts)
+    images = [image for row in rows for image in row.images]
+    batch = collate(rows, features(images) if images else None, names).to(model.device)
 
     def logits(hidden: Tensor, owner: str | None) -> Tensor:
         return model.logits(hidden, [owner] * len(hidden))

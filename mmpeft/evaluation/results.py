@@ -9,16 +9,16 @@ from mmpeft.adapters.weight_change import weight_changes
 from mmpeft.data.records import IMAGE_MARKER, Record
 from mmpeft.evaluation.evaluate import Evaluation, as_answer
 from mmpeft.evaluation.examples import write_examples
-from mmpeft.evaluation.forgetting import measure_forgetting
+from mmpeft.evaluation.forgetting import Forgetting, measure_forgetting, measure_image_forgetting
 from mmpeft.evaluation.results_table import print_metrics
 from mmpeft.files import write_json, write_whole
+from mmpeft.inference.engine import Engine
 from mmpeft.inference.requests import Completion
 from mmpeft.metrics.answer import Answer
 from mmpeft.metrics.calibration import reliability
 from mmpeft.metrics.classification import confusion
 from mmpeft.metrics.intervals import as_metrics, by_images, intervals
 from mmpeft.metrics.registry import evaluate, fitting_metrics
-from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.reporting.figures import MAX_CLASSES, draw_confusion, draw_reliability
 from mmpeft.reporting.heat_map import draw_changes
 from mmpeft.reporting.run_report import remove_pictures, write_report
@@ -47,6 +47,7 @@ def write_results(
     metrics: Sequence[str] | None,
     tokenizer: Any,
     held_texts: Sequence[str] = (),
+    held_records: Sequence[Record] = (),
 ) -> None:
     """Measures the answers and writes predictions, metrics, pictures and a fresh report.
 
@@ -57,6 +58,7 @@ def write_results(
         metrics: by name; None takes those that fit.
         tokenizer: of the model.
         held_texts: plain text on which base and finetune are compared; none measures no forgetting.
+        held_records: questions about images on which they are compared too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_predictions(folder / "predictions.jsonl", evaluation)
@@ -73,7 +75,8 @@ def write_results(
     told: dict[str, str] = {}
     if held_texts:
         asked = {name: own for name, own in measured.items() if name not in evaluation.left_out}
-        told = _forgotten(run, folder, evaluation.engine.model, tokenizer, held_texts, asked)
+        held = tokenizer, held_texts, held_records
+        told = _forgotten(run, folder, evaluation.engine, held, asked)
     flat = _flat(measured)
     write_json(folder / "metrics.json", flat)
     if folder == run and (run / MANIFEST).exists():
@@ -139,24 +142,32 @@ def _draw(directory: Path, answers: list[Answer], suffix: str, name: str) -> Non
 
 
 def _forgotten(
-    run: Path, folder: Path, model: MultimodalModel, tokenizer: Any, texts: Sequence[str], measured: Metrics
+    run: Path,
+    folder: Path,
+    engine: Engine,
+    held: tuple[Any, Sequence[str], Sequence[Record]],
+    measured: Metrics,
 ) -> dict[str, str]:
     """Adds to the metrics what each finetune changed in the base's own abilities, and draws where it moved.
+
+    Args:
+        held: the tokenizer, plain text, and questions about images, of which there may be none.
 
     Returns:
         The same in words.
     """
     told: dict[str, str] = {}
+    (tokenizer, texts, records), model = held, engine.model
     for name, own in measured.items():
         adapter, suffix = name if name in model.bank else None, _suffix(name, measured)
+        whose = f"forgetting {name if suffix else ''}".strip()
         found = measure_forgetting(model, tokenizer, texts, adapter)
-        own |= {
-            "forgetting/perplexity_base": found.base_perplexity,
-            "forgetting/perplexity": found.perplexity,
-            "forgetting/same_token": found.agreement,
-            "forgetting/kl": found.divergence,
-        }
-        told[f"forgetting {name if suffix else ''}".strip()] = str(found)
+        own |= _as_metrics(found, "forgetting")
+        told[whose] = str(found)
+        if records:
+            of_images = measure_image_forgetting(engine, records, adapter)
+            own |= _as_metrics(of_images, "forgetting_of_images")
+            told[whose.replace("forgetting", "forgetting of images", 1)] = str(of_images)
         if adapter and (changes := weight_changes(model.bank, adapter)):
             draw_changes(folder / f"changes{suffix}.png", changes, title=adapter)
     if (run / MANIFEST).exists() and (trained := read_manifest(run).base):
@@ -166,6 +177,15 @@ def _forgotten(
         )
         print(f"base weights: {told['base weights']}")
     return told
+
+
+def _as_metrics(found: Forgetting, name: str) -> dict[str, float]:
+    return {
+        f"{name}/perplexity_base": found.base_perplexity,
+        f"{name}/perplexity": found.perplexity,
+        f"{name}/same_token": found.agreement,
+        f"{name}/kl": found.divergence,
+    }
 
 
 def _flat(measured: Metrics) -> dict[str, float]:

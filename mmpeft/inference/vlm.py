@@ -10,15 +10,16 @@ import torch
 from mmpeft.data.feature_cache.settings import CacheConfig
 from mmpeft.data.features import FeatureCache
 from mmpeft.data.image_tokens import Decode, TokensByShape
-from mmpeft.data.images import ImageLike
 from mmpeft.data.plan import PackingConfig
 from mmpeft.data.records import CAPTION_INSTRUCTION, CAPTION_TASK
 from mmpeft.data.template import Template
 from mmpeft.errors import RefusedError
 from mmpeft.inference.adapter_check import check_adapters
-from mmpeft.inference.asked import Images, aligned, choices_of, record_of
+from mmpeft.inference.asked import Image, Images, aligned, choices_of, conversation_of
 from mmpeft.inference.decoding import Sampling
 from mmpeft.inference.engine import Engine
+from mmpeft.inference.explain import explain
+from mmpeft.inference.explanation import Explanation
 from mmpeft.inference.requests import AnswerBy, Completion, Request
 from mmpeft.inference.self_check import ensure_checked
 from mmpeft.models.language import LanguageConfig
@@ -111,6 +112,7 @@ class VisionLanguageModel:
         task: str | None = None,
         choices: Sequence[str] | None = None,
         answer_by: AnswerBy = "auto",
+        history: Sequence[tuple[str, str]] = (),
     ) -> str: ...
     @overload
     def ask(
@@ -122,6 +124,7 @@ class VisionLanguageModel:
         task: str | None = None,
         choices: Sequence[Any] | None = None,
         answer_by: AnswerBy = "auto",
+        history: Sequence[tuple[str, str]] = (),
     ) -> list[str]: ...
     def ask(
         self,
@@ -132,25 +135,30 @@ class VisionLanguageModel:
         task: str | None = None,
         choices: Sequence[Any] | None = None,
         answer_by: AnswerBy = "auto",
+        history: Sequence[tuple[str, str]] = (),
     ) -> Any:
         """Answers questions about images: writes, or picks the best of the choices where there are some.
 
         Args:
-            image: path, bytes or PIL image; a tuple for several images in one question; None for text alone.
-            question: the question; ``<image>`` says where in it the images stand, else they come first.
+            image: path, bytes, PIL image or `Video`; a tuple for several in one question; None for text alone.
+            question: the question; ``<image>`` and ``<video>`` say where in it they stand, else they come first.
             max_new_tokens: longest answer in tokens; None is as long as the longest that the run was trained on, and
                 at least 64.
             task: identifier put before the question; by default the one that the run was trained with.
             choices: as in `rank`; by default those that the finetune's training data listed for such a question.
             answer_by: "auto" ranks where there are choices, "generate" writes all answers, "rank" refuses questions
                 without choices.
+            history: the earlier (question, answer) pairs of the conversation that a single question goes on with; the
+                images belong to its first question.
 
         Raises:
             RefusedError: an image that cannot be read, a question that is too long, choices that cannot be ranked.
             UnknownNameError: an unknown adapter.
         """
         sampling = self.sampling(max_new_tokens)
-        requests, single = self.requests(image, question, adapter, task, sampling, choices, answer_by)
+        requests, single = self.requests(
+            image, question, adapter, task, sampling, choices, answer_by, history
+        )
         texts = [completion.text for completion in _whole(self.engine.answer(requests))]
         return texts[0] if single else texts
 
@@ -164,13 +172,13 @@ class VisionLanguageModel:
 
     @overload
     def caption(
-        self, images: ImageLike, adapter: str | None = None, max_new_tokens: int | None = None
+        self, images: Image, adapter: str | None = None, max_new_tokens: int | None = None
     ) -> str: ...
     @overload
     def caption(self, images: list, adapter: Any = None, max_new_tokens: int | None = None) -> list[str]: ...
     def caption(self, images: Any, adapter: Any = None, max_new_tokens: int | None = None) -> Any:
-        """Describes images, with the instruction that the run's captions were trained with; captions that were chosen
-        in training are chosen here too, as in `ask`."""
+        """Describes images or videos, with the instruction that the run's captions were trained with; captions that
+        were chosen in training are chosen here too, as in `ask`."""
         return self.ask(images, self.caption_instruction, adapter, max_new_tokens, task=CAPTION_TASK)
 
     @property
@@ -192,6 +200,34 @@ class VisionLanguageModel:
         ranked = [own.ranking(request) for request, own in zip(requests, completions, strict=True)]
         return ranked[0] if single else ranked
 
+    def explain(
+        self,
+        image: Images,
+        question: str,
+        adapter: str | None = None,
+        answer: str | None = None,
+        task: str | None = None,
+        deletions: int = 16,
+    ) -> Explanation:
+        """Which patches of the images an answer rests on, and what the finetune changed; `docs/explain.md` tells how.
+
+        Args:
+            image: one or, as a tuple, several, as in `ask`.
+            answer: what is explained; None is the finetune's own, as `ask` gives it.
+            task: as in `ask`.
+            deletions: random draws of patches that the named ones are compared with; 0 leaves this check out.
+
+        Raises:
+            RefusedError: no image, or what `ask` refuses.
+            UnknownNameError: an unknown adapter.
+        """
+        requests, single = self.requests(image, question, adapter, task)
+        if not single:
+            raise RefusedError("one question is explained at a time: give no lists")
+        if answer is None:
+            answer = _whole(self.engine.answer(requests))[0].text
+        return explain(self.engine, requests[0], answer, deletions)
+
     def answer(self, requests: Sequence[Request]) -> list[Completion]:
         """The completion of every request, or its own error; see `requests`."""
         return self.engine.answer(requests)
@@ -209,6 +245,7 @@ class VisionLanguageModel:
         sampling: Sampling | None = None,
         choices: Sequence[Any] | None = None,
         answer_by: AnswerBy = "auto",
+        history: Sequence[tuple[str, str]] = (),
     ) -> tuple[list[Request], bool]:
         """The requests of `ask` and `rank`, and whether nothing was a list. The arguments are those of `ask`.
 
@@ -217,9 +254,11 @@ class VisionLanguageModel:
             UnknownNameError: an unknown adapter.
         """
         images, questions, adapters, single = aligned(image, question, adapter)
+        if history and not single:
+            raise RefusedError("a history goes with one question: give no lists, or ask one after the other")
         places = ["the question"] if single else [f"question {number}" for number in range(len(questions))]
         records = [
-            record_of(*asked, task or self.manifest.default_task)
+            conversation_of(*asked, task or self.manifest.default_task, history)
             for asked in zip(images, questions, places, strict=True)
         ]
         names = self._names(adapters)

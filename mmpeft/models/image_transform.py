@@ -70,6 +70,24 @@ def cut_share(size: tuple[int, int], encoder: Any) -> float:
     return 1 - min(seen_height, height) * min(seen_width, width) / (height * width)
 
 
+def placed(size: tuple[int, int], data_config: dict[str, Any]) -> tuple[int, int, int, int]:
+    """(left, top, width, height) of a resized image among the pixels that the encoder sees; left and top are negative
+    where it sticks out and is cut.
+
+    Args:
+        size: (width, height) of the image in pixels.
+        data_config: timm's settings of the encoder's transform.
+    """
+    height, width = _resized(size, data_config)
+    _, seen_height, seen_width = data_config["input_size"]
+    return _start(width, seen_width), _start(height, seen_height), width, height
+
+
+def _start(side: int, seen: int) -> int:
+    """Of the centre cut, or of the padding, as torchvision and timm round it."""
+    return (seen - side) // 2 if side < seen else -round((side - seen) / 2)
+
+
 def _resized(size: tuple[int, int], data_config: dict[str, Any]) -> tuple[int, int]:
     """(height, width) of an image between the resizing and the cut, as timm and torchvision round it."""
     width, height = size

@@ -89,7 +89,8 @@ class MultimodalModel(nn.Module):
             in_float32: as of `LanguageReader.logits`.
         """
         if not batch.adapters:
-            return TokenLosses.of_none(self.device)
+            nothing = self.idle() if self.reader.together else torch.zeros(0, device=self.device)
+            return TokenLosses.of_none(nothing)
         width, host = batch.input_ids.shape[1] if new is None else new, batch.on_host
         targets, segments = (own[:, -width:] for own in (host.targets, host.segments))
         rows, columns = (targets != IGNORE_INDEX).nonzero()
@@ -108,6 +109,14 @@ class MultimodalModel(nn.Module):
             None if batch.row_numbers is None else batch.row_numbers[rows],
         )
         return TokenLosses(nll, correct, rows, segments[rows, columns])
+
+    def idle(self) -> Tensor:
+        """(0,) float32 of a forward that answers nobody, of the base and one token, with its graph: for processes whose
+        layers others wait for."""
+        self.bank.route([None])
+        token = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+        hidden, _ = self.reader.decode(self.reader.embed(token), None, token, ids=token, last_position=0)
+        return hidden.flatten()[:0].float()
 
     def logits(
         self,
@@ -254,6 +263,17 @@ class MultimodalModel(nn.Module):
         slots = [self.projector_slots.get(owner or "", 0) for owner in owners]
         return self.projector(features, to_device(slots, features.device), self.dtype)
 
+    def projected(self, batch: Batch) -> Tensor:
+        """(image tokens of all, dim) what a batch's images are to its rows, for which the bank is routed; `inputs`
+        takes it."""
+        assert batch.features is not None, "asked for where there are images"
+        owners = [batch.adapters[row] for row in batch.on_host.image_rows]
+        projected = self.project(batch.features, batch.image_rows, owners).flatten(0, 1)
+        if batch.image_tokens is None:
+            return projected
+        used = np.arange(batch.features.shape[1]) < batch.image_tokens[:, None]
+        return projected[to_device(np.flatnonzero(used), projected.device)]
+
     def _embed(self, batch: Batch, columns: slice, projected: Tensor | None = None) -> Tensor:
         ids = batch.input_ids[:, columns]
         embeds = self.reader.embed(ids.clamp(min=0))
@@ -261,11 +281,7 @@ class MultimodalModel(nn.Module):
         if batch.features is None or not len(places):
             return embeds
         if projected is None:
-            owners = [batch.adapters[row] for row in batch.on_host.image_rows]
-            projected = self.project(batch.features, batch.image_rows, owners).flatten(0, 1)
-            if batch.image_tokens is not None:
-                used = np.arange(batch.features.shape[1]) < batch.image_tokens[:, None]
-                projected = projected[to_device(np.flatnonzero(used), ids.device)]
+            projected = self.projected(batch)
         if len(places) != len(projected):
             raise RefusedError(
                 f"the rows have {len(places)} image tokens, but {len(batch.features)} images of "

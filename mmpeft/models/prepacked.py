@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmpeft.transfer import is_sharded
+
 ROWS = 32
 """Rows that the blocks are laid out for; others are multiplied by the same blocks."""
 SHARE = 0.25
@@ -79,7 +81,7 @@ class PrepackedLinears:
             return []
         linears = [module for module in self._model.modules() if type(module) is nn.Linear]
         return [
-            (linear, partial(self._forward, linear)) for linear in linears if _is_bf16_on_cpu(linear.weight)
+            (linear, partial(self._forward, linear)) for linear in linears if _can_be_packed(linear.weight)
         ]
 
     @cached_property
@@ -109,6 +111,11 @@ class PrepackedLinears:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
         self._packed[linear] = now, packed
         return packed
+
+
+def _can_be_packed(weight: Tensor) -> bool:
+    """One that is sharded is gathered anew for every forward."""
+    return _is_bf16_on_cpu(weight) and not is_sharded(weight)
 
 
 def _is_bf16_on_cpu(tensor: Tensor) -> bool:

@@ -62,6 +62,9 @@ class LanguageReader:
     elsewhere: float = 0.0
     """What these give for tokens that nobody reads."""
 
+    together: bool = False
+    """Whether processes hold parts of its layers, so that each takes part in every forward and backward of any."""
+
     def __post_init__(self):
         self.decoder: Any = find_decoder(self.language_model)
         self._inside = {id(module) for module in self.decoder.modules()}
@@ -187,6 +190,8 @@ class LanguageReader:
             RefusedError: a position beyond those that the model reads alike.
         """
         check_positions(self.position_limit, positions, last_position)
+        if self.together and torch.is_grad_enabled() and not embeds.requires_grad:
+            embeds = embeds.detach().requires_grad_()  # or the backward would not reach the first layers
         using = keep or cache is not None
         given = {
             EMBEDS: embeds,

@@ -119,6 +119,13 @@ class Tiling:
         tiles = (rows.stop - rows.start) * (columns.stop - columns.start)
         return self.cells**2 + tiles
 
+    def placed(self, size: Size) -> tuple[Size, Size, slice, slice] | None:
+        """Where an image of so many pixels lies in its grid of tiles: (left, top) and (width, height) in pixels of the
+        grid, and the rows and columns of the grid's tokens that it has behind its overview; None of an overview
+        alone."""
+        grid = self.grid(size)
+        return None if grid == (1, 1) else (*self._content(size, grid), *self._seen(size, grid))
+
     def grid(self, size: Size) -> tuple[int, int]:
         """(rows, columns) of the best grid."""
         every = [

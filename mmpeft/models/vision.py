@@ -13,15 +13,14 @@ from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mmpeft.data.images import ImageConfig
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import hash_tensors
 from mmpeft.models.cut_borders import Cut, CutBorders
 from mmpeft.models.image_transform import FITS, make_transform, transform_image
+from mmpeft.models.pooling import pool_tokens as pool_tokens
 from mmpeft.models.tiling import TiledImage, Tiling
-from mmpeft.models.vision_config import Pooling
 from mmpeft.models.vision_config import VisionConfig as VisionConfig
 from mmpeft.paths import resolve
 
@@ -51,7 +50,10 @@ class VisionEncoder(nn.Module):
         self.image_config = config.image
         super().train(False)
         self.norm = self.layer == self.num_layers - 1  # the final norm belongs to the last layer only
-        num_tokens, self.dim = self._first_tokens().shape[1:]
+        first = self._first_features()
+        self.grid: tuple[int, int] = (first.shape[2], first.shape[3])
+        """Rows and columns of an image's features, before pooling."""
+        num_tokens, self.dim = pool_tokens(first, config.pooling, config.pool).shape[1:]
         self.tiling: Tiling | None = None
         """How images are cut into tiles, if they are."""
         if config.max_tiles is not None:
@@ -90,6 +92,10 @@ class VisionEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(images, 3, height, width) -> (images, tokens, dim)."""
+        return pool_tokens(self._features(pixels), self.config.pooling, self.config.pool)
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        """(images, 3, height, width) -> (images, dim, rows, columns)."""
         reference = next(self.model.parameters())
         num_images = len(pixels)
         if (
@@ -105,7 +111,7 @@ class VisionEncoder(nn.Module):
             intermediates_only=True,
             output_fmt="NCHW",
         )
-        return pool_tokens(features[:num_images], self.config.pooling, self.config.pool)
+        return features[:num_images]
 
     @property
     def _convolves(self) -> bool:
@@ -113,15 +119,15 @@ class VisionEncoder(nn.Module):
         return sum(isinstance(module, nn.Conv2d) for module in self.model.modules()) > 1
 
     @torch.no_grad()
-    def _first_tokens(self) -> Tensor:
+    def _first_features(self) -> Tensor:
         pixels = torch.zeros(1, *self.data_config["input_size"])
         try:
-            return self(pixels)
+            return self._features(pixels)
         except AssertionError:
             if not self.norm:
                 raise
             self.norm = False  # Hiera and SAM 2 have none there, and assert that none is asked for
-            return self(pixels)
+            return self._features(pixels)
 
     def _resolve_layer(self, layer: int) -> int:
         if not hasattr(self.model, "forward_intermediates"):
@@ -156,27 +162,6 @@ class NoVision(nn.Module):
 def make_encoder(config: VisionConfig | None, load_weights: bool = True) -> VisionEncoder | NoVision:
     """The encoder of a config; None is text alone."""
     return NoVision() if config is None else VisionEncoder(config, load_weights)
-
-
-def pool_tokens(features: Tensor, pooling: Pooling, pool: int) -> Tensor:
-    """(images, dim, height, width) -> (images, tokens, dim'), rows of the grid one after the other.
-
-    Raises:
-        RefusedError: the grid does not divide.
-    """
-    _, dim, height, width = features.shape
-    run = pool if pooling == "consecutive" else 1
-    side = pool if pooling in ("average", "pixel_shuffle") else 1
-    if height % side or width % side or (height * width) % run:
-        raise RefusedError(
-            f"a grid of {height}x{width} tokens cannot be pooled by {pool} ({pooling}); change image_size or pool"
-        )
-    if pooling == "average":
-        features = F.avg_pool2d(features, pool)
-    elif pooling == "pixel_shuffle":
-        features = F.pixel_unshuffle(features, pool)
-    tokens = features.flatten(2).transpose(1, 2)
-    return tokens.reshape(len(tokens), -1, dim * pool) if pooling == "consecutive" else tokens.contiguous()
 
 
 def check_size(config: VisionConfig) -> VisionEncoder:

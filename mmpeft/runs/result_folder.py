@@ -24,6 +24,7 @@ OF_A_FIT = (
         "model.weight_decay",
     ),
     *("model.schedule", "model.warmup", "model.optimizer", "model.choice_losses*", "model.seed"),
+    *("model.objective", "model.preferences*"),
     *(
         "model.max_steps",
         "model.shots_seed",
@@ -54,7 +55,7 @@ OF_THE_COURSE = (
     *("trainer.strategy", "trainer.benchmark"),
     *("trainer.logger*", "trainer.callbacks", "trainer.log_every_n_steps", "trainer.enable_*"),
     *("trainer.profiler*", "trainer.detect_anomaly", "trainer.barebones", "trainer.model_registry"),
-    *("trainer.fast_dev_run", "test.held_text"),  # one writes nothing, the other is for --forgetting
+    *("trainer.fast_dev_run", "test.held_*"),  # one writes nothing, the others are for --forgetting
 )
 """How a test goes on, and what it shows."""
 OF_A_SPLIT = ("data.%s", "model.%s", "trainer.limit_%s_batches")

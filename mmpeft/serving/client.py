@@ -13,6 +13,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
+from mmpeft.data.records import IMAGE_MARKER
 from mmpeft.errors import MissingFileError, RefusedError
 from mmpeft.runs.layout import RUN
 
@@ -20,6 +21,10 @@ SECONDS = 600
 """Without a byte, after which a server is given up."""
 LONGEST_BODY = 10_000
 """Characters that are read of an error's body."""
+Images = str | Path | Sequence[str | Path] | None
+"""Files of what one question is about: one, several, or none."""
+History = Sequence[tuple[str, str]]
+"""The earlier (question, answer) pairs of a conversation, to the first of which the images belong."""
 
 
 class _NoRedirect(HTTPRedirectHandler):
@@ -63,14 +68,19 @@ class Server:
         return self.models()[0] if model is None else model
 
     def write(
-        self, question: str, image: str | Path | None, model: str, max_new_tokens: int | None = None
+        self,
+        question: str,
+        image: Images,
+        model: str,
+        max_new_tokens: int | None = None,
+        history: History = (),
     ) -> Iterator[str]:
         """The answer, piece by piece, as the server writes it; greedy.
 
         Raises:
             RefusedError: the server refuses or fails, also in the middle of the answer, or cannot be reached.
         """
-        body = _asked(question, image, model) | {"stream": True, "temperature": 0}
+        body = _conversation(question, image, model, history) | {"stream": True, "temperature": 0}
         body |= {} if max_new_tokens is None else {"max_completion_tokens": max_new_tokens}
         ended = False
         with self._open("/v1/chat/completions", body) as answer:
@@ -88,10 +98,11 @@ class Server:
             raise RefusedError(f"{self.url} broke off in the middle of its answer; ask again, or see its log")
 
     def rank(
-        self, question: str, image: str | Path | None, model: str, choices: Sequence[str]
+        self, question: str, image: Images, model: str, choices: Sequence[str], history: History = ()
     ) -> list[tuple[str, float]]:
         """Choices and scores, the best first, as `VisionLanguageModel.rank` gives them; of `mmpeft serve` alone."""
-        told = self._json("/v1/score", _asked(question, image, model) | {"choices": [*choices]})
+        body = _conversation(question, image, model, history) | {"choices": [*choices]}
+        told = self._json("/v1/score", body)
         try:
             scores = [(str(own["choice"]), float(own["score"])) for own in told["data"]]
         except (KeyError, TypeError, ValueError):
@@ -147,21 +158,51 @@ def named_server(url: str | None, api_key: str | None, run: str) -> Server | Non
     return Server(url, api_key)
 
 
-def _asked(question: str, image: str | Path | None, model: str) -> dict[str, Any]:
-    content: Any = question
-    if image is not None:
-        url = {"type": "image_url", "image_url": {"url": _data_url(Path(image))}}
-        content = [url, {"type": "text", "text": question}]
+def _conversation(question: str, image: Images, model: str, history: History) -> dict[str, Any]:
+    """The body: of one question, or of one with what was said before it."""
+    first, *later = [*(text for turn in history for text in turn), question]
+    body = _asked(first, image, model)
+    roles = ("assistant", "user") * len(history)
+    body["messages"] += [{"role": role, "content": text} for role, text in zip(roles, later, strict=True)]
+    return body
+
+
+def _asked(question: str, image: Images, model: str) -> dict[str, Any]:
+    files = [] if image is None else [image] if isinstance(image, str | Path) else [*image]
+    content = _parts(question, files) if files else question
     return {"model": model, "messages": [{"role": "user", "content": content}]}
+
+
+def _parts(question: str, files: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """The images where ``<image>`` stands in the question, or before it.
+
+    Raises:
+        RefusedError: there is not one marker for each.
+    """
+    first, *others = question.split(IMAGE_MARKER)
+    if others and len(others) != len(files):
+        raise RefusedError(
+            f"the question has {len(others)} {IMAGE_MARKER} but {len(files)} images were given"
+        )
+    urls = [{"type": "image_url", "image_url": {"url": _data_url(Path(file))}} for file in files]
+    texts = [{"type": "text", "text": text} for text in (first, *others)]
+    if not others:
+        return [*urls, *texts]
+    placed = [texts[0], *(part for pair in zip(urls, texts[1:], strict=True) for part in pair)]
+    return [part for part in placed if part.get("text") != ""]
 
 
 def _data_url(image: Path) -> str:
     """The file as it is; servers look at the bytes, and want a type that begins with image."""
     if not image.is_file():
         raise MissingFileError(f"the image '{image}' does not exist")
+    return f"data:{media_type(image)};base64,{base64.b64encode(image.read_bytes()).decode()}"
+
+
+def media_type(image: Path) -> str:
+    """Which type a server is told, by the file's name; it begins with image."""
     kind = mimetypes.guess_type(image)[0] or ""
-    kind = kind if kind.startswith("image/") else f"image/{image.suffix[1:].lower() or 'png'}"
-    return f"data:{kind};base64,{base64.b64encode(image.read_bytes()).decode()}"
+    return kind if kind.startswith("image/") else f"image/{image.suffix[1:].lower() or 'png'}"
 
 
 def _refusal(error: HTTPError) -> str:

@@ -15,6 +15,7 @@ from mmpeft.errors import RefusedError
 from mmpeft.models.compilation import CompiledLayers
 from mmpeft.training.batches import steps_of_run
 from mmpeft.training.pieces import Pieces
+from mmpeft.training.sharding import INSTEAD, sharded
 
 Compile = bool | Literal["auto"]
 """Off, on, or on where it pays within the run."""
@@ -68,9 +69,20 @@ class CompiledSteps(L.Callback):
         self.wanted = wanted
         self._layers: CompiledLayers | None = None
 
-    def setup(self, trainer: Any, pl_module: L.LightningModule, stage: str) -> None:
-        """Goes before the others: those that write the run's directory begin where nothing can refuse the fit."""
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Goes before the others: those that write the run's directory begin where nothing can refuse the fit.
+
+        Raises:
+            RefusedError: the base is sharded.
+        """
         trainer.callbacks = [self, *(own for own in trainer.callbacks if own is not self)]
+        if self.wanted is False or stage != "fit" or not sharded(trainer):
+            return
+        why = "a sharded base has its weights elsewhere in every step, and no process can try steps out alone"
+        if self.wanted is True:
+            raise RefusedError(f"model.compile: {why}; set it to false, or {INSTEAD}")
+        print(f"compile: left out, {why}", file=sys.stderr)
+        self.wanted = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if self.wanted is False:

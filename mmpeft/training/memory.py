@@ -21,6 +21,7 @@ from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.models.prepacked import free_memory
 from mmpeft.training.malloc import return_freed_memory
 from mmpeft.training.run_writer import peak_memory_bytes
+from mmpeft.training.sharding import sharded
 from mmpeft.training.step_memory import count_step
 
 STATUS = Path("/proc/self/status")
@@ -213,7 +214,7 @@ class MemoryTold(L.Callback):
         """What it said."""
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or sharded(trainer):  # which has said what it holds
             return
         module, begun = pl_module, time.perf_counter()
         loader, features = module.batches.train(), module.engine.features
