@@ -197,8 +197,9 @@ class MultimodalModel(nn.Module):
         segments = Segments(inputs.queries, inputs.keys, positions, inputs.positions)
         mask = self.reader.mask(segments, self.dtype)
         last = int(inputs.highest.max())
+        wanted = inputs.among_all(places)
         with last_layer_at(
-            self.language_model, self.reader.last_modules, self.bank, inputs.among_all(places)
+            self.language_model, self.reader.last_modules, self.bank, wanted, self.reader.elsewhere
         ):
             hidden, _ = self.reader.decode(
                 inputs.embeds, mask, positions, cache, inputs.ids, last_position=last

@@ -59,6 +59,8 @@ class LanguageReader:
     tile_sizes: tuple[int, ...] = SIZES
     last_modules: list[str] = field(default_factory=list)
     """Paths of what works token by token behind the last attention; found out there too."""
+    elsewhere: float = 0.0
+    """What these give for tokens that nobody reads."""
 
     together: bool = False
     """Whether processes hold parts of its layers, so that each takes part in every forward and backward of any."""
