@@ -127,7 +127,7 @@ class FeatureCache:
         Raises:
             UnusableImageError: one of them cannot be read.
         """
-        return _allor_refused(images, self.load(images))
+        return _all_or_refused(images, self.load(images))
 
     def begin(self, images: Sequence[ImageLike]) -> Callable[[], Tensor | list[Tensor]]:
         """Decodes, in this thread, those images that will have to be encoded. What it gives encodes them and returns
@@ -136,7 +136,7 @@ class FeatureCache:
         pixels = {
             key: or_refused(self.encoding.pixels, image) for key, image in keys.items() if not self._has(key)
         }
-        return lambda: _allor_refused(images, self.load(images, pixels))
+        return lambda: _all_or_refused(images, self.load(images, pixels))
 
     def holds(self, image: ImageLike) -> bool:
         """Whether an image's features are at hand, so that it need not be decoded.
@@ -270,7 +270,7 @@ def _name(fingerprint: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _allor_refused(
+def _all_or_refused(
     images: Sequence[ImageLike], loaded: Sequence[Tensor | RefusedError]
 ) -> Tensor | list[Tensor]:
     for image, features in zip(images, loaded, strict=True):
