@@ -14,7 +14,7 @@ quickstart: $(VENV)/.core ## from nothing to a model that answers questions abou
 	$(BIN)/python scripts/quickstart.py --started $(STARTED)
 
 demo: $(VENV)/.dev ## ask the quickstart's model in the browser
-	$(BIN)/python demo/app.py
+	$(BIN)/mmpeft demo
 
 test: $(VENV)/.dev ## the whole suite but the slow tests
 	$(BIN)/mmpeft prepare

@@ -44,6 +44,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "caption": inference.caption,
     "join-captions": inference.join_captions,
     "serve": commands.serve,
+    "demo": commands.demo,
     "merge": runs.merge,
     "export": runs.export,
     "combine": runs.combine,
@@ -210,7 +211,7 @@ def spelt_out(function: Callable[..., Any], words: list[str]) -> list[str]:
 def _extend(lists: dict[str, list[str]], option: str, values: list[str], kind: Any) -> int:
     """Adds values to what was given of a list; gives how many are its own: none of one in brackets, which stays so."""
     one_each = get_origin(kind) is not list and str in get_args(kind)
-    in_brackets, earlier = values[0].startswith("[") and not one_each, lists.get(option)
+    in_brackets, earlier = _is_spelt(values) and not one_each, lists.get(option)
     if earlier is not None and (in_brackets or not earlier):
         raise RefusedError(f"--{option} is given twice, once in brackets; give all of it at once")
     own = [] if in_brackets else values[:1] if one_each else values
@@ -228,7 +229,12 @@ def _as_one(words: list[str]) -> list[str]:
     for before, word in zip(["", *words], words, strict=False):
         of_option = before.startswith("--") and "=" not in before
         (rest if word.startswith("-") or of_option else bare).append(word)
-    return [bare[0] if bare and bare[0].startswith("[") else json.dumps(bare), *rest]
+    return [bare[0] if _is_spelt(bare) and not os.path.lexists(bare[0]) else json.dumps(bare), *rest]
+
+
+def _is_spelt(values: list[str]) -> bool:
+    """Whether a list is written as one already; a file, a glob and a question, too, may begin with a bracket."""
+    return len(values) == 1 and values[0].startswith("[") and values[0].endswith("]")
 
 
 def _is_list(kind: Any, of: type | None = None) -> bool:

@@ -26,7 +26,7 @@ GROUND = (
 )
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli", "commands", "__init__"),
-    ("experiments", "tools"),
+    ("experiments", "tools", "demo"),
     ("training",),
     ("evaluation", "serving"),
     ("inference",),
@@ -54,7 +54,7 @@ DOORS = {
     "regex": {"metrics/words.py"},
     "timm": {"models/vision.py", "models/image_transform.py", "samples/vision_encoder.py"},
     "jsonargparse": {"cli.py", "experiments/continual_plan.py"},
-    "gradio": set(),
+    "gradio": {f"demo/{name}.py" for name in ("events", "page", "parts")},
     "pillow_heif": {"data/images/decode.py"},
     "ray": {"inference/captioning/on_ray.py"},
     "pydicom": {"data/images/dicom.py"},

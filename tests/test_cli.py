@@ -147,6 +147,11 @@ def test_a_command_does_not_look_for_garbage_among_the_libraries():
         ("combine", "r --weights 0.5 -0.5", "r --weights=[0.5,-0.5]"),
         ("caption", "--no-such-option 1", "[] --no-such-option 1"),
         ("check", "a b --decode false", '["a", "b"] --decode false'),
+        ("caption", "[a,b]", "[a,b]"),
+        ("caption", "a --question [vqa]_what?", '["a"] --question=["[vqa]_what?"]'),
+        ("caption", "a --question [vqa]_what? [b]", '["a"] --question=["[vqa]_what?", "[b]"]'),
+        ("caption", "[2024] b", '["[2024]", "b"]'),
+        ("caption", "[0-9]*.png", '["[0-9]*.png"]'),
         ("check", "--config fit.yaml", "[] --config fit.yaml"),
         ("check", "--config=fit.yaml a", '["a"] --config=fit.yaml'),
         (

@@ -65,7 +65,8 @@ class Examples(Lazy[Example]):
         counted: "dict[tuple[int, bool | Sides], Counted] | None" = None,
         skipped: Notes | None = None,
     ):
-        self.template, self.ranks = template, ranks
+        self.template = template
+        self.ranks: bool | Sides = ranks
         counted = {} if counted is None else counted
         for part in parts_of(records):
             if (id(part), ranks) not in counted:
@@ -82,7 +83,7 @@ class Examples(Lazy[Example]):
         return self.encode(self.records[number])
 
     def encode(self, record: Record) -> Example:
-        if isinstance(self.ranks, str):
+        if not isinstance(self.ranks, bool):
             return encode_preferred(self.template, record, self.ranks)
         ranked = self.ranks and "choices" in record
         return self.template.encode_choices(record) if ranked else self.template.encode(record)

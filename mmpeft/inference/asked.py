@@ -46,6 +46,27 @@ def record_of(images: Images, question: str, where: str, task: str | None) -> Re
     return record
 
 
+def conversation_of(
+    images: Images, question: str, where: str, task: str | None, history: Sequence[tuple[str, str]]
+) -> Record:
+    """Of a question and the earlier (question, answer) pairs, to the first of which the images belong."""
+    if not history:
+        return record_of(images, question, where, task)
+    for number, turn in enumerate(history, 1):
+        if len(turn) != 2 or not all(isinstance(text, str) and text.strip() for text in turn):
+            raise RefusedError(
+                f"turn {number} of the history is {turn!r:.80}; wanted a question and its answer, both with text"
+            )
+    (asked, answer), *others = history
+    record = record_of(images, asked, where, task)
+    ((first, _),) = record["turns"]
+    record["turns"] = [(first, answer), *others, (question, None)]
+    later = [answer, *(text for turn in others for text in turn), question]
+    if any(IMAGE_MARKER in text for text in later):
+        raise RefusedError(f"{where}: {IMAGE_MARKER} may stand in the first question of a conversation alone")
+    return record
+
+
 def choices_of(choices: Sequence[Any], places: Sequence[str]) -> list[list[str]]:
     """A list of choices for every question."""
     one = not isinstance(choices, str) and all(isinstance(choice, str) for choice in choices)

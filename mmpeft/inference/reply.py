@@ -49,17 +49,37 @@ def reply(
     (completion,) = vlm.answer([request])
     if completion.refusal is not None:
         raise completion.refusal
-    may_rank = answer_by != "generate"
-    told = _remarks(vlm.manifest, request, completion, may_rank, prefix)
-    if choices is None and request.rank:
-        told += _choice_remarks(vlm.manifest, request, prefix)
+    told = remarks(vlm.manifest, request, completion, choices is not None, answer_by, prefix)
     return Reply(completion.text, completion.ranking(request), told)
 
 
-def _choice_remarks(manifest: Manifest, request: Request, prefix: str) -> list[str]:
+def remarks(
+    manifest: Manifest,
+    request: Request,
+    completion: Completion,
+    given: bool = False,
+    answer_by: AnswerBy = "auto",
+    prefix: str = "",
+    who: str | None = None,
+) -> list[str]:
+    """What an answer does not say of itself; of one without a word the last says so.
+
+    Args:
+        given: whether the choices were.
+        prefix: as in `reply`.
+        who: what the finetune is called; by default as the request calls it.
+    """
+    name = who or request.adapter
+    told = _remarks(manifest, request, completion, answer_by != "generate", prefix, name)
+    if not given and request.rank:
+        told += _choice_remarks(manifest, request, prefix, name or RESERVED_NAME)
+    return told
+
+
+def _choice_remarks(manifest: Manifest, request: Request, prefix: str, who: str) -> list[str]:
     """That the choices were not made for this question, as far as is known."""
-    who, choices = request.adapter or RESERVED_NAME, request.record.get("choices", [])
-    if not are_for_any_question(manifest.choices.get(who, {}), request.record):
+    choices = request.record.get("choices", [])
+    if not are_for_any_question(manifest.choices.get(request.adapter or RESERVED_NAME, {}), request.record):
         return []
     more = f" and {len(choices) - SHOWN} more" if len(choices) > SHOWN else ""
     return [
@@ -69,10 +89,15 @@ def _choice_remarks(manifest: Manifest, request: Request, prefix: str) -> list[s
 
 
 def _remarks(
-    manifest: Manifest, request: Request, completion: Completion, may_rank: bool, prefix: str
+    manifest: Manifest,
+    request: Request,
+    completion: Completion,
+    may_rank: bool,
+    prefix: str,
+    name: str | None,
 ) -> list[str]:
     """That there was no image, nothing to choose from, or no word."""
-    who, told = request.adapter or f"the {RESERVED_NAME}", []
+    who, told = name or f"the {RESERVED_NAME}", []
     reads_text = (request.adapter or RESERVED_NAME) in manifest.without_images
     if manifest.vision and not request.record["images"] and not reads_text:
         told.append(f"no {prefix}image: asked about text alone")

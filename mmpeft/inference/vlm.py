@@ -15,7 +15,7 @@ from mmpeft.data.records import CAPTION_INSTRUCTION, CAPTION_TASK
 from mmpeft.data.template import Template
 from mmpeft.errors import RefusedError
 from mmpeft.inference.adapter_check import check_adapters
-from mmpeft.inference.asked import Image, Images, aligned, choices_of, record_of
+from mmpeft.inference.asked import Image, Images, aligned, choices_of, conversation_of
 from mmpeft.inference.decoding import Sampling
 from mmpeft.inference.engine import Engine
 from mmpeft.inference.explain import explain
@@ -112,6 +112,7 @@ class VisionLanguageModel:
         task: str | None = None,
         choices: Sequence[str] | None = None,
         answer_by: AnswerBy = "auto",
+        history: Sequence[tuple[str, str]] = (),
     ) -> str: ...
     @overload
     def ask(
@@ -123,6 +124,7 @@ class VisionLanguageModel:
         task: str | None = None,
         choices: Sequence[Any] | None = None,
         answer_by: AnswerBy = "auto",
+        history: Sequence[tuple[str, str]] = (),
     ) -> list[str]: ...
     def ask(
         self,
@@ -133,6 +135,7 @@ class VisionLanguageModel:
         task: str | None = None,
         choices: Sequence[Any] | None = None,
         answer_by: AnswerBy = "auto",
+        history: Sequence[tuple[str, str]] = (),
     ) -> Any:
         """Answers questions about images: writes, or picks the best of the choices where there are some.
 
@@ -145,13 +148,17 @@ class VisionLanguageModel:
             choices: as in `rank`; by default those that the finetune's training data listed for such a question.
             answer_by: "auto" ranks where there are choices, "generate" writes all answers, "rank" refuses questions
                 without choices.
+            history: the earlier (question, answer) pairs of the conversation that a single question goes on with; the
+                images belong to its first question.
 
         Raises:
             RefusedError: an image that cannot be read, a question that is too long, choices that cannot be ranked.
             UnknownNameError: an unknown adapter.
         """
         sampling = self.sampling(max_new_tokens)
-        requests, single = self.requests(image, question, adapter, task, sampling, choices, answer_by)
+        requests, single = self.requests(
+            image, question, adapter, task, sampling, choices, answer_by, history
+        )
         texts = [completion.text for completion in _whole(self.engine.answer(requests))]
         return texts[0] if single else texts
 
@@ -238,6 +245,7 @@ class VisionLanguageModel:
         sampling: Sampling | None = None,
         choices: Sequence[Any] | None = None,
         answer_by: AnswerBy = "auto",
+        history: Sequence[tuple[str, str]] = (),
     ) -> tuple[list[Request], bool]:
         """The requests of `ask` and `rank`, and whether nothing was a list. The arguments are those of `ask`.
 
@@ -246,9 +254,11 @@ class VisionLanguageModel:
             UnknownNameError: an unknown adapter.
         """
         images, questions, adapters, single = aligned(image, question, adapter)
+        if history and not single:
+            raise RefusedError("a history goes with one question: give no lists, or ask one after the other")
         places = ["the question"] if single else [f"question {number}" for number in range(len(questions))]
         records = [
-            record_of(*asked, task or self.manifest.default_task)
+            conversation_of(*asked, task or self.manifest.default_task, history)
             for asked in zip(images, questions, places, strict=True)
         ]
         names = self._names(adapters)

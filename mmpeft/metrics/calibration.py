@@ -33,7 +33,11 @@ def probabilities(answer: Answer) -> list[float]:
     """
     if missing := lacks_scores(answer):
         raise RefusedError(f"{answer.row}: {missing}")
-    scores = answer.scores or []
+    return softmax(answer.scores or [])
+
+
+def softmax(scores: Sequence[float]) -> list[float]:
+    """exp(score) of each as a share of their sum."""
     highest = max(scores)
     weights = [math.exp(score - highest) for score in scores]
     return [weight / sum(weights) for weight in weights]

@@ -23,6 +23,8 @@ LONGEST_BODY = 10_000
 """Characters that are read of an error's body."""
 Images = str | Path | Sequence[str | Path] | None
 """Files of what one question is about: one, several, or none."""
+History = Sequence[tuple[str, str]]
+"""The earlier (question, answer) pairs of a conversation, to the first of which the images belong."""
 
 
 class _NoRedirect(HTTPRedirectHandler):
@@ -66,14 +68,19 @@ class Server:
         return self.models()[0] if model is None else model
 
     def write(
-        self, question: str, image: Images, model: str, max_new_tokens: int | None = None
+        self,
+        question: str,
+        image: Images,
+        model: str,
+        max_new_tokens: int | None = None,
+        history: History = (),
     ) -> Iterator[str]:
         """The answer, piece by piece, as the server writes it; greedy.
 
         Raises:
             RefusedError: the server refuses or fails, also in the middle of the answer, or cannot be reached.
         """
-        body = _asked(question, image, model) | {"stream": True, "temperature": 0}
+        body = _conversation(question, image, model, history) | {"stream": True, "temperature": 0}
         body |= {} if max_new_tokens is None else {"max_completion_tokens": max_new_tokens}
         ended = False
         with self._open("/v1/chat/completions", body) as answer:
@@ -91,10 +98,11 @@ class Server:
             raise RefusedError(f"{self.url} broke off in the middle of its answer; ask again, or see its log")
 
     def rank(
-        self, question: str, image: Images, model: str, choices: Sequence[str]
+        self, question: str, image: Images, model: str, choices: Sequence[str], history: History = ()
     ) -> list[tuple[str, float]]:
         """Choices and scores, the best first, as `VisionLanguageModel.rank` gives them; of `mmpeft serve` alone."""
-        told = self._json("/v1/score", _asked(question, image, model) | {"choices": [*choices]})
+        body = _conversation(question, image, model, history) | {"choices": [*choices]}
+        told = self._json("/v1/score", body)
         try:
             scores = [(str(own["choice"]), float(own["score"])) for own in told["data"]]
         except (KeyError, TypeError, ValueError):
@@ -150,6 +158,15 @@ def named_server(url: str | None, api_key: str | None, run: str) -> Server | Non
     return Server(url, api_key)
 
 
+def _conversation(question: str, image: Images, model: str, history: History) -> dict[str, Any]:
+    """The body: of one question, or of one with what was said before it."""
+    first, *later = [*(text for turn in history for text in turn), question]
+    body = _asked(first, image, model)
+    roles = ("assistant", "user") * len(history)
+    body["messages"] += [{"role": role, "content": text} for role, text in zip(roles, later, strict=True)]
+    return body
+
+
 def _asked(question: str, image: Images, model: str) -> dict[str, Any]:
     files = [] if image is None else [image] if isinstance(image, str | Path) else [*image]
     content = _parts(question, files) if files else question
@@ -179,9 +196,13 @@ def _data_url(image: Path) -> str:
     """The file as it is; servers look at the bytes, and want a type that begins with image."""
     if not image.is_file():
         raise MissingFileError(f"the image '{image}' does not exist")
+    return f"data:{media_type(image)};base64,{base64.b64encode(image.read_bytes()).decode()}"
+
+
+def media_type(image: Path) -> str:
+    """Which type a server is told, by the file's name; it begins with image."""
     kind = mimetypes.guess_type(image)[0] or ""
-    kind = kind if kind.startswith("image/") else f"image/{image.suffix[1:].lower() or 'png'}"
-    return f"data:{kind};base64,{base64.b64encode(image.read_bytes()).decode()}"
+    return kind if kind.startswith("image/") else f"image/{image.suffix[1:].lower() or 'png'}"
 
 
 def _refusal(error: HTTPError) -> str:

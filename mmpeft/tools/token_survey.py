@@ -42,7 +42,8 @@ class TokenSurvey:
         ranks: bool | Sides = True,
     ):
         self.template = Template(load_tokenizer(language), image_tokens, layout, max_length)
-        self.language, self.positions, self.ranks = language, positions_of(language), ranks
+        self.language, self.positions = language, positions_of(language)
+        self.ranks: bool | Sides = ranks
         self.start()
 
     def start(self) -> None:
@@ -72,7 +73,7 @@ class TokenSurvey:
         Raises:
             DataError: an image or what a training needs is not there.
         """
-        if isinstance(self.ranks, str):
+        if not isinstance(self.ranks, bool):
             check_sides(record, self.ranks)
         *earlier, (question, answer) = record["turns"]
         spans = self.template.spans({**record, "turns": [*earlier, (question, None)]})

@@ -11,6 +11,7 @@ from mmpeft.data.template import current_settings
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import differences, hash_json, hash_rows
 from mmpeft.models.language import LanguageConfig
+from mmpeft.training.checkpoint_files import OF_A_FIT
 from mmpeft.training.preferences import PreferenceConfig
 
 LATER = {"lora_b_ratio": 1.0, "objective": "likelihood", "preferences": asdict(PreferenceConfig())}
@@ -163,9 +164,14 @@ def _changed_data(was: dict[str, Any], here: dict[str, Any]) -> list[str]:
 
 def verify_end(checkpoint: dict[str, Any], trainer: Any) -> None:
     """Raises:
-    RefusedError: more steps were taken than the run is to have. Lightning would train nothing, and the checkpoint's
-        weights would be written as those of the fewer steps.
+    RefusedError: it holds weights alone, or more steps were taken than the run is to have: Lightning would train
+        nothing, and the checkpoint's weights would be written as those of the fewer steps.
     """
+    if missing := sorted(OF_A_FIT - checkpoint.keys()):
+        raise RefusedError(
+            f"this checkpoint has no {missing[0]}, as one of weights alone (save_weights_only): a fit goes on from "
+            "whole ones; --resume finds the newest"
+        )
     taken = checkpoint["global_step"]
     if 0 <= trainer.max_steps < taken:
         raise RefusedError(

@@ -216,9 +216,11 @@ class VisionLanguageData(L.LightningDataModule):
             )
             if bad == "skip":
                 part = with_images(part, notes)
-            many = left is None or self.weights is None  # with weights every file is to be seen
-            parts.append(part[: left if many else max(1, left // (len(files) - number))])
-            left = None if left is None else left - len(parts[-1])
+            if left is not None:
+                share = left // (len(files) - number)  # with weights every file is to be seen
+                part = part[: left if self.weights is None else max(1, share)]
+                left -= len(part)
+            parts.append(part)
         require_images(Chained(parts), split)
         return parts
 

@@ -29,6 +29,7 @@ from mmpeft.training.finetune import FinetuneConfig, Schedule, Settings, Split, 
 from mmpeft.training.objectives import ChoiceLosses
 from mmpeft.training.optim import make_optimizer
 from mmpeft.training.preferences import Objective, PreferenceConfig
+from mmpeft.training.processes import require_alike
 from mmpeft.training.questions import evaluation_of
 from mmpeft.training.sharding import sharded
 from mmpeft.training.start import (
@@ -173,6 +174,8 @@ class VisionLanguageModule(L.LightningModule):
             begun = self.started, self.start_from, self.trainer.strategy
             self.step = make_step(self.model, self.finetunes, self.adapters(), *begun)
             self.losses = self.step.losses
+        if stage == "fit" and self.step.processes is not None:
+            require_alike(self.step.processes, self._belongs_to())
 
     @property
     def _data(self) -> VisionLanguageData:

@@ -88,7 +88,7 @@ class References:
         if not self._routes:
             return None
         self._require_known()
-        found = [TokenLosses.of_none(self.model.device)]
+        found = [TokenLosses.of_none(torch.zeros(0, device=self.model.device))]
         with evaluating(self.model), self._as_begun(batch.adapters):
             for start, stop in _runs([adapter in self._routes for adapter in batch.adapters]):
                 rows = batch.part(start, stop)

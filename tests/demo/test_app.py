@@ -1,194 +1,316 @@
-"""demo/app.py: the real page, started on a free port and asked by gradio's client."""
+"""The demo's page of a run, opened on a free port and asked by gradio's client."""
 
-import runpy
+import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 import mmpeft
+from mmpeft.cli import main
+from mmpeft.errors import RefusedError
 from mmpeft.inference.requests import Completion
+from mmpeft.runs.manifest import read_manifest
 
 gradio = pytest.importorskip("gradio")
 client = pytest.importorskip("gradio_client")
 
-from demo.app import LAUNCH, build, main, of_run  # noqa: E402
+from mmpeft.demo import asked as asking_module  # noqa: E402
+from mmpeft.demo.about import about_run  # noqa: E402
+from mmpeft.demo.asked import Upload  # noqa: E402
+from mmpeft.demo.page import build  # noqa: E402
+from tests.demo.conftest import asking  # noqa: E402
 
-SCRIPT = "<script>alert(1)</script><img src=x onerror=alert(2)> [x](javascript:alert(3)) $\\href{x}{y}$"
+QUESTION = "what color is it?"
+COLOURS = ["red", "blue", "green"]
+SCRIPT = "<script>alert(1)</script><img src=x onerror=alert(2)> [x](javascript:alert(3)) $\\href{x}{y}$ ${1+1} {{x}}"
 
 
 @pytest.fixture(scope="module")
 def vlm(tiny_run):
+    """The same run, asked without a page."""
     return mmpeft.load(str(tiny_run), "cpu")
 
 
-@pytest.fixture(scope="module")
-def page(vlm, tiny_run):
-    """A client of the page."""
-    blocks = build(of_run(vlm, tiny_run))
-    _, url, _ = blocks.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **LAUNCH)
-    yield client.Client(url, verbose=False)
-    blocks.close()
-
-
-@pytest.fixture(scope="module")
-def red(tiny_data) -> Path:
-    return tiny_data / "images" / "red0.png"
-
-
-def ask(page, image, task="Question", question="what color is it?", finetune="default", choices=""):
-    image = client.handle_file(str(image)) if image else None
-    return page.predict(image, task, question, finetune, choices, api_name="/answer")
-
-
-def test_question_and_caption(page, vlm, red):
-    answer, seconds, ranking = ask(page, red)
-    assert answer == vlm.ask(red, "what color is it?", "default")
-    assert ranking == ""
-    assert seconds.endswith(" s")
-    assert ask(page, red, finetune="base")[0] == vlm.ask(red, "what color is it?", "base")
-    assert ask(page, red, "Caption", "")[0] == vlm.caption(red)
-    assert ask(page, None, question="is red a color?")[0] == vlm.ask(None, "is red a color?")
-
-
-def ranking_of(vlm, image):
-    return vlm.rank(image, "what color is it?", ["red", "blue", "green"])
-
-
-def test_typed_choices_are_ranked(page, vlm, red):
-    answer, _, ranking = ask(page, red, choices="red, blue,green")
-    expected = ranking_of(vlm, red)
-    assert answer == expected[0][0]
-    assert ranking.splitlines() == [f"{choice}  {score:.4f}" for choice, score in expected]
-
-
-def test_without_typed_choices_the_runs_own_are_ranked(page, vlm, red, monkeypatch):
-    known = {"default": {"vqa": {"": ["red", "blue", "green"]}}}
-    monkeypatch.setattr(vlm.manifest, "choices", known)
-    answer, _, ranking = ask(page, red)
-    assert answer == ranking_of(vlm, red)[0][0]
-    assert len(ranking.splitlines()) == 3
-    assert ask(page, red, finetune="base")[2] == ""
-
-
 @pytest.fixture
-def warnings(monkeypatch) -> list[str]:
-    """What the page says beside an answer."""
-    told: list[str] = []
-    monkeypatch.setattr(gradio, "Warning", told.append)
-    return told
+def writes(source, monkeypatch):
+    """Has every finetune answer with a text."""
+
+    def answer(text: str) -> None:
+        def submit(request, *, on_event):
+            on_event(Completion(text))
+            return type("Ticket", (), {"cancel": lambda self: None})()
+
+        monkeypatch.setattr(source.live, "submit", submit)
+
+    return answer
 
 
-def test_a_question_without_an_image_is_told(page, red, warnings):
-    ask(page, red)
-    assert warnings == []
-    for asked in ({}, {"choices": "red,blue"}, {"finetune": "base"}):
-        warnings.clear()
-        ask(page, None, **asked)
-        assert warnings == ["no image: asked about text alone"]
+def test_question_and_caption(ask, vlm, red):
+    (answer,) = ask(red)
+    assert answer["text"] == vlm.ask(red, QUESTION, "default")
+    assert (answer["finetune"], answer["ranking"], answer["error"]) == ("default", [], None)
+    assert answer["seconds"] > 0
+    assert ask(red, finetunes=["base"])[0]["text"] == vlm.ask(red, QUESTION, "base")
+    assert ask(red, task="Caption", question="")[0]["text"] == vlm.caption(red)
+    assert ask(question="is red a color?")[0]["text"] == vlm.ask(None, "is red a color?")
 
 
-def test_an_answer_without_a_word_is_no_empty_box(page, vlm, red, warnings, monkeypatch):
-    monkeypatch.setattr(vlm, "answer", lambda requests: [Completion("") for _ in requests])
-    assert ask(page, red, finetune="base")[0] == "(the base ended its answer at once: it wrote nothing)"
-    assert warnings == []
+def test_finetunes_answer_side_by_side_in_one_batch(ask, source, vlm, red):
+    before = source.live.statistics()
+    answers = ask(red, finetunes=["base", "default"])
+    after = source.live.statistics()
+    assert [(own["finetune"], own["text"]) for own in answers] == [
+        (name, vlm.ask(red, QUESTION, name)) for name in ("base", "default")
+    ]
+    steps, tokens = (after[name] - before[name] for name in ("steps", "tokens"))
+    assert steps < 0.75 * tokens  # one after the other, a step would be a token
+
+
+def test_answers_are_shown_as_they_are_written(page, vlm, red, monkeypatch):
+    monkeypatch.setattr(asking_module, "PAUSE", 0.0)
+    job = page.submit(*asking(red, finetunes=["base"]), api_name="/answer")
+    job.result()
+    pieces = [answers[0]["text"] for answers, *_ in job.outputs()]
+    assert pieces[-1] == vlm.ask(red, QUESTION, "base")
+    assert len({*pieces}) > 3
+    assert all(later.startswith(earlier) for earlier, later in pairwise(pieces))
+
+
+def test_several_images_go_into_one_question(ask, vlm, red, blue):
+    for order in ((red, blue), (blue, red)):
+        assert ask(*order)[0]["text"] == vlm.ask(order, QUESTION)
+    marked = "<image> or <image>, which is red?"
+    assert ask(red, blue, question=marked)[0]["text"] == vlm.ask((red, blue), marked)
+
+
+def test_typed_choices_are_ranked_and_drawn(page, vlm, red):
+    answers, board, *_ = page.predict(*asking(red, choices="red, blue,green"), api_name="/answer")
+    expected = vlm.rank(red, QUESTION, COLOURS)
+    assert answers[0]["text"] == expected[0][0]
+    assert [choice for choice, _ in answers[0]["ranking"]] == [choice for choice, _ in expected]
+    assert [score for _, score in answers[0]["ranking"]] == pytest.approx(
+        [score for _, score in expected], abs=1e-5
+    )
+    assert board.count('class="bar"') == 3
+
+
+def test_without_typed_choices_the_runs_own_are_ranked(ask, source, vlm, red, monkeypatch):
+    monkeypatch.setattr(source.vlm.manifest, "choices", {"default": {"vqa": {"": COLOURS}}})
+    own, base = ask(red, finetunes=["default", "base"])
+    assert own["text"] == vlm.rank(red, QUESTION, COLOURS)[0][0]
+    assert len(own["ranking"]) == 3
+    assert own["remarks"][0].startswith("default chose among the answers that its training data listed")
+    assert base["ranking"] == []
+
+
+def test_a_conversation_remembers_what_each_answered(ask, vlm, red, blue):
+    both = ["default", "base"]
+    first = {own["finetune"]: own["text"] for own in ask(red, finetunes=both)}
+    follow = "and is it blue?"
+    alone = ask(red, question=follow, finetunes=both)
+    assert [own["text"] for own in alone] == vlm.ask(red, follow, both)
+    history = {name: [(QUESTION, first[name])] for name in both}
+    for name, own in zip(both, alone, strict=True):
+        history[name].append((follow, own["text"]))
+    for own in ask(red, question="sure?", finetunes=both, remember=True):
+        name = own["finetune"]
+        assert own["text"] == vlm.ask(red, "sure?", name, history=history[name])
+        assert own["text"] != vlm.ask(red, "sure?", name)
+    assert ask(blue, remember=True)[0]["text"] == vlm.ask(blue, QUESTION)  # other images: a new conversation
+
+
+def test_a_caption_is_remembered_by_its_instruction(ask, vlm, red):
+    caption = ask(red, task="Caption", question="")[0]["text"]
+    history = [(vlm.caption_instruction, caption)]
+    assert ask(red, remember=True)[0]["text"] == vlm.ask(red, QUESTION, history=history)
+
+
+def test_who_answered_less_of_a_conversation_says_so(ask, vlm, red):
+    told = ask(red, finetunes=["default"])[0]["text"]
+    own, base = ask(red, finetunes=["default", "base"], remember=True, question="sure?")
+    assert not [remark for remark in own["remarks"] if "turns" in remark]
+    assert "reads 0 of the 1 earlier turns: those that it answered" in base["remarks"]
+    assert own["text"] == vlm.ask(red, "sure?", history=[(QUESTION, told)])
+    assert base["text"] == vlm.ask(red, "sure?", "base")
+
+
+def test_what_an_answer_does_not_say_of_itself_is_told(ask, vlm, red):
+    assert not [remark for remark in ask(red)[0]["remarks"] if "cut" not in remark]
+    for changes in ({}, {"choices": "red,blue"}, {"finetunes": ["base"]}):
+        assert "no image: asked about text alone" in ask(**changes)[0]["remarks"]
+    tokens = vlm.sampling().max_new_tokens
+    completion = vlm.answer(vlm.requests(red, QUESTION, "base")[0])[0]
+    cut = (
+        f"cut after {tokens} tokens, the longest that an answer may have"
+        in ask(red, finetunes=["base"])[0]["remarks"]
+    )
+    assert cut == (completion.finish_reason == "length")
+
+
+def test_an_answer_without_a_word_is_no_empty_card(ask, writes, red):
+    writes("")
+    assert ask(red, finetunes=["base"])[0]["remarks"] == [
+        "the base ended its answer at once: it wrote nothing"
+    ]
 
 
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [
-        (b"<svg onload=alert(1)>", "x.png", "found an SVG drawing"),
-        (b"<svg onload=alert(1)>", "x.svg", "found an SVG drawing"),
-        (b"", "x.png", "empty"),
-        (None, "cut.png", "cannot be decoded"),
+        (b"<svg onload=alert(1)>", "x.png", "x.png: found an SVG drawing"),
+        (b"<svg onload=alert(1)>", "x.svg", "x.svg: found an SVG drawing"),
+        (b"", "nothing.png", "nothing.png.*empty"),
+        (None, "cut.png", "cut.png: cannot be decoded"),
     ],
 )
-def test_bad_images_are_explained(page, red, tmp_path, content, name, message):
+def test_an_unreadable_file_is_named(ask, red, tmp_path, content, name, message):
     path = tmp_path / name
     path.write_bytes(red.read_bytes()[:60] if content is None else content)
     with pytest.raises(client.exceptions.AppError, match=message) as raised:
-        ask(page, path)
+        ask(red, path)
     assert "<svg" not in str(raised.value)
     assert "gradio" not in str(raised.value)
 
 
-def test_too_many_pixels(page, tmp_path):
+def test_an_unreadable_file_is_left_out_and_named_as_soon_as_it_is_there(source, red, tmp_path, monkeypatch):
+    (tmp_path / "cut.png").write_bytes(red.read_bytes()[:60])
+    check = next(own.fn for own in build(source).fns.values() if own.name == "check")
+    told: list[str] = []
+    monkeypatch.setattr(gradio, "Warning", lambda message, **_: told.append(message))
+    good, bad = Upload(str(red), "mine.png"), Upload(str(tmp_path / "cut.png"), "<b>cut.png")
+    assert check([good, bad]) == [(str(red), None)]
+    assert len(told) == 1
+    assert told[0].startswith("left out: &lt;b&gt;cut.png: cannot be decoded")
+    assert check([good]) == gradio.skip()
+    assert len(told) == 1
+
+
+def test_too_many_pixels(ask, tmp_path):
     Image.new("1", (13_000, 10_000)).save(tmp_path / "large.png")
-    with pytest.raises(client.exceptions.AppError, match="128,000,000 pixels"):
-        ask(page, tmp_path / "large.png")
+    with pytest.raises(client.exceptions.AppError, match=r"large.png.*128,000,000 pixels"):
+        ask(tmp_path / "large.png")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"finetune": "nobody"}, "nobody"),
+        ({"finetunes": ["nobody"]}, "nobody"),
+        ({"finetunes": []}, "choose 1 to 8 finetunes to answer; 0 are chosen"),
         ({"task": "Delete"}, "Delete"),
         ({"question": " "}, "type a question"),
         ({"question": "x" * 2001}, "type a question of 1 to 2000"),
         ({"choices": "red"}, "choices must be at least two"),
         ({"choices": "<b>, <b>"}, "two different, non-empty answers; got .'&lt;b&gt;'"),
         ({"choices": "x," * 1001}, "type choices of 1 to 2000"),
-        ({"question": "<image> and <image>?"}, "2 &lt;image&gt; but 1 images"),
     ],
 )
-def test_refusals(page, red, changes, message):
+def test_refusals(ask, red, changes, message):
     with pytest.raises(client.exceptions.AppError, match=message):
-        ask(page, red, **changes)
+        ask(red, **changes)
 
 
-def test_a_caption_needs_an_image(page):
+def test_what_one_finetune_refuses_is_its_own_error(ask, source, vlm, red, monkeypatch):
+    assert "2 <image> but 1 images" in ask(red, question="<image> and <image>?")[0]["error"]
+    submit = source.live.submit
+
+    def refusing(request, **how):
+        if request.adapter == "default":
+            raise RefusedError("no place")
+        return submit(request, **how)
+
+    monkeypatch.setattr(source.live, "submit", refusing)
+    own, base = ask(red, finetunes=["default", "base"])
+    assert (own["text"], own["error"]) == ("", "no place")
+    assert (base["text"], base["error"]) == (vlm.ask(red, QUESTION, "base"), None)
+
+
+def test_a_caption_needs_an_image(ask):
     with pytest.raises(client.exceptions.AppError, match="a caption needs an image"):
-        ask(page, None, "Caption")
+        ask(task="Caption")
 
 
-def test_an_uploaded_file_too_large_is_refused(page, tmp_path):
+def test_an_uploaded_file_too_large_is_refused(ask, tmp_path):
     (tmp_path / "large.png").write_bytes(b"\x89PNG" + bytes(21 * 2**20))
     with pytest.raises(Exception, match=r"413|too large|exceeds"):
-        ask(page, tmp_path / "large.png")
+        ask(tmp_path / "large.png")
 
 
-def test_files_of_the_server_stay_there(page, tiny_run):
+def raw(page, image: dict, *rest) -> str:
+    """What the page says to a request that no client of gradio's has touched: they would upload the file first."""
     import httpx
 
-    for path in ("/etc/passwd", str(tiny_run / "mmpeft.json")):
+    body = {"data": [[{"image": image, "caption": None}], *rest]}
+    begun = httpx.post(f"{page.src}gradio_api/call/answer", json=body).json()
+    return httpx.get(f"{page.src}gradio_api/call/answer/{begun['event_id']}", timeout=60).text
+
+
+def test_files_of_the_server_stay_there(page, vlm, red, tiny_run):
+    import httpx
+
+    _, *rest = asking(question=QUESTION)
+    (uploaded,) = httpx.post(
+        f"{page.src}gradio_api/upload", files={"files": ("red.png", red.read_bytes())}
+    ).json()
+    assert (
+        vlm.ask(red, QUESTION)
+        in json.loads(raw(page, {"path": uploaded}, *rest).split("data: ")[-1])[0][0]["text"]
+    )
+    for path in ("/etc/passwd", str(red), str(tiny_run / "report.png")):
         assert httpx.get(f"{page.src}gradio_api/file={path}").status_code in (403, 404)
-        with pytest.raises(client.exceptions.AppError):
-            page.predict(
-                {"path": path, "meta": {"_type": "gradio.FileData"}},
-                "Caption",
-                "",
-                "base",
-                api_name="/answer",
-            )
+        told = raw(page, {"path": path, "meta": {"_type": "gradio.FileData"}}, *rest)
+        assert "event: error" in told
+        assert "event: complete" not in told
+        assert Path(path).name not in told
 
 
-def test_markup_stays_text(page, vlm, red, monkeypatch):
-    monkeypatch.setattr(vlm, "answer", lambda requests: [Completion(SCRIPT) for _ in requests])
-    assert ask(page, red)[0] == SCRIPT
-    shown = [
-        part for part in page.config["components"] if part["props"].get("label") in ("Answer", "Ranking")
-    ]
-    assert [part["type"] for part in shown] == ["textbox"] * 2  # which no browser reads as HTML or Markdown
+def test_markup_stays_text(page, writes, red):
+    writes(SCRIPT)
+    asked = asking(red, question=f"{SCRIPT}?", choices="")
+    answers, board, python, _ = page.predict(*asked, api_name="/answer")
+    assert answers[0]["text"] == SCRIPT
+    assert "&lt;script&gt;" in board
+    assert not any(mark in board for mark in ("<script", "<img", "${", "{{"))
+    compile(python, "copied", "exec")
 
 
-def test_names_and_facts_of_a_run_are_escaped(vlm, tmp_path, monkeypatch):
-    monkeypatch.setattr(vlm.manifest, "facts", {SCRIPT: SCRIPT})
-    monkeypatch.setitem(vlm.manifest.language, "name", SCRIPT)
-    parts = build(of_run(vlm, tmp_path)).get_config_file()["components"]
+def test_names_and_facts_of_a_run_are_escaped(source, monkeypatch):
+    monkeypatch.setattr(source, "told", SCRIPT)
+    monkeypatch.setattr(source.about[0], "facts", {SCRIPT: SCRIPT})
+    parts = build(source).get_config_file()["components"]
     texts = [part["props"]["value"] for part in parts if part["type"] == "html"]
-    assert len(texts) == 2
-    assert not any("<script" in text or "<img" in text for text in texts)
+    assert sum("&lt;script" in text for text in texts) == 2
+    assert not any("<script" in text or "<img" in text or "${" in text for text in texts)
+
+
+def test_the_page_tells_of_the_run(source, tiny_run):
+    about = about_run(tiny_run)
+    assert read_manifest(tiny_run).facts.items() <= about.facts.items()
+    assert about.pictures[0][0] == "report"
+    assert about.card.startswith("#")
+    assert "![" not in about.card
+    assert "library_name" not in about.card
+    parts = build(source).get_config_file()["components"]
+    assert about.card in [part["props"].get("value") for part in parts if part["type"] == "markdown"]
+
+
+def test_a_click_on_an_example_fills_the_page(source):
+    choose = next(own.fn for own in build(source).fns.values() if own.name == "choose")
+    event = type("Event", (), {"index": 1})()
+    own = source.examples[1]
+    assert choose(event) == ([own.image], own.task, own.question, "", own.truth)
+    assert own.truth
 
 
 def test_only_the_answer_is_public(page):
     assert list(page.view_api(return_format="dict")["named_endpoints"]) == ["/answer"]
 
 
-def test_without_a_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["app.py", "--run", str(tmp_path / "none"), "--share"])
+def test_without_a_run(tmp_path):
     with pytest.raises(SystemExit, match=r"error: .*`make quickstart`"):
-        runpy.run_path("demo/app.py", run_name="__main__")
+        main(["demo", "--run", str(tmp_path / "none"), "--share"])
 
 
 @pytest.mark.parametrize(
@@ -196,9 +318,33 @@ def test_without_a_run(tmp_path, monkeypatch):
 )
 def test_a_page_for_others_warns(tiny_run, monkeypatch, capsys, host, share, warned):
     monkeypatch.setattr(gradio.Blocks, "launch", lambda self, **settings: print(settings))
-    main(str(tiny_run), host=host, share=share)
+    main(["demo", "--run", str(tiny_run), "--host", host, *(["--share"] if share else [])])
     out, err = capsys.readouterr()
     assert ("no login" in err) == warned
     assert f"'server_name': '{host}'" in out
     assert f"'share': {share}" in out
     assert "'max_file_size': '20mb'" in out
+
+
+def test_a_port_that_is_taken_is_told(tiny_run, address):
+    port = address.rstrip("/").rpartition(":")[2]
+    with pytest.raises(
+        SystemExit, match=rf"error: port {port} of 127.0.0.1 is taken; name another with --port"
+    ):
+        main(["demo", "--run", str(tiny_run), "--port", port])
+
+
+def test_without_the_extra_it_says_which(tiny_run, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("mmpeft.demo")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(SystemExit, match=r"error: gradio is missing, .*pip install 'mmpeft\[demo\]'"):
+        main(["demo", "--run", str(tiny_run)])
+
+
+def test_the_old_script_is_the_command(tmp_path, monkeypatch):
+    import runpy
+
+    monkeypatch.setattr(sys, "argv", ["app.py", "--run", str(tmp_path / "none")])
+    with pytest.raises(SystemExit, match=r"error: .*`make quickstart`"):
+        runpy.run_path(str(Path("demo/app.py")), run_name="__main__")

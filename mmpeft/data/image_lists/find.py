@@ -51,7 +51,7 @@ class ImageList(Chained[Listed]):
         return hash_rows(row for part in self._named for row in zip(part.names, part.ids, strict=False))
 
 
-def find_images(inputs: Sequence[str], videos: bool = True) -> ImageList:
+def find_images(inputs: Sequence[str], videos: bool = True, output: str | None = None) -> ImageList:
     """The images and videos of folders and of those in them, of globs, single files, tables and tars.
 
     The names are relative to the input where it is the only one and no glob, else as the inputs are given. Links to
@@ -60,13 +60,15 @@ def find_images(inputs: Sequence[str], videos: bool = True) -> ImageList:
     Args:
         inputs: as they are given, at least one.
         videos: whether those are wanted; else they are files that are no images. In tars they always are.
+        output: file that is made of them. It, and what lies beside it under its name and an ending more, is nothing
+            that a glob can mean.
 
     Raises:
         RefusedError: an input is not there or cannot be read, no image is found, or one is given twice.
     """
     if not inputs:
         raise RefusedError("no input is named; name a folder of images, images, tables or tars")
-    found, left = _Found(len(inputs) == 1, videos), Counter[str]()
+    found, left = _Found(len(inputs) == 1, videos, output), Counter[str]()
     for given in inputs:
         found.add(given, left)
     base, files = found.files
@@ -85,8 +87,9 @@ def find_images(inputs: Sequence[str], videos: bool = True) -> ImageList:
 class _Found:
     """What inputs stand for, before tars and tables are opened."""
 
-    def __init__(self, alone: bool, videos: bool):
+    def __init__(self, alone: bool, videos: bool, output: str | None):
         self.alone, self.videos = alone, videos
+        self._output = None if output is None else os.path.realpath(output)
         self.files: tuple[str, list[str]] = "", []
         """The folder that they are relative to, and their names."""
         self.tars: list[tuple[str, str]] = []
@@ -134,6 +137,8 @@ class _Found:
             raise MissingFileError(f"no file is called like {given}")
         self.alone = False
         for match in matches:
+            if self._is_output(match):
+                continue
             if os.path.isdir(match):
                 if "**" not in given:  # which names all that lies in it as well
                     self._add_folder(match, left)
@@ -141,6 +146,10 @@ class _Found:
                 self._add_file(match)
             else:
                 left[os.path.splitext(match)[1].lower()] += 1
+
+    def _is_output(self, match: str) -> bool:
+        path = os.path.realpath(match)
+        return self._output is not None and f"{path}.".startswith(f"{self._output}.")
 
 
 def left_out(left: Mapping[str, int]) -> str:

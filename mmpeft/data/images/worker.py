@@ -26,6 +26,7 @@ class ImageWorker:
 
     def __init__(self):
         self._process: Any = None
+        self._code: int | None = None
         self._reader = ThreadPoolExecutor(1)
 
     def __enter__(self) -> "ImageWorker":
@@ -60,26 +61,41 @@ class ImageWorker:
         Raises:
             ImageError: the function's own, or as `load`.
         """
-        process = self._started()
         try:
-            pickle.dump((function, given), process.stdin)
-            process.stdin.flush()
-            answer = self._reader.submit(pickle.load, process.stdout).result(seconds)
+            answer = self._answer(function, given, seconds) or self._answer(function, given, seconds)
         except Late:
             self.end()
             raise ImageError(
                 f"{name}: decoding took longer than {seconds:g} s (image.max_seconds); save it in a simpler "
                 "form, raise the limit, or drop it"
             ) from None
-        except (EOFError, OSError, pickle.UnpicklingError):
-            code = process.wait()
-            self.end()
+        if answer is None:
             raise ImageError(
-                f"{name}: its decoder ended with code {code}; save it again, or drop it"
-            ) from None
+                f"{name}: its decoder ended with code {self._code}, and again when it was begun anew; save it again, "
+                "or drop it"
+            )
         if isinstance(answer, str):
             raise ImageError(answer)
         return answer
+
+    def _answer(self, function: Callable[..., Any], given: tuple[Any, ...], seconds: float) -> Any:
+        """What the process says of an image; None where it ended instead. Once that need not be the image's fault: a
+        process is also killed from outside, or for memory that others take.
+
+        Raises:
+            Late: it says nothing for so long.
+        """
+        process = self._started()
+        try:
+            pickle.dump((function, given), process.stdin)
+            process.stdin.flush()
+            return self._reader.submit(pickle.load, process.stdout).result(seconds)
+        except Late:  # an OSError, too
+            raise
+        except (EOFError, OSError, pickle.UnpicklingError):
+            self._code = process.wait()
+            self.end()
+            return None
 
     def end(self) -> None:
         """Ends the process, whatever it is doing."""

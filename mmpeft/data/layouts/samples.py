@@ -138,7 +138,9 @@ class RowReader:
         system, turns = self._system(fields, turns)
         several = captions and len(references) > 1
         times = take_times(images, self.root)
-        sample = Sample(turns, images, times, system, choices, references, several, label, fields.take("task"))
+        sample = Sample(
+            turns, images, times, system, choices, references, several, label, fields.take("task")
+        )
         self._identify(fields, sample)
         aside += take_bookkeeping(fields, bool(images), asked)
         if aside:

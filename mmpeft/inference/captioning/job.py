@@ -11,7 +11,7 @@ from mmpeft.data.records import check_question
 from mmpeft.data.video import NUM_FRAMES, check_rate
 from mmpeft.errors import RefusedError, require_positive
 from mmpeft.hashing import hash_file, hash_json
-from mmpeft.inference.captioning.shards import Shards
+from mmpeft.inference.captioning.shards import ENDING, Shards
 from mmpeft.runs.layout import adapter_folder
 from mmpeft.runs.manifest import Manifest, read_manifest
 
@@ -104,6 +104,11 @@ class Job:
     def shards(self) -> Shards:
         return Shards(Path(self.folder), self.meta, self.meta["images"]["count"], self.meta["shard_size"])
 
+    @property
+    def output(self) -> str:
+        """The file of all rows."""
+        return self.folder.removesuffix(ENDING)
+
     def require(self, images: ImageList) -> None:
         """Raises:
         RefusedError: a worker sees other images than those that the job is about.
@@ -141,7 +146,8 @@ def _identity(run: str, manifest: Manifest, adapter: str) -> str:
     """What decides about a finetune's answers; not its metrics and facts, which a later test changes."""
     files = sorted(adapter_folder(run, adapter).rglob("adapter_*"))
     projector = manifest.projectors.get(adapter, manifest.projector)
-    how = [manifest.vision, manifest.template, manifest.instructions, manifest.max_new_tokens]
+    held = {name: manifest.language.get(name) for name in ("dtype", "quantization", "attention")}
+    how = [manifest.vision, manifest.template, manifest.instructions, manifest.max_new_tokens, held]
     if manifest.choices:
         how.append(manifest.choices.get(adapter))
     return hash_json([manifest.identity, *how, projector, [hash_file(path) for path in files]])

@@ -27,6 +27,9 @@ from mmpeft.errors import RefusedError
 from mmpeft.files import told_if_full
 from mmpeft.hashing import hash_json
 
+ENDING = ".shards"
+"""Of the folder that belongs to a file of rows."""
+
 
 @dataclass(frozen=True)
 class Seal:
@@ -101,6 +104,10 @@ class Shards:
                 "another --output"
             )
         return seal
+
+    def digest(self) -> str:
+        """Of the rows of all shards, which are there."""
+        return hash_json([seal.sha256 for shard in range(len(self)) if (seal := self.seal(shard))])
 
     def rows(self, shard: int) -> bytes:
         """The lines of a shard that is there."""

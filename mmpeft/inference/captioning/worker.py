@@ -63,7 +63,7 @@ class Captioner:
 
     def __init__(self, job: Job, device: str = "auto"):
         self.job, self.shards = job, job.shards
-        self.images = find_images(job.inputs, job.task.shows_videos)
+        self.images = find_images(job.inputs, job.task.shows_videos, job.output)
         job.require(self.images)
         self._threads = torch.get_num_threads()
         torch.set_num_threads(job.task.threads)

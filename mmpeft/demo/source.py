@@ -1,0 +1,64 @@
+"""Whom the demo's page asks: loaded runs or a server, by one set of methods."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from PIL import Image
+
+from mmpeft.demo.asked import Answer, Asked, Upload
+
+
+@dataclass
+class Example:
+    """A held-out example of a run."""
+
+    image: Image.Image
+    task: str
+    question: str
+    truth: str | None
+
+
+@dataclass
+class About:
+    """What there is to know of a run."""
+
+    name: str
+    facts: dict[str, str]
+    card: str
+    """Markdown; empty where there is none."""
+    pictures: list[tuple[str, Image.Image]]
+    """(name, picture), the report with its curves first."""
+
+
+class Source(Protocol):
+    """Answers the page's questions."""
+
+    name: str
+    told: str
+    """The title's second line."""
+    finetunes: list[str]
+    """Who can be asked; the first is asked where nobody chooses."""
+    captions: bool
+    """Whether it can be asked for a caption."""
+    examples: list[Example]
+    about: list[About]
+
+    def check(self, image: Upload) -> None:
+        """Raises:
+        RefusedError: the file cannot be read as an image; it names the file.
+        """
+        ...
+
+    def ask(self, asked: Asked) -> Iterator[list[Answer]]:
+        """All answers as they are now, again and again until the last is done. What one of them cannot do is its own
+        ``error``.
+
+        Raises:
+            RefusedError: it cannot be asked, whoever is to answer.
+        """
+        ...
+
+    def code(self, asked: Asked, answers: Sequence[Answer]) -> tuple[str, str]:
+        """What asks the same from Python, and with curl from a server."""
+        ...
