@@ -82,21 +82,31 @@ class Intake:
         """Inside, a body is waited for as long as it may take and there is room.
 
         Raises:
-            HttpError: 408, it was not there by then.
+            HttpError: 408, it was not there by then, or 429, it made way.
         """
         deadline = asyncio.timeout(self.limits.body_seconds)
-        told = f"The body was not there within {self.limits.body_seconds:g} s (limits.body_seconds)"
         try:
             async with deadline:
                 self._make_way()
                 self.coming[deadline] = None
                 yield
         except TimeoutError:
-            if deadline not in self.coming:
-                told = f"The body made way for {self.most} that began to come after it; send it faster, or again later"
-            raise HttpError(408, told, "timeout_error", "timeout", headers=CLOSE) from None
+            raise self._too_slow(made_way=deadline not in self.coming) from None
         finally:
             self.coming.pop(deadline, None)
+
+    def _too_slow(self, made_way: bool) -> HttpError:
+        if made_way:
+            refusal = overloaded(1)
+            refusal.headers |= CLOSE
+            return refusal
+        return HttpError(
+            408,
+            f"The body was not there within {self.limits.body_seconds:g} s (limits.body_seconds)",
+            "timeout_error",
+            "timeout",
+            headers=CLOSE,
+        )
 
     def _make_way(self) -> None:
         """Room for one more body: where there is none, the oldest is waited for no longer."""

@@ -67,14 +67,15 @@ def test_slow_bodies_make_way_and_keep_nobody_out():
         answering.set()
         slow = [Client(intake) for _ in range(5)]
         await settle()
-        assert [client.status for client in slow] == [408, 408, None, None, None]
-        assert "made way for 3 that began to come after it" in slow[0].message
+        assert [client.status for client in slow] == [429, 429, None, None, None]
+        headers = dict(slow[0].sent[0]["headers"])
+        assert (headers[b"retry-after"], headers[b"connection"]) == (b"1", b"close")
         quick = Client(intake)
         quick.goes_on.set()
         await quick.task
         assert quick.status == 200
         await settle()
-        assert [client.status for client in slow] == [408, 408, 408, None, None]
+        assert [client.status for client in slow] == [429, 429, 429, None, None]
         for client in slow:
             client.goes_on.set()
         await settle()
