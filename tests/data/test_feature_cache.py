@@ -90,7 +90,7 @@ def test_what_another_promises_to_write_counts_as_written(tmp_path, images, caps
     limit = gb * IMAGE_BYTES / 1e9
     first = FeatureCache(tmp_path / "cache", CountingEncoder(), max_gb=limit)
     other = FeatureCache(tmp_path / "cache", CountingEncoder(layer=1), max_gb=limit)
-    decode, encoded = first.decode, []
+    decode, encoded = first.encoding.decode, []
 
     def meanwhile(image, config):
         if not encoded:

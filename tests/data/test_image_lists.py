@@ -73,14 +73,14 @@ def test_what_inputs_stand_for(inputs, names, left, here):
 @pytest.mark.parametrize("given", ["photos/*", "photos/**"])
 def test_a_glob_does_not_mean_what_is_made_of_its_images(given, here):
     """Else a command that is given again would find other images."""
-    images = find_images([given], "photos/captions.jsonl")
+    images = find_images([given], output="photos/captions.jsonl")
     (here / "photos" / "captions.jsonl.shards").mkdir()
     for name in ("captions.jsonl", "captions.jsonl.lock", "captions.jsonl.shards/000000.jsonl"):
         (here / "photos" / name).write_text('{"image": "b.png", "caption": "a square"}\n')
-    again = find_images([given], "photos/captions.jsonl")
+    again = find_images([given], output="photos/captions.jsonl")
     assert (again.hash(), again.left) == (images.hash(), images.left)
     (here / "photos" / "captions.jsonl2").touch()
-    assert find_images([given], "photos/captions.jsonl").left != images.left
+    assert find_images([given], output="photos/captions.jsonl").left != images.left
 
 
 def test_a_copy_has_the_same_hash_and_another_list_has_not(here, monkeypatch):

@@ -124,14 +124,17 @@ def test_a_run_is_tested_and_asked_from_its_own_cache(config, tmp_path, tiny_dat
     def fail(*_):
         raise AssertionError("an image was encoded")
 
+    images = sorted(map(str, (tiny_data / "images").glob("*.png")))
+    vlm = mmpeft.load(str(run))
+    with monkeypatch.context() as patch:
+        patch.setattr(VisionEncoder, "forward", fail)
+        assert len(vlm.ask(images, "what color is the shape?", max_new_tokens=1)) == len(images) == 12
+        assert len(vlm.caption(images, max_new_tokens=1)) == 12
+    shutil.rmtree(tmp_path / "features")
     vlm = mmpeft.load(str(run))
     monkeypatch.setattr(VisionEncoder, "forward", fail)
-    images = sorted(map(str, (tiny_data / "images").glob("*.png")))
-    assert len(vlm.ask(images, "what color is the shape?", max_new_tokens=1)) == len(images) == 12
-    assert len(vlm.caption(images, max_new_tokens=1)) == 12
-    shutil.rmtree(tmp_path / "features")
     with pytest.raises(AssertionError, match="was encoded"):
-        mmpeft.load(str(run)).ask(images[0], "what color is the shape?")
+        vlm.ask(images[0], "what color is the shape?")
 
 
 def test_the_folder_of_a_run_is_that_of_its_config(tmp_path, monkeypatch):

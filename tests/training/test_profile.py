@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from mmpeft.cli import main
-from mmpeft.data import features, loader
+from mmpeft.data import encoding, features, loader
 from mmpeft.training import profile
 from mmpeft.training.module import VisionLanguageModule
 from mmpeft.training.profile import StepTimes
@@ -22,7 +22,7 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now, self._monkeypatch = 0.0, monkeypatch
-        for module in (profile, features):
+        for module in (profile, encoding):
             monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: self.now))
 
     def takes(self, owner, name, seconds):
@@ -73,7 +73,7 @@ def test_the_table_says_what_took_how_long(tmp_path, tiny_base, tiny_data, capsy
 def test_the_time_in_the_encoder_is_counted(tiny_data, clock):
     one, two, three, *_ = sorted((tiny_data / "images").glob("*.png"))
     cache = features.FeatureCache(None, CountingEncoder())
-    clock.takes(features, "encode", 2)
+    clock.takes(encoding, "encode", 2)
     cache.load([one, two])
     cache.load([two, one])
     cache.load([two, three])

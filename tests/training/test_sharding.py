@@ -47,7 +47,7 @@ METHODS = {
 }
 """Of those that other cases do not have."""
 ALONE = ["--trainer.devices=1", "--trainer.strategy=auto"]
-TOGETHER = SimpleNamespace(strategy=Sharded(), world_size=2, precision="32-true")
+TOGETHER = SimpleNamespace(strategy=Sharded(), world_size=2, precision="32-true", callbacks=[])
 """A trainer of two processes."""
 
 

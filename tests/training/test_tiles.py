@@ -118,7 +118,7 @@ def test_tests_captions_and_inspect_count_the_same(run, data, tmp_path, tiny_bas
 
 
 def test_a_run_is_not_asked_under_another_fit(run):
-    with pytest.raises(SystemExit, match=r"tiles: trained with 'an overview, .*', found None"):
+    with pytest.raises(SystemExit, match=r"model\.vision\.fit: trained with 'tile', found 'squash'"):
         main(["test", "--run", str(run), "--model.vision.fit=squash", "--model.vision.max_tiles=null"])
 
 

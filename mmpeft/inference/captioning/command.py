@@ -190,7 +190,8 @@ def _require_contents(listed: Sequence[Listed], seal: Seal, job: Job, shard: Pat
         if content_digits(image, config) != was:
             raise RefusedError(
                 f"{job.folder.removesuffix('.shards')} was made with other images; {image.name!r} is not the one that "
-                "was captioned: --overwrite it, or name another --output"
+                f"was captioned: remove {shard} to have those of its part captioned anew, --overwrite all, or name "
+                "another --output"
             )
 
 
