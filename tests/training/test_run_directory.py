@@ -26,7 +26,7 @@ def test_stage_2_before_stage_1_is_told_before_anything_is_loaded(
 
 @pytest.mark.parametrize(
     "mistake",
-    ["--data.train=gone.jsonl", "--model.language.name=gone", "--model.learning_rat=1", "--ckpt_path=last"],
+    ["--data.train=gone.jsonl", "--model.language.name=./gone", "--model.learning_rat=1", "--ckpt_path=last"],
 )
 def test_a_refused_fit_changes_nothing(whole, tmp_path, mistake):
     run = shutil.copytree(whole, tmp_path / "run")
