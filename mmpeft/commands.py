@@ -208,7 +208,9 @@ def demo(
     try:
         from mmpeft.demo.launch import launch
     except ImportError as error:
-        raise RefusedError(f"{error.name} is missing, which the page needs: pip install 'mmpeft[demo]'") from None
+        raise RefusedError(
+            f"{error.name} is missing, which the page needs: pip install 'mmpeft[demo]'"
+        ) from None
     launch(runs, named, host, port, share)
 
 
