@@ -10,9 +10,10 @@ A case's own options, which `python -m benchmarks CASE --help` shows, may follow
 import inspect
 import shlex
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import auto_cli
@@ -40,7 +41,9 @@ def main(words: list[str]) -> None:
         for name, function in functions.items():
             print(_case_help(name, function))
         return
+    _check(own)
     keep_freed_memory()
+    measured = False
     for name, function in functions.items():
         given = [f"--{option}={value}" for option, value in options.items() if option in known[name]]
         races = auto_cli(function, args=given, as_positional=False) if known[name] else function()
@@ -51,6 +54,9 @@ def main(words: list[str]) -> None:
                 report(rows[-1], own.json)
             if own.write:
                 write_table(name, what(name), command, rows)
+        measured |= bool(rows)
+    if not measured:
+        sys.exit(f"no run of {', '.join(cases)} has {own.only!r} in its name")
 
 
 def _parser(cases: list[str]) -> ArgumentParser:
@@ -71,11 +77,26 @@ def _parser(cases: list[str]) -> ArgumentParser:
     return parser
 
 
+def _check(own: Namespace) -> None:
+    """What is wrong with the command is told before anything is measured."""
+    if own.repeats is not None and own.repeats < 0:
+        sys.exit(f"--repeats is {own.repeats}; it is 0, which is the warm-up alone, or more")
+    if own.only and own.write:
+        sys.exit("--only leaves runs out, which the table in the document has: leave out --only, or --write")
+    if own.json is not None:
+        try:
+            Path(own.json).open("a").close()
+        except OSError as error:
+            sys.exit(f"--json: lines cannot be appended to {own.json}: {error.strerror}")
+
+
 def _pairs(words: list[str]) -> dict[str, str]:
     """``--key value`` and ``--key=value``."""
     pairs, rest = {}, [*words]
     while rest:
         name, equals, value = rest.pop(0).partition("=")
+        if name in case_names():
+            sys.exit(f"{name} stands behind an option; cases come first")
         if not name.startswith("--") or not (equals or rest):
             sys.exit(f"{name!r} is no option with a value")
         pairs[name.removeprefix("--")] = value if equals else rest.pop(0)

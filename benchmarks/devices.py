@@ -1,6 +1,7 @@
 """What the processes of a fit send each other and how long that takes: the same fit in two of them, and in one.
 
-    python -m benchmarks.devices --config configs/easy_vqa/instruct_lora.yaml --model.start_from null --trainer.max_steps 12
+    python -m benchmarks.devices --config configs/easy_vqa/instruct_lora.yaml --model.start_from null \\
+        --trainer.max_steps 12
 
 All on this machine's processors. The sending alone is what the later process of a step spends: the earlier one waits
 for it besides.

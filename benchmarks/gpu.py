@@ -1,5 +1,6 @@
 """What the GPU cases measure on: random weights in the shapes of known models, and batches of random questions."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -81,6 +82,10 @@ def shapes(size: str, images: dict[int, int], tiny: bool, quantised: bool = Fals
         tiny: to see on any machine that a case runs.
         quantised: to NF4.
     """
+    if DEVICE == "cpu" and not tiny:
+        sys.exit(
+            f"{size} is measured on a GPU, which torch does not see here; `--tiny true` runs on any machine"
+        )
     for tokens in [4] if tiny else [256, 576]:
         for questions, number in images.items():
             yield Shape("tiny" if tiny else size, tokens, questions, 2 if tiny else number, quantised)

@@ -30,6 +30,9 @@ def versus(checkout_a: str, checkout_b: str, *words: str) -> None:
         checkout_b: the other.
         words: of `python -m benchmarks`, in both.
     """
+    for checkout in (checkout_a, checkout_b):  # without one, Python would take the package from elsewhere
+        if not (package := Path(checkout) / "mmpeft" / "__init__.py").exists():
+            sys.exit(f"{checkout} is no checkout of the project: there is no {package}")
     children = [_start(checkout, words) for checkout in (checkout_a, checkout_b)]
     figures: dict[str, tuple[list[float], list[float]]] = {}
     turn = 0

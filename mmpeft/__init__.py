@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmpeft.adapters import AdapterBank, IA3Config, LoraConfig
+    from mmpeft.data.video import Video
     from mmpeft.inference.vlm import VisionLanguageModel, load
 
 # GNU OpenMP reads it when torch is loaded. Its threads wait for each other by spinning, by default for milliseconds: as
@@ -18,13 +19,15 @@ if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "1000"
 
 __version__ = "0.1.0"
-__all__ = ["AdapterBank", "IA3Config", "LoraConfig", "VisionLanguageModel", "load"]
+__all__ = ["AdapterBank", "IA3Config", "LoraConfig", "Video", "VisionLanguageModel", "load"]
 
 
 def __getattr__(name: str) -> Any:
     """Imports torch and transformers only once something is used: `mmpeft --help` stays instant."""
     if name in ("load", "VisionLanguageModel"):
         from mmpeft.inference import vlm as module
+    elif name == "Video":
+        from mmpeft.data import video as module
     elif name in ("AdapterBank", "IA3Config", "LoraConfig"):
         from mmpeft import adapters as module
     else:

@@ -171,12 +171,19 @@ def _run(function: Callable[..., Any], words: list[str], program: str) -> None:
 def spelt_out(function: Callable[..., Any], words: list[str]) -> list[str]:
     """The words as jsonargparse wants them: ``--again`` as ``--again=true``, ``--shots 1 4`` as ``--shots=[1,4]``, and
     ``--limit-test`` as ``--limit_test``; of the only argument without a name its value: ``merge --run DIR``, and where
-    that is a list, all values as one: ``check a b``."""
+    that is a list, all values as one: ``check a b``. A list may be given in parts, ``--image a --image b``; an option
+    that is a list or a text takes a value each time.
+
+    Raises:
+        RefusedError: a list given twice, once in brackets.
+    """
     parameters = inspect.signature(function).parameters
     positional = [
         name for name, own in parameters.items() if own.default is own.empty and own.kind != own.KEYWORD_ONLY
     ]
     rest, spelt = [*words], []
+    lists: dict[str, list[str]] = {}
+    """List -> what was given of it so far."""
     while rest:
         word = rest.pop(0)
         name, equals, value = word.partition("=")
@@ -185,12 +192,13 @@ def spelt_out(function: Callable[..., Any], words: list[str]) -> list[str]:
             spelt.append(word)
             continue
         kind = parameters[option].annotation
-        values = list(takewhile(lambda word: not word.startswith("--"), rest))
+        values = [value] if equals else list(takewhile(lambda word: not word.startswith("--"), rest))
         if kind is bool and not equals and values[:1] not in (["true"], ["false"]):
             equals, value = "=", "true"
-        elif _is_list(kind) and not equals and values and not values[0].startswith("["):
-            equals, value = "=", json.dumps(values) if _is_list(kind, str) else f"[{','.join(values)}]"
-            del rest[: len(values)]
+        elif _is_list(kind) and values and (own := _extend(lists, option, values, kind)):
+            del rest[: 0 if equals else own]
+            equals, value = "=", _as_list(lists[option], kind)
+            spelt = [word for word in spelt if not word.startswith(f"--{option}=")]
         if [option] == positional and (equals or rest):
             spelt.insert(0, value if equals else rest.pop(0))
             continue
@@ -200,13 +208,33 @@ def spelt_out(function: Callable[..., Any], words: list[str]) -> list[str]:
     )
 
 
+def _extend(lists: dict[str, list[str]], option: str, values: list[str], kind: Any) -> int:
+    """Adds values to what was given of a list; gives how many are its own: none of one in brackets, which stays so."""
+    one_each = get_origin(kind) is not list and str in get_args(kind)
+    in_brackets, earlier = _is_spelt(values) and not one_each, lists.get(option)
+    if earlier is not None and (in_brackets or not earlier):
+        raise RefusedError(f"--{option} is given twice, once in brackets; give all of it at once")
+    own = [] if in_brackets else values[:1] if one_each else values
+    lists[option] = [*(earlier or ()), *own]
+    return len(own)
+
+
+def _as_list(values: list[str], kind: Any) -> str:
+    return json.dumps(values) if _is_list(kind, str) else f"[{','.join(values)}]"
+
+
 def _as_one(words: list[str]) -> list[str]:
     """The words with those that are no option's as one list in front, which may be empty."""
     bare, rest = [], []
     for before, word in zip(["", *words], words, strict=False):
         of_option = before.startswith("--") and "=" not in before
         (rest if word.startswith("-") or of_option else bare).append(word)
-    return [bare[0] if bare and bare[0].startswith("[") else json.dumps(bare), *rest]
+    return [bare[0] if _is_spelt(bare) and not os.path.lexists(bare[0]) else json.dumps(bare), *rest]
+
+
+def _is_spelt(values: list[str]) -> bool:
+    """Whether a list is written as one already; a file, a glob and a question, too, may begin with a bracket."""
+    return len(values) == 1 and values[0].startswith("[") and values[0].endswith("]")
 
 
 def _is_list(kind: Any, of: type | None = None) -> bool:

@@ -68,7 +68,10 @@ def _lightning(command: str, arguments: list[str]) -> None:
 def ask(
     question: str,
     run: str = RUN,
-    image: str | None = None,
+    image: list[str] | str | None = None,
+    video: list[str] | str | None = None,
+    frames: int | None = None,
+    fps: float | None = None,
     adapter: str | None = None,
     max_new_tokens: int | None = None,
     choices: str | None = None,
@@ -76,12 +79,17 @@ def ask(
     server: str | None = None,
     api_key: str | None = None,
 ) -> None:
-    """Asks a finetuned model about an image and prints the answer, alone on stdout.
+    """Asks a finetuned model about images or videos and prints the answer, alone on stdout.
 
     Args:
         question: the question.
         run: directory that `mmpeft fit` wrote.
-        image: the image's file; without one the question is about text alone.
+        image: an image's file, as often as there are images; without one the question is about text alone. `<image>`
+            says where in the question each stands, else they come first.
+        video: a video's file, whose frames are images, each with its time; before the images, or where `<video>`
+            stands. Needs the extra [video].
+        frames: how many frames of each video, evenly spaced; by default 8.
+        fps: frames of a second instead; with frames at most so many.
         adapter: a finetune of the run, or "base" for the frozen model; the run's first by default.
         max_new_tokens: longest answer in tokens; by default the longest that the run was trained on, and at least 64.
         choices: answers to pick the best of, such as red,green,blue; by default those that the finetune's training data
@@ -94,6 +102,7 @@ def ask(
     from mmpeft.data.choices import check_choices, read_choices
     from mmpeft.data.images import load_image
     from mmpeft.data.records import check_question
+    from mmpeft.data.video import Video, check_rate
     from mmpeft.runs.manifest import read_manifest
     from mmpeft.serving.client import named_server
 
@@ -102,11 +111,20 @@ def ask(
     if given is not None:
         check_choices(given, "--choices")
     require_positive("--max_new_tokens", max_new_tokens)
+    require_positive("--frames", frames)
+    check_rate(fps)
+    images, videos = _listed(image), [Video(own, frames, fps) for own in _listed(video)]
+    if not videos and (frames, fps) != (None, None):
+        raise RefusedError(
+            "--frames and --fps are of a --video, and none is named: leave them out, or name it"
+        )
     if (served := named_server(server, api_key, run)) is not None:
-        return _ask_server(served, question, image, adapter, max_new_tokens, given, answer_by)
+        if videos:
+            raise RefusedError("--server is sent images alone; a --video is asked about with --run")
+        return _ask_server(served, question, images, adapter, max_new_tokens, given, answer_by)
     manifest = read_manifest(run)
-    if image is not None:
-        load_image(image, manifest.image_config)
+    for own in (*images, *(name for each in videos for name in each.names)):
+        load_image(own, manifest.image_config)
     manifest.finetune(adapter)
 
     from mmpeft.inference.reply import reply  # seconds of libraries, for what is not refused
@@ -114,16 +132,21 @@ def ask(
     from mmpeft.inference.vlm import load
 
     sampling = None if max_new_tokens is None else Sampling(max_new_tokens)
-    answer = reply(load(run), image, question, adapter, None, given, answer_by, sampling, "--")
+    about = (*videos, *images) or None
+    answer = reply(load(run), about, question, adapter, None, given, answer_by, sampling, "--")
     print(answer.text)
     for remark in answer.remarks:
         print(remark, file=sys.stderr)
 
 
+def _listed(given: list[str] | str | None) -> list[str]:
+    return [] if given is None else [given] if isinstance(given, str) else given
+
+
 def _ask_server(
     server: "Server",
     question: str,
-    image: str | None,
+    image: list[str],
     adapter: str | None,
     max_new_tokens: int | None,
     choices: list[str] | None,

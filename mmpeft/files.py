@@ -42,8 +42,15 @@ def version_if_there(path: str | Path) -> list[int] | None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; {} where there is none."""
-    return json.loads(path.read_text()) if path.exists() else {}
+    """The content of a JSON file; {} where there is none.
+
+    Raises:
+        RefusedError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise RefusedError(f"{path} is damaged ({error}); remove it, or what it belongs to") from None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -14,13 +14,15 @@ CHUNKS_PER_FILE = 256
 
 
 def hash_tensors(tensors: Mapping[str, "Tensor"]) -> str:
-    """Identity of named tensors: names, shapes, dtypes and every byte."""
+    """Identity of named tensors: names, shapes, dtypes and every byte. Of sharded ones all processes ask."""
     import torch  # here, so that the identities of plain data need no torch
+
+    from mmpeft.transfer import whole
 
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(whole(tensor.detach()).cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:32]
 
 

@@ -1,4 +1,5 @@
-"""Between host and device: there without waiting for what the device still has to do, and back with one wait."""
+"""Between host and device: there without waiting for what the device still has to do, and back with one wait; and
+between processes that each hold a part of a tensor."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,3 +19,13 @@ def to_host(values: Sequence[Tensor | float]) -> list[float]:
     there = [value.detach().float() for value in values if isinstance(value, Tensor)]
     told = iter(torch.stack(there).tolist() if there else [])
     return [next(told) if isinstance(value, Tensor) else value for value in values]
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether processes hold a part of a tensor each (torch's DTensor); its shape is that of the whole."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Any) -> Tensor:
+    """A tensor, or all of one that `is_sharded`: every process must ask for it, and gets it."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor

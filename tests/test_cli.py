@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from mmpeft.cli import COMMANDS, HELP, main, spelt_out
-from mmpeft.errors import told
+from mmpeft.errors import RefusedError, told
 from mmpeft.runs.files import PROJECTOR
 from mmpeft.runs.manifest import MANIFEST
 from tests.tiny import make_config, make_data, run_directory, write_jsonl
@@ -147,12 +147,30 @@ def test_a_command_does_not_look_for_garbage_among_the_libraries():
         ("combine", "r --weights 0.5 -0.5", "r --weights=[0.5,-0.5]"),
         ("caption", "--no-such-option 1", "[] --no-such-option 1"),
         ("check", "a b --decode false", '["a", "b"] --decode false'),
+        ("caption", "[a,b]", "[a,b]"),
+        ("caption", "a --question [vqa]_what?", '["a"] --question=["[vqa]_what?"]'),
+        ("caption", "a --question [vqa]_what? [b]", '["a"] --question=["[vqa]_what?", "[b]"]'),
+        ("caption", "[2024] b", '["[2024]", "b"]'),
+        ("caption", "[0-9]*.png", '["[0-9]*.png"]'),
         ("check", "--config fit.yaml", "[] --config fit.yaml"),
         ("check", "--config=fit.yaml a", '["a"] --config=fit.yaml'),
+        (
+            "caption",
+            "photos --adapter a --run r --adapter=b c",
+            '["photos", "c"] --run r --adapter=["a", "b"]',
+        ),
+        ("ask", "--image a.png what? --image [b].png", 'what? --image=["a.png", "[b].png"]'),
+        ("compare-prompting", "--shots 1 --run r --shots 4", "--run r --shots=[1,4]"),
     ],
 )
 def test_options_may_be_written_as_people_write_them(command, words, wanted):
     assert " ".join(spelt_out(COMMANDS[command], words.split())) == wanted
+
+
+def test_a_list_given_twice_and_in_brackets_is_refused():
+    for words in (["--adapter", "a", "--adapter", "[b]"], ["--adapter=[a]", "--adapter", "b"]):
+        with pytest.raises(RefusedError, match="--adapter is given twice, once in brackets"):
+            spelt_out(COMMANDS["caption"], ["photos", *words])
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,9 @@ def test_code_makes_the_rows_of_named_pictures(as_in_the_readme):
             assert Path(record["images"][0]).stem.startswith(str(record["turns"][0][1]))
         assert questions[0]["choices"] == ["blue", "green", "red", "yellow"]
     assert len(set.union(*of_split.values())) == 12
+    (data / "names.csv").write_text("image,title\na.png,red\n")
+    with pytest.raises(SystemExit, match=r"no column \['name'\], but \['image', 'title'\]: rename one"):
+        exec(compile(code, "docs/start.md", "exec"), {})
 
 
 @pytest.mark.parametrize("arguments", [a for a in MMPEFT if a[0] in TRAINING], ids=" ".join)

@@ -9,12 +9,15 @@ held  codes                                      weight
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmpeft.errors import RefusedError
+from mmpeft.transfer import is_sharded, whole
 
 
 def read_weight(path: str, linear: Any) -> Tensor:
@@ -40,6 +43,21 @@ def dense_weight(linear: nn.Module) -> Tensor:
     keep it as (I, O)."""
     weight: Any = linear.weight
     return weight.T if is_transposed(linear) else weight
+
+
+@contextmanager
+def gathered(linear: Any) -> Iterator[None]:
+    """Inside, a linear has all of its weight, also where processes hold a part of it each; all of them must ask. In a
+    forward they have it anyway."""
+    weight = linear.weight
+    if not is_sharded(weight):
+        yield
+        return
+    linear._parameters["weight"] = nn.Parameter(whole(weight.detach()), requires_grad=False)
+    try:
+        yield
+    finally:
+        linear._parameters["weight"] = weight
 
 
 def is_transposed(linear: nn.Module) -> bool:

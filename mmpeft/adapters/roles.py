@@ -5,8 +5,9 @@ feed-forward is told by its shapes alone: one linear from an inner width back to
 that width.
 """
 
+import copy
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any, Literal, get_args
 
@@ -156,7 +157,23 @@ def is_plain(linear: nn.Module) -> bool:
         return True
     weight: Any = linear.weight
     try:
-        out = kind.forward(linear, torch.zeros(2, weight.shape[1], dtype=weight.dtype, device=weight.device))
+        out = kind.forward(
+            _without_numbers(linear), torch.zeros(2, weight.shape[1], dtype=weight.dtype, device="meta")
+        )
     except (RuntimeError, ValueError, TypeError):
         return False
     return isinstance(out, Tensor) and out.shape == (2, weight.shape[0])
+
+
+def _without_numbers(linear: nn.Module) -> Any:
+    """A linear that computes shapes: the numbers may lie in several processes, of which this one has a part."""
+    bare: Any = copy.copy(linear)
+    bare._parameters, bare._buffers = _shapes(linear._parameters), _shapes(linear._buffers)
+    return bare
+
+
+def _shapes(held: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+    return {
+        name: None if own is None else torch.empty(own.shape, dtype=own.dtype, device="meta")
+        for name, own in held.items()
+    }

@@ -59,6 +59,8 @@ class StepCounts(NamedTuple):
     """Tokens of wrong choices."""
     questions: int
     """Questions that have choices."""
+    choices: int
+    """Choices of these."""
 
 
 @dataclass
@@ -92,17 +94,30 @@ class Batch:
     of_step: dict[str | None, StepCounts] = field(default_factory=dict)
     """Adapter -> what its rows of the whole step count, those of other processes and batches among them; empty where
     these are all."""
+    mismatched: "Batch | None" = None
+    """The same questions, row by row, with answers to others of the whole batch; None where nobody asks for them."""
     _on_host: OnHost | None = field(default=None, init=False, repr=False, compare=False)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same with its tensors there; what was on the host can still be looked at (`on_host`)."""
         moved = self._each(lambda tensor: tensor.to(device, non_blocking=True))
         moved._on_host = self.on_host
+        moved.mismatched = self.mismatched and self.mismatched.to(device)
         return moved
 
     def pinned(self) -> "Batch":
         """The same in memory from which a GPU copies while the processor goes on; itself where there is no GPU."""
-        return self._each(Tensor.pin_memory) if torch.cuda.is_available() else self
+        if not torch.cuda.is_available():
+            return self
+        pinned = self._each(Tensor.pin_memory)
+        pinned.mismatched = self.mismatched and self.mismatched.pinned()
+        return pinned
+
+    def routed(self, adapters: Sequence[str | None]) -> "Batch":
+        """The same rows of other adapters, which drop what torch's global generator says."""
+        routed = replace(self, adapters=list(adapters), dropout_seeds={}, mismatched=None)
+        routed._on_host = self.on_host
+        return routed
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         values = {each.name: getattr(self, each.name) for each in fields(self)}
@@ -127,6 +142,7 @@ class Batch:
             adapters=self.adapters[rows],
             conversations=replace(own, rows=own.rows - start),
             row_numbers=None if self.row_numbers is None else self.row_numbers[rows],
+            mismatched=None,
         )
         part._on_host = of_rows
         return part
@@ -229,6 +245,7 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
     """The rows of several batches in one, padded to the widest."""
     if len(batches) == 1:
         return batches[0]
+    mismatched = [batch.mismatched for batch in batches if batch.mismatched is not None]
     width = max(batch.input_ids.shape[1] for batch in batches)
 
     def padded(name: str, value: int) -> Tensor:
@@ -257,6 +274,7 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
         dropout_seeds={name: seed for batch in batches for name, seed in batch.dropout_seeds.items()},
         row_numbers=np.concatenate(own_numbers) if len(own_numbers) == len(batches) else None,
         of_step={name: counts for batch in batches for name, counts in batch.of_step.items()},
+        mismatched=concatenate(mismatched) if mismatched else None,
     )
 
 

@@ -6,19 +6,21 @@ The template is rendered once with words of ours in place of questions and answe
     `------ own text ------´       `----------------- own text ---------------´         `- own text
 
 Its own text has control tokens; the user's text that takes the places has none. An image stands in the user's turn on a
-line of its own. What the template writes before an answer is the prompt, and its first control token after it the end.
-A system turn stands where the template puts it, in place of what the template says by itself.
+line of its own, the time of a video's frame on the line before. What the template writes before an answer is the
+prompt, and its first control token after it the end. A system turn stands where the template puts it, in place of what
+the template says by itself.
 
 Source: transformers, ``apply_chat_template``; LLaVA for the line of the image.
 """
 
 import re
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
 from mmpeft.data.formats import DataError
 from mmpeft.data.records import IMAGE_MARKER
-from mmpeft.data.spans import IMAGE_TOKEN, Layout, Span
+from mmpeft.data.spans import IMAGE_TOKEN, Layout, Span, times_said
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import hash_json
 
@@ -82,7 +84,7 @@ class Chat(Layout):
 
     def _spans(self, record: Any) -> list[Span]:
         turns, task, system = record["turns"], record.get("task"), record.get("system")
-        own = self.own_texts(len(turns), bool(system))
+        own, times = self.own_texts(len(turns), bool(system)), times_said(record)
         spans = [Span("begin", [*self.pieces.begin(own[0].before), *own[0].ids])]
         if system:
             head, *own = own
@@ -90,7 +92,7 @@ class Chat(Layout):
             spans.append(Span("marker", self._closing(own[0])))
         for number, (question, answer) in enumerate(turns):
             opening, answering, closing = own[2 * number : 2 * number + 3]
-            spans += self._question(opening, question, task)
+            spans += self._question(opening, question, task, times)
             read = self.pieces.section if spans[-1].kind == "image" else self.pieces.within
             spans.append(Span("marker", [*read(answering.before), *answering.ids]))
             if answer is None:
@@ -100,7 +102,9 @@ class Chat(Layout):
                 spans.append(Span("marker", self._closing(closing)[len(self.end) :]))
         return [span for span in spans if span.ids]
 
-    def _question(self, opening: OwnText, question: str, task: str | None) -> list[Span]:
+    def _question(
+        self, opening: OwnText, question: str, task: str | None, times: Iterator[str]
+    ) -> list[Span]:
         first, *others = (text.strip() for text in question.split(IMAGE_MARKER))
         texts = [first, *others]
         asked = next((n for n, text in enumerate(texts) if text), len(others))
@@ -112,6 +116,7 @@ class Chat(Layout):
                 lead, section = "\n", True
             words = [("task", f"[{task}]")] if task and number == asked else []
             words += [("instruction", text)] if text else []
+            words += [("time", time)] if number < len(others) and (time := next(times)) else []
             for kind, word in words:
                 spans.append(Span(kind, self.pieces.text(lead + word, self._markers, section)))  # pyright: ignore
                 lead, section = " ", False

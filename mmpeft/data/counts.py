@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mmpeft.data.template import IGNORE_INDEX, ChoiceSet, Encoded, Example
+from mmpeft.data.template import IGNORE_INDEX, NONE_RIGHT, ChoiceSet, Encoded, Example
 
 FIELDS = np.dtype(
     [
@@ -39,7 +39,7 @@ def count_one(example: Example) -> tuple[Any, ...]:
     carrying = [len(part.targets) - part.targets.count(IGNORE_INDEX) for part in parts]
     right = carrying
     if isinstance(example, ChoiceSet):
-        right = [] if example.right is None else [carrying[example.right]]
+        right = [] if example.right in (None, NONE_RIGHT) else [carrying[example.right]]
     return (
         _group(example),
         isinstance(example, ChoiceSet),

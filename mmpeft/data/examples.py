@@ -23,6 +23,7 @@ from mmpeft.data.counts import FIELDS, Counts, count_one
 from mmpeft.data.image_tokens import version_of
 from mmpeft.data.kept_stores import code_hash
 from mmpeft.data.layouts.notes import Notes
+from mmpeft.data.preferred import Sides, encode_preferred
 from mmpeft.data.problems import MAX_LISTED, Problems
 from mmpeft.data.records import Record, place_of
 from mmpeft.data.sequences import Chained, Lazy, parts_of, pick
@@ -46,7 +47,7 @@ class Examples(Lazy[Example]):
     Args:
         records: any number.
         template: encodes them.
-        ranks: whether a record with choices is its question with each of them.
+        ranks: whether a record with choices is its question with each of them; `Sides` that every record must have.
         what: names the records in errors.
         counted: those that were counted already in this process, by their id and ``ranks``.
         skipped: is told of records that cannot be encoded, which are left out of ``records``; None refuses them.
@@ -59,12 +60,13 @@ class Examples(Lazy[Example]):
         self,
         records: Sequence[Record],
         template: Template,
-        ranks: bool,
+        ranks: bool | Sides,
         what: str,
-        counted: "dict[tuple[int, bool], Counted] | None" = None,
+        counted: "dict[tuple[int, bool | Sides], Counted] | None" = None,
         skipped: Notes | None = None,
     ):
-        self.template, self.ranks = template, ranks
+        self.template = template
+        self.ranks: bool | Sides = ranks
         counted = {} if counted is None else counted
         for part in parts_of(records):
             if (id(part), ranks) not in counted:
@@ -81,6 +83,8 @@ class Examples(Lazy[Example]):
         return self.encode(self.records[number])
 
     def encode(self, record: Record) -> Example:
+        if not isinstance(self.ranks, bool):
+            return encode_preferred(self.template, record, self.ranks)
         ranked = self.ranks and "choices" in record
         return self.template.encode_choices(record) if ranked else self.template.encode(record)
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mmpeft.data.encoder import Encoder, stacked
@@ -128,14 +127,16 @@ class FeatureCache:
         Raises:
             UnusableImageError: one of them cannot be read.
         """
-        return _allor_refused(images, self.load(images))
+        return _all_or_refused(images, self.load(images))
 
     def begin(self, images: Sequence[ImageLike]) -> Callable[[], Tensor | list[Tensor]]:
         """Decodes, in this thread, those images that will have to be encoded. What it gives encodes them and returns
         what a call would."""
         keys = {key: image for image in images if isinstance(key := or_refused(self.key, image), str)}
-        pixels = {key: or_refused(self.encoding.pixels, image) for key, image in keys.items() if not self._has(key)}
-        return lambda: _allor_refused(images, self.load(images, pixels))
+        pixels = {
+            key: or_refused(self.encoding.pixels, image) for key, image in keys.items() if not self._has(key)
+        }
+        return lambda: _all_or_refused(images, self.load(images, pixels))
 
     def holds(self, image: ImageLike) -> bool:
         """Whether an image's features are at hand, so that it need not be decoded.
@@ -202,7 +203,7 @@ class FeatureCache:
             every = waiting()
             while some := list(islice(every, DECODED_TOGETHER)):
                 for image, found in zip(
-                    some, decoders.map(partial(_or_refused, self.encoding.pixels), some), strict=True
+                    some, decoders.map(partial(or_refused, self.encoding.pixels), some), strict=True
                 ):
                     if isinstance(found, RefusedError):
                         faults[image] = str(found)
@@ -247,7 +248,7 @@ class FeatureCache:
         if wanted > allowed:
             tell(f"not written: {size}, and {limit}. {IN_THE_STEP}")
         elif store is not None:
-            tell(f"{size}, to write into {self.directory}; {limit}")
+            tell(f"{size}, to write into {self.directory}; {limit}; images of the same content are one")
             if (earlier := root / _name(self.encoder.fingerprint) / EARLIER).exists():
                 tell(
                     f"features of an earlier version in {earlier.parent} are not read, but encoded again; "
@@ -269,7 +270,7 @@ def _name(fingerprint: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _allor_refused(
+def _all_or_refused(
     images: Sequence[ImageLike], loaded: Sequence[Tensor | RefusedError]
 ) -> Tensor | list[Tensor]:
     for image, features in zip(images, loaded, strict=True):

@@ -16,6 +16,7 @@ from mmpeft.data.examples import Examples
 from mmpeft.data.features import FeatureCache
 from mmpeft.data.packing import PackedRow, pack, pack_choices
 from mmpeft.data.plan import PackingConfig, Plan, plan_batches
+from mmpeft.data.preferred import answers_of_another
 from mmpeft.data.prefetch import ahead, default_workers
 from mmpeft.data.records import Record
 from mmpeft.data.sampling import mixed_order
@@ -79,6 +80,7 @@ class PackedLoader:
         share: whose rows of every batch are made.
         first: the process that is asked first, see `Share.of_rows`.
         step_of: (number of a batch, batches of an epoch) -> the numbers of all that are of the same step.
+        mismatches: whether batches come with `Batch.mismatched`; every row is a `ChoiceSet` then.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class PackedLoader:
         share: Share = Share(),  # noqa: B008 never written to
         first: int = 0,
         step_of: Callable[[int, int], range] = lambda number, there: range(number, number + 1),
+        mismatches: bool = False,
     ):
         self.examples = examples
         self.mix = mix
@@ -101,7 +104,7 @@ class PackedLoader:
         self.adapter = adapter
         self.seed = seed
         self.workers = workers or default_workers()
-        self.share, self.first, self.step_of = share, first, step_of
+        self.share, self.first, self.step_of, self.mismatches = share, first, step_of, mismatches
         self.epoch = 0
         self.position = 0
         self.counts = examples.counts if isinstance(examples, Examples) else count(examples)
@@ -159,10 +162,14 @@ class PackedLoader:
         own = self._own(plan[number], share)
         rows = [plan[number][row] for row in own]
         begun = begin_batch(self.examples, rows, self.features, [self.adapter] * len(rows))
+        others = self._mismatched(plan[number], own) if self.mismatches else None
 
         def end() -> Batch:
             with naming_its_row(self._records(rows)):
                 batch = begun()
+            if others is not None:
+                features = batch.features if batch.image_tokens is None else batch.features_of_images
+                batch.mismatched = collate(others, features, batch.adapters, rows).pinned()
             batch.row_numbers = np.array(own, np.int64)
             batch.of_step = {self.adapter: self._counts_of_step(plan, number)}
             if self.seed is not None and self.adapter is not None:
@@ -171,13 +178,23 @@ class PackedLoader:
 
         return end
 
+    def _mismatched(self, rows: Sequence[Sequence[int]], own: Sequence[int]) -> list[PackedRow] | None:
+        """The questions of a batch's ``own`` rows, each with the answers of the next row; None of a single row."""
+        if len(rows) < 2:
+            return None
+        most = self.packing.max_length
+        asked = [(self.examples[rows[row][0]], self.examples[rows[(row + 1) % len(rows)][0]]) for row in own]
+        return [pack_row([answers_of_another(*both, most)]) for both in asked]
+
     def _counts_of_step(self, plan: Plan, number: int) -> StepCounts:
         """Of all processes, and of all batches whose gradients are added up with this one's."""
         counts = self.counts[
             [example for each in self.step_of(number, len(plan)) for row in plan[each] for example in row]
         ]
         wrong = counts["carrying"].sum() - counts["right"].sum()
-        return StepCounts(int(counts["right"].sum()), int(wrong), int(counts["alone"].sum()))
+        alone = counts["alone"]
+        choices = counts["conversations"][alone].sum()
+        return StepCounts(int(counts["right"].sum()), int(wrong), int(alone.sum()), int(choices))
 
     def _records(self, rows: Sequence[Sequence[int]]) -> Iterator[Record]:
         if isinstance(self.examples, Examples):

@@ -3,16 +3,18 @@
 ``[INST] <Img>features</Img> [task] instruction [/INST] answer</s>``, further turns appended in the same form. The
 markers are ordinary text, as in MiniGPT-v2, unless the tokenizer knows them as control tokens, as Mistral's do
 ``[INST]``: then they are these, without a space before them. A system turn is text before the first instruction:
-``[INST] system <Img>features</Img> instruction [/INST]``.
+``[INST] system <Img>features</Img> instruction [/INST]``. The time of a video's frame is text before it:
+``[INST] <0.0 seconds> <Img>features</Img> <0.5 seconds> <Img>features</Img> instruction [/INST]``.
 
 Source: MiniGPT-v2, section 3 and its ``minigpt_v2.py``; LLaVA, section 4.2 (the first stage).
 """
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from mmpeft.data.records import IMAGE_MARKER
-from mmpeft.data.spans import IMAGE_TOKEN, Layout, Span
+from mmpeft.data.spans import IMAGE_TOKEN, Layout, Span, times_said
 
 MARKERS = re.compile(r"\[/?INST\]|</?Img>")
 NAMES = ("[INST]", "[/INST]", "<Img>", "</Img>")
@@ -36,9 +38,11 @@ class MiniGPT(Layout):
 
     def spans(self, record: Any) -> list[Span]:
         spans: list[Span] = []
+        times = times_said(record)
         for number, (question, answer) in enumerate(record["turns"]):
             spans += self._begin
-            spans += self._question(question, record.get("task"), None if number else record.get("system"))
+            system = None if number else record.get("system")
+            spans += self._question(question, record.get("task"), system, times)
             if answer is None:
                 break
             spans += [Span("answer", self.answer(answer)), Span("end", self.end)]
@@ -47,7 +51,9 @@ class MiniGPT(Layout):
     def answer(self, text: str) -> list[int]:
         return self._text(text, "[/INST]" in self.controls)
 
-    def _question(self, question: str, task: str | None, system: str | None) -> list[Span]:
+    def _question(
+        self, question: str, task: str | None, system: str | None, times: Iterator[str]
+    ) -> list[Span]:
         first, *others = question.split(IMAGE_MARKER)
         spans: list[Span] = []
         opening, begins = "[INST]", True
@@ -57,6 +63,10 @@ class MiniGPT(Layout):
             opening, begins = "", False
         for text in [first, *(part for other in others for part in (IMAGE_MARKER, other))]:
             if text == IMAGE_MARKER:
+                if time := next(times):
+                    spans.append(Span("marker", self._markers(opening, begins)))
+                    spans.append(Span("time", self._text(time, self._follows_control(spans))))
+                    opening, begins = "", False
                 marker = Span("marker", self._markers(f"{opening} <Img>", begins))
                 spans += [marker, Span("image", [IMAGE_TOKEN])]
                 opening, begins = "</Img>", True
@@ -98,10 +108,12 @@ class MiniGPT(Layout):
 
 
 class Plain(MiniGPT):
-    """Features, then the answer: LLaVA's first stage, without what is asked or said before it."""
+    """Features, then the answer: LLaVA's first stage, without what is asked or said before it, times included."""
 
     def __init__(self, tokenizer: Any, control_markers: bool = True):
         super().__init__(tokenizer, control_markers=False)
 
-    def _question(self, question: str, task: str | None, system: str | None) -> list[Span]:
+    def _question(
+        self, question: str, task: str | None, system: str | None, times: Iterator[str]
+    ) -> list[Span]:
         return [Span("image", [IMAGE_TOKEN]) for _ in range(question.count(IMAGE_MARKER))]

@@ -36,6 +36,8 @@ class Record(TypedDict):
     turns: list[tuple[str, str | None]]
     """(question, answer); only the last answer can be None, and only for prediction."""
     task: str | None
+    times: NotRequired[list[float | None]]
+    """When each image is shown, in seconds from the beginning of its video, if one of them is a frame of one."""
     system: NotRequired[str]
     """What stands before the whole conversation, if the row says something."""
     choices: NotRequired[list[str]]
@@ -44,6 +46,8 @@ class Record(TypedDict):
     """All right answers to the last question, if the row lists several people's; the first is the turn's."""
     lists_captions: NotRequired[bool]
     """Whether the references are captions that the row lists, of which training would learn each."""
+    desirable: NotRequired[bool]
+    """Whether people found the answer good, where the row says so and that is asked for."""
     where: str
     """File and line (parquet: row), e.g. "train.jsonl:12"."""
 
@@ -57,6 +61,17 @@ def is_caption(record: Record) -> bool:
 def place_of(record: Record) -> str:
     """What an error calls a record."""
     return f"{record['where']} (id {record['id']!r})" if record["id"] else record["where"]
+
+
+def said_beside(record: Record) -> list[Any]:
+    """What is read or learnt from beside turns, task and images, of a record that has it."""
+    told: Any = record
+    return [told[key] for key in ("system", "times", "desirable") if key in told]
+
+
+def times_of_images(record: Record) -> list[float | None]:
+    """When each image is shown; None of one that is no frame of a video."""
+    return record.get("times") or [None] * len(record["images"])
 
 
 def check_question(question: str, where: str) -> None:
@@ -77,6 +92,7 @@ class RecordReader:
         columns: the user's own mapping.
         notes: is told what was left aside.
         each_caption: whether each of several captions of a row is a record of its own, as they are learnt.
+        labelled: whether labels of answers are kept, those of wrong ones too, instead of refusing these.
     """
 
     def __init__(
@@ -87,9 +103,11 @@ class RecordReader:
         columns: Columns | None = None,
         notes: Notes | None = None,
         each_caption: bool = False,
+        labelled: bool = False,
     ):
-        self.task, self.require_answers = task, require_answers
-        self._rows = RowReader(root, columns or Columns(), require_answers, each_caption, notes or Notes())
+        self.task, self.require_answers, self.labelled = task, require_answers, labelled
+        known, told = columns or Columns(), notes or Notes()
+        self._rows = RowReader(root, known, require_answers, each_caption, told, labelled)
         self._met = HashSet()
         self._times: dict[int, int] = {}
         """Of ids that came again."""
@@ -121,6 +139,8 @@ class RecordReader:
             task=self.task if sample.task is None else as_text(sample.task, "task"),
             where=where,
         )
+        if sample.times is not None:
+            record["times"] = sample.times
         answer = turns[-1][1]
         if sample.choices is not None:
             record["choices"] = _checked(sample.choices, answer)
@@ -128,6 +148,8 @@ class RecordReader:
             record["references"] = sample.references
             if sample.are_captions:
                 record["lists_captions"] = True
+        if self.labelled and sample.desirable is not None:
+            record["desirable"] = sample.desirable
         if sample.system:
             if IMAGE_MARKER in sample.system:
                 raise DataError(f"the system turn holds {IMAGE_MARKER}; images stand in questions")

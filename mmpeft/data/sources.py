@@ -39,6 +39,7 @@ def load_records(
     require_answers: bool = True,
     on_bad_sample: OnBadSample = "raise",
     each_caption: bool = False,
+    labelled: bool = False,
     notes: Notes | None = None,
 ) -> Sequence[Record]:
     """All records of a data file or folder of any format, read as `Reading` says.
@@ -55,7 +56,9 @@ def load_records(
             files exist is not looked at: see `check_images`.
     """
     own = columns or Columns()
-    reading = Reading(str(path), own, image_root, task, require_answers, on_bad_sample, each_caption)
+    reading = Reading(
+        str(path), own, image_root, task, require_answers, on_bad_sample, each_caption, labelled
+    )
     parts = [part for file in reading.files for part in file.parts]
     store = read_or_open(parts, reading.root, reading.settings, reading.read)
     noted = Notes.read(store.notes["left aside"])
@@ -89,6 +92,8 @@ class Reading:
     """Whether a row that is not valid is an error, or is left out and counted."""
     each_caption: bool = False
     """True for training: every caption of a row that lists several is learnt; else they are one answer's references."""
+    labelled: bool = False
+    """Whether KTO's labels of answers are kept, and wrong answers with them."""
     files: list[DataFile] = field(init=False)
 
     def __post_init__(self):
@@ -115,6 +120,7 @@ class Reading:
             "require_answers": self.require_answers,
             "on_bad_sample": self.on_bad_sample,
             "each_caption": self.each_caption,
+            "labelled": self.labelled,
         }
 
     def read(self, writer: StoreWriter, images: ImageRoot) -> RecordStore:
@@ -149,7 +155,10 @@ class Reading:
 
     def rows(self, images: ImageRoot, notes: Notes) -> Iterator[Read]:
         """Every row."""
-        reader = RecordReader(images, self.task, self.require_answers, self.columns, notes, self.each_caption)
+        reader = RecordReader(
+            *(images, self.task, self.require_answers, self.columns, notes),
+            *(self.each_caption, self.labelled),
+        )
         for file in self.files:
             file_name, stem = file.name, file.stem
             notes.of_files.update(dict.fromkeys(file.told))

@@ -1,8 +1,9 @@
 """What a conversation is made of before it is ids: runs of tokens of one kind, and the layouts that write them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, Literal
 
 from mmpeft.data.tokens import PieceTokenizer
@@ -11,12 +12,15 @@ from mmpeft.errors import RefusedError
 IMAGE_TOKEN = -1
 """Stands in the ids for one image feature. No tokenizer can produce it, so no text can forge an image."""
 
+TIME = "<{:.1f} seconds>"
+"""Stands before a frame of a video, as in Qwen3-VL (transformers, ``processing_qwen3_vl.py``)."""
+
 
 @dataclass
 class Span:
     """A run of tokens of one kind, in the order in which the model reads them."""
 
-    kind: Literal["begin", "system", "marker", "image", "task", "instruction", "answer", "end"]
+    kind: Literal["begin", "system", "marker", "image", "time", "task", "instruction", "answer", "end"]
     ids: list[int]
 
     @property
@@ -63,3 +67,9 @@ class Layout(ABC):
     @abstractmethod
     def answer(self, text: str) -> list[int]:
         """The ids of an answer, without its end."""
+
+
+def times_said(record: Any) -> Iterator[str]:
+    """What stands before each image of a record, in order: its time, before one without any nothing."""
+    times = record.get("times")
+    return repeat("") if times is None else ("" if time is None else TIME.format(time) for time in times)

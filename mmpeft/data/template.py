@@ -28,6 +28,7 @@ from mmpeft.errors import RefusedError
 
 IGNORE_INDEX = -100
 """Target of a position that carries no loss."""
+NONE_RIGHT = -1
 LayoutName = Literal["minigpt", "chat", "plain"]
 LAYOUTS: dict[LayoutName, type[Layout]] = {"minigpt": MiniGPT, "chat": Chat, "plain": Plain}
 STYLES: dict[str, LayoutName] = {"instruct": "minigpt", "plain": "plain"}
@@ -67,7 +68,7 @@ class ChoiceSet:
     conversations: list[Encoded]
     """The same prompt followed by every choice, in the record's order."""
     right: int | None
-    """Which of them is right; None where nobody says."""
+    """Which of them is right, `NONE_RIGHT` where none is; None where nobody says."""
 
     @property
     def images(self) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from mmpeft.data.formats import DataError
 from mmpeft.data.layouts.columns import Columns
 from mmpeft.data.layouts.notes import Notes
-from mmpeft.data.records import Record, is_caption
+from mmpeft.data.records import Record, is_caption, said_beside
 from mmpeft.data.sequences import Chained, Lazy
 from mmpeft.data.shares import Share
 from mmpeft.data.sources import load_records
@@ -218,7 +218,7 @@ class Evaluation:
         record = request.record
         images = [self._key(image) for image in record["images"]]
         told = [record["id"], record["turns"], record.get("choices"), record["task"], images, request.adapter]
-        return [*told, record["system"]] if "system" in record else told
+        return [*told, *said_beside(record)]
 
     def _key(self, image: Any) -> str:
         try:

@@ -51,12 +51,21 @@ def _classes(own: Values, title: str) -> Table:
             family, _, label = metric.partition("/")
             by_class.setdefault(label, {})[family] = value
     families = dict.fromkeys(family for values in by_class.values() for family in values)
-    table = Table("class", title=title)
+    table = Table(title=title)
+    table.add_column("class", overflow="fold")
     for family in families:
-        table.add_column(family, justify="right")
+        table.add_column(family, justify="right", no_wrap=True)
     for label in by_class:
-        table.add_row(Text(label), *(_shown(own, f"{family}/{label}") for family in families))
+        table.add_row(Text(label), *(_briefly(own, f"{family}/{label}") for family in families))
     return table
+
+
+def _briefly(own: Values, metric: str) -> str:
+    """A value with its interval, three of which stand beside a name in 80 columns; metrics.json has all digits."""
+    interval = of_metric(own, metric)
+    if interval is None:
+        return _shown(own, metric)
+    return f"{own[metric]:.3f} ({interval[0]:.2f}-{interval[1]:.2f})"
 
 
 def _shown(own: Values, metric: str) -> str:

@@ -13,7 +13,7 @@ from mmpeft.data.encoding import encode_images
 from mmpeft.data.features import FeatureCache
 from mmpeft.data.formats import DataError
 from mmpeft.data.packing import PREFIX, PackedRow, pack_choices
-from mmpeft.data.records import Record, place_of
+from mmpeft.data.records import Record, place_of, times_of_images
 from mmpeft.data.template import IGNORE_INDEX, ChoiceSet, Encoded, Template
 from mmpeft.errors import RefusedError
 from mmpeft.inference.engine import Engine
@@ -41,6 +41,7 @@ class FewShotPrompt:
         self.model, self.template, self.adapter = model, template, adapter
         self.turns = [turn for example in examples for turn in example["turns"]]
         self.images = [image for example in examples for image in example["images"]]
+        self.times = [time for example in examples for time in times_of_images(example)]
         self.systems = {example.get("system") for example in examples}
         self._kept: tuple[DynamicCache, list[int]] | None = None
 
@@ -82,7 +83,8 @@ class FewShotPrompt:
             features: of the images of the examples.
         """
         system = next(iter(self.systems), None)
-        examples: Any = {"images": self.images, "turns": self.turns, "task": task, "system": system}
+        examples: Any = {"images": self.images, "times": self.times, "turns": self.turns}
+        examples |= {"task": task, "system": system}
         spans = self.template.spans(examples)
         ids = [token for span in spans for token in span.ids]
         row = PackedRow(images=self.images)  # whose features are checked by the model alone
@@ -123,7 +125,11 @@ class FewShotPrompt:
                 f"{place_of(record)} has another system turn than the examples before it; one conversation has one"
             )
         images, turns = [*self.images, *record["images"]], [*self.turns, *record["turns"]]
-        return record | {"images": images, "turns": turns}
+        return record | {
+            "images": images,
+            "times": [*self.times, *times_of_images(record)],
+            "turns": turns,
+        }
 
     def _batch(self, row: PackedRow, features: Tensor | list[Tensor] | None) -> Batch:
         return collate([row], features, [self.adapter]).to(self.model.device)

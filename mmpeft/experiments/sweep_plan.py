@@ -22,7 +22,10 @@ OWN = (
 )
 """Settings that each finetune of a joint run may have of its own, beside its adapter."""
 NOT_COMPARED = {
-    "model.choice_losses": "it changes the loss by which settings are compared",
+    **dict.fromkeys(
+        ("model.choice_losses", "model.objective", "model.preferences"),
+        "it changes the loss by which settings are compared",
+    ),
     "data.val": "settings are compared by their loss on the same validation data",
     "data.test": "settings are compared by their loss on data.val",
     "trainer.max_steps": "settings are compared after the same steps",

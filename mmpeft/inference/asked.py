@@ -5,24 +5,45 @@ from typing import Any
 
 from mmpeft.data.choices import check_choices
 from mmpeft.data.images import ImageLike
+from mmpeft.data.layouts.videos import place_videos
 from mmpeft.data.records import IMAGE_MARKER, Record
+from mmpeft.data.video import VIDEO_MARKER, Video, times_of
 from mmpeft.errors import RefusedError
 
-Images = ImageLike | tuple[ImageLike, ...] | None
-"""What one question is about: an image, several, or none."""
+Image = ImageLike | Video
+Images = Image | tuple[Image, ...] | None
+"""What one question is about: an image or a video, several, or nothing."""
 
 
 def record_of(images: Images, question: str, where: str, task: str | None) -> Record:
-    """Of one question; ``<image>`` says where in it the images stand, else they come first."""
-    listed: list[Any] = [] if images is None else list(images) if isinstance(images, tuple) else [images]
+    """Of one question; ``<image>`` and ``<video>`` say where in it the images and videos stand, else they come first.
+
+    Raises:
+        RefusedError: it is no text, markers that do not fit, or a video of which no frame can be named.
+    """
+    listed = [] if images is None else list(images) if isinstance(images, tuple) else [images]
     if not isinstance(question, str):
         raise RefusedError(f"{where} is {question!r:.80}; wanted text")
-    markers = question.count(IMAGE_MARKER)
-    if markers and markers != len(listed):
-        raise RefusedError(f"{where} has {markers} {IMAGE_MARKER} but {len(listed)} images were given")
+    each: list[list[Any]] = [own.names if isinstance(own, Video) else [own] for own in listed]
+    videos = [names for own, names in zip(listed, each, strict=True) if isinstance(own, Video)]
+    pictures: list[Any] = [own for own in listed if not isinstance(own, Video)]
+    markers = question.count(IMAGE_MARKER), question.count(VIDEO_MARKER) if videos else 0
+    if any(markers) and markers != (len(pictures), len(videos)):
+        wanted = (
+            f" and {len(videos)} videos were given; wanted a marker for each, or none"
+            if videos
+            else " were given"
+        )
+        raise RefusedError(f"{where} has {_told(*markers)} but {len(pictures)} images{wanted}")
+    shown = [image for own in each for image in own]
     # an empty one stays so, for the engine to refuse
-    text = question if markers or not question.strip() else IMAGE_MARKER * len(listed) + question
-    return Record(id="", images=listed, turns=[(text, None)], task=task, where=where)
+    text = question if any(markers) or not question.strip() else IMAGE_MARKER * len(shown) + question
+    if markers[1]:
+        ((_, text),), shown = place_videos([("user", question)], pictures, videos, marked=True)
+    record = Record(id="", images=shown, turns=[(text, None)], task=task, where=where)
+    if (times := times_of(shown)) is not None:
+        record["times"] = times
+    return record
 
 
 def conversation_of(
@@ -70,3 +91,8 @@ def aligned(image: Any, question: Any, adapter: Any) -> tuple[list[Any], list[An
         value if isinstance(value, list) else [value] * length for value in values.values()
     )
     return images, questions, adapters, not lengths
+
+
+def _told(images: int, videos: int) -> str:
+    """Markers, of which videos have some."""
+    return f"{images} {IMAGE_MARKER}" + (f" and {videos} {VIDEO_MARKER}" if videos else "")

@@ -80,13 +80,16 @@ def caption(
     engine: Literal["local", "ray"] = "local",
     overwrite: bool = False,
     strict: bool = False,
+    frames: int | None = None,
+    fps: float | None = None,
 ) -> None:
-    """Captions every image of folders, tables and tars; run it again to go on where it stopped.
+    """Captions every image and video of folders, tables and tars; run it again to go on where it stopped.
 
-    One row per image, in a fixed order; with several finetunes or questions one for each:
+    One row per image or video, in a fixed order; with several finetunes or questions one for each:
 
         {"image": "2024/cat.jpg", "caption": "a cat on a sofa", "adapter": "default", "log_probability": -3.1415}
         {"image": "2024/cut.jpg", "error": "'2024/cut.jpg': cannot be decoded (...)"}
+        {"video": "2024/dog.mp4", "caption": "a dog on grass", "adapter": "default", "log_probability": -2.7183}
 
     A run without finetunes, which trained the projector alone, writes rows without "adapter".
 
@@ -108,12 +111,16 @@ def caption(
         engine: local, or ray for a cluster; needs the extra [ray].
         overwrite: start again instead of going on.
         strict: exit with code 1 if an image has an error.
+        frames: how many frames of each video, evenly spaced, are shown in one prompt; by default 8, and 0 leaves
+            videos out. They need the extra [video].
+        fps: frames of each second instead; with frames at most so many.
     """
     from mmpeft.data.choices import read_choices
     from mmpeft.inference import captioning
 
     given = None if choices is None else read_choices(choices)
-    task = captioning.Task(adapter, question, captions, given, max_new_tokens, batch_size, threads)
+    how = adapter, question, captions, given, max_new_tokens, batch_size, threads, frames, fps
+    task = captioning.Task(*how)
     errors = captioning.caption(inputs, run, output, task, format, workers, shard, engine, overwrite)
     if strict and errors:
         sys.exit(1)

@@ -10,13 +10,12 @@ import torch
 from mmpeft.data.feature_cache.settings import CacheConfig
 from mmpeft.data.features import FeatureCache
 from mmpeft.data.image_tokens import Decode, TokensByShape
-from mmpeft.data.images import ImageLike
 from mmpeft.data.plan import PackingConfig
 from mmpeft.data.records import CAPTION_INSTRUCTION, CAPTION_TASK
 from mmpeft.data.template import Template
 from mmpeft.errors import RefusedError
 from mmpeft.inference.adapter_check import check_adapters
-from mmpeft.inference.asked import Images, aligned, choices_of, conversation_of
+from mmpeft.inference.asked import Image, Images, aligned, choices_of, conversation_of
 from mmpeft.inference.decoding import Sampling
 from mmpeft.inference.engine import Engine
 from mmpeft.inference.explain import explain
@@ -141,8 +140,8 @@ class VisionLanguageModel:
         """Answers questions about images: writes, or picks the best of the choices where there are some.
 
         Args:
-            image: path, bytes or PIL image; a tuple for several images in one question; None for text alone.
-            question: the question; ``<image>`` says where in it the images stand, else they come first.
+            image: path, bytes, PIL image or `Video`; a tuple for several in one question; None for text alone.
+            question: the question; ``<image>`` and ``<video>`` say where in it they stand, else they come first.
             max_new_tokens: longest answer in tokens; None is as long as the longest that the run was trained on, and
                 at least 64.
             task: identifier put before the question; by default the one that the run was trained with.
@@ -172,13 +171,13 @@ class VisionLanguageModel:
 
     @overload
     def caption(
-        self, images: ImageLike, adapter: str | None = None, max_new_tokens: int | None = None
+        self, images: Image, adapter: str | None = None, max_new_tokens: int | None = None
     ) -> str: ...
     @overload
     def caption(self, images: list, adapter: Any = None, max_new_tokens: int | None = None) -> list[str]: ...
     def caption(self, images: Any, adapter: Any = None, max_new_tokens: int | None = None) -> Any:
-        """Describes images, with the instruction that the run's captions were trained with; captions that were chosen
-        in training are chosen here too, as in `ask`."""
+        """Describes images or videos, with the instruction that the run's captions were trained with; captions that
+        were chosen in training are chosen here too, as in `ask`."""
         return self.ask(images, self.caption_instruction, adapter, max_new_tokens, task=CAPTION_TASK)
 
     @property

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mmpeft.errors import RefusedError
+from mmpeft.models.decoder import decoder_config
 from mmpeft.models.segment_attention import attending
 
 READS_CACHE = "_can_checkpoint_with_cache"
@@ -32,8 +33,9 @@ def recompute(model: Any) -> None:
         model.disable_input_require_grads()  # of reentrant checkpoints, which lose gradients without
     except ValueError as error:
         raise RefusedError(f"{error} Set model.language.gradient_checkpointing to false") from error
+    config = decoder_config(model)
     for layer in _recomputing(model):
-        layer._gradient_checkpointing_func = partial(_as_computed, layer, model.get_decoder().config)
+        layer._gradient_checkpointing_func = partial(_as_computed, layer, config)
         if hasattr(layer, READS_CACHE):
             setattr(layer, READS_CACHE, True)
 

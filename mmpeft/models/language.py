@@ -3,7 +3,7 @@
 import difflib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,9 @@ from mmpeft.paths import LANGUAGE_MODEL, resolve
 
 ADAPTER_CONFIG = "adapter_config.json"
 SECONDS_WITHOUT_A_BAR = 5
+
+Place = Callable[[nn.Module], None]
+"""Brings a frozen, dense model from main memory to where it computes, in place."""
 
 
 @dataclass
@@ -73,19 +76,32 @@ def positions_of(name: str) -> int | None:
     return getattr(load_pretrained(AutoConfig, name).get_text_config(), "max_position_embeddings", None)
 
 
-def load_language_model(config: LanguageConfig, device: torch.device | str = "cpu") -> nn.Module:
+def load_language_model(
+    config: LanguageConfig, device: torch.device | str = "cpu", place: Place | None = None
+) -> nn.Module:
     """The frozen model, in eval mode.
 
     A checkpoint that is quantised already is held as it is.
 
+    Args:
+        config: which, and how it is held.
+        device: of the model.
+        place: brings a dense model there in its own way; None moves all of it.
+
     Raises:
         RefusedError: the checkpoint lacks tensors (transformers would make them up at random), or is quantised
-            otherwise than the config wants.
+            otherwise than the config wants, or at all where ``place`` is given.
         MissingFileError: no such model on this machine and no way to fetch it.
     """
     _refuse_adapter_beside(config.name)
     stored = _stored_quantization(config)
     wanted = None if stored else _quantization(config, device)
+    if place is not None and (stored or wanted):
+        raise RefusedError(
+            f"trainer.strategy is model_parallel, but {config.name} is held as {stored or config.quantization}, whose "
+            "codes cannot be sharded: leave trainer.strategy at auto, where each process holds all of the base, or set "
+            "model.language.quantization to null for a dense one"
+        )
     how = {
         "dtype": pick_dtype(config.dtype, device),
         # given as None, transformers 5 takes it for a wish to have no quantisation
@@ -100,7 +116,10 @@ def load_language_model(config: LanguageConfig, device: torch.device | str = "cp
         raise RefusedError(
             f"the checkpoint {config.name} lacks {len(missing)} tensors, such as {missing[:3]}: it is incomplete"
         )
-    if not (stored or wanted):
+    model.requires_grad_(False)
+    if place is not None:
+        place(model)
+    elif not (stored or wanted):
         model = model.to(device)
     _keep_gradients(model)
     _keep_one_int8(model)
@@ -108,7 +127,7 @@ def load_language_model(config: LanguageConfig, device: torch.device | str = "cp
         _tell_what_is_dense(model, str(config.quantization))
     if config.gradient_checkpointing:
         recompute(model)
-    return model.requires_grad_(False).eval()
+    return model.eval()
 
 
 def _with_attention(config: LanguageConfig, attention: str, how: dict[str, Any]) -> Any:

@@ -26,15 +26,20 @@ def behind_the_last_attention(language_model: nn.Module) -> list[str]:
 
 @contextmanager
 def last_layer_at(
-    language_model: Any, paths: Sequence[str], bank: AdapterBank, places: Tensor | None
+    language_model: Any,
+    paths: Sequence[str],
+    bank: AdapterBank,
+    places: Tensor | None,
+    elsewhere: float = 0.0,
 ) -> Iterator[None]:
-    """Inside, the last layer computes some tokens and returns 0 for all others, but for what finetunes change in it.
+    """Inside, the last layer computes some tokens and nothing for all others, but for what finetunes change in it.
 
     Args:
         language_model: frozen.
         paths: what of it works token by token.
         bank: of its finetunes.
         places: (n,) int64, among rows times columns; None is all. So it is where layers recompute, out of here.
+        elsewhere: what all others get.
     """
     if places is None or language_model.is_activation_checkpointing:
         yield
@@ -44,7 +49,7 @@ def last_layer_at(
     modules = [module for module in modules if adapted.isdisjoint(map(id, module.modules()))]
     replaced = [module.__dict__.get("forward") for module in modules]
     for module in modules:
-        module.forward = partial(_at, module.forward, places)
+        module.forward = partial(_at, module.forward, places, elsewhere)
     try:
         yield
     finally:
@@ -54,8 +59,8 @@ def last_layer_at(
                 module.forward = own
 
 
-def _at(forward: Any, places: Tensor, x: Tensor) -> Tensor:
+def _at(forward: Any, places: Tensor, elsewhere: float, x: Tensor) -> Tensor:
     flat = x.flatten(0, -2)
     some = forward(flat.index_select(0, places)[None])[0]
-    every = some.new_zeros(len(flat), some.shape[-1]).index_copy(0, places, some)
+    every = some.new_full((len(flat), some.shape[-1]), elsewhere).index_copy(0, places, some)
     return every.view(*x.shape[:-1], -1)

@@ -89,7 +89,8 @@ class MultimodalModel(nn.Module):
             in_float32: as of `LanguageReader.logits`.
         """
         if not batch.adapters:
-            return TokenLosses.of_none(self.device)
+            nothing = self.idle() if self.reader.together else torch.zeros(0, device=self.device)
+            return TokenLosses.of_none(nothing)
         width, host = batch.input_ids.shape[1] if new is None else new, batch.on_host
         targets, segments = (own[:, -width:] for own in (host.targets, host.segments))
         rows, columns = (targets != IGNORE_INDEX).nonzero()
@@ -108,6 +109,14 @@ class MultimodalModel(nn.Module):
             None if batch.row_numbers is None else batch.row_numbers[rows],
         )
         return TokenLosses(nll, correct, rows, segments[rows, columns])
+
+    def idle(self) -> Tensor:
+        """(0,) float32 of a forward that answers nobody, of the base and one token, with its graph: for processes whose
+        layers others wait for."""
+        self.bank.route([None])
+        token = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+        hidden, _ = self.reader.decode(self.reader.embed(token), None, token, ids=token, last_position=0)
+        return hidden.flatten()[:0].float()
 
     def logits(
         self,
@@ -188,8 +197,9 @@ class MultimodalModel(nn.Module):
         segments = Segments(inputs.queries, inputs.keys, positions, inputs.positions)
         mask = self.reader.mask(segments, self.dtype)
         last = int(inputs.highest.max())
+        wanted = inputs.among_all(places)
         with last_layer_at(
-            self.language_model, self.reader.last_modules, self.bank, inputs.among_all(places)
+            self.language_model, self.reader.last_modules, self.bank, wanted, self.reader.elsewhere
         ):
             hidden, _ = self.reader.decode(
                 inputs.embeds, mask, positions, cache, inputs.ids, last_position=last

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmpeft.errors import RefusedError
+from mmpeft.models.decoder import find_decoder
 
 
 def table_length(language_model: Any) -> int | None:
@@ -40,7 +41,7 @@ def position_limit(language_model: Any) -> PositionLimit | None:
     limits: list[PositionLimit] = []
     if (table := table_length(language_model)) is not None:
         limits.append(PositionLimit(table, f"learned {table} positions and knows none beyond"))
-    if (last := rescaled_beyond(language_model.get_decoder())) is not None:
+    if (last := rescaled_beyond(find_decoder(language_model))) is not None:
         why = f"turns by other frequencies beyond {last} positions, all rows of a batch and all that was read before"
         limits.append(PositionLimit(last, why))
     return min(limits, key=lambda limit: limit.count, default=None)

@@ -7,11 +7,13 @@ which with a few rows takes about as long as the product; laid out once, the sam
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from mmpeft.transfer import is_sharded
 
 ROWS = 32
 """Rows that the blocks are laid out for; others are multiplied by the same blocks."""
@@ -28,6 +30,9 @@ GROUP_FILES = (
     ),
 )
 """Limit, use, and where the pages of files stand: of version 2, then of version 1."""
+CONTROLLERS = ("", "memory")
+"""What `OWN_GROUPS` calls the memory of each."""
+OWN_GROUPS = Path("/proc/self/cgroup")
 
 
 class PrepackedLinears:
@@ -76,7 +81,7 @@ class PrepackedLinears:
             return []
         linears = [module for module in self._model.modules() if type(module) is nn.Linear]
         return [
-            (linear, partial(self._forward, linear)) for linear in linears if _is_bf16_on_cpu(linear.weight)
+            (linear, partial(self._forward, linear)) for linear in linears if _can_be_packed(linear.weight)
         ]
 
     @cached_property
@@ -108,6 +113,11 @@ class PrepackedLinears:
         return packed
 
 
+def _can_be_packed(weight: Tensor) -> bool:
+    """One that is sharded is gathered anew for every forward."""
+    return _is_bf16_on_cpu(weight) and not is_sharded(weight)
+
+
 def _is_bf16_on_cpu(tensor: Tensor) -> bool:
     return tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu"
 
@@ -117,17 +127,33 @@ def free_memory() -> int:
     lines = MEMORY.read_text().splitlines() if MEMORY.exists() else []
     sizes = dict(line.split(":", 1) for line in lines)
     free = 1024 * int(sizes.get("MemAvailable", "0 kB").split()[0])
-    return min([free, *_left_in_group()])
+    return min([free, *_left_in_groups()])
 
 
-def _left_in_group() -> list[int]:
-    """Bytes that the control group of this process may still take, where it has a limit; pages of files that were read
-    are given back. Source: the kernel's cgroup-v2.rst, and cgroup-v1/memory.rst."""
-    for limit, usage, pages in GROUP_FILES:
-        try:
-            most, used = (int((GROUP / name).read_text()) for name in (limit, usage))
-            stat = dict(line.split() for line in (GROUP / pages[0]).read_text().splitlines())
-        except (OSError, ValueError):  # not of this version, or no limit: "max"
-            continue
-        return [max(0, most - used + int(stat.get(pages[1], 0)))]
-    return []
+def _left_in_groups() -> list[int]:
+    """Bytes that the control groups of this process may still take, its own and all above it, where they have a limit;
+    pages of files that were read are given back. A container has its own at the root; a job of Slurm or a unit of
+    systemd below. Source: the kernel's cgroup-v2.rst, and cgroup-v1/memory.rst."""
+    left: list[int] = []
+    for controller, (limit, usage, (pages, field)) in zip(CONTROLLERS, GROUP_FILES, strict=True):
+        for group in _own_groups(controller):
+            try:
+                most, used = (int(_of_group(group, name)) for name in (limit, usage))
+                stat = dict(line.split() for line in _of_group(group, pages).splitlines())
+            except (OSError, ValueError):  # not of this version, or no limit: "max"
+                continue
+            left.append(max(0, most - used + int(stat.get(field, 0))))
+    return left
+
+
+def _own_groups(controller: str) -> list[PurePosixPath]:
+    lines = OWN_GROUPS.read_text().splitlines() if OWN_GROUPS.exists() else []
+    told = (line.split(":", 2) for line in lines)
+    own = next((path for _, names, path in told if controller in names.split(",")), "/")
+    group = PurePosixPath(own).relative_to("/")
+    return [group, *group.parents]
+
+
+def _of_group(group: PurePosixPath, name: str) -> str:
+    file = GROUP / name
+    return (file.parent / group / file.name).read_text()

@@ -13,6 +13,7 @@ from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from mmpeft.errors import RefusedError
+from mmpeft.models.decoder import EMBEDS, find_decoder
 from mmpeft.models.float32_head import float32_head
 from mmpeft.models.masks import Mask, Reach, additive, attention_mask, within_reach
 from mmpeft.models.positions import check_positions, position_limit
@@ -21,7 +22,6 @@ from mmpeft.models.prepacked import PrepackedLinears
 from mmpeft.models.segment_attention import BY_SEGMENTS, attending
 from mmpeft.models.segments import SIZES, SegmentMask, Segments
 
-EMBEDS = "inputs_embeds"
 CACHES = ("cache", "past_key_values", "cache_params", "state")
 """What the argument that carries the state of earlier tokens is called, newest name first."""
 
@@ -59,9 +59,14 @@ class LanguageReader:
     tile_sizes: tuple[int, ...] = SIZES
     last_modules: list[str] = field(default_factory=list)
     """Paths of what works token by token behind the last attention; found out there too."""
+    elsewhere: float = 0.0
+    """What these give for tokens that nobody reads."""
+
+    together: bool = False
+    """Whether processes hold parts of its layers, so that each takes part in every forward and backward of any."""
 
     def __post_init__(self):
-        self.decoder: Any = _decoder(self.language_model)
+        self.decoder: Any = find_decoder(self.language_model)
         self._inside = {id(module) for module in self.decoder.modules()}
         arguments = inspect.signature(self.decoder.forward).parameters
         self._arguments = set(arguments)
@@ -185,6 +190,8 @@ class LanguageReader:
             RefusedError: a position beyond those that the model reads alike.
         """
         check_positions(self.position_limit, positions, last_position)
+        if self.together and torch.is_grad_enabled() and not embeds.requires_grad:
+            embeds = embeds.detach().requires_grad_()  # or the backward would not reach the first layers
         using = keep or cache is not None
         given = {
             EMBEDS: embeds,
@@ -226,16 +233,3 @@ class LanguageReader:
             del self.decoder.forward
             if replaced is not None:
                 self.decoder.forward = replaced
-
-
-def _decoder(model: Any) -> nn.Module:
-    """The module that reads embeddings and has no head."""
-    for module in (model.get_decoder(), model.base_model, getattr(model, "model", None)):
-        if module is None or module is model:
-            continue
-        if EMBEDS in inspect.signature(module.forward).parameters:
-            return module
-    raise RefusedError(
-        f"{type(model).__name__} has no decoder that reads {EMBEDS}, so images cannot stand among its tokens; choose "
-        "another model.language.name"
-    )

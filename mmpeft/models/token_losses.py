@@ -27,11 +27,10 @@ class TokenLosses:
     """(labelled,) int64, on the host"""
 
     @classmethod
-    def of_none(cls, device: torch.device) -> "TokenLosses":
-        """Those of a batch without rows."""
+    def of_none(cls, nll: Tensor) -> "TokenLosses":
+        """Those of a batch without rows, ``nll`` (0,)."""
         nowhere = np.zeros(0, np.int64)
-        nll = torch.zeros(0, device=device)
-        return cls(nll, torch.zeros(0, dtype=torch.bool, device=device), nowhere, nowhere)
+        return cls(nll, torch.zeros(0, dtype=torch.bool, device=nll.device), nowhere, nowhere)
 
     def where(self, mask: np.ndarray) -> "TokenLosses":
         """Those of the tokens that ``mask`` (labelled,) bool picks."""

@@ -12,6 +12,7 @@ from transformers import AutoConfig
 
 from mmpeft.errors import RefusedError
 from mmpeft.models.language import load_pretrained
+from mmpeft.runs.gguf_file import finish_gguf
 from mmpeft.runs.identity import hash_config
 from mmpeft.runs.plain_lora import PlainLora
 
@@ -55,12 +56,7 @@ def write_adapter_gguf(path: Path, name: str, lora: PlainLora, base: str, config
     writer.add_name(name)
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", alpha)
-    for key, tensor in tensors.items():
-        writer.add_tensor(key, tensor.float().contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish_gguf(writer, tensors)
 
 
 def _tensors(lora: PlainLora, config: Any, architecture: str, alpha: float) -> dict[str, Tensor]:

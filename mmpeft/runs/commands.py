@@ -39,11 +39,13 @@ def export(
     adapter: str | None = None,
     output: str | None = None,
     text_only: bool = False,
+    square_images: bool = False,
 ) -> None:
     """Writes a finetune for llama.cpp, vLLM, or transformers with peft; what they do not take is refused by name.
 
-    A LoRA becomes llama.cpp's adapter GGUF, or an adapter folder in PEFT's format. For transformers, finetunes by other
-    methods are merged into a plain model, as `mmpeft merge` does.
+    A LoRA becomes llama.cpp's adapter GGUF, with an mmproj of encoder and projector where it reads images, or an
+    adapter folder in PEFT's format. For transformers, finetunes by other methods are merged into a plain model, as
+    `mmpeft merge` does.
 
     Args:
         run: directory that `mmpeft fit` wrote.
@@ -51,10 +53,11 @@ def export(
         adapter: a finetune of the run; the run's first by default.
         output: new or empty folder; RUN/exported/TO/ADAPTER by default.
         text_only: leave out what reads images.
+        square_images: of gguf, write what reads images, for squares: llama.cpp pads others in its own way.
     """
     from mmpeft.runs.export import export_run
 
-    exported = export_run(run, to, adapter, output, text_only)
+    exported = export_run(run, to, adapter, output, text_only, square_images)
     print(f"exported {exported.adapter!r} to {exported.directory}")
     for remark in exported.remarks:
         print(remark)

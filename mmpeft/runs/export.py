@@ -7,9 +7,11 @@
       projector.safetensors                           of a run with images: ``weight`` (out, in) and ``bias`` (out,)
     exported/gguf/default/
       adapter.gguf                                    the same LoRA, as llama.cpp's --lora takes it
+      mmproj-default.gguf                             encoder and projector, for its --mmproj
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,10 +20,13 @@ from torch import Tensor
 from mmpeft.errors import RefusedError
 from mmpeft.files import save_tensors, whole_folder
 from mmpeft.models.language import LanguageConfig
+from mmpeft.models.vision import VisionEncoder, check_size
 from mmpeft.runs.adapter_gguf import write_adapter_gguf
 from mmpeft.runs.files import PROJECTOR, language_of, read_projectors, require_empty
+from mmpeft.runs.identity import check_identity
 from mmpeft.runs.manifest import Manifest, choose_adapter, read_manifest
 from mmpeft.runs.merge import merge_run
+from mmpeft.runs.mmproj_gguf import image_remark, require_mmproj, write_mmproj
 from mmpeft.runs.plain_lora import (
     PlainLora,
     is_plain,
@@ -57,6 +62,7 @@ class _Finetune:
     projector: dict[str, Tensor]
     """Empty for text alone."""
     manifest: Manifest
+    run: str | Path
 
 
 def export_run(
@@ -65,6 +71,7 @@ def export_run(
     adapter: str | None = None,
     output: str | Path | None = None,
     text_only: bool = False,
+    square_images: bool = False,
 ) -> Exported:
     """Writes a finetune of a run for another program; the arguments are those of `mmpeft export`.
 
@@ -72,6 +79,11 @@ def export_run(
         RefusedError: the program does not take such a finetune; told before any weight of the base is read. Or what
             `merge_run` refuses. Nothing is written then.
     """
+    if square_images and (to != "gguf" or text_only):
+        raise RefusedError(
+            f"--square_images is for --to gguf with images, and this is --to {to}{' --text_only' * text_only}; leave "
+            "one of them out"
+        )
     manifest = read_manifest(run)
     adapter = choose_adapter(run, manifest, adapter)
     directory = Path(output) if output is not None else Path(run) / "exported" / to / adapter
@@ -82,8 +94,8 @@ def export_run(
     require_plain(config, adapter, {"gguf": "llama.cpp", "vllm": "vLLM", "transformers": "peft"}[to])
     projector = {} if text_only else read_projectors(run, manifest, {}).get(adapter, {})
     lora = read_plain_lora(run, manifest, adapter)
-    finetune = _Finetune(adapter, lora, language_of(run, manifest), projector, manifest)
-    write = {"gguf": _to_gguf, "vllm": _to_vllm, "transformers": _to_peft}[to]
+    finetune = _Finetune(adapter, lora, language_of(run, manifest), projector, manifest, run)
+    write = {"gguf": partial(_to_gguf, square_images), "vllm": _to_vllm, "transformers": _to_peft}[to]
     return Exported(adapter, directory, write(finetune, directory))
 
 
@@ -113,28 +125,40 @@ def _to_vllm(finetune: _Finetune, directory: Path) -> list[str]:
     return [f"vllm serve {finetune.language.name} {options}", *_projector_remark(finetune, "vLLM")]
 
 
-def _to_gguf(finetune: _Finetune, directory: Path) -> list[str]:
+def _to_gguf(square_images: bool, finetune: _Finetune, directory: Path) -> list[str]:
     require_blocks(finetune.lora, "llama.cpp")
-    if finetune.projector:
-        raise RefusedError(
-            f"{finetune.name!r} reads images through a projector behind {_encoder(finetune)}, and no mmproj of that is "
-            "written here; --text_only writes the language model's part, for questions without an image"
-        )
-    size = sum(tensor.nbytes for tensor in finetune.lora.file.tensors.values())
-    with whole_folder(directory, size) as unfinished:
+    encoder = _mmproj_encoder(finetune, square_images) if finetune.projector else None
+    files, remarks = f"--lora {directory / ADAPTER_GGUF}", []
+    tensors = [*finetune.lora.file.tensors.values(), *(encoder.parameters() if encoder else ())]
+    with whole_folder(directory, sum(tensor.nbytes for tensor in tensors)) as unfinished:
         config = finetune.manifest.identity["language"].get("config")
         write_adapter_gguf(
             unfinished / ADAPTER_GGUF, finetune.name, finetune.lora, finetune.language.name, config
         )
+        if encoder is not None:
+            mmproj = f"mmproj-{finetune.name}.gguf"
+            found = write_mmproj(unfinished / mmproj, finetune.name, encoder, finetune.projector)
+            files, remarks = f"{files} --mmproj {directory / mmproj}", [image_remark(found)]
     return [
-        f"llama-server --model BASE.gguf --lora {directory / ADAPTER_GGUF}, with {finetune.language.name} as "
-        "llama.cpp's convert_hf_to_gguf.py converts it"
+        f"llama-server --model BASE.gguf {files}, with {finetune.language.name} as llama.cpp's convert_hf_to_gguf.py "
+        "converts it",
+        *remarks,
     ]
 
 
-def _encoder(finetune: _Finetune) -> str:
-    vision = finetune.manifest.vision_config
-    return "no encoder" if vision is None else f"timm's {vision.name}"
+def _mmproj_encoder(finetune: _Finetune, square_images: bool) -> VisionEncoder:
+    """The run's encoder.
+
+    Raises:
+        RefusedError: llama.cpp cannot do what it does, told before its weights are read; or it is another than it was.
+    """
+    manifest = finetune.manifest
+    if (vision := manifest.vision_config) is None:
+        raise RefusedError(f"{finetune.run} has a projector and no encoder: its manifest is damaged")
+    require_mmproj(check_size(vision), finetune.name, square_images)
+    encoder = VisionEncoder(vision)
+    check_identity(manifest, manifest.identity | {"vision": encoder.fingerprint}, finetune.run)
+    return encoder
 
 
 def _write_folder(finetune: _Finetune, directory: Path) -> None:

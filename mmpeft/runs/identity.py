@@ -10,10 +10,15 @@ from mmpeft.errors import RefusedError
 from mmpeft.hashing import differences, hash_json, hash_tensors, hash_weight_files
 from mmpeft.models.language import LanguageConfig, existing_path, load_pretrained
 from mmpeft.models.multimodal import MultimodalModel
+from mmpeft.models.vision_config import VisionConfig
 from mmpeft.runs.manifest import Manifest
+from mmpeft.typed_json import as_dataclass
 
 RENAMEABLE = ("  language.name:", "  vision.name:")
 """What a model is called may change, by moving a folder for example; what it is may not."""
+
+OF_TRANSFORM = ("fit", "max_tiles", "image_size")
+"""Settings of the encoder."""
 
 
 def describe(language: LanguageConfig, model: MultimodalModel, tokenizer: Any) -> dict[str, Any]:
@@ -26,13 +31,37 @@ def describe(language: LanguageConfig, model: MultimodalModel, tokenizer: Any) -
     }
 
 
-def check_identity(manifest: Manifest, found: dict[str, Any], directory: str | Path) -> None:
-    """Raises:
-    RefusedError: field by field, what the run was trained with and what is here.
+def check_identity(
+    manifest: Manifest, found: dict[str, Any], directory: str | Path, vision: VisionConfig | None = None
+) -> None:
+    """Args:
+        vision: the encoder's settings here, to name those that make its transform another one.
+
+    Raises:
+        RefusedError: field by field, what the run was trained with and what is here.
     """
     lines = [line for line in differences(manifest.identity, found) if not line.startswith(RENAMEABLE)]
+    if (
+        vision is not None
+        and any(map(_is_of_transform, lines))
+        and (settings := _differing(manifest, vision))
+    ):
+        lines = settings + [line for line in lines if not _is_of_transform(line)]
     if lines:
         raise RefusedError(f"{directory} does not belong to this base:\n" + "\n".join(lines))
+
+
+def _is_of_transform(line: str) -> bool:
+    return line.startswith(("  vision.transform", "  vision.tiles"))
+
+
+def _differing(manifest: Manifest, vision: VisionConfig) -> list[str]:
+    """The settings of the encoder that make its transform another one, in place of the transforms themselves."""
+    was = as_dataclass(VisionConfig, manifest.vision, "the run's vision")
+    own, here = (
+        {f"model.vision.{name}": getattr(each, name) for name in OF_TRANSFORM} for each in (was, vision)
+    )
+    return differences(own, here)
 
 
 def identify(config: LanguageConfig) -> dict[str, Any]:

@@ -24,6 +24,7 @@ OF_A_FIT = (
         "model.weight_decay",
     ),
     *("model.schedule", "model.warmup", "model.optimizer", "model.choice_losses*", "model.seed"),
+    *("model.objective", "model.preferences*"),
     *(
         "model.max_steps",
         "model.shots_seed",

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 from mmpeft.serving.keys import Keys
@@ -22,16 +23,21 @@ CLOSE = {"Connection": "close"}
 class Intake:
     """ASGI middleware: hands a request of the API on with its `Tenant`, once its whole body is there.
 
+    A request whose body is still coming takes no place from those that are whole, and of more than ``most`` such bodies
+    the one that has been coming longest makes way: slow clients keep nobody out.
+
     Args:
         app: gets the requests.
         keys: of tenants.
         limits: of the server.
-        most: requests with a body that are under way at the same time.
+        most: requests with a body that are under way at the same time, and bodies that are coming beside them.
     """
 
     def __init__(self, app: App, keys: Keys, limits: Limits, most: int):
         self.app, self.keys, self.limits, self.most = app, keys, limits, most
         self.under_way = 0
+        self.coming: dict[asyncio.Timeout, None] = {}
+        """The bodies that are not there yet, the oldest first, each by its deadline."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not scope["path"].startswith(API):
@@ -41,13 +47,14 @@ class Intake:
             scope.setdefault("state", {})["tenant"] = self.keys.tenant(authorization)
             if scope["method"] in ("GET", "HEAD"):
                 return await self.app(scope, receive, send)
-            if self.under_way >= self.most:
-                raise overloaded(1)
+            self._require_place()
+            body = await self._body(scope, receive)
+            if body is None:
+                return
+            self._require_place()
             self.under_way += 1
             try:
-                body = await self._body(scope, receive)
-                if body is not None:
-                    await self.app(scope, _replay(body, receive), send)
+                await self.app(scope, _replay(body, receive), send)
             finally:
                 self.under_way -= 1
         except HttpError as refusal:
@@ -59,25 +66,50 @@ class Intake:
         if length.isdigit() and int(length) > self.limits.body_bytes:
             raise self._too_large()
         body = bytearray()
+        async with self._patience():
+            while True:
+                event = await receive()
+                if event["type"] == "http.disconnect":
+                    return None
+                body += event.get("body", b"")
+                if len(body) > self.limits.body_bytes:
+                    raise self._too_large()
+                if not event.get("more_body", False):
+                    return bytes(body)
+
+    @asynccontextmanager
+    async def _patience(self) -> AsyncIterator[None]:
+        """Inside, a body is waited for as long as it may take and there is room.
+
+        Raises:
+            HttpError: 408, it was not there by then.
+        """
+        deadline = asyncio.timeout(self.limits.body_seconds)
+        told = f"The body was not there within {self.limits.body_seconds:g} s (limits.body_seconds)"
         try:
-            async with asyncio.timeout(self.limits.body_seconds):
-                while True:
-                    event = await receive()
-                    if event["type"] == "http.disconnect":
-                        return None
-                    body += event.get("body", b"")
-                    if len(body) > self.limits.body_bytes:
-                        raise self._too_large()
-                    if not event.get("more_body", False):
-                        return bytes(body)
+            async with deadline:
+                self._make_way()
+                self.coming[deadline] = None
+                yield
         except TimeoutError:
-            raise HttpError(
-                408,
-                f"The body was not there within {self.limits.body_seconds:g} s (limits.body_seconds)",
-                "timeout_error",
-                "timeout",
-                headers=CLOSE,
-            ) from None
+            if deadline not in self.coming:
+                told = f"The body made way for {self.most} that began to come after it; send it faster, or again later"
+            raise HttpError(408, told, "timeout_error", "timeout", headers=CLOSE) from None
+        finally:
+            self.coming.pop(deadline, None)
+
+    def _make_way(self) -> None:
+        """Room for one more body: where there is none, the oldest is waited for no longer."""
+        if len(self.coming) < self.most:
+            return
+        oldest = next(iter(self.coming))
+        if not oldest.expired():  # else it is about to go by itself
+            del self.coming[oldest]
+            oldest.reschedule(0)
+
+    def _require_place(self) -> None:
+        if self.under_way >= self.most:
+            raise overloaded(1)
 
     def _too_large(self) -> HttpError:
         return HttpError(

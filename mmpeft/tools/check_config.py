@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from mmpeft.data.image_tokens import image_tokens
 from mmpeft.data.images import ImageConfig
+from mmpeft.data.preferred import Sides
 from mmpeft.data.sources import Reading
 from mmpeft.errors import RefusedError
 from mmpeft.models.vision import VisionEncoder, make_encoder
@@ -43,10 +44,17 @@ def check_config(config: str, files: list[str], decode: bool, fix: str | None, p
     print_facts(encoders, decode)
     tokens = TokenSurvey(
         *(module.language.name, data.template, data.packing.max_length, image_tokens(encoder)),
-        ranks=any(finetune.learns_from_choices for finetune in finetunes),
+        ranks=_looked_at(finetunes),
     )
     image = ImageConfig() if module.vision is None else module.vision.image
     check_data(readings, data.columns, decode, image, encoders, tokens, fix, pictures)
+
+
+def _looked_at(finetunes: Iterable[Finetune]) -> bool | Sides:
+    """What all finetunes that learn from preferences need of every row; else whether any looks at choices."""
+    every = [own.learns_from_choices for own in finetunes]
+    sides = [own for own in every if isinstance(own, str)]
+    return ("pairs" if "pairs" in sides else "labels") if sides and len(sides) == len(every) else any(every)
 
 
 def _readings(data: VisionLanguageData, finetunes: Iterable[Finetune], files: list[str]) -> Iterator[Reading]:
@@ -59,10 +67,15 @@ def _readings(data: VisionLanguageData, finetunes: Iterable[Finetune], files: li
         known = {path for path, _ in named}
         named = {each: None for each in named if each[0] in files}
         named |= {(path, "train"): None for path in files if path not in known}
-    ways = {(path, split != "predict", split == "train"): None for path, split in named}
-    for path, require_answers, each_caption in ways:
+    judged = any(own.learns_from_labels for own in finetunes)
+    ways = {
+        (path, split != "predict", split == "train", judged and split in ("train", "val")): None
+        for path, split in named
+    }
+    for path, require_answers, each_caption, labelled in ways:
         yield Reading(
             *(str(resolve(path)), data.columns, data.image_root, data.task),
             require_answers=require_answers,
             each_caption=each_caption,
+            labelled=labelled,
         )

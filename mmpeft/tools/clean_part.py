@@ -18,7 +18,7 @@ from mmpeft.errors import RefusedError
 from mmpeft.files import whole_file
 from mmpeft.options import command_line
 
-MEANT = ("images", "turns", "system", "task", "choices", "references", "lists_captions")
+MEANT = ("images", "times", "turns", "system", "task", "choices", "references", "lists_captions")
 """What of a record a written row must be read as again."""
 
 

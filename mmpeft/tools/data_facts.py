@@ -96,7 +96,7 @@ def facts_table(
         ("conversations without an image", f"{facts.without_image:,}"),
         ("conversations that say what another says", f"{facts.repeated:,}"),
         ("characters of an answer", spread(facts.answers)),
-        ("images named, distinct", f"{images.named:,}, {images.distinct:,}"),
+        ("images named, different names", f"{images.named:,}, {images.distinct:,}"),
         ("images that cannot be used", f"{len(images.bad):,}"),
         ("formats" if images.sizes else "endings", _most_frequent(images.formats)),
         *((f"{name} in pixels", spread(_side(images.sizes, side))) for name, side in sizes),

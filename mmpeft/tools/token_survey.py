@@ -6,6 +6,7 @@ from rich.text import Text
 
 from mmpeft.data.formats import DataError
 from mmpeft.data.image_tokens import ImageTokens
+from mmpeft.data.preferred import Sides, check_sides
 from mmpeft.data.records import Record, place_of
 from mmpeft.data.template import LayoutName, Template
 from mmpeft.models.language import load_tokenizer, positions_of
@@ -26,6 +27,7 @@ class TokenSurvey:
         max_length: data.packing.max_length.
         image_tokens: features per image, or what tells those of one.
         ranks: whether a training learns from wrong choices, too; else a question with choices is one with its answer.
+            `Sides` are what every row must have.
 
     Raises:
         RefusedError: no such model, or its tokenizer does not fit the template.
@@ -37,10 +39,11 @@ class TokenSurvey:
         layout: LayoutName,
         max_length: int,
         image_tokens: ImageTokens,
-        ranks: bool = True,
+        ranks: bool | Sides = True,
     ):
         self.template = Template(load_tokenizer(language), image_tokens, layout, max_length)
-        self.language, self.positions, self.ranks = language, positions_of(language), ranks
+        self.language, self.positions = language, positions_of(language)
+        self.ranks: bool | Sides = ranks
         self.start()
 
     def start(self) -> None:
@@ -55,7 +58,7 @@ class TokenSurvey:
         except DataError as error:  # of an image whose shape decides its tokens
             return str(error)
         self.lengths[length] += 1
-        self.ranked += self.ranks and "choices" in record
+        self.ranked += bool(self.ranks) and "choices" in record
         self.beyond += self.positions is not None and last > self.positions
         if length <= self.template.max_length:
             return None
@@ -65,7 +68,13 @@ class TokenSurvey:
 
     def length(self, record: Record) -> tuple[int, int]:
         """Tokens that the model reads of a whole conversation, which are all but the last of each answer, and how many
-        positions they take: choices stand beside each other, at the same ones."""
+        positions they take: choices stand beside each other, at the same ones.
+
+        Raises:
+            DataError: an image or what a training needs is not there.
+        """
+        if not isinstance(self.ranks, bool):
+            check_sides(record, self.ranks)
         *earlier, (question, answer) = record["turns"]
         spans = self.template.spans({**record, "turns": [*earlier, (question, None)]})
         prompt = sum(len(span.ids) for span in spans) - 1

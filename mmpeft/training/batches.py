@@ -10,6 +10,7 @@ from mmpeft.data.examples import Counted, Examples
 from mmpeft.data.layouts.notes import Notes
 from mmpeft.data.loader import Features, JointLoader, PackedLoader
 from mmpeft.data.plan import PackingConfig
+from mmpeft.data.preferred import Sides
 from mmpeft.data.prefetch import default_workers
 from mmpeft.data.shares import Share
 from mmpeft.data.template import Template
@@ -113,10 +114,15 @@ def make_loader(
     """
     share = Share() if trainer is None else Share(trainer.global_rank, trainer.world_size)
     each = max(1, (workers or default_workers()) // len(finetunes))
-    counted: dict[tuple[int, bool], Counted] = {}
+    counted: dict[tuple[int, bool | Sides], Counted] = {}
     loaders: dict[str, PackedLoader] = {}
     for name, finetune in finetunes.items():
         if records := finetune.records.get(split):
+            if finetune.learns_from_labels and packing.batch_size < 2:
+                raise RefusedError(
+                    f"data.packing.batch_size is {packing.batch_size}, but kto compares the answers of a batch with "
+                    "those to its other questions: set it to at least 2"
+                )
             examples = Examples(records, template, finetune.learns_from_choices, split, counted, skipped)
             finetune.keep(split, examples.records)
             mix = finetune.mix if seed is not None else None
@@ -124,6 +130,7 @@ def make_loader(
             loaders[name] = PackedLoader(
                 *(examples, features, packing, adapters[name], own, mix, each, share, len(loaders)),
                 partial(batches_of_step, trainer),
+                finetune.learns_from_labels,
             )
     if truncated := sum(int(own.counts["truncated"].sum()) for own in counted.values()):
         total = sum(len(own.counts) for own in counted.values())

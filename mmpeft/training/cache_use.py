@@ -1,6 +1,6 @@
 """Which images' features a run writes to disk: those that it sees often enough."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmpeft.data.feature_cache.encoder_folder import tell
@@ -11,6 +11,7 @@ from mmpeft.data.sequences import Chained, parts_of
 from mmpeft.data.sources import UNDECODABLE, with_images
 from mmpeft.data.store import first_of_image_sets
 from mmpeft.data.unusable_image import naming_its_row
+from mmpeft.errors import RefusedError
 from mmpeft.training.batches import total_steps
 from mmpeft.training.datamodule import VisionLanguageData, all_records
 from mmpeft.training.finetune import Finetune, Split
@@ -41,11 +42,8 @@ def fill_cache(
         epochs = _epochs(finetune, data, trainer) if stage == "fit" else LEAST_EPOCHS
         if data.cache.build == "always" or epochs >= LEAST_EPOCHS:
             own.append("train")
-        elif any(record["images"] for record in first_of_image_sets(finetune.records.get("train", []))):
-            tell(
-                f"the training images of {name} are not written: they are seen in {epochs:.2g} epochs, and from "
-                f"{LEAST_EPOCHS} on it pays. {IN_THE_STEP}; data.cache.build=always writes them for other runs"
-            )
+        else:
+            _tell_why(features, f"the training images of {name}", finetune.records.get("train", []), epochs)
         seen[name] = own
     if stage != "fit" or not data.skips_late:
         _build(features, finetunes, seen, skip_unreadable=stage in ("test", "predict"))
@@ -53,6 +51,27 @@ def fill_cache(
     held: dict[str, list[Split]] = {name: [s for s in own if s != "train"] for name, own in seen.items()}
     _build(features, finetunes, held, skip_unreadable=False)
     _build(features, finetunes, seen, skip_unreadable=True)
+
+
+def _tell_why(features: FeatureCache, which: str, records: Sequence[Record], epochs: float) -> None:
+    """Why images are not written, if there are any."""
+    if next(images_of(records), None) is None:
+        return
+    if _are_held(features, images_of(records)):
+        return tell(f"{which} are there already: nothing is to be written")
+    tell(
+        f"{which} are not written: they are seen in {epochs:.2g} epochs, and from {LEAST_EPOCHS} on it pays. "
+        f"{IN_THE_STEP}; data.cache.build=always writes them for other runs"
+    )
+
+
+def _are_held(features: FeatureCache, images: Iterable[str | bytes]) -> bool:
+    """Whether no image is to be encoded. Those that are there are not read for it, and the first that is not ends
+    it."""
+    try:
+        return all(map(features.holds, images))
+    except RefusedError:  # the step that needs it says so
+        return False
 
 
 def _build(

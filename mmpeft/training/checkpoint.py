@@ -6,12 +6,16 @@ from typing import Any
 
 import torch
 
-from mmpeft.data.records import Record
+from mmpeft.data.records import Record, said_beside
 from mmpeft.data.template import current_settings
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import differences, hash_json, hash_rows
 from mmpeft.models.language import LanguageConfig
+from mmpeft.training.checkpoint_files import OF_A_FIT
+from mmpeft.training.preferences import PreferenceConfig
 
+LATER = {"lora_b_ratio": 1.0, "objective": "likelihood", "preferences": asdict(PreferenceConfig())}
+"""Settings of a finetune that checkpoints of earlier versions do not have -> what these were as if set to."""
 ORDER_SETTINGS = ("seed", "shots", "shots_seed", "weights", "limit", "task", "image_root")
 """Of the data: what decides which example comes when, and how it reads."""
 STEP_SETTINGS = (
@@ -37,13 +41,14 @@ def hash_records(records: Iterable[Record], key: Callable[[Any], str]) -> str:
     """
     told = ("turns", "choices", "task")
     return hash_rows(
-        [[*(r.get(name) for name in told), *_system(r)], [key(image) for image in r["images"]]]
+        [[*(r.get(name) for name in told), *said_beside(r)], [key(image) for image in r["images"]]]
         for r in records
     )
 
 
-def _system(record: Record) -> list[str]:
-    return [record["system"]] if "system" in record else []
+def hash_learnt_from(finetunes: Mapping[str, Any], key: Callable[[Any], str]) -> dict[str, str]:
+    """Finetune -> `hash_records` of its training data."""
+    return {name: hash_records(own.records.get("train", []), key) for name, own in finetunes.items()}
 
 
 def belongs_to(
@@ -100,7 +105,7 @@ def belongs_to(
 
 def _settings(settings: Any) -> dict[str, Any]:
     """Without what checkpoints of earlier versions do not have, where it is as it was in them."""
-    return {name: value for name, value in asdict(settings).items() if (name, value) != ("lora_b_ratio", 1.0)}
+    return {name: value for name, value in asdict(settings).items() if LATER.get(name, ...) != value}
 
 
 def verify(checkpoint: dict[str, Any], belongs_to: dict[str, Any], answering: bool = False) -> None:
@@ -159,9 +164,14 @@ def _changed_data(was: dict[str, Any], here: dict[str, Any]) -> list[str]:
 
 def verify_end(checkpoint: dict[str, Any], trainer: Any) -> None:
     """Raises:
-    RefusedError: more steps were taken than the run is to have. Lightning would train nothing, and the checkpoint's
-        weights would be written as those of the fewer steps.
+    RefusedError: it holds weights alone, or more steps were taken than the run is to have: Lightning would train
+        nothing, and the checkpoint's weights would be written as those of the fewer steps.
     """
+    if missing := sorted(OF_A_FIT - checkpoint.keys()):
+        raise RefusedError(
+            f"this checkpoint has no {missing[0]}, as one of weights alone (save_weights_only): a fit goes on from "
+            "whole ones; --resume finds the newest"
+        )
     taken = checkpoint["global_step"]
     if 0 <= trainer.max_steps < taken:
         raise RefusedError(

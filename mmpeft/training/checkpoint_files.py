@@ -10,7 +10,6 @@ import os
 import sys
 import zipfile
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -22,6 +21,8 @@ from mmpeft.files import whole_file
 from mmpeft.runs.layout import CHECKPOINTS, LAST
 
 PREVIOUS = "previous.ckpt"
+OF_A_RUN, OF_A_FIT = {"mmpeft", "state_dict", "pytorch-lightning_version"}, {"optimizer_states", "loops"}
+"""Keys of every checkpoint, and those that going on needs too: Lightning's ``save_weights_only`` leaves some out."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -34,13 +35,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Raises:
-        RefusedError: the file is no checkpoint, or a damaged one.
+        RefusedError: the file is no checkpoint of a run, or a damaged one.
         """
         if reason := damage(path):
             raise RefusedError(
                 f"{path} is no whole checkpoint ({reason}); `mmpeft fit --resume` takes the newest whole one"
             )
-        return super().load_checkpoint(path, *args, **kwargs)
+        checkpoint = super().load_checkpoint(path, *args, **kwargs)
+        if not isinstance(checkpoint, dict) or not checkpoint.keys() >= OF_A_RUN:
+            raise RefusedError(
+                f"{path} is no checkpoint of a run, or was not written by mmpeft; give --ckpt_path a file from "
+                f"{CHECKPOINTS}/"
+            )
+        return checkpoint
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Raises:
@@ -69,8 +76,9 @@ def damage(path: str | Path) -> str | None:
         return "it is not there"
     except OSError as error:
         return f"it cannot be read: {error.strerror}"
-    except (zipfile.BadZipFile, UnpicklingError, EOFError, RuntimeError, KeyError, ValueError) as error:
-        return "it is empty" if Path(path).stat().st_size == 0 else str(error).splitlines()[0]
+    except Exception as error:  # a pickle that is damaged can raise any
+        told = str(error).splitlines() or [type(error).__name__]
+        return "it is empty" if Path(path).stat().st_size == 0 else told[0]
     return None
 
 
@@ -87,21 +95,38 @@ def last_checkpoint(run: str | Path) -> Path:
 
 
 def newest_whole_checkpoint(run: str | Path) -> Path:
-    """The newest checkpoint of a run that is not damaged; each that is passed over is told.
+    """The newest checkpoint of a run that is not damaged and can be gone on with; each that is passed over is told.
 
     Raises:
         RefusedError: there is none.
     """
-    found = sorted(Path(run, CHECKPOINTS).glob("*.ckpt"), key=lambda path: -path.stat().st_mtime_ns)
     passed = []
-    for path in found:
-        reason = damage(path)
-        if reason is None:
+    for path in _newest_first(Path(run, CHECKPOINTS)):
+        if reason := damage(path):
+            passed.append(f"{path} is damaged ({reason})")
+        elif _is_of_weights(path):
+            passed.append(f"{path} holds weights alone")
+        else:
             return path
-        passed.append(f"{path} is damaged ({reason})")
         print(f"{passed[-1]}; looking for an older one", file=sys.stderr)
     told = "; ".join(passed) or f"{run} has no checkpoint in {CHECKPOINTS}/"
     raise RefusedError(f"--resume: {told}; begin from the start without --resume")
+
+
+def _is_of_weights(path: Path) -> bool:
+    checkpoint = torch.load(path, map_location="meta", weights_only=True)
+    of_a_run = isinstance(checkpoint, dict) and checkpoint.keys() >= OF_A_RUN
+    return of_a_run and not checkpoint.keys() >= OF_A_FIT
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """The checkpoints of a folder. In a copied run times are those of copying, or whole seconds, and what `LAST` has
+    replaced may look the newer one."""
+    written = {path: path.stat().st_mtime_ns for path in folder.glob("*.ckpt")}
+    last, previous = folder / LAST, folder / PREVIOUS
+    if last in written and previous in written:
+        written[previous] = min(written[previous], written[last])
+    return sorted(written, key=lambda path: (-written[path], path == previous))
 
 
 def num_bytes(checkpoint: Any) -> int:

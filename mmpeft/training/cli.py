@@ -32,11 +32,12 @@ from mmpeft.training.lightning_refusals import refusals_of_lightning
 from mmpeft.training.malloc import keep_freed_memory
 from mmpeft.training.memory import MemoryTold
 from mmpeft.training.module import VisionLanguageModule
-from mmpeft.training.processes import check_processes, check_strategy, first_alone_tells, register
+from mmpeft.training.processes import Reduced, check_processes, check_strategy, first_alone_tells, register
 from mmpeft.training.profile import StepTable
 from mmpeft.training.progress import LastValidation, progress
 from mmpeft.training.run_option import check_run, of_run
 from mmpeft.training.run_writer import EvaluationWriter, RunWriter
+from mmpeft.training.sharding import NAME, Sharded, check_sharded
 
 EXPECTED_WARNINGS = [
     r"LightningCLI's args parameter",
@@ -100,7 +101,8 @@ class VisionLanguageCLI(LightningCLI):
     def _make(cls, arguments: list[str], run: bool, words: list[str] | None = None) -> "VisionLanguageCLI":
         arguments = with_sections(of_run(with_presets(arguments)))
         check_config_files(arguments)
-        register()
+        register("ddp", Reduced)
+        register(NAME, Sharded)
         for expected in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=expected)
         # Without Lightning's lines about hardware, its tips, and the seed, which config.yaml holds.
@@ -173,6 +175,7 @@ class VisionLanguageCLI(LightningCLI):
         with refusals_of_lightning():
             trainer: Any = super().instantiate_trainer(**kwargs, **self._callbacks(settings))
         check_processes(trainer)
+        check_sharded(trainer)
         trainer.strategy.words = self._words
         wanted, self._results = self._wanted(), directory
         if self.subcommand in ("test", "predict"):

@@ -14,6 +14,8 @@ from mmpeft.data.batch import concatenate
 from mmpeft.errors import RefusedError
 from mmpeft.models.compilation import CompiledLayers
 from mmpeft.training.batches import steps_of_run
+from mmpeft.training.pieces import Pieces
+from mmpeft.training.sharding import INSTEAD, sharded
 
 Compile = bool | Literal["auto"]
 """Off, on, or on where it pays within the run."""
@@ -66,6 +68,21 @@ class CompiledSteps(L.Callback):
             raise RefusedError(f"model.compile is {wanted!r}; it is true, false or auto")
         self.wanted = wanted
         self._layers: CompiledLayers | None = None
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Goes before the others: those that write the run's directory begin where nothing can refuse the fit.
+
+        Raises:
+            RefusedError: the base is sharded.
+        """
+        trainer.callbacks = [self, *(own for own in trainer.callbacks if own is not self)]
+        if self.wanted is False or stage != "fit" or not sharded(trainer):
+            return
+        why = "a sharded base has its weights elsewhere in every step, and no process can try steps out alone"
+        if self.wanted is True:
+            raise RefusedError(f"model.compile: {why}; set it to false, or {INSTEAD}")
+        print(f"compile: left out, {why}", file=sys.stderr)
+        self.wanted = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if self.wanted is False:
@@ -122,16 +139,18 @@ def batches_to_come(trainer: Any, module: Any) -> int:
 
 
 def rehearsal(trainer: Any, module: Any) -> Callable[[], None]:
-    """Forward and backward of the first batch, of which nothing stays."""
+    """Forward and backward of the first batch, in pieces where a step takes them; nothing of it stays."""
     model, device = module.model, module.model.device
     batch = concatenate([own for name in module.finetunes for own in module.batches.some(name, 1)]).to(device)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    pieces = Pieces(lambda piece: (model.token_losses(piece).nll.sum(), lambda: None), trained)
 
     def run() -> None:
         try:
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
                 with trainer.precision_plugin.train_step_context():
-                    loss = model.token_losses(batch).nll.sum()
-                loss.backward()
+                    loss = pieces.forward(batch)
+                pieces.backward(loss)
         finally:
             module.zero_grad()
 

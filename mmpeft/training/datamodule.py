@@ -178,7 +178,7 @@ class VisionLanguageData(L.LightningDataModule):
 
     def _read(self, split: Split, finetunes: Mapping[str, Finetune], files: Mapping[str, list[str]]) -> None:
         """Files that several finetunes share are read once."""
-        by_files: dict[tuple[str, ...], list[Sequence[Record]]] = {}
+        by_files: dict[tuple[bool, tuple[str, ...]], list[Sequence[Record]]] = {}
         for name, own in files.items():
             if not own:
                 if split != "val":
@@ -186,10 +186,10 @@ class VisionLanguageData(L.LightningDataModule):
                         f"finetune {name!r} has no {split} data, neither its own nor data.{split}"
                     )
                 continue
-            if tuple(own) not in by_files:
-                by_files[tuple(own)] = self._checked(split, own)
-            parts, finetune = by_files[tuple(own)], finetunes[name]
-            records: Sequence[Record] = Chained(parts)
+            finetune = finetunes[name]
+            if (way := (finetune.learns_from_labels and split in SPLITS["fit"], tuple(own))) not in by_files:
+                by_files[way] = self._checked(split, own, labelled=way[0])
+            records: Sequence[Record] = Chained(parts := by_files[way])
             if split == "train" and self.shots is not None:
                 seed = self.shots_seed if finetune.shots_seed is None else finetune.shots_seed
                 records = sample_shots(records, self.shots, seed)
@@ -197,8 +197,8 @@ class VisionLanguageData(L.LightningDataModule):
                 finetune.mix = self._mix(own, [len(part) for part in parts])
             finetune.records[split] = records
 
-    def _checked(self, split: Split, files: list[str]) -> list[Sequence[Record]]:
-        """The records of each file."""
+    def _checked(self, split: Split, files: list[str], labelled: bool) -> list[Sequence[Record]]:
+        """The records of each file, ``labelled`` as of `load_records`."""
         left = self.limit
         parts: list[Sequence[Record]] = []
         notes = self.notes.setdefault(split, Notes())
@@ -211,14 +211,16 @@ class VisionLanguageData(L.LightningDataModule):
                 require_answers=split != "predict",
                 on_bad_sample=bad,
                 each_caption=split == "train",
+                labelled=labelled,
                 notes=notes,
             )
             if bad == "skip":
                 part = with_images(part, notes)
-            # with weights every file is to be seen
-            share = left if left is None or self.weights is None else max(1, left // (len(files) - number))
-            parts.append(part[:share])
-            left = None if left is None else left - len(parts[-1])
+            if left is not None:
+                share = left // (len(files) - number)  # with weights every file is to be seen
+                part = part[: left if self.weights is None else max(1, share)]
+                left -= len(part)
+            parts.append(part)
         require_images(Chained(parts), split)
         return parts
 

@@ -8,13 +8,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, fields
 from typing import Any, Literal
 
+from torch import Tensor
+
 from mmpeft.adapters import AdapterConfig
+from mmpeft.data.batch import Conversations
+from mmpeft.data.preferred import Sides
 from mmpeft.data.records import Record
 from mmpeft.data.sequences import parts_of
 from mmpeft.errors import RefusedError
 from mmpeft.models.multimodal import MultimodalModel
-from mmpeft.training.objectives import ChoiceLosses
+from mmpeft.models.token_losses import TokenLosses
+from mmpeft.training.objectives import ChoiceLosses, Sum, objective
 from mmpeft.training.optim import Slice, SlotParameters
+from mmpeft.training.preferences import KINDS, Kind, Objective, PreferenceConfig, preference_terms
 
 Schedule = Literal["cosine", "linear", "constant"]
 Split = Literal["train", "val", "test", "predict"]
@@ -50,6 +56,10 @@ class FinetuneConfig:
     """Weights of what it learns from wrong choices."""
     lora_b_ratio: float | None = None
     """Of LoRA's B, in multiples of its A's learning rate."""
+    objective: Objective | None = None
+    """What it learns: answers ("likelihood"), or what is preferred."""
+    preferences: PreferenceConfig | None = None
+    """Settings of its objective, all of them."""
     seed: int | None = None
     """Start of its adapter, order of its data, and what dropout drops; a fresh projector starts as the run's."""
 
@@ -65,6 +75,8 @@ class Settings:
     warmup: float = 0.03
     choice_losses: ChoiceLosses = field(default_factory=ChoiceLosses)
     lora_b_ratio: float = 1.0
+    objective: Objective = "likelihood"
+    preferences: PreferenceConfig = field(default_factory=PreferenceConfig)
     where: InitVar[str] = "model"
     """Section of the config, for errors."""
 
@@ -78,6 +90,32 @@ class Settings:
             raise RefusedError(f"{where}.lora_b_ratio is {self.lora_b_ratio}; it must be a number above 0")
         if not 0 <= self.warmup <= 1:
             raise RefusedError(f"{where}.warmup is {self.warmup}; it is a share of the steps, from 0 to 1")
+        if self.objective == "likelihood":
+            return
+        self.preferences.check(self.objective, where)
+        if self.choice_losses.wanted and self.choice_losses != ChoiceLosses():
+            raise RefusedError(
+                f"{where}.choice_losses are T-Few's, and {where}.objective is {self.objective}, which learns from "
+                "wrong answers by itself: take one of them, or set both losses to 0"
+            )
+
+    @property
+    def kind(self) -> Kind:
+        """What the objective asks for."""
+        return KINDS[self.objective]
+
+    def terms(
+        self,
+        policy: TokenLosses,
+        reference: TokenLosses | None,
+        conversations: Conversations,
+        point: Tensor | None = None,
+    ) -> dict[str, Sum]:
+        """The loss terms of some rows, and of preferences what is told beside them; see `objective` and
+        `preference_terms`."""
+        if self.objective == "likelihood":
+            return objective(policy, reference, conversations, self.choice_losses)
+        return preference_terms(self.objective, self.preferences, policy, reference, conversations, point)
 
 
 @dataclass
@@ -110,8 +148,16 @@ class Finetune:
             self.mix = [(len(part), weight) for part, weight in zip(parts_of(records), weights, strict=True)]
 
     @property
-    def learns_from_choices(self) -> bool:
-        return self.settings.choice_losses.wanted
+    def learns_from_choices(self) -> bool | Sides:
+        """Whether it does where there are some; or what every row must have."""
+        if self.settings.objective == "likelihood":
+            return self.settings.choice_losses.wanted
+        return self.settings.kind.sides
+
+    @property
+    def learns_from_labels(self) -> bool:
+        """Whether it learns from answers that are labelled as good or bad."""
+        return self.learns_from_choices == "labels"
 
     def adapter_in(self, model: MultimodalModel) -> str | None:
         """Whose rows its rows are; None is the base, where the projector alone trains."""
@@ -150,18 +196,35 @@ def make_finetunes(
     """
     if adapters is None:
         _check_ratio(adapter, defaults, "model")
-        return {adapter_name: Finetune(adapter_name, adapter, defaults)}
+        return _checked({adapter_name: Finetune(adapter_name, adapter, defaults)}, defaults)
     if adapter is not None or not adapters:
         raise RefusedError(
             "model.adapters holds the finetunes of a joint run: give at least one, and no model.adapter beside them"
         )
-    return {name: _finetune(name, config, defaults) for name, config in adapters.items()}
+    return _checked({name: _finetune(name, config, defaults) for name, config in adapters.items()}, defaults)
+
+
+def _checked(finetunes: dict[str, Finetune], defaults: Settings) -> dict[str, Finetune]:
+    """Raises:
+    RefusedError: settings of preferences that no finetune has a use for.
+    """
+    given = defaults.preferences.given
+    if given and all(own.settings.objective == "likelihood" for own in finetunes.values()):
+        raise RefusedError(
+            f"model.preferences.{given[0]} is given, but nothing learns from preferences: set model.objective to "
+            f"{', '.join(name for name in KINDS if name != 'likelihood')}, or take it out"
+        )
+    return finetunes
 
 
 def _finetune(name: str, config: FinetuneConfig, defaults: Settings) -> Finetune:
     where = f"model.adapters.{name}"
     if config.max_steps is not None and config.max_steps < 1:
         raise RefusedError(f"{where}.max_steps is {config.max_steps}; it must be at least 1, or null")
+    if config.preferences is not None and (config.objective or defaults.objective) == "likelihood":
+        raise RefusedError(
+            f"{where}.preferences are given, but its objective is likelihood: set {where}.objective"
+        )
     settings: dict[str, Any] = {"where": where}
     for each in fields(Settings):
         own = getattr(config, each.name)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmpeft.adapters.base_weights import is_4bit
 from mmpeft.data.batch import Batch, collate, concatenate
 from mmpeft.data.features import FeatureCache
 from mmpeft.data.loader import JointLoader, PackedLoader
@@ -20,6 +21,7 @@ from mmpeft.models.multimodal import MultimodalModel
 from mmpeft.models.prepacked import free_memory
 from mmpeft.training.malloc import return_freed_memory
 from mmpeft.training.run_writer import peak_memory_bytes
+from mmpeft.training.sharding import sharded
 from mmpeft.training.step_memory import count_step
 
 STATUS = Path("/proc/self/status")
@@ -128,16 +130,25 @@ def resident() -> int:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS")), 0)
 
 
-def room(device: torch.device) -> int:
-    """Bytes that this process may have on a device, those that it has among them; 0 where the system does not say."""
+def room(device: torch.device, processes: int = 1) -> int:
+    """Bytes that this process may have on a device, those that it has among them; 0 where the system does not say. On a
+    CPU as many ``processes`` as share it have as much each."""
     if device.type == "cpu":
         free = free_memory()
-        return free and free + resident()
+        return free and free // processes + resident()
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device)
 
 
-def told(found: Estimate, there: int, batch_size: int, recomputes: bool, seconds: float) -> list[str]:
+def told(
+    found: Estimate,
+    there: int,
+    batch_size: int,
+    recomputes: bool,
+    seconds: float,
+    in_4_bits: bool = False,
+    processes: int = 1,
+) -> list[str]:
     """The lines that say it.
 
     Args:
@@ -146,6 +157,8 @@ def told(found: Estimate, there: int, batch_size: int, recomputes: bool, seconds
         batch_size: `data.packing.batch_size`.
         recomputes: whether activations are recomputed.
         seconds: that finding it out took.
+        in_4_bits: whether the base is held so.
+        processes: that need as much each.
     """
     pages = "features (pages of files, which the system can take back)" if found.pages else "features"
     parts = {
@@ -154,25 +167,28 @@ def told(found: Estimate, there: int, batch_size: int, recomputes: bool, seconds
         **{pages: found.features, "process and libraries": found.beside},
     }
     took = f", found in {seconds:.1f} s" if seconds > 1 else ""
+    each = f" for each of {processes} processes" if processes > 1 else ""
     have = (
-        f", of {there / 1e9:.2f} GB that are there"
+        f", of {there / 1e9:.2f} GB that are there{each}"
         if there
         else "; how much is there the system does not say"
     )
     listed = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items())
     lines = [f"memory: about {found.total / 1e9:.2f} GB at most{have}{took}", f"  {listed}"]
     if there and found.needed > there:
-        lines.append(f"  it will not fit: {_instead(found, there, batch_size, recomputes)}")
+        lines.append(f"  it will not fit: {_instead(found, there, batch_size, recomputes, in_4_bits)}")
     return lines
 
 
-def _instead(found: Estimate, there: int, batch_size: int, recomputes: bool) -> str:
+def _instead(found: Estimate, there: int, batch_size: int, recomputes: bool, in_4_bits: bool) -> str:
     left = there - (found.needed - found.step)
     fitting = int(batch_size * left / found.step) if left > 0 else 0
     wishes = [f"data.packing.batch_size to {fitting}"] if 0 < fitting < batch_size else []
     wishes += [] if recomputes else ["model.language.gradient_checkpointing to true"]
-    wishes += [] if fitting else ["model.language.quantization to nf4, or take a smaller model"]
-    return "set " + ", or ".join(wishes or ["data.packing.max_length lower"])
+    wishes += ["data.packing.max_length lower"] if left > 0 and not wishes else []
+    wishes += [] if fitting or in_4_bits else ["model.language.quantization to nf4"]
+    ways = [f"set {', or '.join(wishes)}"] if wishes else []
+    return ", or ".join(ways + ([] if fitting else ["take a smaller model"]))
 
 
 def largest_batch(loader: PackedLoader | JointLoader, features: FeatureCache) -> Batch:
@@ -198,7 +214,7 @@ class MemoryTold(L.Callback):
         """What it said."""
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or sharded(trainer):  # which has said what it holds
             return
         module, begun = pl_module, time.perf_counter()
         loader, features = module.batches.train(), module.engine.features
@@ -219,9 +235,12 @@ class MemoryTold(L.Callback):
                 f"memory: not known before the first step ({type(error).__name__}: {reason})", file=sys.stderr
             )
             return
+        linears = (own for own in module.model.language_model.modules() if hasattr(own, "weight"))
         lines = told(
-            *(found, room(module.model.device), trainer.datamodule.packing.batch_size),
+            *(found, room(module.model.device, trainer.num_devices), trainer.datamodule.packing.batch_size),
             *(module.language.gradient_checkpointing, time.perf_counter() - begun),
+            any(map(is_4bit, linears)),
+            trainer.num_devices if module.model.device.type == "cpu" else 1,
         )
         if batch.features is not None and not _all_held(loader, features):
             lines.append("  not in it, as it is not known: the encoder, which runs beside the steps")

@@ -1,7 +1,6 @@
 """The LightningModule: Lightning's hooks, each a call of what does the work."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +12,6 @@ from mmpeft.adapters import AdapterConfig
 from mmpeft.data.batch import Batch
 from mmpeft.data.features import FeatureCache
 from mmpeft.data.layouts.notes import Notes
-from mmpeft.data.shares import Share
 from mmpeft.data.template import Template
 from mmpeft.errors import RefusedError
 from mmpeft.evaluation.evaluate import Evaluation, EvaluationConfig
@@ -22,7 +20,6 @@ from mmpeft.inference.engine import Engine, Work
 from mmpeft.models.language import LanguageConfig
 from mmpeft.models.vision import VisionConfig
 from mmpeft.runs.files import LeftOut, tell_left_out
-from mmpeft.runs.manifest import LEAST_NEW_TOKENS
 from mmpeft.training import checkpoint
 from mmpeft.training.batches import Batches, ends_by_steps, total_steps
 from mmpeft.training.cache_use import fill_cache, leave_out_undecodable
@@ -31,7 +28,10 @@ from mmpeft.training.datamodule import VisionLanguageData, all_records, refuse_i
 from mmpeft.training.finetune import FinetuneConfig, Schedule, Settings, Split, make_finetunes
 from mmpeft.training.objectives import ChoiceLosses
 from mmpeft.training.optim import make_optimizer
-from mmpeft.training.processes import Reduced
+from mmpeft.training.preferences import Objective, PreferenceConfig
+from mmpeft.training.processes import require_alike
+from mmpeft.training.questions import evaluation_of
+from mmpeft.training.sharding import sharded
 from mmpeft.training.start import (
     Started,
     add_adapters,
@@ -40,10 +40,10 @@ from mmpeft.training.start import (
     check_settings,
     run_to_begin_from,
 )
-from mmpeft.training.step import Step
-from mmpeft.training.step_losses import Logged, StepLosses
+from mmpeft.training.step import Step, make_step
+from mmpeft.training.step_losses import Logged
 
-ON_THE_BAR = ("train_loss", "val_loss", "val_exact_match", "val_rank_accuracy")
+ON_THE_BAR = ("train_loss", "val_loss", "val_exact_match", "val_rank_accuracy", "val_reward_accuracy")
 """Curves that the progress bar shows."""
 
 
@@ -70,6 +70,8 @@ class VisionLanguageModule(L.LightningModule):
         compile: whether steps are compiled (torch.compile): true, false, or "auto", where it pays within the run. The
             fit begins with a trial and says what it costs and saves.
         lora_b_ratio: learning rate of LoRA's B in multiples of that of its A; LoRA+ is 16.
+        objective: "likelihood" of the answers; or what is preferred, by dpo, ipo, orpo, simpo or kto.
+        preferences: settings of the latter.
         seed: start of the adapter and of a fresh projector.
     """
 
@@ -92,12 +94,14 @@ class VisionLanguageModule(L.LightningModule):
         choice_losses: ChoiceLosses = ChoiceLosses(),  # noqa: B008
         compile: Compile = False,
         lora_b_ratio: float = 1.0,
+        objective: Objective = "likelihood",
+        preferences: PreferenceConfig = PreferenceConfig(),  # noqa: B008
         seed: int = 0,
     ):
         super().__init__()
         defaults = Settings(
             *(learning_rate, projector_learning_rate, weight_decay, schedule, warmup, choice_losses),
-            lora_b_ratio,
+            *(lora_b_ratio, objective, preferences),
         )
         self.finetunes = make_finetunes(adapter, adapter_name, adapters, defaults)
         if start_adapter is not None and start_from is None:
@@ -115,7 +119,6 @@ class VisionLanguageModule(L.LightningModule):
         self.strict_loading = False  # a checkpoint holds what trains, not the frozen base
         self.started: Started
         self.evaluation: Evaluation
-        self.losses: StepLosses
         self.step: Step
 
     # -- building -------------------------------------------------------------------------------------------
@@ -135,12 +138,12 @@ class VisionLanguageModule(L.LightningModule):
             self.started = build_start(
                 *(self.language, self.vision, self.finetunes, self.trainer.strategy.root_device, self.seed),
                 *(data.template, source, self.start_adapter, own_run, self.left_out if asked else None),
+                sharded(self.trainer),
             )
             self.model = self.started.model
         started, longest = self.started, data.packing.max_length
         check_length(self.model, longest)
-        encoder = self.model.vision_encoder
-        features = FeatureCache(data.cache.path, encoder, data.cache.max_gb)
+        features = FeatureCache(data.cache.path, self.model.vision_encoder, data.cache.max_gb)
         template = Template(started.tokenizer, features.image_tokens, started.layout, longest)
         self.engine = Engine(self.model, template, features, data.packing)
         cycle, skipped = ends_by_steps(self.trainer), Notes()
@@ -156,24 +159,20 @@ class VisionLanguageModule(L.LightningModule):
             leave_out_undecodable(features, self.finetunes, skipped)
             self.batches.train()
             data.tell_skipped(skipped)
-        self._learnt_from = {
-            name: checkpoint.hash_records(own.records.get("train", []), features.key)
-            for name, own in self.finetunes.items()
-        }
+        self._learnt_from = checkpoint.hash_learnt_from(self.finetunes, features.key)
         if fresh:
-            answering = self.trainer.state.fn != "fit"
-            usable = {name: own for name, own in self.finetunes.items() if name not in self.left_out}
-            add_adapters(self.model, usable, self.seed, self.batches.some, str(source), answering)
-            failed: LeftOut = {}
-            checked = check_adapters(self.model, self.started.self_check, failed if asked else None)
+            own, failed = {n: own for n, own in self.finetunes.items() if n not in self.left_out}, LeftOut()
+            add_adapters(
+                *(self.model, own, self.seed, self.batches.some, str(source)), self.trainer.state.fn != "fit"
+            )
+            started.self_check = check_adapters(self.model, started.self_check, failed if asked else None)
             tell_left_out(str(source), failed, self.model.bank.names)
-            self.started.self_check = checked
             self.left_out |= failed
             self.model.projector.requires_grad_(self.train_projector)
-            processes = self.trainer.strategy if isinstance(self.trainer.strategy, Reduced) else None
-            of_all = processes.sum_of_numbers if processes else list
-            self.losses = StepLosses(self.finetunes, self.adapters(), of_all)
-            self.step = Step(self.model, self.finetunes, self.losses, processes)
+            begun = self.started, self.start_from, self.trainer.strategy
+            self.step = make_step(self.model, self.finetunes, self.adapters(), *begun)
+        if stage == "fit" and self.step.processes is not None:
+            require_alike(self.step.processes, self._belongs_to())
 
     @property
     def _data(self) -> VisionLanguageData:
@@ -222,7 +221,7 @@ class VisionLanguageModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        number = torch.tensor(float(self.losses.sums.conversations))
+        number = torch.tensor(float(self.step.losses.sums.conversations))
         self.log("conversations", number, reduce_fx="sum", on_step=True, on_epoch=False)
         logged, told = self.step.clip(gradient_clip_val)
         self._log(logged)
@@ -249,10 +248,10 @@ class VisionLanguageModule(L.LightningModule):
     # -- evaluation -----------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.losses.validate(batch, self.model.token_losses(batch))
+        self.step.validate(batch)
 
     def on_validation_epoch_end(self) -> None:
-        self._log([*self.losses.val_losses(), *self.losses.accuracies()])
+        self._log([*self.step.losses.val_losses(), *self.step.losses.accuracies()])
 
     def test_step(self, work: Work, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.evaluation.run(work)
@@ -265,19 +264,7 @@ class VisionLanguageModule(L.LightningModule):
     on_predict_epoch_end = on_test_epoch_end
 
     def begin_evaluation(self, split: Split) -> Evaluation:
-        """The questions of a split, as the command line wants them answered, by the weights that are loaded now: those
-        of a checkpoint come after `setup`."""
-        config, manifest = self.evaluation_config, self.started.manifest
-        longest = config.max_new_tokens or (manifest.max_new_tokens if manifest else LEAST_NEW_TOKENS)
-        config = replace(config, max_new_tokens=longest)
-        records = {name: own.records[split] for name, own in self.finetunes.items()}
-        log = (self.results or Path(self.trainer.default_root_dir)) / f"{split}.partial.jsonl"
-        self.evaluation = Evaluation(
-            *(self.engine, records, self.adapters(), config, self.started.identity),
-            *(None if self.trainer.fast_dev_run else log, split == "test", self.left_out),  # pyright: ignore
-            Share(self.trainer.global_rank, self.trainer.world_size),
-            self.trainer.strategy.barrier,
-        )
+        self.evaluation = evaluation_of(self, split)
         return self.evaluation
 
     # -- checkpoints ----------------------------------------------------------------------------------------

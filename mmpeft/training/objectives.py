@@ -133,7 +133,7 @@ def exactly_right(losses: TokenLosses) -> Tensor:
     Greedy decoding would then have written exactly this answer, and any other otherwise: as long as it has
     written the answer's beginning, it stands where the labels stand.
     """
-    conversations, numbers = np.unique(_keys(losses), return_inverse=True)
+    conversations, numbers = np.unique(keys_of(losses), return_inverse=True)
     wrong = torch.zeros(len(conversations), device=losses.correct.device)
     return wrong.index_add(0, to_device(numbers, wrong.device), (~losses.correct).float()) == 0
 
@@ -147,8 +147,10 @@ def rank_accuracy(losses: TokenLosses, conversations: Conversations) -> Tensor:
 
 
 def _scores_of_choices(losses: TokenLosses, conversations: Conversations) -> tuple[Tensor, Tensor]:
-    """The mean log-probabilities (questions, choices) where one is right, and (questions,) int64 which that is."""
-    right, device = conversations.where(conversations.roles == Role.RIGHT), losses.nll.device
+    """The mean log-probabilities (questions, choices) where one is right and others are not, and (questions,) int64
+    which that is."""
+    roles, rows, device = conversations.roles, conversations.rows, losses.nll.device
+    right = conversations.where((roles == Role.RIGHT) & np.isin(rows, rows[roles == Role.WRONG]))
     scores = length_normalised(losses, int(conversations.rows.max()) + 1)
     return scores.index_select(0, to_device(right.rows, device)), to_device(
         right.segments - PREFIX - 1, device
@@ -157,9 +159,9 @@ def _scores_of_choices(losses: TokenLosses, conversations: Conversations) -> tup
 
 def _of(losses: TokenLosses, conversations: Conversations) -> np.ndarray:
     """(labelled,) bool: which tokens belong to these conversations."""
-    return np.isin(_keys(losses), _keys(conversations))
+    return np.isin(keys_of(losses), keys_of(conversations))
 
 
-def _keys(places: TokenLosses | Conversations) -> np.ndarray:
+def keys_of(places: TokenLosses | Conversations) -> np.ndarray:
     """Row and segment as one number."""
     return places.rows * SEGMENTS + places.segments

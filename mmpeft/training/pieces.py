@@ -22,10 +22,11 @@ class Pieces:
     Args:
         forward: of a piece.
         parameters: that get gradients.
+        whole: whether batches must stay whole, as each forward is one of several processes.
     """
 
-    def __init__(self, forward: Forward, parameters: Sequence[nn.Parameter]):
-        self._forward, self._parameters = forward, parameters
+    def __init__(self, forward: Forward, parameters: Sequence[nn.Parameter], whole: bool = False):
+        self._forward, self._parameters, self._whole = forward, parameters, whole
         self.most: int | None = None
         """Rows of a piece; None takes batches whole."""
         self._left: list[Batch] = []
@@ -38,7 +39,7 @@ class Pieces:
         holds keeps no activations.
 
         Raises:
-            RefusedError: a single row is too much.
+            RefusedError: a single row is too much, or a batch that must stay whole.
         """
         self._left = [batch]
         self._begin()
@@ -53,7 +54,7 @@ class Pieces:
             scaled: a multiple of what `forward` returned; gradients are multiplied by the same.
 
         Raises:
-            RefusedError: a single row is too much.
+            RefusedError: a single row is too much, or a batch that must stay whole.
         """
         scaled.backward()
         while self._left:
@@ -102,6 +103,13 @@ class Pieces:
                 f"{self._left[0].input_ids.device} has no memory for a single row of {tokens} tokens: set "
                 "model.language.gradient_checkpointing to true, data.packing.max_length lower, or "
                 "model.language.quantization to nf4"
+            )
+        if self._whole:
+            raise RefusedError(
+                f"{self._left[0].input_ids.device} has no memory for {rows} rows of {tokens} tokens, and with a "
+                "sharded base no process can take its rows in smaller pieces than the others: set "
+                "model.language.gradient_checkpointing to true, data.packing.batch_size or data.packing.max_length "
+                "lower, or train on more devices"
             )
         self.most = (rows + 1) // 2
         if torch.cuda.is_available():

@@ -9,31 +9,39 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy, StrategyRegistry
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
 from mmpeft.errors import RefusedError
+from mmpeft.hashing import hash_json
 from mmpeft.options import MMPEFT
 
 PARENT = "MMPEFT_PARENT"
 """Environment variable of a process that another one began: the number of that one."""
+PLACE = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
+"""Environment variables that say which of several machines this one is, where neither torchrun nor SLURM does."""
+BEGUN = {"torchrun": ("TORCHELASTIC_RUN_ID", "WORLD_SIZE"), "srun": ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS")}
+"""What begins processes -> the variables that tell that it did, and how many."""
 STOPPED = (0, 130, 143)
 """Exit codes of a process that ended as it was told to."""
 GRACE = 30.0
 """Seconds in which a process ends by itself once another one has; also those of a checkpoint's last bytes."""
 LOOKS_EVERY = 0.5
-SHARDED = "shards the base, which is not done here (a base in 4 or 8 bits could not be): each device holds all of it"
+DIGITS = 10
+"""Of a hash, hexadecimal, so that the sum of many is still exact."""
+SHARDED = "shards the base, which is model_parallel's here (FSDP2, of a base that is not in 4 or 8 bits)"
 REFUSED = {
-    **dict.fromkeys(("fsdp", "deepspeed", "model_parallel", "modelparallel", "xla"), SHARDED),
+    **dict.fromkeys(("fsdp", "deepspeed", "modelparallel", "xla"), SHARDED),
     **dict.fromkeys(("ddp_", "horovod"), "is another way of what ddp does"),
 }
 """Beginnings of names of Lightning's strategies -> why they are not for these runs."""
@@ -51,7 +59,8 @@ class Reduced(DDPStrategy):
     """The processes as they reach each other's main memory; None where their devices are that."""
 
     def setup_distributed(self) -> None:
-        super().setup_distributed()
+        with lost_others():  # also where another program has MASTER_PORT
+            super().setup_distributed()
         if self.root_device.type != "cpu":
             self._on_host = dist.new_group(backend="gloo")
 
@@ -76,7 +85,7 @@ class Reduced(DDPStrategy):
 
     def sum(self, tensor: Tensor) -> None:
         """Over all processes, in place, on their devices."""
-        with _lost_others():
+        with lost_others():
             dist.all_reduce(tensor)
 
     def sum_on_host(self, values: Sequence[int]) -> list[int]:
@@ -86,12 +95,12 @@ class Reduced(DDPStrategy):
     def sum_of_numbers(self, values: Sequence[float]) -> list[float]:
         """Of each number, over all processes, in main memory."""
         numbers = torch.tensor(values, dtype=torch.float64)
-        with _lost_others():
+        with lost_others():
             dist.all_reduce(numbers, group=self._on_host)
         return numbers.tolist()
 
     def barrier(self, *args: Any, **kwargs: Any) -> None:
-        with _lost_others():
+        with lost_others():
             super().barrier(*args, **kwargs)
 
 
@@ -106,16 +115,37 @@ class Launcher(_SubprocessScriptLauncher):
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
         """Raises:
-        RefusedError: it is not known what command to begin.
+        RefusedError: it is not known what command to begin, which of the machines this one is, or SLURM has not
+            begun all of them.
         """
+        external = self.cluster_environment.creates_processes_externally
+        if (
+            self.num_nodes > 1
+            and not external
+            and (missing := [name for name in PLACE if name not in os.environ])
+        ):
+            raise RefusedError(
+                f"trainer.num_nodes is {self.num_nodes}, but nothing says which machine this is, and it would wait for "
+                f"the others for ever: start it with torchrun or srun on each, or set {', '.join(missing)} there"
+            )
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
-        if not self.cluster_environment.creates_processes_externally:
+        self._require_all_of_slurm()
+        if not external:
             self._begin_others()
             threading.Thread(target=end_with_others, args=(self.procs,), daemon=True).start()
         elif parent := os.environ.get(PARENT):
             threading.Thread(target=end_with_parent, args=(int(parent),), daemon=True).start()
         _set_num_threads_if_needed(num_processes=self.num_processes)
         return function(*args, **kwargs)
+
+    def _require_all_of_slurm(self) -> None:
+        """Lightning takes as many as there are for those that are wanted."""
+        wanted, there = self.num_processes * self.num_nodes, self.cluster_environment.world_size()
+        if isinstance(self.cluster_environment, SLURMEnvironment) and there != wanted:
+            raise RefusedError(
+                f"the trainer has {wanted} processes, but SLURM began {there}: give the job --nodes={self.num_nodes} "
+                f"--ntasks-per-node={self.num_processes}, and put srun before mmpeft"
+            )
 
     def _begin_others(self) -> None:
         words, environment = self.words(), self.cluster_environment
@@ -181,7 +211,7 @@ def first_alone_tells() -> Iterator[None]:
 
 
 @contextmanager
-def _lost_others() -> Iterator[None]:
+def lost_others() -> Iterator[None]:
     """Raises:
     RefusedError: a process has ended that the others wait for.
     """
@@ -194,9 +224,9 @@ def _lost_others() -> Iterator[None]:
         ) from error
 
 
-def register() -> None:
-    """Lightning's name for data parallelism, which it also takes where several devices are given without a strategy."""
-    StrategyRegistry.register("ddp", Reduced, description=(Reduced.__doc__ or "").strip(), override=True)
+def register(name: str, kind: type[Reduced]) -> None:
+    """Takes the place of a strategy of Lightning's, which for several devices takes "ddp" where none is named."""
+    StrategyRegistry.register(name, kind, description=(kind.__doc__ or "").strip(), override=True)
 
 
 def check_strategy(setting: Any) -> None:
@@ -210,7 +240,26 @@ def check_strategy(setting: Any) -> None:
     if why := next((why for start, why in REFUSED.items() if name.lower().startswith(start)), None):
         raise RefusedError(
             f"trainer.strategy is {given}, which {why}; leave it at auto, which divides batches among the devices. A "
-            "base that is too large for one of them: model.language.quantization=nf4"
+            "base too large for one of them: model.language.quantization=nf4, or trainer.strategy=model_parallel"
+        )
+
+
+def require_alike(processes: Reduced, belongs_to: Mapping[str, Any]) -> None:
+    """Each process plans all steps by itself: of other rows, it would take others' share or wait for nobody.
+
+    Args:
+        processes: of the run.
+        belongs_to: what this one trains on what, as `checkpoint.belongs_to`.
+
+    Raises:
+        RefusedError: another process trains something else.
+    """
+    own = int(hash_json(belongs_to)[:DIGITS], 16)
+    (total,) = processes.sum_on_host([own])
+    if total != own * processes.world_size:
+        raise RefusedError(
+            "the processes of this run do not have the same settings, data and base: each machine must see the same "
+            "files, unchanged while they begin, and be given the same command"
         )
 
 
@@ -224,9 +273,10 @@ def check_processes(trainer: Any) -> None:
             f"trainer.strategy is {type(trainer.strategy).__name__}, by which these runs cannot be divided; leave it "
             "at auto"
         )
-    begun = int(os.environ.get("WORLD_SIZE", 1)) if "TORCHELASTIC_RUN_ID" in os.environ else 1
-    if begun > 1 and trainer.world_size == 1:
-        raise RefusedError(
-            f"torchrun began {begun} processes, but the trainer has one, so that each would train all of it: set "
-            "trainer.devices to the processes of each machine, and trainer.num_nodes to the machines"
-        )
+    for program, (told, number) in BEGUN.items():
+        begun = int(os.environ.get(number, 1)) if told in os.environ else 1
+        if begun > 1 and trainer.world_size == 1:
+            raise RefusedError(
+                f"{program} began {begun} processes, but the trainer has one, so that each would train all of it: set "
+                "trainer.devices to the processes of each machine, and trainer.num_nodes to the machines"
+            )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmpeft.training.objectives import Sum
 from mmpeft.training.processes import Reduced
-from mmpeft.training.step_losses import TERMS, StepSums
+from mmpeft.training.step_losses import SUMMED, StepSums
 
 
 def reduce_step(
@@ -27,7 +27,7 @@ def reduce_step(
         finetunes: of the run, in the same order everywhere.
         parameters: all that train, likewise.
     """
-    keys = [(name, term) for name in finetunes for term in TERMS]
+    keys = [(name, term) for name in finetunes for term in SUMMED]
     counts = [
         *(int(name in sums.tokens) for name in finetunes),
         *(sums.tokens[name] for name in finetunes),

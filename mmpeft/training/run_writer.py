@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmpeft.data.choices import KnownChoices, known_choices
-from mmpeft.data.records import Record
+from mmpeft.data.records import CAPTION_TASK, Record
 from mmpeft.data.store import first_of_image_sets
 from mmpeft.errors import RefusedError
 from mmpeft.evaluation.examples import QUESTIONS_FOR_EXAMPLES, some_answers, write_examples
@@ -36,6 +36,7 @@ from mmpeft.training.curves import BoardLogger, CurvesLogger, coming_row
 from mmpeft.training.datamodule import VisionLanguageData, all_records, instructions
 from mmpeft.training.finetune import Split
 from mmpeft.training.module import VisionLanguageModule
+from mmpeft.training.sharding import INSTEAD, sharded
 
 HAS_ENDED = "has ended already; raise trainer.max_steps or max_epochs to train it further"
 ROW = "row_of_curves"
@@ -55,6 +56,7 @@ class RunWriter(L.Callback):
         self._started = time.monotonic()
         self._before = 0.0  # seconds that the run took until the checkpoint that it goes on from
         self._row: dict[str, float] | None = None
+        self._base: str | None = None
 
     def state_dict(self) -> dict[str, float]:
         return {"seconds": self._before + time.monotonic() - self._started}
@@ -106,6 +108,9 @@ class RunWriter(L.Callback):
             self._requests = _example_requests(module, self.manifest.max_new_tokens)
             module.model.eval()
             self._answers = some_answers(module.engine, self._requests)
+        if processes := sharded(trainer):
+            processes.barrier()  # while the first one answers, the others read with it
+            self._base = base_hash(module.model)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module, data = _typed(pl_module, trainer)
@@ -115,12 +120,17 @@ class RunWriter(L.Callback):
         if not hasattr(self, "manifest"):  # resumed after the last step, Lightning trains nothing
             if (written := (directory / MANIFEST).exists()) and (directory / CARD).exists():
                 return print(f"{directory} {HAS_ENDED}")
+            if sharded(trainer):
+                raise RefusedError(
+                    f"{directory} has nothing left to train, and with a sharded base its examples cannot be answered "
+                    f"now that the processes have parted: {INSTEAD}"
+                )
             self.on_train_end(trainer, pl_module)
             if written:  # stopped between its finetunes and its card
                 self._report(directory)
                 return print(f"{directory} {HAS_ENDED}")
         manifest = self.manifest
-        manifest.base = base_hash(module.model)
+        manifest.base = self._base or base_hash(module.model)
         manifest.facts = cost(module, self._before + time.monotonic() - self._started)
         if (notes := data.notes["train"]).skipped:
             manifest.facts["skipped"] = f"of the training data {notes.skipped_by_reason}"
@@ -131,7 +141,7 @@ class RunWriter(L.Callback):
         for name, value in manifest.facts.items():
             table.add_row(name, value)
         Console().print(table)
-        print(f"next: {command_line('test', '--run', directory)}")
+        print(f"next: {next_command(module, data, manifest, directory)}")
 
     def _report(self, directory: Path) -> None:
         records = [request.record for request in self._requests]
@@ -158,6 +168,19 @@ class RunWriter(L.Callback):
                 if not all(record["images"] for record in first_of_image_sets(records))
             ],
         )
+
+
+def next_command(
+    module: VisionLanguageModule, data: VisionLanguageData, manifest: Manifest, directory: Path
+) -> str:
+    """What can be done with a run as it is: a test only where there is data for all of its finetunes."""
+    if all(own.paths.get("test", data.paths["test"]) for own in module.finetunes.values()):
+        return command_line("test", "--run", directory)
+    if manifest.vision is None:
+        return command_line("ask", "--run", directory, "QUESTION")
+    if CAPTION_TASK in manifest.instructions:
+        return command_line("caption", "FOLDER", "--run", directory)
+    return command_line("ask", "--run", directory, "--image", "IMAGE", "QUESTION")
 
 
 def refuse_no_training(trainer: L.Trainer) -> None:
@@ -190,6 +213,14 @@ class EvaluationWriter(L.Callback):
         self.folder, self.config, self.forgetting = folder, config, forgetting
         self._texts: list[str] = []
         self._records: Sequence[Record] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Before a model is loaded."""
+        if self.forgetting and sharded(trainer):
+            raise RefusedError(
+                "--forgetting reads the base's weights in the first process, which has a part of them: leave it out, "
+                f"or {INSTEAD}"
+            )
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module, data = _typed(pl_module, trainer)
@@ -251,13 +282,19 @@ def _trained_on(module: VisionLanguageModule) -> dict[str, Sequence[Record]]:
 
 
 def _listed_choices(module: VisionLanguageModule) -> dict[str, KnownChoices]:
-    """Of every finetune that saw some; of tasks that an earlier run alone trained it on, what was known then."""
+    """Of every finetune that saw some and learnt to choose; of tasks that an earlier run alone trained it on, what was
+    known then."""
+    adapters = module.adapters()
+    writes = {
+        adapters[n] or BASE for n, own in module.finetunes.items() if own.settings.objective != "likelihood"
+    }
     earlier = module.started.manifest.choices if module.started.manifest else {}
     found: dict[str, KnownChoices] = {}
     for owner, records in _trained_on(module).items():
         before = earlier.get(owner, earlier.get(module.start_adapter or "", {}))
         tasks = {record["task"] or "" for record in records}
-        own = {task: known for task, known in before.items() if task not in tasks} | known_choices(records)
+        own = {task: known for task, known in before.items() if task not in tasks}
+        own |= {} if owner in writes else known_choices(records)
         found |= {owner: own} if own else {}
     return found
 
@@ -279,4 +316,5 @@ def _example_requests(module: VisionLanguageModule, max_new_tokens: int) -> list
         Request(record, adapters[name], config.answer_by != "generate" and "choices" in record, sampling)
         for name, finetune in module.finetunes.items()
         for record in finetune.records.get(split, [])[::every]
+        if record.get("desirable", True)  # a wrong answer is no truth to be shown
     ]

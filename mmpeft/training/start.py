@@ -1,7 +1,7 @@
 """Building what a run starts from: the frozen parts, and finetunes as adapters of an earlier run or fresh ones."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from mmpeft.runs.files import BASE, LeftOut, load_trained, tell_left_out
 from mmpeft.runs.identity import check_identity, describe
 from mmpeft.runs.manifest import MANIFEST, Manifest, read_manifest
 from mmpeft.training.finetune import Finetune
+from mmpeft.training.references import reference_of
+from mmpeft.training.sharding import Sharded, check_finetunes
 from mmpeft.training.target_choice import choose_sites, has_budget
 
 NO_VALIDATION = ": for no validation set trainer.limit_val_batches to 0"
@@ -45,6 +47,13 @@ def check_settings(
     if len(finetunes) > 1 and trainer.accumulate_grad_batches > 1:
         raise RefusedError(
             "a joint run takes one batch of each finetune a step; set accumulate_grad_batches to 1"
+        )
+    check_finetunes(trainer, finetunes)
+    if str(trainer.precision).endswith("-mixed"):
+        raise RefusedError(
+            f"trainer.precision is {trainer.precision}, which rounds anew in every operator and scales gradients; what "
+            "trains is in float32 here and the base in a dtype of its own: set model.language.dtype (bfloat16, "
+            "float32), and trainer.precision to 32-true, its default"
         )
     if stage == "fit":
         _check_numbers(trainer)
@@ -100,6 +109,10 @@ class Started:
     """How the language model is read, as `ensure_checked` found out."""
     manifest: Manifest | None = None
     """Of the run that it goes on from, or answers for."""
+    began_as: dict[str, str] = field(default_factory=dict)
+    """Finetune -> the adapter of an earlier run that it begins as."""
+    has_trained: bool = False
+    """Whether these are the finetunes of a run that has ended, which no longer says what they began as."""
 
 
 def build_start(
@@ -113,6 +126,7 @@ def build_start(
     start_adapter: str | None,
     own_run: bool,
     left_out: LeftOut | None = None,
+    sharded: Sharded | None = None,
 ) -> Started:
     """Frozen parts, projectors, and the adapters that an earlier run has.
 
@@ -127,6 +141,7 @@ def build_start(
         start_adapter: see `earlier_adapters`.
         own_run: whether ``source`` is the run of these very finetunes.
         left_out: takes the finetunes whose files cannot be used; None refuses the run for one of them.
+        sharded: the processes that hold the language model together; None holds all of it here.
 
     Raises:
         RefusedError: the earlier run is of another base, or lacks an adapter.
@@ -143,19 +158,25 @@ def build_start(
     slots = {name: slot for slot, name in enumerate(names, start=1)} if len(names) > 1 else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = build_model(language, vision, device, slots)
+        model = build_model(language, vision, device, slots, sharded.place if sharded else None)
+    if sharded is not None:
+        sharded.idle = model.idle
     identity = describe(language, model, tokenizer)
     if earlier is not None:
-        check_identity(earlier, identity, str(source))
+        check_identity(earlier, identity, str(source), vision)
     checked = ensure_checked(model, language, earlier.self_check if earlier else {})
     started = Started(model, tokenizer, layout, identity, checked, earlier)
     if source is not None and earlier is not None:
         wanted = {name: finetune.adapter for name, finetune in finetunes.items()}
         there = earlier.adapters
         sources = earlier_adapters(wanted, there, source, None if own_run else start_adapter, own_run)
+        started.began_as, started.has_trained = ({} if own_run else sources), own_run
         shared = BASE if slots else sources.get(names[0], names[0])
         load_trained(source, model, sources, shared, left_out)
         tell_left_out(source, left_out or {}, model.bank.names)
+    for finetune in finetunes.values():
+        if finetune.settings.kind.has_reference and not own_run:
+            reference_of(finetune, started.began_as)  # refused before images are encoded
     return started
 
 

@@ -1,6 +1,7 @@
 """A step: from batches to the gradients that the optimiser takes, finetune by finetune."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -10,6 +11,9 @@ from mmpeft.training.finetune import Finetune
 from mmpeft.training.pieces import Pieces
 from mmpeft.training.processes import Reduced
 from mmpeft.training.reduction import reduce_step
+from mmpeft.training.references import Beside, References
+from mmpeft.training.sharding import Sharded
+from mmpeft.training.start import Started
 from mmpeft.training.step_losses import Logged, StepLosses
 from mmpeft.transfer import to_host
 
@@ -21,6 +25,7 @@ class Step:
         model: with all that trains.
         finetunes: of the run.
         losses: of the same.
+        references: of the same.
         processes: of the run, where there are several.
     """
 
@@ -29,12 +34,23 @@ class Step:
         model: MultimodalModel,
         finetunes: Mapping[str, Finetune],
         losses: StepLosses,
+        references: References,
         processes: Reduced | None,
     ):
         self.model, self.finetunes, self.losses, self.processes = model, finetunes, losses, processes
+        self.references, self._points = references, {}
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._pieces = Pieces(self._begin, self._trained)
-        self.forward, self.backward = self._pieces.forward, self._pieces.backward
+        self._pieces = Pieces(self._begin, self._trained, isinstance(processes, Sharded))
+        self.backward = self._pieces.backward
+
+    def forward(self, batch: Batch) -> Tensor:
+        """As of `Pieces`; what is of the whole batch is found out before."""
+        self._points = self.references.points(batch)
+        return self._pieces.forward(batch)
+
+    def validate(self, batch: Batch) -> None:
+        """Keeps what `StepLosses.validate` does."""
+        self.losses.validate(batch, self.model.token_losses(batch), self.references.beside(batch))
 
     def take_gradients(self, accumulated: int) -> None:
         """Of all processes, after a backward of so many batches."""
@@ -69,5 +85,31 @@ class Step:
         return [each._replace(value=value) for each, value in zip(waiting, values, strict=True)], told
 
     def _begin(self, batch: Batch) -> tuple[Tensor, Callable[[], None]]:
-        loss, sums = self.losses.train(batch, self.model.token_losses(batch))
+        beside = Beside(self.references.losses(batch), self._points)  # before there is what needs a gradient
+        loss, sums = self.losses.train(batch, self.model.token_losses(batch), beside)
         return loss, lambda: self.losses.sums.add(sums)
+
+
+def make_step(
+    model: MultimodalModel,
+    finetunes: Mapping[str, Finetune],
+    adapters: Mapping[str, str | None],
+    started: Started,
+    start_from: str | None,
+    strategy: Any,
+) -> Step:
+    """The step of a run.
+
+    Args:
+        model: with all that trains, as it begins.
+        finetunes: of the run.
+        adapters: finetune -> the adapter of its rows; None is the base.
+        started: what the model was built as.
+        start_from: the run that it is to begin from.
+        strategy: Lightning's.
+    """
+    processes = strategy if isinstance(strategy, Reduced) else None
+    losses = StepLosses(finetunes, adapters, processes.sum_of_numbers if processes else list)
+    began_as = None if started.has_trained and start_from else started.began_as
+    references = References(model, finetunes, adapters, began_as, started.has_trained, processes)
+    return Step(model, finetunes, losses, references, processes)

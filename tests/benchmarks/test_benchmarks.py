@@ -12,6 +12,7 @@ from benchmarks import __main__ as command
 from benchmarks import race as races
 from benchmarks import table, timing
 from benchmarks.race import Race, case_names, measure
+from benchmarks.versus import versus
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,11 +112,27 @@ def test_every_case_is_a_file_with_a_function_of_its_name_and_listed(capsys):
         (["dekoding"], "there is no case 'dekoding'; there are .*decoding"),
         (["text", "--image", "a.png"], "--image is an option of none of text"),
         (["text", "--rows"], "'--rows' is no option with a value"),
+        (["--repeats", "1", "text"], "text stands behind an option; cases come first"),
+        (["commands", "--repeats", "-1"], "--repeats is -1; it is 0, .* or more"),
+        (["commands", "--only", "import", "--write"], "--only leaves runs out, .* or --write"),
+        (["commands", "--json", "/nosuch/folder/rows"], "--json: .*/nosuch/folder/rows: No such file"),
+        (["commands", "--only", "nosuch"], "no run of commands has 'nosuch' in its name"),
     ],
 )
 def test_what_is_not_known_is_refused(words, message):
     with pytest.raises(SystemExit, match=message):
         command.main(words)
+
+
+def test_gpu_cases_are_no_work_for_a_processor(monkeypatch):
+    """7B would be made in main memory."""
+    from benchmarks import gpu
+
+    monkeypatch.setattr(gpu, "DEVICE", "cpu")
+    with pytest.raises(
+        SystemExit, match="7B is measured on a GPU, which torch does not see here; `--tiny true`"
+    ):
+        command.main(["gpu_7b", "--repeats", "0"])
 
 
 def test_gpu_cases_run_to_the_end_on_any_machine(tmp_path):
@@ -176,3 +193,12 @@ def test_two_checkouts_take_turns(tmp_path):
         {"run": "1: a", "a": 2, "b": 2, "ratio": 1},
         {"run": "2: a", "a": 4, "b": 4, "ratio": 1},
     ]
+
+
+def test_a_folder_without_the_project_is_not_compared(tmp_path):
+    """Python would find the package of this very checkout, and the ratio would be 1."""
+    for checkouts in ((tmp_path, ROOT), (ROOT, tmp_path / "none")):
+        with pytest.raises(
+            SystemExit, match=r"is no checkout of the project: there is no .*mmpeft/__init__\.py"
+        ):
+            versus(*map(str, checkouts), "commands")

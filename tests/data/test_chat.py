@@ -108,6 +108,19 @@ def test_an_image_stands_in_the_users_turn_as_a_control_token_would(family):
 
 
 @each_family
+def test_the_time_of_a_frame_stands_on_the_line_before_it(family):
+    tokenizer, theirs = tokenizer_of(family), tokenizer_of(family)
+    row = make_record("<image><image>what color?", "red", ["a.png", "b.png"], task="vqa", times=[0.0, 1.5])
+    got = ids_of(Template(tokenizer, 2, "chat"), row)
+    theirs.add_special_tokens({"additional_special_tokens": ["<image>"]}, replace_extra_special_tokens=False)
+    image = theirs.convert_tokens_to_ids("<image>")
+    said = "<0.0 seconds>\n<image>\n<1.5 seconds>\n<image>\n[vqa] what color?"
+    wanted = whole(theirs, rendered(theirs, said, "red"))
+    wanted = [t for token in wanted for t in ([IMAGE_TOKEN] * 2 if token == image else [token])]
+    assert got == wanted[: len(got)]
+
+
+@each_family
 def test_the_prompt_is_the_beginning_of_the_example_and_the_loss_is_the_answer_with_its_end(family):
     tokenizer = tokenizer_of(family)
     template = Template(tokenizer, 2, "chat")

@@ -70,6 +70,19 @@ def test_what_inputs_stand_for(inputs, names, left, here):
         assert listed.version() is not None
 
 
+@pytest.mark.parametrize("given", ["photos/*", "photos/**"])
+def test_a_glob_does_not_mean_what_is_made_of_its_images(given, here):
+    """Else a command that is given again would find other images."""
+    images = find_images([given], "photos/captions.jsonl")
+    (here / "photos" / "captions.jsonl.shards").mkdir()
+    for name in ("captions.jsonl", "captions.jsonl.lock", "captions.jsonl.shards/000000.jsonl"):
+        (here / "photos" / name).write_text('{"image": "b.png", "caption": "a square"}\n')
+    again = find_images([given], "photos/captions.jsonl")
+    assert (again.hash(), again.left) == (images.hash(), images.left)
+    (here / "photos" / "captions.jsonl2").touch()
+    assert find_images([given], "photos/captions.jsonl").left != images.left
+
+
 def test_a_copy_has_the_same_hash_and_another_list_has_not(here, monkeypatch):
     hashes = [find_images([own]).hash() for own in ("photos", "more.tar", "rows.jsonl")]
     shutil.copytree(here, here.parent / "copy")

@@ -273,6 +273,7 @@ def test_processes_divide_every_batch_and_know_what_its_step_counts(size):
             sum(role != Role.WRONG for role in carrying),
             sum(role == Role.WRONG for role in carrying),
             int((table.roles == Role.RIGHT).sum()),
+            int((table.roles != Role.ANSWER).sum()),
         )
         assert all(part.of_step == {"mine": counts} for part in [batch, *own])
 

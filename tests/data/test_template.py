@@ -77,6 +77,17 @@ SHAPES = {
         {"task": "vqa", "system": "be sure"},
         "<s>[INST] be sure [vqa] what? [/INST] red</s>",
     ),
+    "frames of a video": (
+        [("<image><image>what?", "red")],
+        {"task": "vqa", "times": [0.0, 1.5]},
+        "<s>[INST] <0.0 seconds> <Img>...</Img> <1.5 seconds> <Img>...</Img> [vqa] what? [/INST] red</s>",
+    ),
+    "a frame of a video behind an image, and one in the second turn": (
+        [("is <image> in <image>?", "no"), ("and <image>", "yes")],
+        {"times": [None, 61.04, 0.0], "system": "be sure"},
+        "<s>[INST] be sure is <Img>...</Img> in <61.0 seconds> <Img>...</Img> ? [/INST] no</s>"
+        "<s>[INST] and <0.0 seconds> <Img>...</Img> [/INST] yes</s>",
+    ),
     "spaces around": (
         [("<image>  what? \n", "  red ")],
         None,
@@ -272,7 +283,7 @@ def test_a_tokenizer_that_prefixes_spaces_itself_reads_the_same_words(name):
     trainer = trainers.BpeTrainer(
         vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False
     )
-    metaspace.train_from_iterator([*SENTENCES, "/&.,|qa at like cat ok sure and m"], trainer)
+    metaspace.train_from_iterator([*SENTENCES, "/&.,|qa at like cat ok sure and m <0156 seconds>"], trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=metaspace, bos_token="<s>", eos_token="</s>")
     encoded = Template(tokenizer, FEATURES).encode(shape(name))
     words = "".join(tokenizer.convert_ids_to_tokens([t for t in encoded.ids if t != IMAGE_TOKEN])).split("▁")

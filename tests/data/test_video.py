@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mmpeft.data.images import ImageConfig, ImageError, image_key, load_image
-from mmpeft.data.video import sample_frames
+from mmpeft.data.video import sample_frames, times_of
+from mmpeft.errors import RefusedError
 
 av = pytest.importorskip("av")
 KINDS = {
@@ -55,6 +56,40 @@ def test_frames_are_evenly_spaced_as_numpy_spaces_them(count, tmp_path):
     path = write(tmp_path / "clip.mp4")
     wanted = [19] if count == 1 else np.linspace(0, 39, min(count, 40)).astype(int).tolist()
     assert [int(name.rpartition("=")[2]) for name in sample_frames(path, count)] == wanted
+
+
+@pytest.mark.parametrize("ending", KINDS)
+def test_the_time_of_a_frame_is_when_it_is_shown_after_the_first(ending, tmp_path):
+    path = write(tmp_path / f"clip.{ending}", codec=KINDS[ending])
+    times = times_of(sample_frames(path, 1000))
+    np.testing.assert_allclose(np.asarray(times, float), np.arange(40) / 25, atol=1e-3)
+    assert times_of(["a.png", f"{path}#frame=25", b"png", f"{path}#frame=99"]) == [
+        None,
+        pytest.approx(1, abs=1e-3),
+        None,
+        None,
+    ]
+
+
+def test_what_is_no_frame_of_a_video_has_no_time(tmp_path):
+    (tmp_path / "scan.dcm").write_bytes(bytes(128) + b"DICM")
+    assert times_of([str(tmp_path / "scan.dcm#frame=1"), str(tmp_path / "gone.mp4#frame=1"), "a.png"]) is None
+
+
+@pytest.mark.parametrize("fps", [0.5, 2, 3, 7.5, 25, 100])
+def test_frames_of_a_rate_are_those_shown_at_its_ticks(fps, tmp_path):
+    path = write(tmp_path / "clip.mp4")
+    ticks = np.arange(0, 40 / 25 - 1e-9, 1 / fps)
+    wanted = sorted({int(np.floor(25 * tick + 1e-6)) for tick in ticks})
+    assert [int(name.rpartition("=")[2]) for name in sample_frames(path, fps=fps)] == wanted
+    of_seven = [int(name.rpartition("=")[2]) for name in sample_frames(path, 7, fps)]
+    assert of_seven == [wanted[i] for i in np.linspace(0, len(wanted) - 1, min(7, len(wanted))).astype(int)]
+
+
+@pytest.mark.parametrize("fps", [0, -1, float("inf"), float("nan")])
+def test_a_rate_is_above_zero(fps, tmp_path):
+    with pytest.raises(RefusedError, match=f"fps is {fps}; wanted frames of a second"):
+        sample_frames(write(tmp_path / "clip.mp4", 2), fps=fps)
 
 
 def test_a_video_that_was_filmed_upright_is_upright(tmp_path):

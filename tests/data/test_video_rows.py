@@ -3,14 +3,24 @@
 import sys
 
 import pytest
+from PIL import Image
 
-from mmpeft.data.images import load_image
+from mmpeft.data.images import image_key, load_image
 from mmpeft.data.layouts.notes import Notes
+from mmpeft.data.packing import pack
 from mmpeft.data.sources import DataError, load_records
+from mmpeft.data.template import Template
+from mmpeft.training.checkpoint import hash_records
 from tests.data.layouts.writing import clip
 from tests.tiny import write_jsonl
 
 ROW = {"video": "clip.mp4", "question": "what?", "answer": "grey"}
+
+
+@pytest.fixture
+def image(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    return "a.png"
 
 
 def test_frames_that_no_row_asked_for_are_told_once_and_are_those_of_the_video(tmp_path):
@@ -26,6 +36,41 @@ def test_frames_that_no_row_asked_for_are_told_once_and_are_those_of_the_video(t
     assert isinstance(last, tuple)
     assert first[0] < 20
     assert last[0] > 180, "the first and the last of frames that grow lighter"
+
+
+def test_a_frame_has_its_time_also_where_it_is_named_itself(tmp_path, image):
+    """The clip has twelve frames a second."""
+    pytest.importorskip("av")
+    (tmp_path / "clip.mp4").write_bytes(clip())
+    rows = [
+        {**ROW, "frames": 3},
+        {"image": [image, "clip.mp4#frame=6"], "question": "what?", "answer": "grey"},
+        {"video": "clip.mp4", "frames": 1, "image": image, "question": "Like <image>?", "answer": "no"},
+        {"image": image, "question": "what?", "answer": "grey"},
+    ]
+    records = load_records(write_jsonl(tmp_path / "a.jsonl", rows))
+    times = [record.get("times") for record in records]
+    assert times[:3] == [
+        [0, pytest.approx(5 / 12), pytest.approx(11 / 12)],
+        [None, 0.5],
+        [pytest.approx(5 / 12), None],
+    ]
+    assert "times" not in records[3]
+
+
+def test_the_same_frames_are_another_prompt_with_other_times(tmp_path, tiny_tokenizer):
+    """As of a video that was saved again at another speed; what is resumed or tested must notice."""
+    pytest.importorskip("av")
+    (tmp_path / "clip.mp4").write_bytes(clip())
+    asked = [{**ROW, "frames": 2}, {**ROW, "frames": 2, "question": "why?"}]
+    records = load_records(write_jsonl(tmp_path / "a.jsonl", asked))
+    slower = [record | {"times": [0.0, 30.0]} for record in records]
+    assert hash_records(records, image_key) != hash_records(slower, image_key)
+    template = Template(tiny_tokenizer, 2)
+    first, second, late = (template.encode(record) for record in (*records, slower[1]))
+    shared = pack([first, second]).segments.count(0)
+    assert shared > first.ids.index(-1) + 4, "two questions about a video share its frames"
+    assert pack([first, late]).segments.count(0) < shared, "but not with one of other times"
 
 
 @pytest.mark.parametrize("frames", [0, -1, True, 2.5, "many", [1]])

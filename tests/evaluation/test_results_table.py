@@ -35,6 +35,19 @@ def test_totals_come_first_and_classes_have_their_own_table(capsys):
     assert "3 answers were cut before their end" in told
 
 
+def test_a_table_of_classes_with_intervals_fits_into_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    labels = ("rectangle", "a name of many words")
+    values = {f"{family}/{label}": 1 / 3 for family in ("precision", "recall", "f1") for label in labels}
+    bounds = {f"ci95_{end}/{name}": bound for name in values for end, bound in (("low", 0.25), ("high", 1.0))}
+    print_metrics({"default": values | bounds | {"questions": 9}})
+    told = capsys.readouterr().out
+    assert max(map(len, told.splitlines())) <= 80
+    rows = rows_of(told)
+    assert ["rectangle", *["0.333 (0.25-1.00)"] * 3] in rows
+    assert ["words", "", "", ""] in rows, "a long name goes on below, a value does not"
+
+
 def test_each_of_several_finetunes_has_its_classes(capsys):
     print_metrics(
         {"lora": OWN, "tfew": {"f1/red": 1.0, "f1/macro": 1.0, "questions": 2}, "text": {"questions": 1}}

@@ -177,6 +177,7 @@ REFUSED = [
     (["--model.learning_rte", "[1e-3,1e-2]"], "the closest that can is model.learning_rate"),
     (["--data.val", "[a,b]"], "--data.val cannot differ .* the same validation data"),
     (["--model.choice_losses.unlikelihood", "[0,1]"], "it changes the loss by which"),
+    (["--model.preferences.beta", "[0.1,1]"], "it changes the loss by which"),
     (["--model.seed", "[0,1]"], "give --seeds"),
     (["--model.learning_rate", "[1e-3]"], "found one setting; wanted two or more"),
     (["--model.learning_rate", "[1e-3,0.001]"], "0.001 is there twice"),

@@ -143,6 +143,32 @@ def test_cut_damaged_and_missing_shards_are_made_again_to_the_same_bytes(
     assert second.read_bytes() == other
 
 
+def test_a_shard_that_was_removed_is_made_of_what_is_there_now(photos, tiny_run, tmp_path, whole):
+    """And the joined file with it."""
+    output = tmp_path / "whole.jsonl"
+    (photos / "3cut.png").write_bytes((photos / "0.png").read_bytes())
+    with pytest.raises(
+        RefusedError, match=r"made with other images; '3cut\.png'.*: remove .*/000000\.jsonl to"
+    ):
+        caption_folder(str(photos), str(tiny_run), str(output))
+    shards_of(output)[0].unlink()
+    caption_folder(str(photos), str(tiny_run), str(output))
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["image"] for row in rows] == [json.loads(line)["image"] for line in whole.splitlines()]
+    assert [row["image"] for row in rows if "error" in row] == ["deep/empty.jpg"]
+    made = output.stat().st_mtime_ns
+    caption_folder(str(photos), str(tiny_run), str(output))
+    assert output.stat().st_mtime_ns == made
+
+
+@pytest.mark.parametrize("name", ["meta.json", "joined.json"])
+def test_notes_that_are_damaged_are_named(photos, tiny_run, tmp_path, whole, name):
+    (path := tmp_path / "whole.jsonl.shards" / name).write_text("{")
+    with pytest.raises(RefusedError, match=rf"{name} is damaged .*; remove it, or what it belongs to"):
+        caption_folder(str(photos), str(tiny_run), str(tmp_path / "whole.jsonl"))
+    assert path.read_text() == "{"
+
+
 def test_a_joined_file_that_is_missing_is_joined_again(photos, tiny_run, tmp_path, whole, monkeypatch):
     (tmp_path / "whole.jsonl").unlink()
     monkeypatch.setattr("mmpeft.inference.vlm.load", None)
@@ -253,6 +279,27 @@ def test_jobs_of_an_array_are_joined_by_the_last_or_by_the_command(photos, tiny_
     captioning.caption([str(photos)], str(tiny_run), str(tmp_path / "c"), Task(), workers=1, shard="1/2")
     with pytest.raises(RefusedError, match=r"made of other things than .*\n  batch_size: .* has 4, found 64"):
         captioning.join([apart[0], str(tmp_path / "c")], str(tmp_path / "mixed.jsonl"))
+
+
+def test_a_folder_that_another_job_has_just_begun_is_no_strangers(photos, tiny_run, tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "captions.jsonl.1of2.lock").touch()
+    caption_folder(str(photos), str(tiny_run), str(tmp_path / "new"))
+    assert (tmp_path / "new" / "captions.jsonl").exists()
+
+
+def test_folders_of_parquet_are_joined_and_names_that_it_cannot_hold_are_told(photos, tiny_run, tmp_path):
+    os.rename(photos / "7.png", photos / STRANGE[-1])
+    task, apart = Task(batch_size=4), [str(tmp_path / name) for name in ("a", "b")]
+    for part, folder in zip(("1/2", "2/2"), apart, strict=True):
+        captioning.caption([str(photos)], str(tiny_run), folder, task, workers=1, shard=part)
+    captioning.join(apart, str(tmp_path / "all.jsonl"))
+    with pytest.raises(RefusedError, match=r"the image name 'not utf8 .*' is no Unicode"):
+        captioning.join(apart, str(tmp_path / "all.parquet"))
+    for folder in apart:  # as --format parquet writes them
+        os.rename(f"{folder}/captions.jsonl.shards", f"{folder}/captions.parquet.shards")
+    captioning.join(apart, str(tmp_path / "again.jsonl"))
+    assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "all.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "1", "a/b", "1/2/3", "-1/2"])
@@ -391,6 +438,16 @@ def test_an_image_that_another_has_replaced_is_no_more_the_one_captioned(photos,
     with pytest.raises(ValueError, match=r"other images; '0\.png' is not the one that was captioned"):
         caption_folder(str(photos), str(tiny_run), str(output))
     assert output.read_bytes() == whole
+
+
+def test_another_precision_of_the_base_is_another_run(photos, tiny_run, tmp_path, whole):
+    """Its files are the same, its answers are not."""
+    other = shutil.copytree(tiny_run, tmp_path / "other")
+    manifest = json.loads((other / "mmpeft.json").read_text())
+    manifest["language"]["dtype"] = "bfloat16"
+    (other / "mmpeft.json").write_text(json.dumps(manifest))
+    with pytest.raises(RefusedError, match=r"made with other run; "):
+        caption_folder(str(photos), str(other), str(tmp_path / "whole.jsonl"))
 
 
 @pytest.mark.parametrize(
@@ -602,6 +659,27 @@ def test_on_ray_a_killed_worker_changes_nothing(photos, tiny_run, tmp_path, whol
     os.kill(actors[0], signal.SIGKILL)
     assert process.wait(timeout=180) == 0
     assert output.read_bytes() == whole
+
+
+@pytest.mark.slow
+def test_on_ray_workers_that_always_die_end_the_run(photos, tiny_run, tmp_path, whole):
+    """As where memory has no room for the model."""
+    pytest.importorskip("ray")
+    words = command(photos, tiny_run, tmp_path / "dies.jsonl", "--engine", "ray", "--workers", "1")
+    script = Path(words[-1])
+    dies = """
+import os
+from mmpeft.inference.captioning import on_ray
+class Dies:
+    def __init__(self, job, folder): pass
+    def make(self, shard): os._exit(9)
+on_ray._Actor = Dies
+"""
+    script.write_text(dies + script.read_text())
+    ended = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=180)
+    assert ended.returncode == 1
+    assert "error: Ray ended the work" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def _below(process: int, called: bytes) -> list[int]:

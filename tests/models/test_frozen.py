@@ -23,9 +23,10 @@ FAMILIES = {
     "ctrl": {},
     "phimoe": {"input_jitter_noise": 0.3},
     "gemma3n_text": {"altup_coef_clip": 1e-3},
+    "modernbert-decoder": {},
 }
 """What each does in training mode alone: drop in modules and in functions, leave layers out, jitter what its routers
-read, clamp its own weights."""
+read, clamp its own weights; the last calls its head its decoder."""
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 
 

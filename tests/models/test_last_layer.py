@@ -87,6 +87,15 @@ def test_the_check_finds_what_works_token_by_token(model_type):
     assert not check_language_model(wrapped(tiny_model("bloom"))).last_modules, "read unpacked"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_an_attention_that_another_follows_computes_all_tokens(dtype):
+    """LongCat-Flash has two in a layer. What the second reads of the first is less than 16 bits round."""
+    model = wrapped(tiny_model("longcat_flash").to(dtype))
+    checked = check_language_model(model)
+    assert not [path for path in checked.last_modules if "self_attn.0" in path]
+    assert [path for path in checked.last_modules if "self_attn.1" in path]
+
+
 class Shifted(nn.Module):
     """A feed-forward that reads the token before, too."""
 

@@ -113,6 +113,13 @@ def test_rows_that_turn_the_frequencies_of_their_batch_are_refused(kind, templat
         check_length(model, TABLE + 1)
 
 
+def test_a_head_that_is_called_decoder_hides_no_frequencies():
+    rope = dict.fromkeys(("full_attention", "sliding_attention"), ROTARY["dynamic"][1])
+    language = tiny_model("modernbert-decoder", rope_parameters=rope, max_position_embeddings=TABLE)
+    assert language.get_decoder() is language.decoder, "its head"
+    assert position_limit(language).count == TABLE
+
+
 @torch.no_grad()
 def test_rows_wider_than_a_temperature_by_columns_are_refused(template, make_batch):
     """Llama 4 tunes its attention by the column, which is no position in packed rows."""

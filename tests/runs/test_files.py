@@ -93,6 +93,15 @@ def test_other_base_weights_are_refused_by_field(run, tmp_path):
     assert "tokenizer" not in str(error.value)
 
 
+def test_another_transform_is_told_by_its_setting(tiny_run):
+    with pytest.raises(SystemExit) as ended:
+        main(["test", "--run", str(tiny_run), "--model.vision.fit=pad"])
+    assert "model.vision.fit: trained with 'squash', found 'pad'" in str(ended.value)
+    assert "Compose" not in str(ended.value)
+    with pytest.raises(SystemExit, match=r"model\.vision\.fit: trained with 'squash', found 'tile'"):
+        main(["test", "--run", str(tiny_run), "--model.vision.fit=tile"])
+
+
 def test_another_encoder_is_refused_by_field(run, tmp_path):
     other = make_base(tmp_path / "other", seed=1)
     change(run, vision={"weights": str(other / "vision.safetensors")})

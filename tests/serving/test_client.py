@@ -61,6 +61,16 @@ def test_the_answer_is_the_runs(served, alone, pictures, capsys, model):
         assert capsys.readouterr().out == f"{answer}\n"
 
 
+@pytest.mark.parametrize("question", [QUESTION, "is <image> like <image>?"])
+def test_several_images_stand_where_the_runs_do(served, alone, pictures, capsys, question):
+    words = [word for image in pictures[:2] for word in ("--image", str(image))]
+    main(["ask", question, "--server", served.address, *words, "--max_new_tokens", "6"])
+    answer = alone.ask(tuple(pictures[:2]), question, max_new_tokens=6, answer_by="generate")
+    assert capsys.readouterr().out == f"{answer}\n"
+    with pytest.raises(SystemExit, match="the question has 1 <image> but 2 images were given"):
+        main(["ask", "<image>what?", "--server", served.address, *words])
+
+
 def test_choices_are_ranked(served, alone, pictures, capsys):
     choices = ["red", "green", "blue"]
     asked(served, "--choices", ",".join(choices), "--image", str(pictures[0]), "--adapter", "lora-a")

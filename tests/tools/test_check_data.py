@@ -56,7 +56,7 @@ def test_rows_images_answers_and_sizes_are_counted(folder, capsys):
         "conversations without an image": "1",
         "conversations that say what another says": "1",
         "characters of an answer": "1 to 15, median 3",
-        "images named, distinct": "3, 2",
+        "images named, different names": "3, 2",
         "images that cannot be used": "0",
         "formats": "PNG 2",
         "width in pixels": "32 to 40, median 32",

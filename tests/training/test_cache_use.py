@@ -53,6 +53,25 @@ def written(folder):
     ids=str,
 )
 def test_training_images_are_written_where_they_are_seen_twice(capsys, steps, cache, wanted):
+    built = filled(steps, cache)
+    assert len(built.images) == wanted
+    told = capsys.readouterr().err
+    assert ("the training images of default are not written: they are seen in" in told) == (wanted == VAL)
+
+
+@pytest.mark.parametrize("there", [0, TRAIN - 1, TRAIN])
+def test_images_that_are_there_already_are_not_told_as_not_written(capsys, there):
+    built = filled({"max_epochs": 1}, {}, there)
+    told = capsys.readouterr().err
+    assert ("the training images of default are there already: nothing is to be written" in told) == (
+        there == TRAIN
+    )
+    assert ("are not written: they are seen in 1 epochs" in told) == (there < TRAIN)
+    assert len(built.looked_at) == min(there + 1, TRAIN), "the first that is not there ends it"
+
+
+def filled(steps, cache, there=0):
+    """What a cache that holds the first ``there`` training images was asked."""
     usual = {"max_steps": -1, "max_epochs": -1, "accumulate_grad_batches": 1, "limit_train_batches": 1.0}
     records: Any = {
         split: [make_record(images=[f"{split}{image}"]) for image in range(images) for _ in range(3)]
@@ -63,12 +82,12 @@ def test_training_images_are_written_where_they_are_seen_twice(capsys, steps, ca
     data: Any = SimpleNamespace(
         cache=CacheConfig(**cache), packing=PackingConfig(batch_size=6), skips_late=False
     )
-    built: Any = SimpleNamespace(images=set())
+    built: Any = SimpleNamespace(images=set(), looked_at=set())
+    held = {f"train{image}" for image in range(there)}
+    built.holds = lambda image: built.looked_at.add(image) or image in held
     built.build = lambda images, skip_unreadable: built.images.update(images)
     fill_cache(built, data, {"default": finetune}, SimpleNamespace(**usual | steps), "fit")
-    assert len(built.images) == wanted
-    told = capsys.readouterr().err
-    assert ("the training images of default are not written: they are seen in" in told) == (wanted == VAL)
+    return built
 
 
 def test_a_fit_of_one_epoch_writes_what_it_validates_on_alone(config, tmp_path):

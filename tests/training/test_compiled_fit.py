@@ -11,6 +11,7 @@ from mmpeft.training import compiled_steps
 from mmpeft.training.compiled_steps import CompiledSteps, Trial
 from mmpeft.training.step_losses import StepLosses
 from tests.tiny import make_config, run_directory
+from tests.training.test_pieces import too_small
 
 LORA = {"class_path": "mmpeft.adapters.LoraConfig", "init_args": {"rank": 4, "alpha": 8, "dropout": 0.2}}
 
@@ -114,6 +115,30 @@ def test_a_model_that_torch_cannot_compile_is_refused_or_left_alone(fit, in_use,
     fit("auto", steps=2)
     assert in_use == [False] * 2
     assert "compile: left out, torch cannot compile this model here" in capsys.readouterr().err
+
+
+def test_the_trial_takes_a_batch_that_does_not_fit_in_pieces_as_a_step_does(fit, monkeypatch, capsys):
+    met = too_small(monkeypatch, "forward", 1)
+    fit(True, steps=1)
+    assert max(met) > 1 == met[-1]
+    assert "compile: " in capsys.readouterr().err
+
+
+def test_a_fit_that_is_refused_leaves_the_run_before_it_as_it_was(
+    tmp_path, tiny_base, tiny_data, monkeypatch
+):
+    config = make_config(tmp_path / "fit.yaml", tiny_base, tiny_data, trainer={"max_steps": 1})
+    main(["fit", "--config", str(config)])
+    directory = run_directory(config)
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+    def fails(forward, **_):
+        raise RuntimeError("no compiler of C++")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    with pytest.raises(SystemExit, match="torch cannot compile"):
+        main(["fit", "--config", str(config), "--model.compile=true"])
+    assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
 
 
 def test_other_words_are_refused(fit, capsys):

@@ -53,6 +53,44 @@ def test_resume_without_a_whole_checkpoint_is_refused(stopped):
         main(["fit", "--run", str(stopped), "--ckpt_path", "last"])
 
 
+@pytest.mark.parametrize("later", [0, 10**9])
+def test_a_copied_run_goes_on_from_its_last_checkpoint(stopped, later):
+    """Whatever was copied first, or has the same time by seconds."""
+    last, previous = (stopped / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt"))
+    time = last.stat().st_mtime_ns
+    os.utime(previous, ns=(time + later, time + later))
+    assert newest_whole_checkpoint(stopped) == last
+    shutil.copy(previous, stopped / "checkpoints" / "step=9.ckpt")  # of a callback of the user's
+    os.utime(stopped / "checkpoints" / "step=9.ckpt", ns=(time + 2, time + 2))
+    assert newest_whole_checkpoint(stopped).name == "step=9.ckpt"
+
+
+def test_checkpoints_that_cannot_be_gone_on_with_are_passed_over_and_refused(stopped, capsys):
+    """Of weights alone, as Lightning's `save_weights_only` makes them, and of no run at all."""
+    folder = stopped / "checkpoints"
+    whole = torch.load(folder / "last.ckpt", weights_only=True)
+    some = {key: own for key, own in whole.items() if key != "optimizer_states"}
+    for name, content, told in (
+        ("some", some, "has no optimizer_states, as one of weights alone"),
+        ("list", [1, 2], r"list\.ckpt is no checkpoint of a run, or was not written by mmpeft"),
+        ("bare", whole["state_dict"], r"bare\.ckpt is no checkpoint of a run, or was not written by mmpeft"),
+    ):
+        torch.save(content, folder / f"{name}.ckpt")
+        with pytest.raises(SystemExit, match=told):
+            main(["fit", "--run", str(stopped), "--ckpt_path", str(folder / f"{name}.ckpt")])
+    (folder / "list.ckpt").unlink()
+    (folder / "bare.ckpt").unlink()
+    assert newest_whole_checkpoint(stopped) == folder / "last.ckpt"
+    assert f"{folder}/some.ckpt holds weights alone" in capsys.readouterr().err
+
+
+def test_damage_of_any_kind_is_a_reason(tmp_path, monkeypatch):
+    torch.save({}, path := tmp_path / "x.ckpt")
+    for error in (IndexError(), TypeError("first\nsecond")):
+        monkeypatch.setattr(torch, "load", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
+        assert damage(path) == (str(error).partition("\n")[0] or "IndexError")
+
+
 def test_ckpt_path_last_is_the_runs_own(stopped, whole):
     shutil.copy(stopped / "checkpoints" / "previous.ckpt", stopped / "checkpoints" / "last.ckpt")
     main(["fit", "--run", str(stopped), "--ckpt_path", "last"])

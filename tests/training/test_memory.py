@@ -13,6 +13,10 @@ from mmpeft.cli import main
 from mmpeft.models import prepacked
 from mmpeft.models.build import build_model
 from mmpeft.models.language import LanguageConfig
+from mmpeft.models.multimodal import MultimodalModel
+from mmpeft.models.projector import Projector
+from mmpeft.models.vision import NoVision
+from mmpeft.tools.tiny_models import tiny_model
 from mmpeft.training import memory, step_memory
 from mmpeft.training.memory import Estimate, told
 from mmpeft.training.step_memory import LiveBytes, count_step
@@ -70,6 +74,21 @@ def test_layers_that_are_alike_are_computed_once(deep_model, monkeypatch):
     assert [len(run) for run in step_memory._runs_alike(model.language_model, model.bank)] == [4, 2]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_of_experts_is_counted_and_nothing_is_told(dtype, capfd):
+    """Torch tells of a product that it knows in 16 bits alone, by pages."""
+    language = tiny_model("qwen3_moe").to(dtype)
+    width = language.get_input_embeddings().weight.shape[1]
+    model = MultimodalModel(NoVision(), Projector(NoVision().dim, width), language).train()
+    model.bank.add("own", LoraConfig(rank=2))
+    some = batch(4, 30)
+    counted = count_step(model, some)
+    with LiveBytes([]) as spent:
+        model.token_losses(some).nll.sum().backward()
+    assert counted.peak == pytest.approx(spent.peak, rel=0.05)
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
 def test_what_to_set_is_said():
     found = Estimate(2 * GB, GB, 0, 3 * GB, GB, 8 * GB, 8 * GB, GB, 0, 8, 120)
     assert found.total == 16 * GB
@@ -87,15 +106,64 @@ def test_what_to_set_is_said():
     assert "the system does not say" in told(found, 0, 40, True, 0.5)[0]
 
 
+@pytest.mark.parametrize(
+    ("there", "batch_size", "in_4_bits", "instead"),
+    [
+        (3 * GB, 40, True, "take a smaller model"),
+        (5 * GB, 1, True, "set data.packing.max_length lower, or take a smaller model"),
+        (
+            5 * GB,
+            1,
+            False,
+            "set data.packing.max_length lower, or model.language.quantization to nf4, or take a",
+        ),
+    ],
+)
+def test_what_is_set_already_is_not_said(there, batch_size, in_4_bits, instead):
+    found = Estimate(2 * GB, GB, 0, 3 * GB, GB, 8 * GB, 8 * GB, GB, 0, 8, 120)
+    assert f"it will not fit: {instead}" in told(found, there, batch_size, True, 0.5, in_4_bits)[2]
+
+
+def test_processes_of_one_machine_share_its_memory(monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda: 6 * GB)
+    monkeypatch.setattr(memory, "resident", lambda: GB)
+    assert [memory.room(torch.device("cpu"), number) for number in (1, 2, 3)] == [7 * GB, 4 * GB, 3 * GB]
+    found = Estimate(2 * GB, GB, 0, 3 * GB, GB, 8 * GB, 8 * GB, GB, 0, 8, 120)
+    assert (
+        "of 4.00 GB that are there for each of 2 processes"
+        in told(found, 4 * GB, 40, True, 0, processes=2)[0]
+    )
+
+
 @pytest.mark.parametrize("names", prepacked.GROUP_FILES)
-def test_the_limit_of_a_container_is_seen(names, tmp_path, monkeypatch):
+@pytest.mark.parametrize("group", ["/", "/system.slice/job_7/step_0", "/../of_another_namespace"])
+def test_the_limit_of_a_container_is_seen(names, group, tmp_path, monkeypatch):
     limit, usage, (stat, field) = names
+    monkeypatch.setattr(prepacked, "OWN_GROUPS", own := tmp_path / "own")
+    own.write_text(f"9:name=systemd:/other\n4:cpu,memory:{group}\n0::{group}\n")
     for name, text in ((limit, "5000"), (usage, "3000"), (stat, f"anon 1\n{field} 1000\n")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(prepacked, "GROUP", tmp_path)
     assert prepacked.free_memory() == 3000
     (tmp_path / limit).write_text("max\n")
+    assert prepacked.free_memory() > 10**6
+
+
+@pytest.mark.parametrize("names", prepacked.GROUP_FILES)
+@pytest.mark.parametrize("limited", ["job_7", "job_7/step_0"])
+def test_the_limit_of_a_job_is_seen(names, limited, tmp_path, monkeypatch):
+    """Of a group below the root, as Slurm and systemd make them: its own, or one above it."""
+    limit, usage, (stat, field) = names
+    monkeypatch.setattr(prepacked, "OWN_GROUPS", own := tmp_path / "own")
+    own.write_text("9:name=systemd:/other\n4:memory:/job_7/step_0\n0::/job_7/step_0\n")
+    monkeypatch.setattr(prepacked, "GROUP", tmp_path)
+    for name, text in ((limit, "5000"), (usage, "3000"), (stat, f"anon 1\n{field} 1000\n")):
+        file = tmp_path / name
+        (folder := file.parent / limited).mkdir(parents=True, exist_ok=True)
+        (folder / file.name).write_text(text)
+    assert prepacked.free_memory() == 3000
+    own.write_text("4:memory:/job_8\n0::/job_8\n")
     assert prepacked.free_memory() > 10**6
 
 

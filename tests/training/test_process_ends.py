@@ -17,10 +17,11 @@ from tests.training.run_life import make
 SECONDS = 120.0
 
 
-@pytest.fixture
-def begun(tmp_path, tiny_base, tiny_data):
+@pytest.fixture(params=["auto", pytest.param("model_parallel", marks=pytest.mark.slow)])
+def begun(request, tmp_path, tiny_base, tiny_data):
     """A long fit in two processes after its first checkpoint: (first process, number of the other, run directory)."""
-    config = make(tmp_path, tiny_base, tiny_data, max_steps=100_000, limit_val_batches=0, devices=2)
+    how = {"max_steps": 100_000, "limit_val_batches": 0, "devices": 2, "strategy": request.param}
+    config = make(tmp_path, tiny_base, tiny_data, **how)
     process = subprocess.Popen(
         [sys.executable, *MMPEFT, "fit", "--config", str(config)],
         stdout=subprocess.PIPE,

@@ -48,6 +48,7 @@ def folder(tmp_path_factory, tiny_data, choice_data):
         if "choices" in row:
             row["choices"] = [*sorted(COLOURS), "a colour that nobody has ever seen on a square"]
     write_jsonl(folder / "ranked.jsonl", ranked)
+    write_jsonl(folder / "preferred.jsonl", [row for row in ranked if "choices" in row])
     return folder
 
 
@@ -75,6 +76,18 @@ def settings(folder, tiny_data):
             "trainer": {"accumulate_grad_batches": 2},
         },
         "joint": {"model": {"adapter": None, "adapters": joint}, "data": data, "trainer": {"max_steps": 6}},
+        # pairs, and answers that are compared with a point of the whole batch
+        "preferences": {
+            "model": {
+                "adapter": None,
+                "adapters": {
+                    name: {"adapter": LORA, "objective": name, "train": str(folder / "preferred.jsonl")}
+                    for name in ("dpo", "orpo", "kto")
+                },
+            },
+            "data": data | {"val": str(folder / "preferred.jsonl")},
+            "trainer": {"max_steps": 5},
+        },
         # one of the processes has no row in any step
         "one": {
             "model": {"adapter": LORA},
@@ -143,7 +156,7 @@ def curves(run):
         return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize("name", ["lora", "choices", "joint", "one", "projector"])
+@pytest.mark.parametrize("name", ["lora", "choices", "joint", "preferences", "one", "projector"])
 def test_two_processes_train_what_one_does(runs, name):
     """Adapters and projectors, with what is dropped, per-finetune clipping and steps; and every curve."""
     one, two = runs[name]

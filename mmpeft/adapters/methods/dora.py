@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmpeft.adapters.base_weights import dense_weight, is_4bit, read_weight
+from mmpeft.adapters.base_weights import dense_weight, gathered, is_4bit, read_weight
 from mmpeft.adapters.functional import BASE, gather_slots
 from mmpeft.adapters.methods.base import ModelInputs, TargetNames
 from mmpeft.adapters.methods.lora import LoraConfig, LoraStack
@@ -102,7 +102,8 @@ class DoraStack(LoraStack):
             self._squares = dense_weight(base).float().square().sum(1)
             return
         identity = torch.eye(self.lora_A.shape[-1], device=self.lora_A.device)
-        squares = [self._weight_times(rows).square().sum(0) for rows in identity.split(ROWS_AT_ONCE)]
+        with gathered(base):
+            squares = [self._weight_times(rows).square().sum(0) for rows in identity.split(ROWS_AT_ONCE)]
         self._squares = torch.stack(squares).sum(0)
 
     def on_output(self, x: Tensor, y: Tensor, slots: Tensor, uniform: bool) -> Tensor:

@@ -21,12 +21,16 @@ class Listed:
     """What tells it, without reading it, from any other in its place; None where nothing is there."""
     id: str | None = None
     """What a table calls its row."""
+    is_video: bool = False
+    """Whether it is a video, which is read as its path, and of which frames are to be seen."""
 
 
 class Part(Lazy[Listed]):
     """Images that are read in the same way."""
 
     names: Sequence[str]
+    num_videos = 0
+    """How many of them are videos."""
 
     @property
     def ids(self) -> Iterable[str | None]:

@@ -15,6 +15,7 @@ from mmpeft.data.image_lists.folders import Files, walk
 from mmpeft.data.image_lists.tables import Table
 from mmpeft.data.image_lists.tars import Tar
 from mmpeft.data.images import is_image_file
+from mmpeft.data.images.formats import is_video_file
 from mmpeft.data.sequences import Chained
 from mmpeft.errors import MissingFileError, RefusedError
 from mmpeft.hashing import hash_rows
@@ -27,7 +28,7 @@ BEHIND_A_FILE = re.compile(r"[:+]")
 
 
 class ImageList(Chained[Listed]):
-    """The images of some inputs.
+    """The images and videos of some inputs.
 
     Args:
         parts: of folders and single files, of each tar, of each table.
@@ -39,6 +40,7 @@ class ImageList(Chained[Listed]):
         super().__init__(parts)
         self.left, self.repeated = left, repeated
         self._named = parts
+        self.num_videos = sum(part.num_videos for part in parts)
 
     @property
     def names(self) -> Iterator[str]:
@@ -49,27 +51,30 @@ class ImageList(Chained[Listed]):
         return hash_rows(row for part in self._named for row in zip(part.names, part.ids, strict=False))
 
 
-def find_images(inputs: Sequence[str]) -> ImageList:
-    """The images of folders and of those in them, of globs, single files, tables and tars.
+def find_images(inputs: Sequence[str], videos: bool = True, output: str | None = None) -> ImageList:
+    """The images and videos of folders and of those in them, of globs, single files, tables and tars.
 
     The names are relative to the input where it is the only one and no glob, else as the inputs are given. Links to
     folders are not followed.
 
     Args:
         inputs: as they are given, at least one.
+        videos: whether those are wanted; else they are files that are no images. In tars they always are.
+        output: file that is made of them. It, and what lies beside it under its name and an ending more, is nothing
+            that a glob can mean.
 
     Raises:
         RefusedError: an input is not there or cannot be read, no image is found, or one is given twice.
     """
     if not inputs:
         raise RefusedError("no input is named; name a folder of images, images, tables or tars")
-    found, left = _Found(alone=len(inputs) == 1), Counter[str]()
+    found, left = _Found(len(inputs) == 1, videos, output), Counter[str]()
     for given in inputs:
         found.add(given, left)
     base, files = found.files
     parts: list[Part] = [Files(base, sorted(files))] if files else []
     parts += [Tar(path, prefix, left) for path, prefix in sorted(found.tars)]
-    tables = [Table(path, prefix) for path, prefix in sorted(found.tables)]
+    tables = [Table(path, prefix, videos) for path, prefix in sorted(found.tables)]
     images = ImageList([*parts, *tables], left, sum(table.repeated for table in tables))
     if not len(images):
         raise RefusedError(f"{', '.join(inputs)} holds no images" + (f"; {left_out(left)}" if left else ""))
@@ -82,8 +87,9 @@ def find_images(inputs: Sequence[str]) -> ImageList:
 class _Found:
     """What inputs stand for, before tars and tables are opened."""
 
-    def __init__(self, alone: bool):
-        self.alone = alone
+    def __init__(self, alone: bool, videos: bool, output: str | None):
+        self.alone, self.videos = alone, videos
+        self._output = None if output is None else os.path.realpath(output)
         self.files: tuple[str, list[str]] = "", []
         """The folder that they are relative to, and their names."""
         self.tars: list[tuple[str, str]] = []
@@ -103,8 +109,12 @@ class _Found:
                 f"{given} is no folder and no file; name the folder that holds the images, or files, tables or tars"
             )
 
+    def _is_wanted(self, path: str) -> bool:
+        """Whether a file is called as images are, or videos, or has no ending and begins like one."""
+        return is_image_file(path) or (self.videos and is_video_file(path))
+
     def _add_folder(self, given: str, left: Counter[str]) -> None:
-        images = list(walk(given, left))
+        images = list(walk(given, left, self._is_wanted))
         if self.alone:
             self.files = given, images
         else:
@@ -113,7 +123,7 @@ class _Found:
     def _add_file(self, given: str) -> None:
         if given.lower().endswith(TAR):
             self.tars.append((given, "" if self.alone else os.path.normpath(given)))
-        elif is_image_file(given):
+        elif self._is_wanted(given):
             self.files[1].append(os.path.normpath(given))
         else:
             self._add_table(given)
@@ -127,13 +137,19 @@ class _Found:
             raise MissingFileError(f"no file is called like {given}")
         self.alone = False
         for match in matches:
+            if self._is_output(match):
+                continue
             if os.path.isdir(match):
                 if "**" not in given:  # which names all that lies in it as well
                     self._add_folder(match, left)
-            elif is_image_file(match) or ending(Path(match)) in (TAR, *TABLES):
+            elif self._is_wanted(match) or ending(Path(match)) in (TAR, *TABLES):
                 self._add_file(match)
             else:
                 left[os.path.splitext(match)[1].lower()] += 1
+
+    def _is_output(self, match: str) -> bool:
+        path = os.path.realpath(match)
+        return self._output is not None and f"{path}.".startswith(f"{self._output}.")
 
 
 def left_out(left: Mapping[str, int]) -> str:

@@ -1,5 +1,7 @@
 """What a file is, by its content: which decoder reads it, or what its format is called where none does."""
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,8 @@ ENDINGS = (
     *(".dcm", ".dicom", ".nii", ".nii.gz"),
 )
 """How files that `load_image` reads are called; only for finding them in folders, never for reading them."""
+VIDEO_ENDINGS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp")
+"""How videos are called; for finding them as well. A transport stream's ``.ts`` is also that of programs."""
 
 _STARTS = {
     b"\xff\xd8\xff": "JPEG",
@@ -124,16 +128,24 @@ def needs_extra(kind: Kind) -> ImageError:
 
 def is_image_file(path: str | Path) -> bool:
     """Whether a file is called as images are or, where its name has no ending, begins like one."""
-    name = Path(path).name.lower()
-    if name.endswith(ENDINGS):
+    return _is_called(path, ENDINGS, lambda head: kind_of(head) not in (None, VIDEO) or _is_pillows(head))
+
+
+def is_video_file(path: str | Path) -> bool:
+    """The same of videos."""
+    return _is_called(path, VIDEO_ENDINGS, lambda head: kind_of(head) is VIDEO)
+
+
+def _is_called(path: str | Path, endings: tuple[str, ...], begins: Callable[[bytes], bool]) -> bool:
+    name = os.path.basename(path).lower()
+    if name.endswith(endings):
         return True
     if "." in name.lstrip("."):
         return False
     try:
-        head = read_head(str(path))
+        return begins(read_head(str(path)))
     except ImageError:
         return False
-    return kind_of(head) not in (None, VIDEO) or _is_pillows(head)
 
 
 def format_of(head: bytes) -> str:

@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
 from typing import Any
@@ -25,6 +26,7 @@ class ImageWorker:
 
     def __init__(self):
         self._process: Any = None
+        self._code: int | None = None
         self._reader = ThreadPoolExecutor(1)
 
     def __enter__(self) -> "ImageWorker":
@@ -45,26 +47,55 @@ class ImageWorker:
         if isinstance(image, Image.Image):
             return load_image(image, config, source=source)  # its bytes were decoded already
         name = source or (repr(str(image)) if not isinstance(image, bytes) else "image")
-        process = self._started()
+        return Image.frombytes("RGB", *self.call(_pixels, (image, config, source), config.max_seconds, name))
+
+    def call(self, function: Callable[..., Any], given: tuple[Any, ...], seconds: float, name: str) -> Any:
+        """What a function makes of a file, in the process.
+
+        Args:
+            function: of a module; what it gives is no text.
+            given: its arguments.
+            seconds: longest that it may take.
+            name: of the file, for errors.
+
+        Raises:
+            ImageError: the function's own, or as `load`.
+        """
         try:
-            pickle.dump((image, config, source), process.stdin)
-            process.stdin.flush()
-            answer = self._reader.submit(pickle.load, process.stdout).result(config.max_seconds)
+            answer = self._answer(function, given, seconds) or self._answer(function, given, seconds)
         except Late:
             self.end()
             raise ImageError(
-                f"{name}: decoding took longer than {config.max_seconds:g} s (image.max_seconds); save it in a simpler "
+                f"{name}: decoding took longer than {seconds:g} s (image.max_seconds); save it in a simpler "
                 "form, raise the limit, or drop it"
             ) from None
-        except (EOFError, OSError, pickle.UnpicklingError):
-            code = process.wait()
-            self.end()
+        if answer is None:
             raise ImageError(
-                f"{name}: its decoder ended with code {code}; save it again, or drop it"
-            ) from None
+                f"{name}: its decoder ended with code {self._code}, and again when it was begun anew; save it again, "
+                "or drop it"
+            )
         if isinstance(answer, str):
             raise ImageError(answer)
-        return Image.frombytes("RGB", *answer)
+        return answer
+
+    def _answer(self, function: Callable[..., Any], given: tuple[Any, ...], seconds: float) -> Any:
+        """What the process says of an image; None where it ended instead. Once that need not be the image's fault: a
+        process is also killed from outside, or for memory that others take.
+
+        Raises:
+            Late: it says nothing for so long.
+        """
+        process = self._started()
+        try:
+            pickle.dump((function, given), process.stdin)
+            process.stdin.flush()
+            return self._reader.submit(pickle.load, process.stdout).result(seconds)
+        except Late:  # an OSError, too
+            raise
+        except (EOFError, OSError, pickle.UnpicklingError):
+            self._code = process.wait()
+            self.end()
+            return None
 
     def end(self) -> None:
         """Ends the process, whatever it is doing."""
@@ -89,8 +120,14 @@ class ImageWorker:
         return self._process
 
 
+def _pixels(image: ImageLike, config: ImageConfig, source: str | None) -> tuple[tuple[int, int], bytes]:
+    """Size and RGB bytes."""
+    loaded = load_image(image, config, source=source)
+    return loaded.size, loaded.tobytes()
+
+
 def serve() -> None:
-    """The process: (image, config, source) in, (size, RGB bytes) or the text of an error out, until nothing comes."""
+    """The process: (function, its arguments) in, what it gives or the text of an error out, until nothing comes."""
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C is for the process that asks: without it this one ends
@@ -98,12 +135,11 @@ def serve() -> None:
     os.dup2(2, 1)  # what a decoder prints is no answer
     while True:
         try:
-            image, config, source = pickle.load(sys.stdin.buffer)
+            function, given = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
         try:
-            loaded = load_image(image, config, source=source)
-            answer: Any = loaded.size, loaded.tobytes()
+            answer = function(*given)
         except ImageError as error:
             answer = str(error)
         pickle.dump(answer, answers)

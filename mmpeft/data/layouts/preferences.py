@@ -31,23 +31,39 @@ def take_preferred(fields: Fields, turns: list[Turn], inline: list) -> tuple[lis
     return turns, wrong
 
 
-def refuse_wrong(fields: Fields, turns: list[Turn]) -> None:
+def take_label(fields: Fields, turns: list[Turn], kept: bool) -> bool | None:
     """KTO's label of an answer, if the row has one.
 
+    Args:
+        fields: of the row.
+        turns: of the row.
+        kept: whether a wrong answer is learnt from as it is.
+
     Raises:
-        DataError: the answer is a wrong one, and no right one is there.
+        DataError: the answer is a wrong one, and no right one is there; or two labels differ.
     """
     if not fields.has("kto tag") and not fields.has("label"):
-        return
+        return None
     answered = bool(turns) and turns[-1][0] == "assistant"
     answered |= any(fields.has(own) for own in ("answer", "answers", "caption", "text"))
+    found: bool | None = None
     for meaning in ("kto tag", "label") if answered else ("kto tag",):  # else the label is the answer
         key = fields.key(meaning)
-        if key and isinstance(fields.row[key], bool) and not fields.take(meaning):
+        if not key or not isinstance(fields.row[key], bool):
+            continue
+        label = bool(fields.take(meaning))
+        if not label and not kept:
             raise DataError(
                 f"{key} is false: the answer is a wrong one, which cannot be learnt from without the right one; add "
-                'that as "chosen" and this one as "rejected", or leave such rows out (data.on_bad_sample: skip)'
+                'that as "chosen" and this one as "rejected", set model.objective to kto, or leave such rows out '
+                "(data.on_bad_sample: skip)"
             )
+        if found not in (None, label):
+            raise DataError(
+                f"{key} is {str(label).lower()}, another key of the row says otherwise; keep one of them"
+            )
+        found = label
+    return found
 
 
 def _read(value: Any, name: str, turns: list[Turn], inline: list) -> tuple[list[Turn], list[str]]:

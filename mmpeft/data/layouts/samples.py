@@ -23,13 +23,13 @@ from mmpeft.data.layouts.fields import Fields
 from mmpeft.data.layouts.image_root import ImageRoot
 from mmpeft.data.layouts.notes import Notes
 from mmpeft.data.layouts.pictures import read_images, take_images
-from mmpeft.data.layouts.preferences import refuse_wrong, take_preferred
+from mmpeft.data.layouts.preferences import take_label, take_preferred
 from mmpeft.data.layouts.published import as_published, take_published
 from mmpeft.data.layouts.questions import SHAPES, asks, lists_captions, take_turns
 from mmpeft.data.layouts.several import each_question
 from mmpeft.data.layouts.tags import Turn, read_tags, refuse_tags
 from mmpeft.data.layouts.values import as_text, from_json, is_empty, short
-from mmpeft.data.layouts.videos import place_videos, take_videos
+from mmpeft.data.layouts.videos import place_videos, take_times, take_videos
 from mmpeft.data.video import VIDEO_MARKER
 
 
@@ -41,12 +41,16 @@ class Sample:
     """As written, the system's not among them."""
     images: list[str | bytes]
     """Absolute paths, or encoded bytes."""
+    times: list[float | None] | None = None
+    """When each is shown, in seconds, where one of them is a frame of a video."""
     system: str | None = None
     choices: list[str] | None = None
     references: list[str] = field(default_factory=list)
     """All right answers to the last question, where several people's are listed."""
     are_captions: bool = False
     """Whether these are the captions that the row lists in the place of one."""
+    desirable: bool | None = None
+    """KTO's label of the answer."""
     task: Any = None
     id: Any = None
     id_of_image: bool = False
@@ -62,11 +66,20 @@ class RowReader:
         required: whether the last question must have an answer.
         each_caption: whether each of several captions of a row is a sample of its own; else they are references of one.
         notes: is told what was left aside.
+        labelled: whether an answer that is labelled as a wrong one is learnt from.
     """
 
-    def __init__(self, root: ImageRoot, columns: Columns, required: bool, each_caption: bool, notes: Notes):
+    def __init__(
+        self,
+        root: ImageRoot,
+        columns: Columns,
+        required: bool,
+        each_caption: bool,
+        notes: Notes,
+        labelled: bool = False,
+    ):
         self.root, self.columns, self.required, self.notes = root, columns, required, notes
-        self.each_caption = each_caption
+        self.each_caption, self.labelled = each_caption, labelled
         self._left_out = frozenset((*columns.ignored, *columns.mapping.values()))
         self._as_text = {key for key in columns.ignored if key.startswith(("<", "[", "!["))}
 
@@ -109,7 +122,7 @@ class RowReader:
         videos = take_videos(fields, self.root, self.notes) if fields.has("video") else []
         images, named = take_images(fields, self.root)
         asked = asks(fields)
-        turns, inline, choices, references = self._answered(fields, bool(images or videos), asked)
+        turns, inline, choices, references, label = self._answered(fields, bool(images or videos), asked)
         left_alone = {*self._as_text, VIDEO_MARKER} if videos else self._as_text
         refuse_tags(choices or (), "the choices", left_alone)
         refuse_tags(references, "the answers", left_alone)
@@ -124,7 +137,10 @@ class RowReader:
             turns, images = place_videos(turns, images, videos, VIDEO_MARKER not in self._as_text)
         system, turns = self._system(fields, turns)
         several = captions and len(references) > 1
-        sample = Sample(turns, images, system, choices, references, several, fields.take("task"))
+        times = take_times(images, self.root)
+        sample = Sample(
+            turns, images, times, system, choices, references, several, label, fields.take("task")
+        )
         self._identify(fields, sample)
         aside += take_bookkeeping(fields, bool(images), asked)
         if aside:
@@ -137,15 +153,17 @@ class RowReader:
 
     def _answered(
         self, fields: Fields, has_image: bool, asked: bool
-    ) -> tuple[list[Turn], list, list[str] | None, list[str]]:
-        """The turns with the row's answer, the images inside of messages, the choices and the references."""
+    ) -> tuple[list[Turn], list, list[str] | None, list[str], bool | None]:
+        """The turns with the row's answer, the images inside of messages, the choices, the references and the label."""
         inline: list = []
         choices = take_choices(fields)
         turns = take_turns(fields, has_image, inline)
-        refuse_wrong(fields, turns)
+        label = take_label(fields, turns, self.labelled)
         turns, wrong = take_preferred(fields, turns, inline)
         if wrong and choices is not None:
             raise DataError("found choices beside a rejected answer; keep one of them")
+        if label is False and (wrong or choices is not None):
+            raise DataError("found an answer that is labelled as a wrong one beside others; keep one of them")
         references: list[str] = []
         if turns and turns[-1][0] == "user":
             turns, references = self._take_answer(fields, turns, inline, choices, asked)
@@ -154,7 +172,7 @@ class RowReader:
         if references and turns[-1][0] == "assistant":
             references = starting_with(turns[-1][1], references)
         texts = [turns[-1][1], *wrong] if wrong else None if choices is None else choices.texts
-        return turns, inline, texts, references
+        return turns, inline, texts, references, label
 
     def _take_answer(
         self, fields: Fields, turns: list[Turn], inline: list, choices: Choices | None, asked: bool

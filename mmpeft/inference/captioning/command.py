@@ -11,12 +11,13 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from mmpeft.data.image_lists import ImageList, Listed, find_images, left_out
+from mmpeft.data.images.video_file import require_decoder
 from mmpeft.errors import MissingFileError, RefusedError, require_positive
 from mmpeft.files import read_json
 from mmpeft.hashing import differences, hash_json
 from mmpeft.inference.captioning.content import content_digits
 from mmpeft.inference.captioning.job import Job, Task, make_job
-from mmpeft.inference.captioning.output import META, Format, Output
+from mmpeft.inference.captioning.output import LOCK, META, Format, Output, unicode_alone
 from mmpeft.inference.captioning.processes import caption_here, caption_in_processes, default_workers
 from mmpeft.inference.captioning.shards import Seal, Shards, publish
 from mmpeft.progress_bar import progress_bar
@@ -36,7 +37,7 @@ def caption(
     engine: EngineName = "local",
     overwrite: bool = False,
 ) -> int:
-    """Captions all images of the inputs; called again, it makes what is missing. The arguments are those of
+    """Captions all images and videos of the inputs; called again, it makes what is missing. The arguments are those of
     `mmpeft caption`.
 
     Returns:
@@ -52,7 +53,9 @@ def caption(
             f"--overwrite would remove other jobs' shards; remove {place.shards} before they begin"
         )
     task.finetunes(read_manifest(run))  # refused before a million files are looked at
-    images = find_images(inputs)
+    images = find_images(inputs, task.shows_videos, str(place.file))
+    if images.num_videos:
+        _require_decoder(images.num_videos)
     job = make_job(inputs, images, run, task, place.shards)
     if place.is_parquet:
         _require_unicode(images)
@@ -133,7 +136,7 @@ def _shards_of(place: Output, meta: Mapping[str, Any]) -> Shards:
 @contextmanager
 def _held(place: Output, shard: str | None) -> Iterator[None]:
     """Inside, this output, or this job's part of it, is nobody else's on this machine."""
-    path = f"{place.file}{'' if shard is None else '.' + shard.replace('/', 'of')}.lock"
+    path = f"{place.file}{'' if shard is None else '.' + shard.replace('/', 'of')}{LOCK}"
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(path, timeout=0):
@@ -144,14 +147,20 @@ def _held(place: Output, shard: str | None) -> Iterator[None]:
         ) from None
 
 
+def _require_decoder(videos: int) -> None:
+    try:
+        require_decoder()
+    except RefusedError as error:
+        raise RefusedError(
+            f"{videos:,} of the inputs {'is a video' if videos == 1 else 'are videos'}: {error}; or leave videos out "
+            "with --frames 0"
+        ) from None
+
+
 def _require_unicode(images: ImageList) -> None:
-    for name in images.names:
-        try:
+    with unicode_alone():
+        for name in images.names:
             name.encode()
-        except UnicodeEncodeError:
-            raise RefusedError(
-                f"the image name {name!r} is no Unicode, which parquet cannot hold; rename it, or write .jsonl"
-            ) from None
 
 
 def _verified(shards: Shards, own: Iterable[int], images: ImageList, job: Job) -> dict[int, Seal]:
@@ -169,12 +178,12 @@ def _verified(shards: Shards, own: Iterable[int], images: ImageList, job: Job) -
             continue
         listed = [images[image] for image in shards.images(number)]
         if hash_json([image.version() for image in listed]) != seal.versions:
-            _require_contents(listed, seal, job)
+            _require_contents(listed, seal, job, shards.path(number))
         there[number] = seal
     return there
 
 
-def _require_contents(listed: Sequence[Listed], seal: Seal, job: Job) -> None:
+def _require_contents(listed: Sequence[Listed], seal: Seal, job: Job, shard: Path) -> None:
     """Of files that are not those which were seen: copies are as good."""
     config = read_manifest(job.run).image_config
     for image, was in zip(listed, seal.contents, strict=True):
@@ -226,5 +235,5 @@ def _join_if_whole(place: Output, shards: Shards) -> None:
         print(
             f"{missing} of {len(shards)} shards are other jobs': the last to end joins them into {place.file}"
         )
-    elif not place.file.exists():
+    elif not place.is_joined(shards):
         place.join(shards)

@@ -1,4 +1,4 @@
-"""What an image is by its content: read once, and hashed, so that another in its place is known."""
+"""What an image or video is by its content: read once, and hashed, so that another in its place is known."""
 
 from mmpeft.data.image_lists import Listed
 from mmpeft.data.images import ImageConfig, image_key, read_bytes
@@ -10,13 +10,16 @@ DIGITS = 16
 
 
 def content_of(listed: Listed, config: ImageConfig) -> tuple[str | bytes, str]:
-    """An image as it is decoded, its file read once, and the key of its content.
+    """An image as it is decoded, its file read once, and the key of its content; of a video its path, and the key of
+    its first frame, which is the file's.
 
     Raises:
         RefusedError, OSError: it cannot be read; the message calls it by its name in the list.
     """
     image = listed.read()
     try:
+        if listed.is_video:
+            return image, image_key(f"{image}#frame=0", config)
         if isinstance(image, str) and split_frame(image)[1] is None:
             image = read_bytes(image, max_bytes=config.max_bytes)
         return image, image_key(image, config)

@@ -8,15 +8,18 @@ from typing import Any
 from mmpeft.data.choices import check_choices
 from mmpeft.data.image_lists import ImageList
 from mmpeft.data.records import check_question
+from mmpeft.data.video import NUM_FRAMES, check_rate
 from mmpeft.errors import RefusedError, require_positive
 from mmpeft.hashing import hash_file, hash_json
-from mmpeft.inference.captioning.shards import Shards
+from mmpeft.inference.captioning.shards import ENDING, Shards
 from mmpeft.runs.layout import adapter_folder
 from mmpeft.runs.manifest import Manifest, read_manifest
 
 FORMAT = 1
 """Of the shards."""
 SHARD_IMAGES = 256
+OF_VIDEOS = ("frames", "fps")
+"""What of a task decides about the rows of videos alone."""
 Tell = Callable[[int], object]
 """Is told of so many images more."""
 
@@ -39,10 +42,22 @@ class Task:
     """Images that are answered together."""
     threads: int = 1
     """Of a worker without GPU."""
+    frames: int | None = None
+    """Of each video, `NUM_FRAMES` by default, and with ``fps`` at most so many; 0 leaves videos out."""
+    fps: float | None = None
+    """Frames of each second of a video."""
 
     def __post_init__(self):
         for name in ("max_new_tokens", "batch_size", "threads"):
             require_positive(name, getattr(self, name))
+        check_rate(self.fps)
+        if (self.frames is not None and self.frames < 0) or (self.frames == 0 and self.fps is not None):
+            raise RefusedError(
+                f"frames is {self.frames}"
+                + (f" and fps {self.fps}" if self.fps is not None else "")
+                + "; wanted how "
+                "many frames of each video, 1 or more, or 0 alone to leave videos out"
+            )
         for question in self.question or ():
             check_question(question, "a question")
         if self.choices is not None:
@@ -57,6 +72,10 @@ class Task:
             UnknownNameError: there is no such one.
         """
         return [manifest.finetune(name) for name in self.adapter or [None]]
+
+    @property
+    def shows_videos(self) -> bool:
+        return self.frames != 0
 
     @property
     def asks(self) -> list[str | None]:
@@ -85,6 +104,11 @@ class Job:
     def shards(self) -> Shards:
         return Shards(Path(self.folder), self.meta, self.meta["images"]["count"], self.meta["shard_size"])
 
+    @property
+    def output(self) -> str:
+        """The file of all rows."""
+        return self.folder.removesuffix(ENDING)
+
     def require(self, images: ImageList) -> None:
         """Raises:
         RefusedError: a worker sees other images than those that the job is about.
@@ -105,7 +129,9 @@ def make_job(inputs: Sequence[str], images: ImageList, run: str, task: Task, fol
     manifest = read_manifest(run)
     adapters = task.finetunes(manifest)
     asked = asdict(task) | {"adapter": adapters, "question": task.asks}
-    del asked["captions"]
+    asked["frames"] = NUM_FRAMES if task.frames is None and task.fps is None else task.frames
+    for name in ("captions", *(OF_VIDEOS if not images.num_videos else ())):
+        del asked[name]
     meta = {
         "format": FORMAT,
         "images": {"count": len(images), "names": images.hash()},
@@ -120,7 +146,8 @@ def _identity(run: str, manifest: Manifest, adapter: str) -> str:
     """What decides about a finetune's answers; not its metrics and facts, which a later test changes."""
     files = sorted(adapter_folder(run, adapter).rglob("adapter_*"))
     projector = manifest.projectors.get(adapter, manifest.projector)
-    how = [manifest.vision, manifest.template, manifest.instructions, manifest.max_new_tokens]
+    held = {name: manifest.language.get(name) for name in ("dtype", "quantization", "attention")}
+    how = [manifest.vision, manifest.template, manifest.instructions, manifest.max_new_tokens, held]
     if manifest.choices:
         how.append(manifest.choices.get(adapter))
     return hash_json([manifest.identity, *how, projector, [hash_file(path) for path in files]])

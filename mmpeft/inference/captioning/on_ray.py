@@ -11,6 +11,10 @@ from typing import Any
 from mmpeft.errors import RefusedError, refusal_in
 from mmpeft.inference.captioning.job import Job, Tell
 
+DEATHS = 5
+"""Of actors over one shard, after which it is their own doing, as where memory has no room for the model, and no other
+would fare better."""
+
 
 def caption_on_ray(job: Job, shards: Sequence[int], workers: int | None, tell: Tell) -> None:
     """Makes shards on the cluster that RAY_ADDRESS names, or on one of this machine's own.
@@ -22,12 +26,13 @@ def caption_on_ray(job: Job, shards: Sequence[int], workers: int | None, tell: T
         tell: is told of images.
 
     Raises:
-        RefusedError: Ray is not installed, a worker refuses, or more workers than the cluster has room for.
+        RefusedError: Ray is not installed, a worker refuses, actors die again and again over one shard, or more workers
+            than the cluster has room for.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray  # pyright: ignore[reportMissingImports] an extra
-        from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
+        from ray.exceptions import RayError, RayTaskError  # pyright: ignore[reportMissingImports]
         from ray.util import ActorPool  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise RefusedError("--engine ray needs the extra [ray]: pip install 'mmpeft[ray]'") from None
@@ -36,14 +41,15 @@ def caption_on_ray(job: Job, shards: Sequence[int], workers: int | None, tell: T
         ray.init(log_to_driver=False, include_dashboard=False)
     try:
         needs = _needs(ray.cluster_resources(), job.task.threads, workers)
-        kind: Any = ray.remote(max_restarts=-1, max_task_retries=-1, **needs.each)(_Actor)
+        kind: Any = ray.remote(max_restarts=-1, max_task_retries=DEATHS, **needs.each)(_Actor)
         count = min(needs.workers, len(shards))
         pool: Any = ActorPool([kind.remote(job, os.getcwd()) for _ in range(count)])
         made = pool.map_unordered(lambda actor, shard: actor.make.remote(shard), list(shards))
         for images in made:
             tell(images)
     except RayError as error:
-        raise (refusal_in(getattr(error, "cause", None)) or _told(error)) from error
+        ours = isinstance(error, RayTaskError)  # else something was killed
+        raise (refusal_in(getattr(error, "cause", None)) or _told(error, ours)) from error
     finally:
         if started:
             ray.shutdown()
@@ -86,7 +92,6 @@ def _needs(has: Mapping[str, float], threads: int, workers: int | None) -> _Need
     )
 
 
-def _told(error: Exception) -> RuntimeError:
-    return RuntimeError(
-        f"Ray ended the work: {error}; what was written is whole: give the same command again"
-    )
+def _told(error: Exception, ours: bool) -> Exception:
+    told = f"Ray ended the work: {error}; what was written is whole: give the same command again"
+    return RuntimeError(told) if ours else RefusedError(told)

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,12 +12,15 @@ from mmpeft.data.formats.write_parquet import write_parquet
 from mmpeft.errors import RefusedError
 from mmpeft.files import read_json, told_if_full
 from mmpeft.hashing import differences, hash_file
-from mmpeft.inference.captioning.shards import Shards, publish, published
+from mmpeft.inference.captioning.shards import ENDING, Shards, publish, published
 
 Format = Literal["jsonl", "parquet"]
 META, JOINED = "meta.json", "joined.json"
+LOCK = ".lock"
+"""Ending of what a job holds while it writes, which may be all that another one has made so far."""
 COLUMNS = {
     "image": "text",
+    "video": "text",
     "id": "text",
     "question": "text",
     "caption": "text",
@@ -42,11 +46,13 @@ class Output:
 
     @classmethod
     def named(cls, name: str, format: Format | None = None) -> "Output":
-        """What a name stands for: a file, or a new folder for one."""
+        """What a name stands for: a file, or a folder for one, which is new or has been begun."""
         path, kinds = Path(name), {".jsonl": "jsonl", ".parquet": "parquet"}
         if path.is_dir() or not path.suffix:
-            own = cls(path / f"captions.{format or 'jsonl'}")
-            if path.is_dir() and any(path.iterdir()) and not own.shards.is_dir():
+            begun = (kind for kind in kinds.values() if cls(path / f"captions.{kind}").shards.is_dir())
+            own = cls(path / f"captions.{format or next(begun, 'jsonl')}")
+            others = path.is_dir() and any(each.suffix != LOCK for each in path.iterdir())
+            if others and not own.shards.is_dir():
                 raise RefusedError(
                     f"{path} is a folder; name a file for the captions, such as {path / 'captions.jsonl'}, or a new "
                     "folder"
@@ -60,7 +66,7 @@ class Output:
 
     @property
     def shards(self) -> Path:
-        return self.file.with_name(f"{self.file.name}.shards")
+        return self.file.with_name(f"{self.file.name}{ENDING}")
 
     @property
     def is_parquet(self) -> bool:
@@ -102,6 +108,10 @@ class Output:
         for path in [*self.shards.glob(".*.part"), *self.file.parent.glob(f".{self.file.name}.*.part")]:
             path.unlink(missing_ok=True)
 
+    def is_joined(self, shards: Shards) -> bool:
+        """Whether the file is there, and of these shards: one that was removed may have been made of other images."""
+        return self.file.exists() and read_json(self.shards / JOINED).get("shards") == shards.digest()
+
     def join(self, shards: Shards) -> None:
         """Makes the file of all shards. What it will be is noted before it is there: killed in between, the next run
         knows it as its own.
@@ -113,11 +123,26 @@ class Output:
         size = sum(shards.path(shard).stat().st_size for shard in range(len(shards)))
         with told_if_full(self.file, size), published(self.file) as unfinished:
             if self.is_parquet:
-                write_parquet(unfinished, COLUMNS, _rows(shards))
+                with unicode_alone():
+                    write_parquet(unfinished, COLUMNS, _rows(shards))
             else:
                 _write_lines(unfinished, shards)
-            note = {"sha256": hash_file(unfinished)}
+            note = {"sha256": hash_file(unfinished), "shards": shards.digest()}
+            self.file.unlink(missing_ok=True)  # of shards as they were: no note would be its own
             publish(self.shards / JOINED, (json.dumps(note) + "\n").encode())
+
+
+@contextmanager
+def unicode_alone() -> Iterator[None]:
+    """Raises:
+    RefusedError: an image is called as no Unicode can be.
+    """
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        raise RefusedError(
+            f"the image name {error.object!r} is no Unicode, which parquet cannot hold; rename it, or write .jsonl"
+        ) from None
 
 
 def _write_lines(path: Path, shards: Shards) -> None:

@@ -8,7 +8,8 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,15 @@ def caption_in_processes(job: Job, shards: Sequence[int], workers: int, tell: Te
             process.start()
             theirs.close()
             crew[ours] = process
-            ours.send(next(left, None))
+            with _alive(process):
+                ours.send(next(left, None))
         while crew:
             ready: list[Any] = wait(list(crew))
             for pipe in ready:
                 if _hear(pipe, crew[pipe], tell):
                     shard = next(left, None)
-                    pipe.send(shard)
+                    with _alive(crew[pipe]):
+                        pipe.send(shard)
                     if shard is None:
                         crew.pop(pipe).join()
     finally:
@@ -63,16 +66,27 @@ def caption_in_processes(job: Job, shards: Sequence[int], workers: int, tell: Te
             process.kill()
 
 
-def _hear(pipe: Any, process: Any, tell: Tell) -> bool:
-    """Takes what a worker says; gives whether it wants another shard."""
+@contextmanager
+def _alive(process: Any) -> Iterator[None]:
+    """Inside, its pipe is read or written.
+
+    Raises:
+        RefusedError: it has been killed.
+    """
     try:
-        kind, value = pipe.recv()
+        yield
     except (EOFError, ConnectionError):  # whichever the system tells of one that was killed
         process.join()
         raise RefusedError(
             f"a worker ended with code {process.exitcode}, as when memory runs out (each --workers holds the model): "
             "what was written is whole, and the same command goes on from it"
         ) from None
+
+
+def _hear(pipe: Any, process: Any, tell: Tell) -> bool:
+    """Takes what a worker says; gives whether it wants another shard."""
+    with _alive(process):
+        kind, value = pipe.recv()
     if kind == "images":
         tell(value)
     elif kind == "refused":

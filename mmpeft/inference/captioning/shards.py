@@ -27,6 +27,9 @@ from mmpeft.errors import RefusedError
 from mmpeft.files import told_if_full
 from mmpeft.hashing import hash_json
 
+ENDING = ".shards"
+"""Of the folder that belongs to a file of rows."""
+
 
 @dataclass(frozen=True)
 class Seal:
@@ -76,7 +79,7 @@ class Shards:
             RefusedError: there is no room.
         """
         body = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-        errors = len({row["image"] for row in rows if "error" in row})
+        errors = len({row.get("image", row.get("video")) for row in rows if "error" in row})
         digest = hashlib.sha256(body).hexdigest()
         seal = Seal(self.of, shard, len(rows), errors, digest, versions, contents)
         publish(self.path(shard), body + json.dumps(asdict(seal)).encode() + b"\n")
@@ -101,6 +104,10 @@ class Shards:
                 "another --output"
             )
         return seal
+
+    def digest(self) -> str:
+        """Of the rows of all shards, which are there."""
+        return hash_json([seal.sha256 for shard in range(len(self)) if (seal := self.seal(shard))])
 
     def rows(self, shard: int) -> bytes:
         """The lines of a shard that is there."""

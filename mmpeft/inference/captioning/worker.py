@@ -1,13 +1,13 @@
 """A worker of captioning: shard numbers in, shards on disk out, wherever it runs and beside whom.
 
-Images are read, hashed and decoded once, in a thread and a process beside the model, while it answers about those
-before. Each is encoded once, whatever many questions and finetunes follow.
+Images, and the frames of videos, are read, hashed and decoded once, in a thread and a process beside the model, while
+it answers about those before. Each is encoded once, whatever many questions and finetunes follow.
 """
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,9 +17,10 @@ from mmpeft.data.encoder import images_at_once
 from mmpeft.data.encoding import encode
 from mmpeft.data.image_lists import Listed, find_images
 from mmpeft.data.image_tokens import TokensByShape
-from mmpeft.data.images import ImageWorker
+from mmpeft.data.images import ImageLike, ImageWorker, image_key
 from mmpeft.data.prefetch import ahead
-from mmpeft.data.records import CAPTION_TASK
+from mmpeft.data.records import CAPTION_TASK, IMAGE_MARKER
+from mmpeft.data.video import VIDEO_MARKER, sample_frames, times_of
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import hash_json
 from mmpeft.inference.captioning.content import DIGITS, content_of
@@ -34,14 +35,18 @@ DECIMALS = 4
 
 @dataclass
 class _Read:
-    """An image that has been read."""
+    """An image or video that has been read."""
 
     listed: Listed
     version: Any
     key: str = ""
     """Of its content; empty where it could not be read."""
-    pixels: Any = None
-    """What the encoder's transform made of it."""
+    pixels: dict[str, Any] = field(default_factory=dict)
+    """Key of an image's or frame's content -> what the encoder's transform made of it."""
+    shown: list[str] = field(default_factory=list)
+    """The key of the image, or of each frame."""
+    times: list[float | None] | None = None
+    """Of the frames."""
     error: str | None = None
 
 
@@ -58,7 +63,7 @@ class Captioner:
 
     def __init__(self, job: Job, device: str = "auto"):
         self.job, self.shards = job, job.shards
-        self.images = find_images(job.inputs)
+        self.images = find_images(job.inputs, job.task.shows_videos, job.output)
         job.require(self.images)
         self._threads = torch.get_num_threads()
         torch.set_num_threads(job.task.threads)
@@ -91,7 +96,7 @@ class Captioner:
             for chunk in coming:
                 rows += self._rows(chunk)
                 for image in chunk:
-                    image.pixels = None
+                    image.pixels = {}
                 done += chunk
                 tell(len(chunk))
         versions = hash_json([image.version for image in done])
@@ -105,22 +110,53 @@ class Captioner:
 
     def _read(self, listed: Listed) -> _Read:
         read = _Read(listed, listed.version())
+        config, name = self._encoder.image_config, repr(listed.name)
         try:
-            image, read.key = content_of(listed, self._encoder.image_config)
-            decoded = self._decoder.load(image, self._encoder.image_config, source=repr(listed.name))
-            read.pixels = self._encoder.transform(decoded)
+            image, read.key = content_of(listed, config)
+            if listed.is_video:
+                self._read_frames(read, str(image))
+            else:
+                self._see(read, read.key, image, name)
         except (RefusedError, OSError) as error:
             read.error = str(error)
+            read.pixels = {}
         return read
+
+    def _read_frames(self, read: _Read, file: str) -> None:
+        config, task, name = self._encoder.image_config, self.job.task, repr(read.listed.name)
+        try:
+            given = file, task.frames, task.fps
+            frames = self._decoder.call(sample_frames, given, config.max_seconds, name)
+            self._require_room(len(frames), name)
+            for frame in frames:
+                self._see(read, image_key(frame, config), frame, f"{name}, frame {frame.rpartition('=')[2]}")
+            read.times = self._decoder.call(times_of, (frames,), config.max_seconds, name)
+        except RefusedError as error:
+            raise RefusedError(str(error).replace(file, read.listed.name)) from None
+
+    def _see(self, read: _Read, key: str, image: ImageLike, name: str) -> None:
+        decoded = self._decoder.load(image, self._encoder.image_config, source=name)
+        read.pixels[key] = self._encoder.transform(decoded)
+        read.shown.append(key)
+
+    def _require_room(self, frames: int, name: str) -> None:
+        """Before so many are decoded."""
+        most, tokens = self.vlm.template.max_length, frames * (self._encoder.num_tokens or 1)
+        if tokens > most:
+            raise RefusedError(
+                f"{name}: {frames:,} frames have {tokens:,} tokens, more than the run's max_length = {most}; give "
+                "fewer --frames or a smaller --fps"
+            )
 
     # -- answering --------------------------------------------------------------------------------------------
 
     def _rows(self, chunk: Sequence[_Read]) -> list[dict[str, Any]]:
-        found = self._encode({image.key: image.pixels for image in chunk if image.error is None})
+        found = self._encode({key: own for image in chunk for key, own in image.pixels.items()})
         self._features.known = {key: own for key, own in found.items() if isinstance(own, Tensor)}
         for image in chunk:
-            if image.error is None and isinstance(refused := found[image.key], RefusedError):
-                image.error = str(refused)
+            refused = [own for key in image.shown if isinstance(own := found.get(key), RefusedError)]
+            if image.error is None and refused:
+                image.error = str(refused[0])
         good = [image for image in chunk if image.error is None]
         requests = [self._requests(good, *pair) for pair in self._asked] if good else []
         answers = self._engine.answer([request for own in requests for request in own])
@@ -156,10 +192,13 @@ class Captioner:
         task = self.job.task
         choices = None if task.choices is None else list(task.choices)
         sampling = self.vlm.sampling(task.max_new_tokens)
-        keys = [image.key for image in images]
-        requests, _ = self.vlm.requests(keys, asked, adapter, kind, sampling, choices)
+        shown = [tuple(image.shown) for image in images]
+        questions = [_placed(asked, image) for image in images]
+        requests, _ = self.vlm.requests(shown, questions, adapter, kind, sampling, choices)
         for request, image in zip(requests, images, strict=True):
             request.record["where"] = repr(image.listed.name)
+            if image.times is not None:
+                request.record["times"] = image.times
         return requests
 
     def _row(
@@ -193,5 +232,14 @@ class _Features:
         return len(self.known[image])
 
 
+def _placed(question: str, image: _Read) -> str:
+    """The question with the frames of a video where ``<video>`` stands."""
+    return (
+        question.replace(VIDEO_MARKER, IMAGE_MARKER * len(image.shown)) if image.listed.is_video else question
+    )
+
+
 def _named(listed: Listed) -> dict[str, Any]:
-    return {"image": listed.name} | ({} if listed.id is None else {"id": listed.id})
+    return {"video" if listed.is_video else "image": listed.name} | (
+        {} if listed.id is None else {"id": listed.id}
+    )
