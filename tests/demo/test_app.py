@@ -375,11 +375,3 @@ def test_without_the_extra_it_says_which(tiny_run, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(SystemExit, match=r"error: gradio is missing, .*pip install 'mmpeft\[demo\]'"):
         main(["demo", "--run", str(tiny_run)])
-
-
-def test_the_old_script_is_the_command(tmp_path, monkeypatch):
-    import runpy
-
-    monkeypatch.setattr(sys, "argv", ["app.py", "--run", str(tmp_path / "none")])
-    with pytest.raises(SystemExit, match=r"error: .*`make quickstart`"):
-        runpy.run_path(str(Path("demo/app.py")), run_name="__main__")
