@@ -15,6 +15,7 @@ from itertools import takewhile
 from typing import Any, get_args, get_origin
 
 from mmpeft import commands
+from mmpeft.demo import commands as demo
 from mmpeft.errors import RefusedError, told
 from mmpeft.experiments import commands as experiments
 from mmpeft.experiments.compare_methods import compare_methods
@@ -44,7 +45,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "caption": inference.caption,
     "join-captions": inference.join_captions,
     "serve": commands.serve,
-    "demo": commands.demo,
+    "demo": demo.demo,
     "merge": runs.merge,
     "export": runs.export,
     "combine": runs.combine,

@@ -39,6 +39,8 @@ class Answer:
     """What the answer does not say of itself."""
     error: str | None = None
     """Why there is none."""
+    heat_maps: list[str] = field(default_factory=list)
+    """Of every image where it lies under the answer, as a data URL."""
     seconds: float = 0.0
     done: bool = False
 
@@ -83,6 +85,8 @@ class Asked:
     """Those that were typed."""
     earlier: Conversation | None = None
     """What is to be read before it, if anything."""
+    heat_map: bool = False
+    """Whether to show what the answers rest on."""
 
     def history(self, finetune: str) -> list[tuple[str, str]]:
         """What this finetune reads before the question."""
@@ -102,6 +106,7 @@ def asked_by(
     finetunes: Sequence[str],
     choices: str | None,
     earlier: Conversation | None,
+    heat_map: bool = False,
 ) -> Asked:
     """What a person entered.
 
@@ -118,7 +123,7 @@ def asked_by(
     if (choices or "").strip():
         given = read_choices(_checked(choices, "choices"))
         check_choices(given, "the choices")
-    return Asked(list(images), task, text, finetunes, given, earlier)
+    return Asked(list(images), task, text, finetunes, given, earlier, heat_map)
 
 
 Change = Callable[[Answer], None]
@@ -129,7 +134,8 @@ class Answers:
     """The answers to one question, which others change from their threads."""
 
     def __init__(self, finetunes: Sequence[str]):
-        self._answers = [Answer(name) for name in finetunes]
+        self.now = [Answer(name) for name in finetunes]
+        """As they are; changed by `stream` alone, and by whoever waited for its end."""
         self._events: SimpleQueue[tuple[int, Change]] = SimpleQueue()
         self._start = time.perf_counter()
 
@@ -143,19 +149,19 @@ class Answers:
 
     def stream(self) -> Iterator[list[Answer]]:
         """All answers as they are now, again and again until the last is done."""
-        while not all(answer.done for answer in self._answers):
+        while not all(answer.done for answer in self.now):
             number, change = self._events.get()
             self._apply(number, change)
             end = time.perf_counter() + PAUSE
-            while (left := end - time.perf_counter()) > 0 and not all(own.done for own in self._answers):
+            while (left := end - time.perf_counter()) > 0 and not all(own.done for own in self.now):
                 try:
                     self._apply(*self._events.get(timeout=left))
                 except Empty:
                     break
-            yield self._answers
+            yield self.now
 
     def _apply(self, number: int, change: Change) -> None:
-        answer = self._answers[number]
+        answer = self.now[number]
         change(answer)
         answer.seconds = time.perf_counter() - self._start
 

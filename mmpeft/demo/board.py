@@ -55,7 +55,8 @@ def _card(answer: Answer) -> str:
     if answer.error is not None:
         state, body = "refused", body + f'<p class="error">{text(answer.error)}</p>'
     remarks = "".join(f'<p class="remark">{text(remark)}</p>' for remark in answer.remarks)
-    return f'<article class="card {state}">{head}{body}{_bars(answer.ranking)}{remarks}</article>'
+    maps = "".join(f'<img class="map" alt="heat map" src="{own}">' for own in answer.heat_maps)
+    return f'<article class="card {state}">{head}{body}{_bars(answer.ranking)}{maps}{remarks}</article>'
 
 
 def _bars(ranking: Sequence[tuple[str, float]]) -> str:

@@ -18,7 +18,15 @@ def connect(source: Source, parts: Parts) -> None:
     """Makes the page do something."""
     private: dict[str, Any] = {"api_visibility": "private"}
     quiet = private | {"queue": False, "show_progress": "hidden"}
-    asked = [parts.images, parts.task, parts.question, parts.finetunes, parts.choices, parts.remember]
+    asked = [
+        parts.images,
+        parts.task,
+        parts.question,
+        parts.finetunes,
+        parts.choices,
+        parts.remember,
+        parts.heat_map,
+    ]
     shown = [parts.answers, parts.board, parts.python, parts.curl]
     asking = {
         "fn": _answering(source),
@@ -54,6 +62,7 @@ def _answering(source: Source) -> Callable[..., Iterator[tuple[Any, ...]]]:
         finetunes: list[str],
         choices: str | None,
         remember: bool,
+        heat_map: bool,
         conversation: Conversation,
         truth: str | None,
     ) -> Iterator[tuple[Any, ...]]:
@@ -63,7 +72,10 @@ def _answering(source: Source) -> Callable[..., Iterator[tuple[Any, ...]]]:
         if conversation.images != images:
             conversation = Conversation(images)
         try:
-            asked = asked_by(images, task, question, finetunes, choices, conversation if remember else None)
+            earlier = conversation if remember else None
+            asked = asked_by(
+                images, task, question, finetunes, choices, earlier, heat_map and source.explains
+            )
             answers = []
             for answers in source.ask(asked):
                 turns = [*conversation.turns, Turn(asked.question or CAPTION, answers, truth)]

@@ -1,11 +1,12 @@
 """Runs that are loaded here, all of one base, answering in one batch, which whoever else asks joins."""
 
+import base64
 import copy
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from PIL import Image
 
 from mmpeft.data.images import load_image
 from mmpeft.data.records import CAPTION_TASK
-from mmpeft.data.template import current_settings
 from mmpeft.demo.about import about_run, read_examples
 from mmpeft.demo.asked import CAPTION, MOST_TOGETHER, QUESTION, Answer, Answers, Asked, Change, Upload
 from mmpeft.demo.snippets import Question, curl_of, python_of_run, ranked
+from mmpeft.demo.together import checked_manifest, renamed, shown_name
 from mmpeft.errors import RefusedError
-from mmpeft.hashing import differences
+from mmpeft.inference.explain import explain
 from mmpeft.inference.live import LiveEngine
 from mmpeft.inference.live_settings import LiveSettings
 from mmpeft.inference.reply import remarks
@@ -34,6 +35,8 @@ from mmpeft.serving.finetunes import named_folders
 
 WAITING = 64
 """Finetunes that are asked and wait for a row."""
+MAP_SIDE = 480
+"""Pixels of a heat map's longer side."""
 MOST_VIRTUAL = 512
 """Virtual tokens of a finetune that there is room for."""
 
@@ -73,13 +76,14 @@ class OfRuns(AbstractContextManager["OfRuns"]):
     def __init__(self, runs: Sequence[str | Path], device: str = "auto"):
         first, *others = map(Path, runs)
         manifest = read_manifest(first)
-        self._others = [(run, _checked_manifest(run, manifest)) for run in others]
+        self._others = [(run, checked_manifest(run, manifest)) for run in others]
         self.vlm = load(str(first), device)
         self.live = LiveEngine(self.vlm.engine, _settings(self.vlm))
         self._known = {RESERVED_NAME: Finetune(first, RESERVED_NAME, RESERVED_NAME, self.vlm)}
         for own in self.vlm.adapters:
-            name = _shown(first, own, self.vlm.adapters) if others else own
+            name = shown_name(first, own, self.vlm.adapters) if others else own
             self._known[name] = Finetune(first, own, own, self.vlm)
+        self.explains = self.vlm.manifest.vision is not None
         self.finetunes = [*[*self._known][1:], RESERVED_NAME]
         paths = [first, *others]
         self.name = " · ".join(run.resolve().name for run in paths)
@@ -106,16 +110,18 @@ class OfRuns(AbstractContextManager["OfRuns"]):
 
     def ask(self, asked: Asked) -> Iterator[list[Answer]]:
         images = tuple(self._read(image) for image in asked.images)
-        answers, tickets = Answers(asked.finetunes), list[Ticket]()
+        answers, tickets = Answers(asked.finetunes), dict[int, Ticket]()
         try:
             for number, name in enumerate(asked.finetunes):
                 try:
-                    tickets.append(self._submit(asked, name, images or None, partial(answers.tell, number)))
+                    tickets[number] = self._submit(asked, name, images or None, partial(answers.tell, number))
                 except RefusedError as error:
                     answers.refuse(number, error)
             yield from answers.stream()
+            for number, ticket in tickets.items() if asked.heat_map else ():
+                yield self._explained(ticket.request, answers, number)
         finally:
-            for ticket in tickets:
+            for ticket in tickets.values():
                 ticket.cancel()
 
     def code(self, asked: Asked, answers: Sequence[Answer]) -> tuple[str, str]:
@@ -174,6 +180,23 @@ class OfRuns(AbstractContextManager["OfRuns"]):
 
         return change
 
+    def _explained(self, request: Request, answers: Answers, number: int) -> list[Answer]:
+        """The answers, with what one of them rests on."""
+        answer = answers.now[number]
+        try:
+            if answer.text.strip():
+                found = self.live.between_steps(
+                    lambda: explain(self.vlm.engine, request, answer.text, deletions=0)
+                )
+                pictures = [
+                    found.overlay(number=place, side=MAP_SIDE)
+                    for place in range(len(request.record["images"]))
+                ]
+                answer.heat_maps = list(map(_data_url, pictures))
+        except RefusedError as error:
+            answer.remarks.append(f"no heat map: {error}")
+        return answers.now
+
     def _read(self, image: Upload) -> Image.Image:
         try:
             data = Path(image.path).read_bytes()
@@ -190,16 +213,22 @@ class OfRuns(AbstractContextManager["OfRuns"]):
             check_files(folder, manifest.adapter_files.get(own, {}))
             if own in manifest.projectors:
                 read_projector(folder / PROJECTOR, manifest.projectors[own])
-            names[own] = name = _shown(run, own, manifest.adapters)
+            names[own] = name = shown_name(run, own, manifest.adapters)
             if name in (*self._known, *self.live.names()):
                 raise RefusedError(
                     f"{run}: there is a finetune {name!r} already; rename the folder of one of the runs"
                 )
             self.live.load(name, folder)
         view = copy.copy(self.vlm)
-        view.manifest = _renamed(manifest, names)
+        view.manifest = renamed(manifest, names)
         self._known |= {name: Finetune(run, own, name, view) for own, name in names.items()}
         self.finetunes[-1:] = [*names.values(), RESERVED_NAME]
+
+
+def _data_url(picture: Image.Image) -> str:
+    file = BytesIO()
+    picture.save(file, "JPEG", quality=90)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _add_text(answer: Answer, text: str) -> None:
@@ -224,47 +253,3 @@ def _settings(vlm: VisionLanguageModel) -> LiveSettings:
     """Rows for the finetunes of one question, as long as the run's prompts and answers may be."""
     columns = vlm.template.max_length + vlm.manifest.max_new_tokens + MOST_VIRTUAL
     return LiveSettings(max_rows=MOST_TOGETHER, max_columns=columns, max_waiting=WAITING)
-
-
-def _shown(run: Path, own: str, among: Sequence[str]) -> str:
-    """What the page calls a finetune where there are several runs: by its run's folder."""
-    folder = run.resolve().name
-    name = folder if len(among) == 1 and folder != RESERVED_NAME else f"{folder}.{own}"
-    return re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip(".")
-
-
-def _checked_manifest(run: Path, first: Manifest) -> Manifest:
-    """The manifest of a run that is to be asked beside the first.
-
-    Raises:
-        RefusedError: its finetunes would read or see something else there than they were trained on.
-    """
-    manifest = read_manifest(run)
-    if lines := differences(_reading(manifest), _reading(first), label="is"):
-        raise RefusedError(
-            f"{run} cannot be asked beside the first run, which reads otherwise; open it in a page of its own:\n"
-            + "\n".join(lines)
-        )
-    if manifest.format == 1 and manifest.vision:
-        raise RefusedError(
-            f"{run} is of an older format, whose projectors lie in one file: name it as the first run"
-        )
-    return manifest
-
-
-def _reading(manifest: Manifest) -> dict[str, Any]:
-    """How a run reads texts and images, beside what its identity says."""
-    template = {k: v for k, v in current_settings(manifest.template).items() if k != "max_length"}
-    language = {k: v for k, v in manifest.language.items() if k != "name"}
-    vision = {k: v for k, v in (manifest.vision or {}).items() if k not in ("name", "weights")}
-    return {"template": template, "language": language, "vision": vision}
-
-
-def _renamed(manifest: Manifest, names: dict[str, str]) -> Manifest:
-    """With the finetunes as the engine calls them."""
-    return replace(
-        manifest,
-        adapters=[*names.values()],
-        choices={names[own]: known for own, known in manifest.choices.items() if own in names},
-        without_images=[names[own] for own in manifest.without_images if own in names],
-    )

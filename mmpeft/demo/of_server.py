@@ -21,7 +21,7 @@ class OfServer:
         RefusedError: it cannot be asked which models it has, or has none.
     """
 
-    captions = False
+    captions, explains = False, False
 
     def __init__(self, server: Server):
         self.server, self.name, self.told = server, server.url, "a server"

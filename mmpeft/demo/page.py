@@ -64,7 +64,7 @@ def _asking(source: Source) -> Parts:
 def _question(source: Source) -> dict[str, Any]:
     images = gr.Gallery(
         label="Images", sources=["upload", "clipboard", "webcam"], file_types=["image", *ENDINGS], columns=2,
-        fit_columns=False, height="auto", format="png", object_fit="contain", buttons=[], interactive=True,
+        fit_columns=False, height=240, format="png", object_fit="contain", buttons=[], interactive=True,
         elem_id="images",
     )  # fmt: skip
     # gradio would look at the files first, with other limits and other messages
@@ -85,6 +85,9 @@ def _question(source: Source) -> dict[str, Any]:
         ),
         "remember": gr.Checkbox(
             False, label="Remember: read the earlier questions about these images and their answers too"
+        ),
+        "heat_map": gr.Checkbox(
+            False, label="Heat map: what of the images the answer rests on", visible=source.explains
         ),
         **_buttons(),
     }

@@ -15,6 +15,7 @@ class Parts:
     finetunes: gr.Dropdown
     choices: gr.Textbox
     remember: gr.Checkbox
+    heat_map: gr.Checkbox
     ask: gr.Button
     clear: gr.Button
     answers: gr.JSON

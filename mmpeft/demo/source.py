@@ -41,6 +41,8 @@ class Source(Protocol):
     """Who can be asked; the first is asked where nobody chooses."""
     captions: bool
     """Whether it can be asked for a caption."""
+    explains: bool
+    """Whether it can show what an answer rests on."""
     examples: list[Example]
     about: list[About]
 

@@ -24,6 +24,7 @@ CSS = """
 #board .refused {border-color: var(--error-border-color)}
 #board .error {color: var(--error-text-color); overflow-wrap: anywhere; margin: 0.3rem 0}
 #board .remark {color: var(--quiet); font-size: 0.85rem; overflow-wrap: anywhere; margin: 0.3rem 0 0}
+#board .map {max-width: 100%; border-radius: var(--radius-sm); margin-top: 0.5rem; display: block}
 #board .bars {margin-top: 0.4rem}
 #board .bar {display: grid; grid-template-columns: minmax(3rem, 2fr) 3fr 3.6rem; gap: 0.5rem; align-items: center;
   font-size: 0.9rem; padding: 0.1rem 0}
@@ -32,7 +33,7 @@ CSS = """
 .dark #board .track {background: var(--neutral-700)}
 #board .track i {display: block; height: 100%; background: var(--color-accent); min-width: 2px}
 #board .share {text-align: right; font-variant-numeric: tabular-nums; color: var(--quiet)}
-#images .thumbnail-item {aspect-ratio: 4/3}
+#images .grid-wrap {padding-top: 2.3rem} #images .thumbnail-item {aspect-ratio: 4/3}
 :is(#board, .facts) summary {cursor: pointer; font-size: 0.85rem; color: var(--quiet)}
 #examples .grid-wrap {min-height: 0; max-height: none; padding-top: 2.3rem}
 #examples .thumbnail-item {height: auto; aspect-ratio: auto; display: flex; flex-direction: column}

@@ -122,7 +122,7 @@ class LiveEngine:
                 changed then.
         """
         finetune = self.finetunes.read(folder)
-        self._call(lambda: self.finetunes.put(name, finetune))
+        self.between_steps(lambda: self.finetunes.put(name, finetune))
 
     def unload(self, name: str) -> None:
         """Takes a finetune away for all requests that come from now on.
@@ -148,6 +148,16 @@ class LiveEngine:
             done = self._changed.wait_for(lambda: not self._queue and not self._queue.rows, timeout)
         self.close()
         return done
+
+    def between_steps(self, action: Callable[[], Any]) -> Any:
+        """Does something with the model between two steps, and waits for it."""
+        future: Future[Any] = Future()
+        with self._changed:
+            if self._closing or self._thread is None:
+                raise OverloadedError("the engine is not running", self._retry_after())
+            self._commands.append((action, future))
+            self._changed.notify_all()
+        return future.result()
 
     @property
     def healthy(self) -> bool:
@@ -199,16 +209,6 @@ class LiveEngine:
     def _retry_after(self) -> float:
         """Seconds until those that wait now have rows."""
         return self._seconds * (1 + len(self._queue) / self.settings.max_rows)
-
-    def _call(self, action: Callable[[], Any]) -> Any:
-        """Does something between two steps and waits for it."""
-        future: Future[Any] = Future()
-        with self._changed:
-            if self._closing or self._thread is None:
-                raise OverloadedError("the engine is not running", self._retry_after())
-            self._commands.append((action, future))
-            self._changed.notify_all()
-        return future.result()
 
     # -- the thread ---------------------------------------------------------------------------------------------
 

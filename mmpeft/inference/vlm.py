@@ -148,8 +148,7 @@ class VisionLanguageModel:
             choices: as in `rank`; by default those that the finetune's training data listed for such a question.
             answer_by: "auto" ranks where there are choices, "generate" writes all answers, "rank" refuses questions
                 without choices.
-            history: the earlier (question, answer) pairs of the conversation that a single question goes on with; the
-                images belong to its first question.
+            history: earlier (question, answer) pairs of one question; the images belong to the first.
 
         Raises:
             RefusedError: an image that cannot be read, a question that is too long, choices that cannot be ranked.

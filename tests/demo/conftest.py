@@ -31,6 +31,7 @@ def asking(*images: Path, **changes: Any) -> tuple[Any, ...]:
         "finetunes": ["default"],
         "choices": "",
         "remember": False,
+        "heat_map": False,
     }
     files = [{"image": handle_file(str(image)), "caption": None} for image in images]
     return files, *(asked | changes).values()

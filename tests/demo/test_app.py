@@ -1,16 +1,19 @@
 """The demo's page of a run, opened on a free port and asked by gradio's client."""
 
+import base64
 import json
 import sys
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
 import mmpeft
 from mmpeft.cli import main
 from mmpeft.errors import RefusedError
+from mmpeft.inference.explain import explain
 from mmpeft.inference.requests import Completion
 from mmpeft.runs.manifest import read_manifest
 
@@ -135,6 +138,38 @@ def test_who_answered_less_of_a_conversation_says_so(ask, vlm, red):
     assert "reads 0 of the 1 earlier turns: those that it answered" in base["remarks"]
     assert own["text"] == vlm.ask(red, "sure?", history=[(QUESTION, told)])
     assert base["text"] == vlm.ask(red, "sure?", "base")
+
+
+def test_heat_maps_are_of_the_prompt_that_was_answered(ask, vlm, red, blue):
+    both = ["default", "base"]
+    plain = ask(red, blue, finetunes=both)
+    asked = ask(red, blue, finetunes=both, heat_map=True)
+    assert [own["text"] for own in asked] == [own["text"] for own in plain]
+    assert [own["heat_maps"] for own in plain] == [[], []]
+    for own in asked:
+        assert len(own["heat_maps"]) == 2
+        name, text = own["finetune"], own["text"]
+        explained = vlm.explain((red, blue), QUESTION, name, text, deletions=0)
+        for number, url in enumerate(own["heat_maps"]):
+            assert same(url, explained.overlay(number=number, side=480))
+            assert not same(url, explained.overlay(number=1 - number, side=480))
+    follow = ask(red, blue, question="sure?", finetunes=["default"], remember=True, heat_map=True)[0]
+    history = [(QUESTION, own["text"]) for own in (plain[0], asked[0])]
+    (request,), _ = vlm.requests((red, blue), "sure?", "default", history=history)
+    assert same(follow["heat_maps"][0], explain(vlm.engine, request, follow["text"], 0).overlay(side=480))
+
+
+def same(url: str, picture: Image.Image) -> bool:
+    """Whether a data URL shows a picture, but for what JPEG loses."""
+    shown = Image.open(BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")
+    return shown.size == picture.size and max(ImageStat.Stat(ImageChops.difference(shown, picture)).mean) < 2
+
+
+def test_where_there_is_no_heat_map_it_says_why(ask):
+    (answer,) = ask(question="is red a color?", heat_map=True)
+    assert (
+        "no heat map: the question has no image, and heat maps lie on one; give an image" in answer["remarks"]
+    )
 
 
 def test_what_an_answer_does_not_say_of_itself_is_told(ask, vlm, red):
@@ -340,11 +375,3 @@ def test_without_the_extra_it_says_which(tiny_run, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(SystemExit, match=r"error: gradio is missing, .*pip install 'mmpeft\[demo\]'"):
         main(["demo", "--run", str(tiny_run)])
-
-
-def test_the_old_script_is_the_command(tmp_path, monkeypatch):
-    import runpy
-
-    monkeypatch.setattr(sys, "argv", ["app.py", "--run", str(tmp_path / "none")])
-    with pytest.raises(SystemExit, match=r"error: .*`make quickstart`"):
-        runpy.run_path(str(Path("demo/app.py")), run_name="__main__")
