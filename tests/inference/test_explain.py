@@ -152,6 +152,32 @@ def test_virtual_tokens_do_not_move_the_patches(make_answered, method):
     assert all(0 < own < math.inf for own in moved_layers(answered))
 
 
+def test_what_is_read_stands_behind_trained_prompts(make_answered):
+    """As the language model's own attention and hidden states have it, where the prompts are its first columns."""
+    config = PromptConfig(num_virtual_tokens=3)
+    answered = make_answered("llama", config)
+    found, moved = attention_rollout(answered), moved_layers(answered)
+    states = []
+    for name, before in ((None, 0), ("own", config.num_virtual_tokens)):
+        inputs = answered.model.inputs(replace(answered, adapter=name).batch())
+        with torch.no_grad():
+            output = answered.model.language_model(
+                inputs_embeds=inputs.embeds,
+                position_ids=inputs.positions,
+                output_attentions=True,
+                output_hidden_states=True,
+            )
+        columns = before + torch.tensor(answered.columns)
+        states.append([own[0, columns] for own in output.hidden_states[1:-1]])
+    expected = [float((own - base).norm() / base.norm()) for base, own in zip(*states, strict=True)]
+    assert moved[:-1] == pytest.approx(expected, rel=1e-3)
+    flow = torch.eye(inputs.embeds.shape[1])
+    for own in output.attentions:
+        flow = (0.5 * own[0].mean(0) + 0.5 * torch.eye(len(flow))) @ flow
+    wanted = flow[columns].mean(0)[config.num_virtual_tokens + torch.from_numpy(answered.image_columns)]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+
+
 def test_layers_have_moved_as_their_own_hidden_states_say(make_answered):
     answered = make_answered("llama")
     found = moved_layers(answered)
