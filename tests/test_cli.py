@@ -72,7 +72,7 @@ def test_an_unknown_command_is_named():
 
 
 def test_help_is_instant():
-    code = "import sys; from mmpeft.cli import main; main([]); print({'torch', 'numpy'} & set(sys.modules))"
+    code = "import sys; from mmpeft.cli import main; main([]); print({'torch', 'numpy', 'PIL'} & set(sys.modules))"
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert told.splitlines()[-1] == "set()"
 

@@ -2,8 +2,6 @@
 
 from mmpeft.errors import RefusedError
 from mmpeft.runs.layout import RUN
-from mmpeft.runs.manifest import read_manifest
-from mmpeft.serving.client import named_server
 
 
 def demo(
@@ -26,6 +24,9 @@ def demo(
         server: address of `mmpeft serve`, or of another server of OpenAI's API, to ask instead of loading runs.
         api_key: the server's, where it wants one.
     """
+    from mmpeft.runs.manifest import read_manifest
+    from mmpeft.serving.client import named_server
+
     runs = run or [RUN]
     named = named_server(server, api_key, ", ".join(runs))
     for each in runs if named is None else ():
