@@ -4,12 +4,10 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
 
-from mmpeft.data.records import IMAGE_MARKER
 from mmpeft.demo.asked import Answer, Asked
-from mmpeft.serving.client import media_type
+from mmpeft.serving.client import in_order, media_type
 
 SERVED = "http://127.0.0.1:8000"
 """Where `mmpeft serve` listens by default."""
@@ -108,11 +106,10 @@ def _messages(question: Question) -> list[str]:
 
 
 def _parts(text: str, images: Sequence[str]) -> list[str]:
-    """The images where ``<image>`` stands in the text, or before it."""
-    files = [_image(name) for name in images]
-    between = text.split(IMAGE_MARKER) if IMAGE_MARKER in text else [*("" for _ in files), text]
-    told = [f'{{"type": "text", "text": {_text(own)}}}' if own else "" for own in between]
-    return [part for pair in zip_longest(told, files, fillvalue="") for part in pair if part]
+    return [
+        _image(images[part]) if isinstance(part, int) else f'{{"type": "text", "text": {_text(part)}}}'
+        for part in in_order(text, len(images))
+    ]
 
 
 def _image(name: str) -> str:

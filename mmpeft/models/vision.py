@@ -19,7 +19,7 @@ from mmpeft.errors import RefusedError
 from mmpeft.hashing import hash_tensors
 from mmpeft.models.cut_borders import Cut, CutBorders
 from mmpeft.models.image_transform import FITS, make_transform, transform_image
-from mmpeft.models.pooling import pool_tokens as pool_tokens
+from mmpeft.models.pooling import pool_tokens
 from mmpeft.models.tiling import TiledImage, Tiling
 from mmpeft.models.vision_config import VisionConfig as VisionConfig
 from mmpeft.paths import resolve

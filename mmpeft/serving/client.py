@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPException
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -174,22 +175,26 @@ def _asked(question: str, image: Images, model: str) -> dict[str, Any]:
 
 
 def _parts(question: str, files: Sequence[str | Path]) -> list[dict[str, Any]]:
-    """The images where ``<image>`` stands in the question, or before it.
-
-    Raises:
-        RefusedError: there is not one marker for each.
+    """Raises:
+    RefusedError: there is not one marker for each of the files.
     """
-    first, *others = question.split(IMAGE_MARKER)
-    if others and len(others) != len(files):
-        raise RefusedError(
-            f"the question has {len(others)} {IMAGE_MARKER} but {len(files)} images were given"
-        )
+    markers = question.count(IMAGE_MARKER)
+    if markers and markers != len(files):
+        raise RefusedError(f"the question has {markers} {IMAGE_MARKER} but {len(files)} images were given")
     urls = [{"type": "image_url", "image_url": {"url": _data_url(Path(file))}} for file in files]
-    texts = [{"type": "text", "text": text} for text in (first, *others)]
+    return [
+        urls[part] if isinstance(part, int) else {"type": "text", "text": part}
+        for part in in_order(question, len(files))
+    ]
+
+
+def in_order(text: str, images: int) -> list[str | int]:
+    """A text and the numbers of its images: where ``<image>`` stands in it, or before it."""
+    first, *others = text.split(IMAGE_MARKER)
     if not others:
-        return [*urls, *texts]
-    placed = [texts[0], *(part for pair in zip(urls, texts[1:], strict=True) for part in pair)]
-    return [part for part in placed if part.get("text") != ""]
+        return [*range(images), text]
+    pairs = zip_longest(range(images), others, fillvalue="")
+    return [part for part in (first, *(own for pair in pairs for own in pair)) if part != ""]
 
 
 def _data_url(image: Path) -> str:

@@ -12,7 +12,8 @@ from timm.data import create_transform, resolve_data_config
 
 from mmpeft.data.images import ImageConfig
 from mmpeft.models.image_transform import FITS, cut_share, make_transform
-from mmpeft.models.vision import VisionConfig, VisionEncoder, pool_tokens
+from mmpeft.models.pooling import pool_tokens
+from mmpeft.models.vision import VisionConfig, VisionEncoder
 
 
 @pytest.fixture(scope="module")

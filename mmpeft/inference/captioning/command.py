@@ -189,7 +189,7 @@ def _require_contents(listed: Sequence[Listed], seal: Seal, job: Job, shard: Pat
     for image, was in zip(listed, seal.contents, strict=True):
         if content_digits(image, config) != was:
             raise RefusedError(
-                f"{job.folder.removesuffix('.shards')} was made with other images; {image.name!r} is not the one that "
+                f"{job.output} was made with other images; {image.name!r} is not the one that "
                 f"was captioned: remove {shard} to have those of its part captioned anew, --overwrite all, or name "
                 "another --output"
             )
