@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from mmpeft.errors import RefusedError
-from mmpeft.files import read_json, write_json, write_whole
+from mmpeft.files import read_json, read_json_lines, write_json, write_whole
 from mmpeft.hashing import differences, hash_file, hash_json
 from mmpeft.options import MMPEFT
 from mmpeft.paths import resolve
@@ -129,8 +129,7 @@ def read_metrics(directory: str | Path) -> dict[str, Any]:
 
 def read_answers(directory: str | Path) -> list[str]:
     """What the last `mmpeft test` there answered, in the order of the data."""
-    lines = Path(directory, "predictions.jsonl").read_text().splitlines()
-    return [json.loads(line)["answer"] for line in lines]
+    return [row["answer"] for row in read_json_lines(Path(directory, "predictions.jsonl"))]
 
 
 # What decides about an outcome
