@@ -55,6 +55,7 @@ def fit_once(
     config: Path | None = None,
     run: Run | None = None,
     again: bool = False,
+    keep_begun: bool = False,
 ) -> Fitted:
     """Trains into ``trainer.default_root_dir``, unless that was done.
 
@@ -63,29 +64,37 @@ def fit_once(
         config: file for the settings; DIRECTORY.yaml by default.
         run: `run_here` by default, or `in_child`.
         again: train anew also what is done.
+        keep_begun: refuse other settings also where a fit was cut off, in place of putting aside what it left.
 
     Raises:
-        RefusedError: it was done with other settings, or made from something else.
+        RefusedError: it was done with other settings, or made from something else; or another process is at it.
     """
+    from mmpeft.runs.occupancy import held, put_aside
+
     directory, config = _places(settings, config)
     record, checkpoint = config.with_suffix(".json"), directory / CHECKPOINTS / LAST
     wanted = {"settings": settings, **(made_from or {})}
     known = read_json(record)
     peak = known.pop(PEAK, None)
     lines = differences(known, _plain(wanted))
-    if (directory / MANIFEST).exists() and not again:
+    done, begun = (directory / MANIFEST).exists(), checkpoint.exists()
+    if (done or (begun and keep_begun)) and not again:
         if lines:
             raise RefusedError(
-                f"{directory} was trained otherwise than is wanted now:\n" + "\n".join(lines) + "\n"
+                f"{directory} was {'trained' if done else 'begun'} otherwise than is wanted now:\n"
+                + "\n".join(lines)
+                + "\n"
                 "Delete it to train it again, or name another --output"
             )
-        print(f"{directory}: trained already", flush=True)
-        return Fitted(False, peak)
-    (directory / MANIFEST).unlink(missing_ok=True)
-    resumed = checkpoint.exists() and not lines and not again
-    if not resumed:
-        checkpoint.unlink(missing_ok=True)  # of other settings: nothing may resume from it later
-    write_json(record, wanted)
+        if done:
+            print(f"{directory}: trained already", flush=True)
+            return Fitted(False, peak)
+    resumed = begun and not lines and not again
+    with held(directory):  # what another process is at stays as it is
+        if not resumed:  # nothing may resume later from what other settings left
+            put_aside(directory)
+            checkpoint.unlink(missing_ok=True)
+        write_json(record, wanted)
     resume = ["--ckpt_path", str(checkpoint)] if resumed else []
     peak = (run or run_here)(["fit", "--config", _write_config(config, settings), *resume])
     if peak is not None:

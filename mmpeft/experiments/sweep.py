@@ -38,7 +38,7 @@ def sweep(
         print_config: print the config of the joint run in place of all this.
 
     Raises:
-        RefusedError: what cannot be compared; a folder with another sweep; no setting that trained.
+        RefusedError: what cannot be compared; a folder with another sweep, ended or not; no setting that trained.
     """
     plan = make_plan(config, words, listed, seeds)
     steps = None if at is None else read_value(at, "--at")
@@ -46,13 +46,15 @@ def sweep(
         raise RefusedError(
             f"--keep is {keep} and --at is {at}; wanted a share above 0 and below 1, and a list of steps, as [50,100]"
         )
-    if (last := plan.base["trainer"].get("max_steps", -1)) > 0:  # of epochs the steps are known with the data
+    last = plan.base["trainer"].get("max_steps")
+    if isinstance(last, int) and last > 0:  # of epochs the steps are known with the data
         check_steps(halving_steps(len(plan.settings), keep, last) if steps is None else steps, last)
     run = Path(output, "joint")
     joint = plan.joint(str(run), keep, steps)
     if print_config:
         return print(as_yaml(joint))
-    fit_once(joint, files_of(plan.base, plan.train_files), config=Path(output, "joint.yaml"))
+    made_from = files_of(plan.base, plan.train_files)
+    fit_once(joint, made_from, config=Path(output, "joint.yaml"), keep_begun=True)
     rows = standing_rows(plan, run)
     _write(Path(output), plan, rows, command)
 
