@@ -1,12 +1,16 @@
 """`mmpeft init`: asks what is not given, looks at data and base, tries some steps, and writes the config."""
 
+import os
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from mmpeft.adapters.architecture import find_blocks, find_linears
+from mmpeft.adapters.methods.base import names_module
 from mmpeft.data.image_tokens import image_tokens
 from mmpeft.data.images.decode import DEFAULT
 from mmpeft.data.layouts.columns import Columns
@@ -18,7 +22,16 @@ from mmpeft.models.vision import VisionConfig, VisionEncoder
 from mmpeft.options import command_line
 from mmpeft.paths import LANGUAGE_MODEL, resolve
 from mmpeft.tools.check_data import check_data
-from mmpeft.tools.new_config import GOALS, Found, make_config, remarks, vision_settings, written
+from mmpeft.tools.new_config import (
+    GOALS,
+    Found,
+    check_goal,
+    make_config,
+    remarks,
+    vision_of_run,
+    vision_settings,
+    written,
+)
 from mmpeft.tools.targets_table import count_parameters, empty_model
 from mmpeft.tools.token_survey import TokenSurvey
 from mmpeft.training.memory import room
@@ -30,6 +43,7 @@ QUESTIONS = {
     "base": f"Which language model, a hub id or a folder? [{LANGUAGE_MODEL}]",
     "goal": "What for?\n" + "".join(f"  {name:<8} {what}\n" for name, what in GOALS.items()) + "[answer]",
 }
+ATTENTION_ROLES = ("q", "k", "v", "o")
 DEFAULTS = {"base": LANGUAGE_MODEL, "goal": "answer"}
 
 
@@ -58,14 +72,15 @@ def init(
     Raises:
         RefusedError: an answer that cannot be, data that do not suit, or a file that is there.
     """
-    if Path(output).exists():
-        raise RefusedError(f"{output} is there already; name another --output")
+    _require_free(Path(output))
     given = {"data": data, "base": base, "goal": goal}
     answers = {name: _asked(name) if value is None else value for name, value in given.items()}
     source, language = answers["data"], answers["base"]
-    found = look(source, language, columns, image_root, encoder)
+    check_goal(answers["goal"])
+    vision = (vision_of_run(start_from) if encoder is None else None) or vision_settings(encoder)
+    found = look(source, language, columns, image_root, vision)
     run = f"runs/{Path(output).stem}"
-    config = make_config(source, language, answers["goal"], found, run, start_from, encoder)
+    config = make_config(source, language, answers["goal"], found, run, start_from, vision)
     further: dict[str, Any] = {
         "columns": dict(columns.mapping),
         "ignore": sorted(columns.ignored),
@@ -80,33 +95,67 @@ def init(
     print(f"{output} is written; next: {command_line('fit', '--config', output)}")
 
 
-def look(data: str, base: str, columns: Columns, image_root: str | None, encoder: str | None) -> Found:
+def look(data: str, base: str, columns: Columns, image_root: str | None, vision: dict[str, Any]) -> Found:
     """Reads all rows as `mmpeft check` does, without decoding images.
 
     Raises:
         RefusedError: what `mmpeft check` refuses; columns that are not known are told with a proposal.
     """
-    parameters, positions = count_parameters(empty_model(resolve(base))), positions_of(resolve(base))
-    seen = VisionEncoder(VisionConfig(**vision_settings(encoder)), load_weights=False)
+    model, positions = empty_model(resolve(base)), positions_of(resolve(base))
+    seen = VisionEncoder(VisionConfig(**vision), load_weights=False)
     tokens = TokenSurvey(resolve(base), "minigpt", positions or UNLIMITED, image_tokens(seen))
     reading = Reading(str(resolve(data)), columns, image_root)
     (checked,) = check_data([reading], columns, decode=False, config=DEFAULT, tokens=tokens)
     count = sum(tokens.lengths.values())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Found(
-        *(checked.facts, checked.images, parameters, max(tokens.lengths)),
-        *(positions, tokens.ranked == count, room(device)),
+        *(checked.facts, checked.images, count_parameters(model), max(tokens.lengths)),
+        *(positions, tokens.ranked == count, room(device), attention_names(model)),
     )
+
+
+def attention_names(model: nn.Module) -> list[str]:
+    """What a language model calls the linears of its attention, each by as much of its path as tells it from others;
+    none where they are not recognised."""
+    try:
+        parts = [part for block in find_blocks(model) for part in block.parts]
+    except RefusedError:
+        return []
+    paths = list(dict.fromkeys(part.path for part in parts if part.role in ATTENTION_ROLES))
+    others = [path for path in find_linears(model) if path not in paths]
+    return list(dict.fromkeys(_name(path.split("."), others) for path in paths))
+
+
+def _name(path: list[str], others: list[str]) -> str:
+    names = (".".join(path[-length:]) for length in range(1, len(path) + 1))
+    return next(name for name in names if not any(names_module(other, [name]) for other in others))
 
 
 def _asked(name: str) -> str:
     """Raises:
     RefusedError: nobody is there to be asked.
     """
+    missing = RefusedError(f"--{name} is not given: {' '.join(QUESTIONS[name].split())}")
     if not sys.stdin.isatty():
-        raise RefusedError(f"--{name} is not given: {QUESTIONS[name].splitlines()[0]}")
-    answer = input(f"{QUESTIONS[name]} ").strip() or DEFAULTS.get(name, "")
+        raise missing
+    try:
+        answer = input(f"{QUESTIONS[name]} ").strip() or DEFAULTS.get(name, "")
+    except EOFError:
+        raise missing from None
     return answer or _asked(name)
+
+
+def _require_free(output: Path) -> None:
+    """Raises:
+    RefusedError: something is there already, or no folder can be.
+    """
+    if output.exists():
+        raise RefusedError(f"{output} is there already; name another --output")
+    there = next(folder for folder in output.absolute().parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise RefusedError(
+            f"{output} cannot be written, as {there} is no folder to write into; name another --output"
+        )
 
 
 def _tried(config: dict[str, Any], output: str) -> list[str]:

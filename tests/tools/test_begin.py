@@ -6,13 +6,14 @@ import sys
 
 import pytest
 import yaml
+from transformers import AutoModelForCausalLM
 
 from mmpeft.cli import main
 from mmpeft.tools import begin, new_config
 from mmpeft.tools.data_facts import DataFacts
 from mmpeft.tools.image_survey import ImageSurvey
 from mmpeft.tools.new_config import Found, make_config, other_split
-from tests.tiny import write_jsonl
+from tests.tiny import make_model_config, write_jsonl
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
@@ -142,3 +143,69 @@ def test_other_splits_lie_beside_the_training_data(tmp_path):
     assert other_split(str(tmp_path / "my_train.jsonl"), "test") is None
     assert other_split(str(tmp_path / "train"), "test") == str(tmp_path / "test")
     assert other_split(str(tmp_path / "all.jsonl"), "test") is None
+    for name in ("constraints_train.jsonl", "constraints_val.jsonl"):
+        (tmp_path / name).touch()
+    found = other_split(str(tmp_path / "constraints_train.jsonl"), "validation")
+    assert found == str(tmp_path / "constraints_val.jsonl")
+
+
+def test_stage_2_sees_as_the_run_of_stage_1_did(tiny_run, tiny_base, tiny_data, tmp_path, monkeypatch):
+    """Not with the embedded encoder at its own size, whose projector is another one."""
+    monkeypatch.chdir(tmp_path)
+    main(
+        words(
+            tiny_base, tiny_data / "train.jsonl", "answer", "--start_from", str(tiny_run), "--trial", "false"
+        )
+    )
+    found = yaml.safe_load((tmp_path / "config.yaml").read_text())["model"]
+    wanted = yaml.safe_load((tiny_run / "config.yaml").read_text())["model"]["vision"]
+    assert found["vision"] == {name: wanted[name] for name in ("name", "weights", "image_size", "fit")}
+    assert found["start_from"] == str(tiny_run)
+    given = words(
+        tiny_base, tiny_data / "train.jsonl", "answer", "--start_from", "gone", "--output", "b.yaml"
+    )
+    with pytest.raises(SystemExit, match="gone is no run of mmpeft"):
+        main([*given, "--trial", "false"])
+
+
+def test_the_attention_is_what_the_base_calls_so():
+    """Where its output is called as another linear is, by more of its path."""
+    names = {
+        family: begin.attention_names(AutoModelForCausalLM.from_config(make_model_config(family, **more)))
+        for family, more in {
+            "gpt2": {},
+            "gpt_neox": {"intermediate_size": 64},
+            "phi3": {"intermediate_size": 64, "num_key_value_heads": 4, "pad_token_id": 0},
+            "llama": {"intermediate_size": 64},
+        }.items()
+    }
+    assert names == {
+        "gpt2": ["c_attn", "attn.c_proj"],
+        "gpt_neox": ["query_key_value", "dense"],
+        "phi3": ["o_proj", "qkv_proj"],
+        "llama": ATTENTION,
+    }
+
+
+def test_a_goal_or_an_output_that_cannot_be_is_refused_before_the_data_are_read(
+    place, tiny_base, tiny_data, monkeypatch
+):
+    monkeypatch.setattr(begin, "look", lambda *_: pytest.fail("it read the data"))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda question: "fly")
+    given = words(tiny_base, tiny_data / "train.jsonl", "answer")
+    with pytest.raises(SystemExit, match="--goal is 'fly'; it is one of answer, keep, few, caption"):
+        main(given[:5])
+    (place / "file").touch()
+    with pytest.raises(SystemExit, match=r"file/a\.yaml cannot be written, as .*file is no folder"):
+        main([*given, "--output", "file/a.yaml"])
+
+
+def test_an_input_that_ends_is_no_answer(place, tiny_base, tiny_data, monkeypatch):
+    def ended(question):
+        raise EOFError
+
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", ended)
+    with pytest.raises(SystemExit, match=r"--goal is not given: What for.* caption "):
+        main(words(tiny_base, tiny_data / "train.jsonl", "answer")[:5])
