@@ -1,5 +1,6 @@
 """A sweep of settings is one joint run: all train side by side on one base, the weak ones leave early."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def _write(output: Path, plan: Plan, rows: Sequence[dict[str, Any]], command: st
 
     from mmpeft.experiments.sweep_table import draw, make_table, markdown
 
-    write_json(output / "sweep.json", {"command": command, "settings": rows})
+    write_json(output / "sweep.json", {"command": command, "settings": _finite(rows)})
     write_whole(output / "table.md", markdown(rows, command))
     draw(output / "sweep.png", output / "joint" / CURVES, rows)
     Console().print(make_table(rows))
@@ -105,6 +106,15 @@ def _write(output: Path, plan: Plan, rows: Sequence[dict[str, Any]], command: st
     write_whole(output / BEST, comment + as_yaml(alone))
     print(f"best: {best['setting']}; its config is {output / BEST}, and its finetune is trained:")
     print(command_line("ask", "--run", output / "joint", "--adapter", best["finetunes"][0], "QUESTION"))
+
+
+def _finite(value: Any) -> Any:
+    """As JSON can have it, which knows neither infinity nor nan: None in their place."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def as_yaml(settings: Settings) -> str:

@@ -151,7 +151,7 @@ def own_value(config: Settings, key: str) -> Any:
     """The value of a key of a nested config; None where there is none."""
     found: Any = config
     for part in key.split("."):
-        found = (found or {}).get(part)
+        found = found.get(part) if isinstance(found, Mapping) else None
     return found
 
 
@@ -250,6 +250,12 @@ def _check(base: Settings, settings: Sequence[Values], config: str) -> None:
     for number, own in enumerate(settings):
         if own in settings[:number]:
             raise RefusedError(f"the setting {own} is there twice")
+    for callback in base["trainer"].get("callbacks") or []:
+        if watched := own_value({"callback": callback}, "callback.init_args.monitor"):
+            raise RefusedError(
+                f"trainer.callbacks: {shown(callback)} watches {watched!r}, which a sweep has once for every setting, "
+                f"as {watched}/NAME; take it out of {config} for the sweep"
+            )
 
 
 def _named(settings: Sequence[Values]) -> dict[str, Values]:

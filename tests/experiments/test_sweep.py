@@ -10,7 +10,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mmpeft.cli import main
-from mmpeft.experiments.sweep_plan import make_plan, read_value
+from mmpeft.errors import RefusedError
+from mmpeft.experiments import sweep
+from mmpeft.experiments.sweep_plan import Plan, make_plan, read_value
 from mmpeft.training import module as fit_module
 from mmpeft.training.halving import SuccessiveHalving
 from mmpeft.training.halving_rule import halving_steps, num_halvings, num_kept, standings
@@ -287,6 +289,31 @@ def test_the_rule_in_numbers():
     assert num_kept(3, 0.99) == 2, "one leaves at least"
     assert halving_steps(8, 0.5, 200) == [25, 50, 100]
     assert halving_steps(9, 1 / 3, 90) == [10, 30]
+
+
+def test_a_callback_that_watches_a_curve_is_refused(config, tmp_path):
+    watching = {
+        "class_path": "lightning.pytorch.callbacks.EarlyStopping",
+        "init_args": {"monitor": "val_loss"},
+    }
+    settings = yaml.safe_load(config.read_text())
+    settings["trainer"]["callbacks"] = [watching, {"class_path": "lightning.pytorch.callbacks.Timer"}]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(
+        SystemExit, match=r"EarlyStopping watches 'val_loss', .* val_loss/NAME; take it out of"
+    ):
+        main(words(tmp_path / "config.yaml", "--output", str(tmp_path / "out")))
+
+
+def test_losses_that_are_no_numbers_are_null(tmp_path):
+    (tmp_path / "joint").mkdir()
+    (tmp_path / "joint" / "metrics.csv").write_text("step,val_loss/a,val_loss/b\n1,nan,inf\n")
+    plan = Plan({"trainer": {}}, {"a": {"model.learning_rate": 1e3}, "b": {"model.learning_rate": 2e3}})
+    rows = sweep.standing_rows(plan, tmp_path / "joint")
+    with pytest.raises(RefusedError, match=r"no setting of .* has a finite validation loss, a neither"):
+        sweep._write(tmp_path, plan, rows, "sweep")
+    found = json.loads((tmp_path / "sweep.json").read_text(), parse_constant=pytest.fail)["settings"]
+    assert [(row["val_loss"], row["val_losses"]) for row in found] == [(None, [None])] * 2
 
 
 def test_a_setting_that_diverged_is_the_worst():
