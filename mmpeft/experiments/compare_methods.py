@@ -206,7 +206,7 @@ def _forgetting(metrics: Mapping[str, float], measured: str) -> dict[str, float]
 def _train_and_test(folder: Path, wanted: Mapping[str, Any], again: bool) -> int:
     """The peak memory of the process that trained, in bytes."""
     settings, limit = wanted["config"], wanted["limit_test"]
-    preset = {key: wanted[key] for key in ("preset",) if key in wanted}
+    preset = {"preset": wanted["preset"]} if "preset" in wanted else {}
     over = ["--preset", settings["model"]["adapter_name"]] if preset else []
 
     def child(log: str) -> step.Run:

@@ -123,10 +123,10 @@ def find_method(name: str) -> Method | Preset:
         raise RefusedError(
             f"--methods has {name!r}, which is none of {', '.join(METHODS)}, nor of the presets {', '.join(files)}"
         )
-    return read_preset(files[name])
+    return _read_preset(files[name])
 
 
-def read_preset(path: Path) -> Preset:
+def _read_preset(path: Path) -> Preset:
     """A preset as a row of a table, in which nothing but the method and its settings may differ.
 
     Raises:
