@@ -7,6 +7,7 @@ import runpy
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 from torch.utils.tensorboard import SummaryWriter
+from transformers import AutoModelForCausalLM
 
 from mmpeft import config_files
 from mmpeft.cli import main
@@ -118,7 +120,7 @@ def rows_of(table: str) -> list[list[str]]:
 
 
 def test_one_method_fails_the_other_has_every_figure_and_only_the_first_is_run_again(
-    config, processes, tmp_path, capsys
+    config, processes, tiny_base, tmp_path, capsys
 ):
     output = tmp_path / "out"
 
@@ -137,6 +139,8 @@ def test_one_method_fails_the_other_has_every_figure_and_only_the_first_is_run_a
     found = json.loads((output / "results.json").read_text())["methods"][1]
     weights = output / "lora" / "adapters" / "lora" / "adapter_model.safetensors"
     assert found["trained"] == 2 * 16 * (64 + 64 + 64 + 32)  # q and v of two layers, of width 64 and 32
+    language: Any = AutoModelForCausalLM.from_pretrained(tiny_base / "language")
+    assert found["share"] == found["trained"] / language.num_parameters()
     assert found["files_mb"] >= weights.stat().st_size / 1e6
     assert found["questions"] == 4
     assert found["peak_gb"] == 1
