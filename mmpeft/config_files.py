@@ -42,7 +42,7 @@ def with_presets(arguments: list[str]) -> list[str]:
         if name != "--preset":
             words.append(name + equals + value)
             continue
-        words += ["--config", str(_preset(value if equals else "".join(rest[:1])))]
+        words += ["--config", str(_preset_file(value if equals else "".join(rest[:1])))]
         del rest[: not equals]
     return words
 
@@ -56,13 +56,18 @@ def refuse_key(value: Any) -> Any:
     raise RefusedError(f"preset: {value} stands in a config; it is an option of the command line, --preset")
 
 
-def _preset(name: str) -> Path:
-    presets = {path.stem: path for path in sorted((config_folder() / PRESETS).glob("*.yaml"))}
-    if name not in presets:
-        near = get_close_matches(name, presets, n=1)
+def presets() -> dict[str, Path]:
+    """Name -> file of every preset."""
+    return {path.stem: path for path in sorted((config_folder() / PRESETS).glob("*.yaml"))}
+
+
+def _preset_file(name: str) -> Path:
+    known = presets()
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
         hint = f"; the closest is {near[0]!r}" if near else ""
-        raise RefusedError(f"--preset: there is no {name!r}{hint}. There are: {', '.join(presets)}")
-    return presets[name]
+        raise RefusedError(f"--preset: there is no {name!r}{hint}. There are: {', '.join(known)}")
+    return known[name]
 
 
 def copy_configs(target: str | Path) -> list[Path]:
@@ -86,7 +91,12 @@ def copy_configs(target: str | Path) -> list[Path]:
     return copied
 
 
-def _purpose(path: Path) -> str:
-    """The first sentence of its comment, after the line with the command."""
+def comment_of(path: Path) -> str:
+    """What is said of a config in its comment, after the line with the command."""
     comment = takewhile(lambda line: line.startswith("#"), path.read_text().splitlines()[1:])
-    return re.split(r"(?<=\.) (?=[A-Z])", " ".join(line.removeprefix("#").strip() for line in comment))[0]
+    return " ".join(line.removeprefix("#").strip() for line in comment)
+
+
+def _purpose(path: Path) -> str:
+    """The first sentence of its comment."""
+    return re.split(r"(?<=\.) (?=[A-Z])", comment_of(path))[0]
