@@ -19,7 +19,8 @@ from mmpeft.demo.asked import CAPTION, MOST_TOGETHER, QUESTION, Answer, Answers,
 from mmpeft.demo.snippets import Question, curl_of, python_of_run, ranked
 from mmpeft.demo.together import checked_manifest, renamed, shown_name
 from mmpeft.errors import RefusedError
-from mmpeft.inference.explain import explain
+from mmpeft.inference.explain import heat_maps
+from mmpeft.inference.explanation import GRADIENT
 from mmpeft.inference.live import LiveEngine
 from mmpeft.inference.live_settings import LiveSettings
 from mmpeft.inference.reply import remarks
@@ -186,7 +187,7 @@ class OfRuns(AbstractContextManager["OfRuns"]):
         try:
             if answer.text.strip():
                 found = self.live.between_steps(
-                    lambda: explain(self.vlm.engine, request, answer.text, deletions=0)
+                    lambda: heat_maps(self.vlm.engine, request, answer.text, [GRADIENT])
                 )
                 pictures = [
                     found.overlay(number=place, side=MAP_SIDE)

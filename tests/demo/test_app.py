@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageChops, ImageStat
 
 import mmpeft
+from mmpeft.adapters.architecture import find_layers
 from mmpeft.cli import main
 from mmpeft.errors import RefusedError
 from mmpeft.inference.explain import explain
@@ -157,6 +158,25 @@ def test_heat_maps_are_of_the_prompt_that_was_answered(ask, vlm, red, blue):
     history = [(QUESTION, own["text"]) for own in (plain[0], asked[0])]
     (request,), _ = vlm.requests((red, blue), "sure?", "default", history=history)
     assert same(follow["heat_maps"][0], explain(vlm.engine, request, follow["text"], 0).overlay(side=480))
+
+
+def test_a_heat_map_costs_the_engine_a_forward_and_no_more(ask, source, red, monkeypatch):
+    model, between, forwards = source.vlm.model.language_model, source.live.between_steps, []
+    first = model.get_submodule(find_layers(model)[0])
+
+    def counted(action):
+        def run():
+            hook = first.register_forward_hook(lambda *_: forwards.append(1))
+            try:
+                return action()
+            finally:
+                hook.remove()
+
+        return between(run)
+
+    monkeypatch.setattr(source.live, "between_steps", counted)
+    (answer,) = ask(red, finetunes=["base"], heat_map=True)
+    assert len(answer["heat_maps"]) == len(forwards) == 1
 
 
 def same(url: str, picture: Image.Image) -> bool:
