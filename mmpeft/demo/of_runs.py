@@ -197,7 +197,7 @@ class OfRuns(AbstractContextManager["OfRuns"]):
                 found = self.live.between_steps(
                     lambda: heat_maps(self.vlm.engine, request, answer.text, [GRADIENT])
                 )
-                images = request.record["images"]
+                images: list[Any] = request.record["images"]
                 pictures = [found.overlay(number=place, side=MAP_SIDE) for place in range(len(images))]
                 answer.heat_maps = list(map(_data_url, pictures))
                 answer.heat_map_titles = list(map(shown.title, images))

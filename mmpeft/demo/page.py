@@ -12,8 +12,7 @@ from PIL import Image
 from mmpeft.demo.asked import CAPTION, MOST_TOGETHER, QUESTION, Conversation
 from mmpeft.demo.board import facts_table, text
 from mmpeft.demo.events import connect
-from mmpeft.demo.gallery import upload_gallery
-from mmpeft.demo.parts import Parts
+from mmpeft.demo.parts import Parts, upload_gallery
 from mmpeft.demo.source import About, Example, Source
 from mmpeft.demo.style import CSS
 from mmpeft.demo.uploads import VIDEO_MB

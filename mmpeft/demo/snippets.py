@@ -74,7 +74,7 @@ def python_of_server(url: str, questions: Sequence[Question]) -> str:
         f"server = Server({url!r}, os.environ.get({KEY!r}))",
     ]
     for own in questions:
-        asked = f"{own.text!r}, {[*own.images]!r}, {own.model!r}"
+        asked = f"{own.text!r}, {own.images!r}, {own.model!r}"
         history = f", history={own.history!r}" if own.history else ""
         if own.choices:
             lines.append(f"print(server.rank({asked}, {own.choices!r}{history})[0][0])")

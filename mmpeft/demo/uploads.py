@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -49,9 +50,10 @@ class Shown:
 
     def put_into(self, record: Record) -> None:
         """Has a record that was made of `about` hold the frames themselves in place of their names."""
-        record["images"] = [
-            self._frames[image][0] if isinstance(image, str) else image for image in record["images"]
+        images: list[Any] = [
+            self._frames[own][0] if isinstance(own, str) else own for own in record["images"]
         ]
+        record["images"] = images
 
     def title(self, image: Image.Image) -> str:
         """Of a frame which video it is of and when it is shown, of an image nothing."""
