@@ -82,29 +82,35 @@ def shapes(size: str, images: dict[int, int], tiny: bool, quantised: bool = Fals
         tiny: to see on any machine that a case runs.
         quantised: to NF4.
     """
+    size = size_here(size, tiny)
+    for tokens in [4] if tiny else [256, 576]:
+        for questions, number in images.items():
+            yield Shape(size, tokens, questions, 2 if tiny else number, quantised)
+
+
+def size_here(size: str, tiny: bool) -> str:
+    """The language model's, which only a GPU can have; or the tiny one's."""
     if DEVICE == "cpu" and not tiny:
         sys.exit(
             f"{size} is measured on a GPU, which torch does not see here; `--tiny true` runs on any machine"
         )
-    for tokens in [4] if tiny else [256, 576]:
-        for questions, number in images.items():
-            yield Shape("tiny" if tiny else size, tokens, questions, 2 if tiny else number, quantised)
+    return "tiny" if tiny else size
 
 
 # The models
 
 
-def llama(shape: Shape) -> Any:
+def llama(size: str, quantised: bool = False) -> Any:
     """A frozen base of random weights, made where they are to be."""
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device(DEVICE):
-            config = LlamaConfig(**LLAMA[shape.size], attn_implementation=pick_attention("auto", DEVICE))  # pyright: ignore
+            config = LlamaConfig(**LLAMA[size], attn_implementation=pick_attention("auto", DEVICE))  # pyright: ignore
             model = LlamaForCausalLM(config)
     finally:
         torch.set_default_dtype(dtype)
-    if shape.quantised:
+    if quantised:
         quantise(model.model)
     return model.requires_grad_(False).eval()
 
@@ -185,7 +191,7 @@ def races(race: Callable[[Shape, Any], Race], shapes: Iterable[Shape]) -> Iterat
     """A race of every shape, all over one base."""
     base = None
     for shape in shapes:
-        base = llama(shape) if base is None else base
+        base = llama(shape.size, shape.quantised) if base is None else base
         yield race(shape, base)
 
 

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 failed=0
 write=(--write) limit=120
 [ $# -gt 0 ] && write=() limit=0
-for case in gpu_1b gpu_7b gpu_7b_nf4 gpu_joint; do
+for case in gpu_1b gpu_7b gpu_7b_nf4 gpu_joint gpu_sweep; do
   timeout $limit "${PYTHON:-python}" -m benchmarks "$case" ${write[@]+"${write[@]}"} "$@"
   status=$?
   [ $status -eq 0 ] || { echo "$case ended with $status" >&2; failed=1; }

@@ -35,7 +35,8 @@ class Race:
     measured: bool = False
     """Whether the runs return their figures instead of being timed."""
     repeats: int = 5
-    """Rounds, unless the command says otherwise."""
+    """Rounds, unless the command says otherwise. With 0 the runs are long, or their first calls are what is asked: they
+    are not called again for the memory that they take of a GPU."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What else is to be known of all runs."""
     told: Callable[[str, float], Mapping[str, Any]] = lambda name, seconds: {}
@@ -63,7 +64,8 @@ def measure(race: Race, repeats: int | None, only: str = "") -> list[dict[str, A
     watch = timing.returned if race.measured else timing.seconds
     values = timing.alternate(runs, race.repeats if repeats is None else repeats, watch)
     figures = {name: [_figure(race, value) for value in own] for name, own in values.items()}
-    memory = {name: timing.gpu_memory(run) for name, run in runs.items()} if torch.cuda.is_available() else {}
+    settled = torch.cuda.is_available() and race.repeats > 0
+    memory = {name: timing.gpu_memory(run) for name, run in runs.items()} if settled else {}
     medians = {name: statistics.median(own) for name, own in figures.items()}
     rows = []
     for name, median in medians.items():

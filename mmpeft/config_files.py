@@ -36,12 +36,12 @@ def with_presets(arguments: list[str]) -> list[str]:
     Raises:
         RefusedError: there is no such preset; or a run's own config is wanted.
     """
-    words, presets, rest = [], [], [*arguments]
+    words, found, rest = [], [], [*arguments]
     configured = 0
     while rest:
         name, equals, value = rest.pop(0).partition("=")
         if name == "--preset":
-            presets.append((len(words), _preset(value if equals else "".join(rest[:1]))))
+            found.append((len(words), _preset_file(value if equals else "".join(rest[:1]))))
             del rest[: not equals]
             continue
         words.append(name + equals + value)
@@ -49,12 +49,12 @@ def with_presets(arguments: list[str]) -> list[str]:
             words += rest[: not equals]
             del rest[: not equals]
             configured = len(words)
-    if presets and any(word.partition("=")[0] == "--run" for word in words):
+    if found and any(word.partition("=")[0] == "--run" for word in words):
         raise RefusedError(
             "--preset is put over a config, and --run goes on with what a run was trained with: leave one of them out. "
             "For another fit with the run's settings give --config RUN/config.yaml and --trainer.default_root_dir"
         )
-    for place, path in reversed(presets):
+    for place, path in reversed(found):
         place = max(place, configured)
         words[place:place] = ["--config", str(path)]
     return words
@@ -69,13 +69,18 @@ def refuse_key(value: Any) -> Any:
     raise RefusedError(f"preset: {value} stands in a config; it is an option of the command line, --preset")
 
 
-def _preset(name: str) -> Path:
-    presets = {path.stem: path for path in sorted((config_folder() / PRESETS).glob("*.yaml"))}
-    if name not in presets:
-        near = get_close_matches(name, presets, n=1)
+def presets() -> dict[str, Path]:
+    """Name -> file of every preset."""
+    return {path.stem: path for path in sorted((config_folder() / PRESETS).glob("*.yaml"))}
+
+
+def _preset_file(name: str) -> Path:
+    known = presets()
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
         hint = f"; the closest is {near[0]!r}" if near else ""
-        raise RefusedError(f"--preset: there is no {name!r}{hint}. There are: {', '.join(presets)}")
-    return presets[name]
+        raise RefusedError(f"--preset: there is no {name!r}{hint}. There are: {', '.join(known)}")
+    return known[name]
 
 
 def copy_configs(target: str | Path) -> list[Path]:
@@ -99,7 +104,12 @@ def copy_configs(target: str | Path) -> list[Path]:
     return copied
 
 
-def _purpose(path: Path) -> str:
-    """The first sentence of its comment, after the line with the command."""
+def comment_of(path: Path) -> str:
+    """What is said of a config in its comment, after the line with the command."""
     comment = takewhile(lambda line: line.startswith("#"), path.read_text().splitlines()[1:])
-    return re.split(r"(?<=\.) (?=[A-Z])", " ".join(line.removeprefix("#").strip() for line in comment))[0]
+    return " ".join(line.removeprefix("#").strip() for line in comment)
+
+
+def _purpose(path: Path) -> str:
+    """The first sentence of its comment."""
+    return re.split(r"(?<=\.) (?=[A-Z])", comment_of(path))[0]

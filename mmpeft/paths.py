@@ -11,7 +11,7 @@ LANGUAGE_MODEL = "embedded/smollm2-135m-instruct"
 VISION_WEIGHTS = "embedded/efficientnet-lite0/model.safetensors"
 
 EMBEDDED = (
-    *("smollm2-135m-instruct", "efficientnet-lite0", "easy-vqa", "easy-vqa-shapes"),
+    *("smollm2-135m-instruct", "efficientnet-lite0", "easy-vqa", "digits", "photos", "easy-vqa-shapes"),
     *("easy-vqa-german", "docstrings", "modules", "manual", "facts"),
 )
 """What `mmpeft prepare` makes, so that a misspelt name can be told before it has run."""

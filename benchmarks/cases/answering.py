@@ -62,7 +62,5 @@ def answering(
 
     base = load_base(run, vlm.model.device)
     runs = {"base": answers(base, None), "finetune": answers(vlm.model, vlm.adapters[0])}
-    stacks = sum(parameter.numel() for parameter in vlm.model.bank.parameters())
-    size = vlm.model.language_model.num_parameters() - stacks
-    facts = {"answers": len(rows), "language_model": size}
+    facts = {"answers": len(rows), "language_model": base.language_model.num_parameters()}
     yield Race(f"{len(rows)} answers of {tokens} tokens", runs, ("base",), repeats=9, facts=facts)

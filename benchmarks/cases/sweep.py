@@ -6,10 +6,10 @@ write: those take as long of a short run as its steps. Both name the best settin
 
 import json
 import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.models import QV
@@ -28,6 +28,8 @@ from mmpeft.training.run_writer import RunWriter
 APART, TOGETHER = "eight separate runs", "one sweep"
 CHARACTERS, OF_TEMPLATE = 4, 9
 """Of a token, about; tokens that the template adds, about."""
+Row = dict[str, str]
+"""A question and its answer."""
 GRID = ("--model.learning_rate", "[1e-4,3e-4,1e-3,3e-3]", "--model.adapter.rank", "[4,16]")
 
 
@@ -43,8 +45,33 @@ def sweep(
         tokens: of a row, about.
         validated: conversations of a validation.
     """
-    folder = Path(tempfile.mkdtemp())
-    plan = _plan(folder, model, steps, batch_size, tokens, validated)
+    sizes = {"train": steps * batch_size, "val": validated}
+    rows = {split: _near(split, number, tokens) for split, number in sizes.items()}
+    with TemporaryDirectory() as folder:
+        yield sweep_race(Path(folder), model, rows, steps, batch_size)
+
+
+def _near(split: str, number: int, tokens: int) -> list[Row]:
+    """So many of the embedded docstrings, of about so many tokens."""
+    records = load_records(resolve(f"embedded/docstrings/{split}.jsonl"))
+    rows = [
+        {"question": question, "answer": answer} for record in records for question, answer in record["turns"]
+    ]
+    lengths = {id(row): sum(len(text) for text in row.values()) / CHARACTERS + OF_TEMPLATE for row in rows}
+    return sorted(rows, key=lambda row: abs(lengths[id(row)] - tokens))[:number]
+
+
+def sweep_race(folder: Path, model: str, rows: Mapping[str, list[Row]], steps: int, batch_size: int) -> Race:
+    """The sweep beside its settings one by one.
+
+    Args:
+        folder: for data, configs and runs.
+        model: hub id, local folder, or an embedded one.
+        rows: those of "train" and of "val".
+        steps: of a setting that stays.
+        batch_size: rows of a step of each setting.
+    """
+    plan = _plan(folder, model, rows, steps, batch_size)
     found: dict[str, dict[str, Any]] = {}
     _fit(folder, plan.alone(next(iter(plan.settings))) | {"trainer": _trainer(1)})
 
@@ -65,25 +92,13 @@ def sweep(
             "val_loss": round(float(trainer.callback_metrics[f"{CURVE}/{best}"]), 4),
         }
 
-    runs = {APART: apart, TOGETHER: together}
-    yield Race(
-        "8 settings", runs, (APART,), repeats=0, facts={"steps": steps}, told=lambda name, _: found[name]
-    )
+    runs, facts = {APART: apart, TOGETHER: together}, {"steps": steps}
+    return Race("8 settings", runs, (APART,), repeats=0, facts=facts, told=lambda name, _: found[name])
 
 
-def _plan(folder: Path, model: str, steps: int, batch_size: int, tokens: int, validated: int) -> Plan:
-    for split, number in (("train", steps * batch_size), ("val", validated)):
-        records = load_records(resolve(f"embedded/docstrings/{split}.jsonl"))
-        rows = [
-            {"question": question, "answer": answer}
-            for record in records
-            for question, answer in record["turns"]
-        ]
-        lengths = {
-            id(row): sum(len(text) for text in row.values()) / CHARACTERS + OF_TEMPLATE for row in rows
-        }
-        near = sorted(rows, key=lambda row: abs(lengths[id(row)] - tokens))[:number]
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in near))
+def _plan(folder: Path, model: str, rows: Mapping[str, list[Row]], steps: int, batch_size: int) -> Plan:
+    for split, own in rows.items():
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
     config = {
         "model": {
             "language": {"name": model},

@@ -19,7 +19,7 @@ PAUSE = 0.05
 
 @dataclass(frozen=True)
 class Upload:
-    """An image's file on this machine, and what it was called where it came from."""
+    """The file of an image or a video on this machine, and what it was called where it came from."""
 
     path: str
     name: str
@@ -40,7 +40,9 @@ class Answer:
     error: str | None = None
     """Why there is none."""
     heat_maps: list[str] = field(default_factory=list)
-    """Of every image where it lies under the answer, as a data URL."""
+    """Of every image and every frame of a video where it lies under the answer, as a data URL."""
+    heat_map_titles: list[str] = field(default_factory=list)
+    """What each of them lies on: of a frame which video's, and when it is shown; of an image nothing."""
     seconds: float = 0.0
     done: bool = False
 
@@ -57,7 +59,7 @@ class Turn:
 
 @dataclass
 class Conversation:
-    """The turns about the same images."""
+    """The turns about the same images and videos."""
 
     images: list[Upload] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
@@ -117,7 +119,7 @@ def asked_by(
     if not 1 <= len(finetunes) <= MOST_TOGETHER:
         raise RefusedError(f"choose 1 to {MOST_TOGETHER} finetunes to answer; {len(finetunes)} are chosen")
     if task == CAPTION and not images:
-        raise RefusedError("a caption needs an image: upload one or click an example")
+        raise RefusedError("a caption needs an image or a video: upload one or click an example")
     text = _checked(question, "a question") if task == QUESTION else ""
     given = None
     if (choices or "").strip():

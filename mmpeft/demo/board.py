@@ -55,8 +55,18 @@ def _card(answer: Answer) -> str:
     if answer.error is not None:
         state, body = "refused", body + f'<p class="error">{text(answer.error)}</p>'
     remarks = "".join(f'<p class="remark">{text(remark)}</p>' for remark in answer.remarks)
-    maps = "".join(f'<img class="map" alt="heat map" src="{own}">' for own in answer.heat_maps)
+    maps = _maps(answer)
     return f'<article class="card {state}">{head}{body}{_bars(answer.ranking)}{maps}{remarks}</article>'
+
+
+def _maps(answer: Answer) -> str:
+    if not answer.heat_maps:
+        return ""
+    figures = [
+        f'<figure><img alt="heat map" src="{own}"><figcaption>{text(title)}</figcaption></figure>'
+        for own, title in zip(answer.heat_maps, answer.heat_map_titles, strict=True)
+    ]
+    return f'<div class="maps">{"".join(figures)}</div>'
 
 
 def _bars(ranking: Sequence[tuple[str, float]]) -> str:

@@ -2,7 +2,6 @@
 
 import html
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -48,12 +47,6 @@ def connect(source: Source, parts: Parts) -> None:
         clicked.then(**asking, **private)
 
 
-def uploads_of(payload: Any) -> list[Upload]:
-    """The files of a gallery's payload, by the names that they were uploaded under."""
-    files = [getattr(own, "image", None) or own.video for own in payload.root] if payload else []
-    return [Upload(file.path, file.orig_name or Path(file.path).name) for file in files]
-
-
 def _answering(source: Source) -> Callable[..., Iterator[tuple[Any, ...]]]:
     def answer(
         images: list[Upload],
@@ -66,9 +59,9 @@ def _answering(source: Source) -> Callable[..., Iterator[tuple[Any, ...]]]:
         conversation: Conversation,
         truth: str | None,
     ) -> Iterator[tuple[Any, ...]]:
-        """Asks finetunes a question about images, or for a caption, in one batch; with choices (comma-separated), each
-        picks the best of them. Returns their answers so far with scores, time, remarks or an error; the same as HTML;
-        and Python code and a curl command that ask the same."""
+        """Asks finetunes a question about images and videos, or for a caption, in one batch; with choices
+        (comma-separated), each picks the best of them. Returns their answers so far with scores, time, remarks or an
+        error; the same as HTML; and Python code and a curl command that ask the same."""
         if conversation.images != images:
             conversation = Conversation(images)
         try:
@@ -90,9 +83,9 @@ def _answering(source: Source) -> Callable[..., Iterator[tuple[Any, ...]]]:
     return answer
 
 
-def _checking(source: Source) -> Callable[[list[Upload]], Any]:
-    def check(images: list[Upload]) -> Any:
-        """Files that are no images are named and left out at once."""
+def _checking(source: Source) -> Callable[[list[Upload]], list[Upload]]:
+    def check(images: list[Upload]) -> list[Upload]:
+        """Files that cannot be asked about are named and left out at once."""
         kept: list[Upload] = []
         for image in images:
             try:
@@ -100,7 +93,7 @@ def _checking(source: Source) -> Callable[[list[Upload]], Any]:
                 kept.append(image)
             except RefusedError as error:
                 gr.Warning(f"left out: {_safe(error)}", duration=None)
-        return gr.skip() if kept == images else [(image.path, None) for image in kept]
+        return kept
 
     return check
 

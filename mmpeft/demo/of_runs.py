@@ -12,14 +12,16 @@ from typing import Any
 
 from PIL import Image
 
-from mmpeft.data.images import load_image
 from mmpeft.data.records import CAPTION_TASK
+from mmpeft.data.video import Video
 from mmpeft.demo.about import about_run, read_examples
 from mmpeft.demo.asked import CAPTION, MOST_TOGETHER, QUESTION, Answer, Answers, Asked, Change, Upload
 from mmpeft.demo.snippets import Question, curl_of, python_of_run, ranked
 from mmpeft.demo.together import checked_manifest, renamed, shown_name
+from mmpeft.demo.uploads import Shown, shows_video
 from mmpeft.errors import RefusedError
-from mmpeft.inference.explain import explain
+from mmpeft.inference.explain import heat_maps
+from mmpeft.inference.explanation import GRADIENT
 from mmpeft.inference.live import LiveEngine
 from mmpeft.inference.live_settings import LiveSettings
 from mmpeft.inference.reply import remarks
@@ -71,7 +73,7 @@ class OfRuns(AbstractContextManager["OfRuns"]):
         RefusedError: no runs, or not of one base and read in one way.
     """
 
-    captions = True
+    videos, captions = True, True
 
     def __init__(self, runs: Sequence[str | Path], device: str = "auto"):
         first, *others = map(Path, runs)
@@ -105,21 +107,21 @@ class OfRuns(AbstractContextManager["OfRuns"]):
     def __exit__(self, *_: object) -> None:
         self.live.close()
 
-    def check(self, image: Upload) -> None:
-        self._read(image)
+    def check(self, upload: Upload) -> None:
+        self._shown([upload])
 
     def ask(self, asked: Asked) -> Iterator[list[Answer]]:
-        images = tuple(self._read(image) for image in asked.images)
+        shown = self._shown(asked.images)
         answers, tickets = Answers(asked.finetunes), dict[int, Ticket]()
         try:
             for number, name in enumerate(asked.finetunes):
                 try:
-                    tickets[number] = self._submit(asked, name, images or None, partial(answers.tell, number))
+                    tickets[number] = self._submit(asked, name, shown, partial(answers.tell, number))
                 except RefusedError as error:
                     answers.refuse(number, error)
             yield from answers.stream()
             for number, ticket in tickets.items() if asked.heat_map else ():
-                yield self._explained(ticket.request, answers, number)
+                yield self._explained(ticket.request, answers, number, shown)
         finally:
             for ticket in tickets.values():
                 ticket.cancel()
@@ -138,11 +140,18 @@ class OfRuns(AbstractContextManager["OfRuns"]):
 
     # -- asking -------------------------------------------------------------------------------------------------
 
-    def _submit(self, asked: Asked, name: str, images: Any, tell: Any) -> Ticket:
+    def _submit(self, asked: Asked, name: str, shown: Shown, tell: Any) -> Ticket:
         finetune, (question, task) = self._known[name], self._instruction(asked, name)
         (request,), _ = finetune.vlm.requests(
-            images, question, finetune.live, task, None, asked.choices, history=asked.history(name)
+            shown.about or None,
+            question,
+            finetune.live,
+            task,
+            None,
+            asked.choices,
+            history=asked.history(name),
         )
+        shown.put_into(request.record)
 
         def on_event(event: Event) -> None:
             told = (
@@ -180,29 +189,24 @@ class OfRuns(AbstractContextManager["OfRuns"]):
 
         return change
 
-    def _explained(self, request: Request, answers: Answers, number: int) -> list[Answer]:
+    def _explained(self, request: Request, answers: Answers, number: int, shown: Shown) -> list[Answer]:
         """The answers, with what one of them rests on."""
         answer = answers.now[number]
         try:
             if answer.text.strip():
                 found = self.live.between_steps(
-                    lambda: explain(self.vlm.engine, request, answer.text, deletions=0)
+                    lambda: heat_maps(self.vlm.engine, request, answer.text, [GRADIENT])
                 )
-                pictures = [
-                    found.overlay(number=place, side=MAP_SIDE)
-                    for place in range(len(request.record["images"]))
-                ]
+                images: list[Any] = request.record["images"]
+                pictures = [found.overlay(number=place, side=MAP_SIDE) for place in range(len(images))]
                 answer.heat_maps = list(map(_data_url, pictures))
+                answer.heat_map_titles = list(map(shown.title, images))
         except RefusedError as error:
             answer.remarks.append(f"no heat map: {error}")
         return answers.now
 
-    def _read(self, image: Upload) -> Image.Image:
-        try:
-            data = Path(image.path).read_bytes()
-        except OSError:
-            raise RefusedError(f"{image.name} is no longer there; upload it again") from None
-        return load_image(data, self.vlm.manifest.image_config, source=image.name)
+    def _shown(self, uploads: Sequence[Upload]) -> Shown:
+        return Shown(uploads, self.vlm.manifest.image_config)
 
     # -- loading ------------------------------------------------------------------------------------------------
 
@@ -240,7 +244,7 @@ def _question(asked: Asked, finetune: Finetune, answer: Answer) -> Question:
     caption = asked.task == CAPTION
     task = CAPTION_TASK if caption else finetune.question_task
     return Question(
-        images=[image.name for image in asked.images],
+        images=[Video(own.name) if shows_video(own) else own.name for own in asked.images],
         text=finetune.vlm.caption_instruction if caption else asked.question,
         model=finetune.own,
         choices=ranked(asked, answer),

@@ -7,6 +7,7 @@ from threading import Event, Thread
 from mmpeft.demo.asked import QUESTION, Answer, Answers, Asked, Change, Upload
 from mmpeft.demo.snippets import Question, curl_of, python_of_server, ranked
 from mmpeft.demo.source import About, Example
+from mmpeft.demo.uploads import shows_video
 from mmpeft.errors import RefusedError
 from mmpeft.serving.client import Server
 
@@ -21,7 +22,7 @@ class OfServer:
         RefusedError: it cannot be asked which models it has, or has none.
     """
 
-    captions, explains = False, False
+    videos, captions, explains = False, False, False
 
     def __init__(self, server: Server):
         self.server, self.name, self.told = server, server.url, "a server"
@@ -29,12 +30,19 @@ class OfServer:
         self.examples: list[Example] = []
         self.about: list[About] = []
 
-    def check(self, image: Upload) -> None:
-        """The server knows which files it reads."""
+    def check(self, upload: Upload) -> None:
+        """Which images it reads the server knows."""
+        if shows_video(upload):
+            raise RefusedError(
+                f"{upload.name} is a video, and a server is sent images alone; a page of the run itself, mmpeft demo "
+                "--run, is asked about videos"
+            )
 
     def ask(self, asked: Asked) -> Iterator[list[Answer]]:
         if asked.task != QUESTION:
             raise RefusedError("a server is asked questions; for a caption, ask for a description")
+        for upload in asked.images:
+            self.check(upload)
         answers, gone = Answers(asked.finetunes), Event()
         for number in range(len(asked.finetunes)):
             Thread(target=self._answer, args=(asked, number, answers, gone), daemon=True).start()

@@ -9,16 +9,16 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read once, when gr
 import gradio as gr
 from PIL import Image
 
-from mmpeft.data.images.formats import ENDINGS
 from mmpeft.demo.asked import CAPTION, MOST_TOGETHER, QUESTION, Conversation
 from mmpeft.demo.board import facts_table, text
-from mmpeft.demo.events import connect, uploads_of
-from mmpeft.demo.parts import Parts
+from mmpeft.demo.events import connect
+from mmpeft.demo.parts import Parts, upload_gallery
 from mmpeft.demo.source import About, Example, Source
 from mmpeft.demo.style import CSS
+from mmpeft.demo.uploads import VIDEO_MB
 
 LAUNCH: dict[str, Any] = {
-    "max_file_size": "20mb",
+    "max_file_size": f"{VIDEO_MB}mb",
     "theme": gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
     "css": CSS,
     "footer_links": ["api", "settings"],
@@ -62,15 +62,8 @@ def _asking(source: Source) -> Parts:
 
 
 def _question(source: Source) -> dict[str, Any]:
-    images = gr.Gallery(
-        label="Images", sources=["upload", "clipboard", "webcam"], file_types=["image", *ENDINGS], columns=2,
-        fit_columns=False, height=240, format="png", object_fit="contain", buttons=[], interactive=True,
-        elem_id="images",
-    )  # fmt: skip
-    # gradio would look at the files first, with other limits and other messages
-    images.preprocess = uploads_of  # pyright: ignore
     return {
-        "images": images,
+        "images": upload_gallery("Images and videos" if source.videos else "Images"),
         "task": gr.Radio([QUESTION, CAPTION], value=QUESTION, label="Task", visible=source.captions),
         "question": gr.Textbox(label=QUESTION, placeholder="what color is the shape?", max_lines=4),
         "finetunes": gr.Dropdown(

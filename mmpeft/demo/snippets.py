@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mmpeft.data.video import Video
 from mmpeft.demo.asked import Answer, Asked
 from mmpeft.serving.client import in_order, media_type
 
@@ -19,8 +20,8 @@ KEY = "MMPEFT_API_KEY"
 class Question:
     """How one finetune was asked."""
 
-    images: list[str]
-    """Names of files."""
+    images: Sequence[str | Video]
+    """Names of files, those of videos as such."""
     text: str
     model: str
     choices: list[str]
@@ -48,7 +49,8 @@ def python_of_run(run: str, questions: Sequence[Question]) -> str:
 
 
 def _ask(question: Question, adapter: str) -> str:
-    images = repr(question.images[0] if len(question.images) == 1 else tuple(question.images) or None)
+    files = [_file(own) for own in question.images]
+    images = files[0] if len(files) == 1 else f"({', '.join(files)})" if files else "None"
     named = {
         "choices": question.choices,
         "task": question.task,
@@ -56,6 +58,10 @@ def _ask(question: Question, adapter: str) -> str:
     }
     more = [f"{name}={value!r}" for name, value in named.items() if value]
     return f"vlm.ask({', '.join([images, repr(question.text), f'adapter={adapter}', *more])})"
+
+
+def _file(own: str | Video) -> str:
+    return f"mmpeft.Video({str(own.path)!r})" if isinstance(own, Video) else repr(own)
 
 
 def python_of_server(url: str, questions: Sequence[Question]) -> str:
@@ -83,6 +89,8 @@ def curl_of(question: Question, url: str = SERVED, has_key: bool = False) -> str
         return (
             f"# a server begins all questions with its run's own task; {question.task!r} is asked from Python"
         )
+    if any(isinstance(own, Video) for own in question.images):
+        return "# a server is sent images alone; about a video it is asked from Python"
     path = "/v1/score" if question.choices else "/v1/chat/completions"
     asked = {"choices": question.choices} if question.choices else {"temperature": 0}
     fields = [f'"model": {_text(question.model)}', f'"messages": [{", ".join(_messages(question))}]']
@@ -98,7 +106,7 @@ def _messages(question: Question) -> list[str]:
     texts = [*(text for turn in question.history for text in turn), question.text]
     contents = [_text(text) for text in texts]
     if question.images:
-        contents[0] = f"[{', '.join(_parts(texts[0], question.images))}]"
+        contents[0] = f"[{', '.join(_parts(texts[0], [*map(str, question.images)]))}]"
     roles = ["user", "assistant"] * len(texts)
     return [
         f'{{"role": "{role}", "content": {content}}}' for role, content in zip(roles, contents, strict=False)

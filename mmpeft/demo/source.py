@@ -39,6 +39,8 @@ class Source(Protocol):
     """The title's second line."""
     finetunes: list[str]
     """Who can be asked; the first is asked where nobody chooses."""
+    videos: bool
+    """Whether it can be asked about videos."""
     captions: bool
     """Whether it can be asked for a caption."""
     explains: bool
@@ -46,9 +48,9 @@ class Source(Protocol):
     examples: list[Example]
     about: list[About]
 
-    def check(self, image: Upload) -> None:
+    def check(self, upload: Upload) -> None:
         """Raises:
-        RefusedError: the file cannot be read as an image; it names the file.
+        RefusedError: the file cannot be asked about; it names the file.
         """
         ...
 

@@ -24,7 +24,11 @@ CSS = """
 #board .refused {border-color: var(--error-border-color)}
 #board .error {color: var(--error-text-color); overflow-wrap: anywhere; margin: 0.3rem 0}
 #board .remark {color: var(--quiet); font-size: 0.85rem; overflow-wrap: anywhere; margin: 0.3rem 0 0}
-#board .map {max-width: 100%; border-radius: var(--radius-sm); margin-top: 0.5rem; display: block}
+#board .maps {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 8rem), 1fr)); gap: 0.5rem;
+  margin-top: 0.5rem}
+#board .maps figure {margin: 0; min-width: 0}
+#board .maps img {max-width: 100%; border-radius: var(--radius-sm); margin: 0; display: block}
+#board .maps figcaption {color: var(--quiet); font-size: 0.85rem; overflow-wrap: anywhere}
 #board .bars {margin-top: 0.4rem}
 #board .bar {display: grid; grid-template-columns: minmax(3rem, 2fr) 3fr 3.6rem; gap: 0.5rem; align-items: center;
   font-size: 0.9rem; padding: 0.1rem 0}

@@ -26,7 +26,7 @@ from mmpeft.runs.manifest import LEAST_NEW_TOKENS
 NUM_HEX = 32
 """Digits of an image's identity beside an answer."""
 HELD_TEXT = "embedded/manual/held.jsonl"
-HELD_IMAGES = "embedded/easy-vqa/captions_val.jsonl"
+HELD_IMAGES = "embedded/photos/questions.jsonl"
 
 
 @dataclass
@@ -42,7 +42,7 @@ class EvaluationConfig:
     held_text: str = HELD_TEXT
     """Data file whose answers `mmpeft test --forgetting` reads as plain text."""
     held_images: str | None = None
-    """Data file of images whose answers it reads behind their questions; None is embedded/easy-vqa/captions_val.jsonl
+    """Data file of images whose answers it reads behind their questions; None is embedded/photos/questions.jsonl
     beside the embedded text, and none beside a text of your own."""
 
     def __post_init__(self):

@@ -6,6 +6,7 @@ processes of its own: `mmpeft fit`, `mmpeft test --forgetting`, `python -m bench
 
     table.md results.json compare.png      the comparison
     lora/                                  the run, with method.yaml (its config), result.json and the logs
+    lora_plus/                             of a preset: method.yaml is what `mmpeft fit --preset lora_plus` is put over
 
 A method with a result.json is not run again; one that failed is, from the step that failed.
 """
@@ -19,9 +20,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmpeft.config_files import presets
 from mmpeft.errors import RefusedError
 from mmpeft.experiments import steps as step
-from mmpeft.experiments.methods import METHODS, common_settings, method_settings
+from mmpeft.experiments.methods import METHODS, common_settings, find_method, method_settings
 from mmpeft.files import read_json, write_json, write_whole
 from mmpeft.hashing import differences
 
@@ -35,6 +37,8 @@ TIMING = (
 """Arguments of Python that start `python -m benchmarks`, from any folder."""
 RESULT, FIRST_STEPS = "result.json", 1
 """The file that is written last; steps at the beginning of a run whose time does not count."""
+ALL_PRESETS = "presets"
+"""Among methods: every preset."""
 
 
 def compare_methods(
@@ -46,25 +50,25 @@ def compare_methods(
     start_from: str | None = None,
     again: bool = False,
 ) -> None:
-    """Trains, tests and times eight methods under one budget, and writes one table and one picture.
+    """Trains, tests and times eight methods, or presets, under one budget, and writes one table and one picture.
 
     Run it again to go on where it stopped. A method that fails becomes a row with the reason, and the others go on.
 
     Args:
         steps: optimiser steps of every method, at least 3.
         output: folder for the runs, table.md, results.json and compare.png.
-        methods: which ones, with commas between, in the order of the table.
+        methods: which ones, with commas between, in the order of the table; beside those of the default also presets,
+            by the names in `mmpeft configs list`, or "presets" for all of them.
         config: YAML of `mmpeft fit` that gives all but method, learning rate, steps, validation and checkpoints.
         limit_test: how many held-out questions to answer, the first of the config's data.test.
         start_from: run of stage 1 that all methods start from; the config's by default.
         again: train those anew whose results are there.
 
     Raises:
-        RefusedError: an unknown method, too few steps, a config that does not fit, or results of another budget.
+        RefusedError: an unknown method, a preset that sets more than a method, too few steps, a config that does not
+            fit, or results of another budget.
     """
-    chosen = list(dict.fromkeys(name.strip() for name in methods.split(",")))
-    if unknown := [name for name in chosen if name not in METHODS]:
-        raise RefusedError(f"--methods has {unknown[0]!r}, which is none of {', '.join(METHODS)}")
+    chosen = _chosen(methods)
     if steps < FIRST_STEPS + 2 or limit_test < 1:
         raise RefusedError(
             f"got {steps} steps and {limit_test} questions; wanted at least {FIRST_STEPS + 2} and 1"
@@ -79,10 +83,17 @@ def compare_methods(
         _check_earlier(output, wanted)
     rows = []
     for number, name in enumerate(chosen, start=1):
-        print(f"[{number}/{len(chosen)}] {METHODS[name].title}", flush=True)
+        print(f"[{number}/{len(chosen)}] {find_method(name).title}", flush=True)
         rows.append(_row(name, Path(output, name), wanted[name], again))
     _write_comparison(
         Path(output), rows, _command(steps, output, methods, config, limit_test, start_from), steps
+    )
+
+
+def _chosen(methods: str) -> list[str]:
+    given = [name.strip() for name in methods.split(",")]
+    return list(
+        dict.fromkeys(own for name in given for own in (presets() if name == ALL_PRESETS else [name]))
     )
 
 
@@ -129,7 +140,7 @@ def _check_earlier(output: str, wanted: Mapping[str, Any]) -> None:
 
 def _row(name: str, folder: Path, wanted: Mapping[str, Any], again: bool) -> dict[str, Any]:
     """What is known of a method, from its file or by running it."""
-    path, method = folder / RESULT, METHODS[name]
+    path, method = folder / RESULT, find_method(name)
     if path.is_file() and not again:
         print(f"  is there: {path}", flush=True)
         return read_json(path)["row"]
@@ -177,20 +188,33 @@ def _figures(name: str, folder: Path, wanted: Mapping[str, Any], again: bool) ->
         "step_seconds": step_seconds(folder / "tensorboard"),
         "answer_ms": ms["finetune"] - ms["base"],
         "base_answer_ms": ms["base"],
-        **{
-            key: metrics[f"forgetting/{key}"] for key in ("perplexity_base", "perplexity", "same_token", "kl")
-        },
+        **_forgetting(metrics, "forgetting"),
+        **({"of_images": of_images} if (of_images := _forgetting(metrics, "forgetting_of_images")) else {}),
         "machine": ", ".join(where),
+    }
+
+
+def _forgetting(metrics: Mapping[str, float], measured: str) -> dict[str, float]:
+    """Its figures without what was measured before their names; none where it was not."""
+    return {
+        key.removeprefix(f"{measured}/"): value
+        for key, value in metrics.items()
+        if key.startswith(f"{measured}/")
     }
 
 
 def _train_and_test(folder: Path, wanted: Mapping[str, Any], again: bool) -> int:
     """The peak memory of the process that trained, in bytes."""
     settings, limit = wanted["config"], wanted["limit_test"]
+    preset = {"preset": wanted["preset"]} if "preset" in wanted else {}
+    over = ["--preset", settings["model"]["adapter_name"]] if preset else []
+
+    def child(log: str) -> step.Run:
+        run = step.in_child(folder / log)
+        return lambda words: run([*words, *over])
 
     def fit(again: bool) -> step.Fitted:
-        run = step.in_child(folder / "fit.log")
-        return step.fit_once(settings, config=folder / "method.yaml", run=run, again=again)
+        return step.fit_once(settings, preset, folder / "method.yaml", child("fit.log"), again)
 
     print(f"  trains; {folder}/fit.log says how far it is", flush=True)
     fitted = fit(again)
@@ -198,9 +222,9 @@ def _train_and_test(folder: Path, wanted: Mapping[str, Any], again: bool) -> int
         fitted = fit(again=True)
     step.evaluate_once(
         step.merged(settings, {"data": {"limit": limit}}),
-        {"settings": settings, "limit_test": limit},
+        {"settings": settings, "limit_test": limit, **preset},
         config=folder / "test.yaml",
-        run=step.in_child(folder / "test.log"),
+        run=child("test.log"),
         options=["--forgetting"],
         again=again or fitted.ran,
         title="  answers the held-out questions",

@@ -1,7 +1,7 @@
 """What `compare_methods` found, as a table and a picture.
 
 A row is what is known of one method: its "method", "title", "learning_rate" and "source", and its figures, or
-"error" in their place.
+"error" in their place. What it forgot about images, where that was measured, is in "of_images".
 """
 
 import math
@@ -34,6 +34,14 @@ MAX_REASON = 200
 """Characters of an error in the table."""
 
 
+def _perplexity(figures: Row) -> str:
+    return f"{figures['perplexity_base']:.2f} → {figures['perplexity']:.2f}"
+
+
+def _same_token(figures: Row) -> str:
+    return f"{100 * figures['same_token']:.1f} %"
+
+
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "accuracy": lambda row: f"{row['accuracy']:.3f}",
     "parameters trained": lambda row: f"{row['trained']:,}",
@@ -42,10 +50,13 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "peak memory, GB": lambda row: f"{row['peak_gb']:.2f}",
     "s per step": lambda row: f"{row['step_seconds']:.2f}",
     "ms per answer added": lambda row: f"{row['answer_ms']:+.1f}",
-    "perplexity of other text": lambda row: f"{row['perplexity_base']:.2f} → {row['perplexity']:.2f}",
-    "same next token": lambda row: f"{100 * row['same_token']:.1f} %",
+    "perplexity of other text": _perplexity,
+    "same next token": _same_token,
 }
 """Heading -> a method's row -> the cell."""
+IMAGE_COLUMNS = {"perplexity about other images": _perplexity, "same next token there": _same_token}
+"""Heading -> a row's "of_images" -> the cell."""
+EMPTY = "–"
 LEGEND = """- accuracy: exact match of the written answers
 - parameters trained, share, files: the adapter's; the projector trains in every run and is not counted
 - peak memory: of the process that trained, resident, not the GPU's
@@ -54,6 +65,8 @@ LEGEND = """- accuracy: exact match of the written answers
   base would not need
 - ms per answer added: the same batch answered by finetune and base in turn in one process (`benchmarks answering`)
 - other text: plain text without images, base → finetuned, and how often both find the same next token likeliest"""
+IMAGE_LEGEND = """- other images: the same of answers about images (`test.held_images`), which both read through
+  the projector that was trained with the finetune"""
 
 
 def make_table(rows: Sequence[Row], command: str, budget: str) -> str:
@@ -64,21 +77,28 @@ def make_table(rows: Sequence[Row], command: str, budget: str) -> str:
         command: what makes this table.
         budget: what every method was given, in words.
     """
-    head, lines = ["method", *COLUMNS], []
-    for row in rows:
-        empty = ["–"] * (len(COLUMNS) - 1)
-        cells = [_reason(row), *empty] if "error" in row else [show(row) for show in COLUMNS.values()]
-        lines.append([row["title"], *cells])
+    images = any("of_images" in row for row in rows)
+    head = ["method", *COLUMNS, *(IMAGE_COLUMNS if images else ())]
+    lines = [[row["title"], *_cells(row)] for row in rows]
+    lines = [cells + [EMPTY] * (len(head) - len(cells)) for cells in lines]
     machines = sorted({row["machine"] for row in rows if "error" not in row})
     rates = [f"- {row['title']}: {row['learning_rate']:g}; {row['source']}" for row in rows]
     parts = [
-        markdown_table(head, lines, ["---"] + ["---:"] * len(COLUMNS)),
+        markdown_table(head, lines, ["---"] + ["---:"] * (len(head) - 1)),
         "; ".join([f"`{command}`", *machines, budget]),
-        LEGEND,
+        "\n".join([LEGEND, IMAGE_LEGEND]) if images else LEGEND,
         "Learning rates, all of AdamW:",
         "\n".join(rates),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _cells(row: Row) -> list[str]:
+    """As far as there are figures."""
+    if "error" in row:
+        return [_reason(row)]
+    of_images = [show(row["of_images"]) for show in IMAGE_COLUMNS.values()] if "of_images" in row else []
+    return [*(show(row) for show in COLUMNS.values()), *of_images]
 
 
 def _reason(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""The eight methods that `mmpeft compare-methods` compares: what of the config is each one's own."""
+"""What `mmpeft compare-methods` compares: eight methods, and presets; what of the config is each one's own."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,13 @@ from typing import Any
 
 import yaml
 
+from mmpeft.config_files import comment_of, presets
 from mmpeft.errors import RefusedError
+from mmpeft.experiments.sweep_plan import ADAPTER, OWN
+
+RATE = "model.learning_rate"
+OF_A_PRESET = (ADAPTER, *(key for key in OWN if key.startswith("model.")))
+"""Settings in which a preset may differ from the other rows of a table."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,19 @@ class Method:
     """In place of the config's."""
     quantization: str | None = None
     """Of the base, in place of the config's."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a preset's file says."""
+
+    title: str
+    """Of its comment what stands before the first colon."""
+    learning_rate: float
+    source: str
+    """The rest of its comment."""
+    settings: Mapping[str, Any]
+    """What `mmpeft fit --preset` puts over the config."""
 
 
 # T-Few's paper trains all its baselines with Adafactor, whose steps are relative to the size of what they change, and
@@ -91,6 +110,47 @@ METHODS = {
 }
 
 
+def find_method(name: str) -> Method | Preset:
+    """A method, or a preset by its name.
+
+    Raises:
+        RefusedError: there is neither, or the preset is none that can be compared.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    files = presets()
+    if name not in files:
+        raise RefusedError(
+            f"--methods has {name!r}, which is none of {', '.join(METHODS)}, nor of the presets {', '.join(files)}"
+        )
+    return _read_preset(files[name])
+
+
+def _read_preset(path: Path) -> Preset:
+    """A preset as a row of a table, in which nothing but the method and its settings may differ.
+
+    Raises:
+        RefusedError: it sets something else, or has no adapter or rate.
+    """
+    settings = yaml.safe_load(path.read_text())
+    given = [
+        key
+        for section, own in settings.items()
+        for key in ([f"{section}.{name}" for name in own] if isinstance(own, dict) else [section])
+    ]
+    others = [key for key in given if key not in OF_A_PRESET]
+    missing = [key for key in (ADAPTER, RATE) if key not in given]
+    if others or missing:
+        found = f"sets {', '.join(others)}" if others else f"has no {missing[0]}"
+        raise RefusedError(
+            f"{path} {found}; presets that are compared under one budget set {ADAPTER} and {RATE}, and beside them at "
+            f"most {', '.join(key for key in OF_A_PRESET if key not in (ADAPTER, RATE))}: leave {path.stem} out of "
+            f"--methods, and train it by itself with `mmpeft fit --preset {path.stem}`"
+        )
+    title, _, source = comment_of(path).partition(": ")
+    return Preset(title, float(settings["model"]["learning_rate"]), source, settings)
+
+
 def common_settings(config: str, steps: int, start_from: str | None) -> dict[str, Any]:
     """The config of all methods.
 
@@ -123,17 +183,26 @@ def common_settings(config: str, steps: int, start_from: str | None) -> dict[str
 
 
 def method_settings(name: str, common: Mapping[str, Any], folder: Path, limit_test: int) -> dict[str, Any]:
-    """All that decides about a method's result: its config, and how many questions are answered."""
-    method = METHODS[name]
-    adapter = {"class_path": f"mmpeft.adapters.{method.adapter}", "init_args": dict(method.settings)}
-    model = common["model"] | {
-        "adapter": adapter,
-        "adapter_name": name,
-        "learning_rate": method.learning_rate,
+    """All that decides about a method's result: "config", "limit_test", how many questions are answered, and of a
+    preset "preset", which is put over the config where that is read.
+    """
+    method = find_method(name)
+    own = _model_section(method, common["model"]) if isinstance(method, Method) else {}
+    config = {
+        **common,
+        "model": common["model"] | {"adapter_name": name} | own,
+        "trainer": common["trainer"] | {"default_root_dir": str(folder)},
     }
+    over = {"preset": method.settings} if isinstance(method, Preset) else {}
+    return {"config": config, "limit_test": limit_test, **over}
+
+
+def _model_section(method: Method, common: Mapping[str, Any]) -> dict[str, Any]:
+    """What is the method's own of the section."""
+    adapter = {"class_path": f"mmpeft.adapters.{method.adapter}", "init_args": dict(method.settings)}
+    own: dict[str, Any] = {"adapter": adapter, "learning_rate": method.learning_rate}
     if method.warmup is not None:
-        model["warmup"] = method.warmup
+        own["warmup"] = method.warmup
     if method.quantization is not None:
-        model["language"] = model.get("language", {}) | {"quantization": method.quantization}
-    trainer = common["trainer"] | {"default_root_dir": str(folder)}
-    return {"config": {**common, "model": model, "trainer": trainer}, "limit_test": limit_test}
+        own["language"] = common.get("language", {}) | {"quantization": method.quantization}
+    return own

@@ -21,7 +21,7 @@ def record_of(images: Images, question: str, where: str, task: str | None) -> Re
     Raises:
         RefusedError: it is no text, markers that do not fit, or a video of which no frame can be named.
     """
-    listed = [] if images is None else list(images) if isinstance(images, tuple) else [images]
+    listed = _listed(images)
     if not isinstance(question, str):
         raise RefusedError(f"{where} is {question!r:.80}; wanted text")
     each: list[list[Any]] = [own.names if isinstance(own, Video) else [own] for own in listed]
@@ -64,6 +64,10 @@ def conversation_of(
     later = [answer, *(text for turn in others for text in turn), question]
     if any(IMAGE_MARKER in text for text in later):
         raise RefusedError(f"{where}: {IMAGE_MARKER} may stand in the first question of a conversation alone")
+    if any(isinstance(own, Video) for own in _listed(images)) and any(
+        VIDEO_MARKER in text for text in (*(text for text, _ in others), question)
+    ):
+        raise RefusedError(f"{where}: {VIDEO_MARKER} may stand in the first question of a conversation alone")
     return record
 
 
@@ -91,6 +95,10 @@ def aligned(image: Any, question: Any, adapter: Any) -> tuple[list[Any], list[An
         value if isinstance(value, list) else [value] * length for value in values.values()
     )
     return images, questions, adapters, not lengths
+
+
+def _listed(images: Images) -> list[Image]:
+    return [] if images is None else list(images) if isinstance(images, tuple) else [images]
 
 
 def _told(images: int, videos: int) -> str:

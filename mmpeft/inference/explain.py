@@ -1,6 +1,6 @@
 """Explaining an answer: which patches it rests on, checked by deletion, and what the finetune changed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,21 +19,25 @@ from mmpeft.inference.attribution import (
 from mmpeft.inference.engine import Engine
 from mmpeft.inference.explanation import (
     GRADIENT,
+    METHODS,
     ROLLOUT,
     Deletion,
     Explanation,
     HeatMap,
+    HeatMaps,
     TokenProbability,
 )
 from mmpeft.inference.requests import Request
 from mmpeft.models.layer_outputs import layer_outputs
-from mmpeft.models.patch_places import PatchPlaces, patch_places
+from mmpeft.models.patch_places import patch_places
 from mmpeft.models.vision import VisionEncoder
 from mmpeft.names import RESERVED_NAME
 
 REMOVED = 0.5
 """The share of the patches that the check by deletion takes. What a few of them say, others often say too."""
 LAYERS = "layers"
+WEIGHED = {GRADIENT: gradient_times_input, ROLLOUT: attention_rollout}
+"""How each of `METHODS` weighs patches."""
 
 
 def explain(engine: Engine, request: Request, answer: str, deletions: int) -> Explanation:
@@ -46,40 +50,59 @@ def explain(engine: Engine, request: Request, answer: str, deletions: int) -> Ex
     Raises:
         RefusedError: no image, or what `Engine.encode` refuses.
     """
-    record, model = request.record, engine.model
-    if not record["images"]:
-        raise RefusedError(f"{record['where']} has no image, and heat maps lie on one; give an image")
     if deletions < 0:
         raise RefusedError(f"deletions is {deletions}; wanted 0 or more")
-    prompt = engine.encode(replace(request, rank=False))
-    assert isinstance(prompt, Encoded), "a question that is not ranked is one conversation"
-    encoded = engine.template.encode_answer(prompt, answer)
-    features = list(engine.features(record["images"]))
-    answered = Answered(model, encoded, features, request.adapter)
-    encoder = model.vision_encoder
-    assert isinstance(encoder, VisionEncoder), "without one every image was refused"
-    pictures = [engine.features.encoding.decode(image, encoder.image_config) for image in record["images"]]
-    places = [patch_places(encoder, picture.size) for picture in pictures]
-    heat_maps, refused = _heat_maps(answered, places, deletions)
+    answered = _answered(engine, request, answer)
+    maps = _heat_maps(engine, request, answered, METHODS, deletions)
     tokens = compare_tokens(answered, engine)
+    layers: list[float] = []
     try:
         layers = moved_layers(answered)
     except RefusedError as error:
-        layers, refused[LAYERS] = [], str(error)
-    question = record["turns"][-1][0].replace(IMAGE_MARKER, "").strip()
+        maps.refused[LAYERS] = str(error)
+    question = request.record["turns"][-1][0].replace(IMAGE_MARKER, "").strip()
     name = request.adapter or RESERVED_NAME
-    return Explanation(question, name, answer, tokens, layers, heat_maps, refused, pictures, places)
+    return Explanation(
+        **vars(maps), question=question, adapter=name, answer=answer, tokens=tokens, layers=layers
+    )
+
+
+def heat_maps(engine: Engine, request: Request, answer: str, methods: Sequence[str]) -> HeatMaps:
+    """The heat maps of `explain` alone, unchecked; gradient x input is one forward and backward.
+
+    Args:
+        methods: of `METHODS`, which to compute.
+
+    Raises:
+        RefusedError: as `explain`.
+    """
+    return _heat_maps(engine, request, _answered(engine, request, answer), methods, deletions=0)
+
+
+def _answered(engine: Engine, request: Request, answer: str) -> Answered:
+    images = request.record["images"]
+    if not images:
+        raise RefusedError(f"{request.record['where']} has no image, and heat maps lie on one; give an image")
+    prompt = engine.encode(replace(request, rank=False))
+    assert isinstance(prompt, Encoded), "a question that is not ranked is one conversation"
+    encoded = engine.template.encode_answer(prompt, answer)
+    return Answered(engine.model, encoded, list(engine.features(images)), request.adapter)
 
 
 def _heat_maps(
-    answered: Answered, places: list[PatchPlaces], deletions: int
-) -> tuple[dict[str, HeatMap], dict[str, str]]:
-    """By method, and why there is none."""
-    found, refused = {GRADIENT: gradient_times_input(answered)}, dict[str, str]()
-    try:
-        found[ROLLOUT] = attention_rollout(answered)
-    except RefusedError as error:
-        refused[ROLLOUT] = str(error)
+    engine: Engine, request: Request, answered: Answered, methods: Sequence[str], deletions: int
+) -> HeatMaps:
+    encoder = engine.model.vision_encoder
+    assert isinstance(encoder, VisionEncoder), "without one every image was refused"
+    decode = engine.features.encoding.decode
+    pictures = [decode(image, encoder.image_config) for image in request.record["images"]]
+    places = [patch_places(encoder, picture.size) for picture in pictures]
+    found, refused = dict[str, np.ndarray](), dict[str, str]()
+    for method in methods:
+        try:
+            found[method] = WEIGHED[method](answered)
+        except RefusedError as error:
+            refused[method] = str(error)
     checks = check_by_deletion(answered, found, deletions)
     inside = np.concatenate([own.inside() for own in places])
     ends = np.cumsum([len(own) for own in answered.features])[:-1]
@@ -88,7 +111,7 @@ def _heat_maps(
         total = np.abs(values).sum()
         outside = float((np.abs(values) * (1 - inside)).sum() / total) if total else 0.0
         maps[name] = HeatMap(np.split(values, ends), outside, checks.get(name))
-    return maps, refused
+    return HeatMaps(maps, refused, pictures, places)
 
 
 def check_by_deletion(answered: Answered, found: Mapping[str, np.ndarray], draws: int) -> dict[str, Deletion]:

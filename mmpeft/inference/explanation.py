@@ -62,32 +62,13 @@ class HeatMap:
 
 
 @dataclass(frozen=True)
-class TokenProbability:
-    """Of one token of the answer, behind those before it."""
+class HeatMaps:
+    """What methods say of the patches of a question's images, and where those lie."""
 
-    text: str
-    base: float
-    finetune: float
-    """Both 0 to 1."""
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Why a finetune gives an answer, as far as can be seen from outside."""
-
-    question: str
-    adapter: str
-    """The finetune, or "base"."""
-    answer: str
-    tokens: list[TokenProbability]
-    """Of the answer, its end included."""
-    layers: list[float]
-    """Of every decoder layer how far its output is from the base's where the answer is predicted: norm of the
-    difference over norm of the base's. Empty where the layers are not recognised."""
     heat_maps: dict[str, HeatMap]
     """By method."""
     refused: dict[str, str]
-    """Method, or "layers" -> why this model has none."""
+    """Method -> why this model has none; of an `Explanation` also "layers"."""
     pictures: list[Image.Image]
     """The images as they were read, before the encoder's transform."""
     places: list[PatchPlaces]
@@ -106,7 +87,7 @@ class Explanation:
 
         Raises:
             UnknownNameError: no such method.
-            RefusedError: this model has no such map, or there is no such image.
+            RefusedError: this model has no such map, it was not asked for, or there is no such image.
         """
         from mmpeft.reporting.overlay import lay_over  # half a second of libraries, for whoever looks
 
@@ -114,12 +95,39 @@ class Explanation:
             raise UnknownNameError(f"no method {method!r}; there are: {', '.join(METHODS)}")
         if method in self.refused:
             raise RefusedError(self.refused[method])
+        if method not in self.heat_maps:
+            raise RefusedError(f"no heat map by {method} was asked for")
         if not 0 <= number < len(self.pictures):
             raise RefusedError(f"image {number} of a question with {len(self.pictures)}; they count from 0")
         picture = self.pictures[number]
         scale = side / max(picture.size)
         size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
         return lay_over(picture, self.places[number].heat(self.heat_maps[method].values[number], size))
+
+
+@dataclass(frozen=True)
+class TokenProbability:
+    """Of one token of the answer, behind those before it."""
+
+    text: str
+    base: float
+    finetune: float
+    """Both 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Explanation(HeatMaps):
+    """Why a finetune gives an answer, as far as can be seen from outside."""
+
+    question: str
+    adapter: str
+    """The finetune, or "base"."""
+    answer: str
+    tokens: list[TokenProbability]
+    """Of the answer, its end included."""
+    layers: list[float]
+    """Of every decoder layer how far its output is from the base's where the answer is predicted: norm of the
+    difference over norm of the base's. Empty where the layers are not recognised."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain data, with the box of every patch in pixels of its image."""

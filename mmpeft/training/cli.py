@@ -26,6 +26,7 @@ from mmpeft.training.checkpoint_files import (
 from mmpeft.training.config_file import check_config_files
 from mmpeft.training.curves import BoardLogger, CurvesLogger
 from mmpeft.training.datamodule import VisionLanguageData
+from mmpeft.training.evaluation_writer import EvaluationWriter
 from mmpeft.training.folder_or_section import with_sections
 from mmpeft.training.interruption import Checkpoints, StopSignals
 from mmpeft.training.lightning_refusals import refusals_of_lightning
@@ -36,7 +37,7 @@ from mmpeft.training.processes import Reduced, check_processes, check_strategy, 
 from mmpeft.training.profile import StepTable
 from mmpeft.training.progress import LastValidation, progress
 from mmpeft.training.run_option import check_run, of_run
-from mmpeft.training.run_writer import EvaluationWriter, RunWriter
+from mmpeft.training.run_writer import RunWriter
 from mmpeft.training.sharding import NAME, Sharded, check_sharded
 
 EXPECTED_WARNINGS = [

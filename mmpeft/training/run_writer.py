@@ -1,4 +1,4 @@
-"""The callbacks that write the run directory after a fit, a test or a prediction, and print what the run cost."""
+"""The callback that writes the run directory of a fit, and prints what the run cost."""
 
 import resource
 import sys
@@ -19,16 +19,14 @@ from mmpeft.data.records import CAPTION_TASK, Record
 from mmpeft.data.store import first_of_image_sets
 from mmpeft.errors import RefusedError
 from mmpeft.evaluation.examples import QUESTIONS_FOR_EXAMPLES, some_answers, write_examples
-from mmpeft.evaluation.results import write_predictions, write_results
 from mmpeft.files import write_whole
 from mmpeft.inference.decoding import Sampling
 from mmpeft.inference.requests import Request
-from mmpeft.models.vision import NoVision
 from mmpeft.options import command_line
 from mmpeft.reporting.run_report import remove_pictures, write_report
 from mmpeft.runs.files import BASE, save_run
 from mmpeft.runs.identity import base_hash
-from mmpeft.runs.layout import CARD, CONFIG, config_of
+from mmpeft.runs.layout import CARD, CONFIG
 from mmpeft.runs.manifest import MANIFEST, Manifest, no_run, places_of
 from mmpeft.runs.occupancy import put_aside
 from mmpeft.training.batches import longest_answer
@@ -41,7 +39,16 @@ from mmpeft.training.sharding import INSTEAD, sharded
 HAS_ENDED = "has ended already; raise trainer.max_steps or max_epochs to train it further"
 ROW = "row_of_curves"
 """Key of a checkpoint: `coming_row`."""
-NOT_WRITTEN = "trainer.fast_dev_run tries a batch: no results were written"
+
+
+def writes(trainer: Any) -> bool:
+    """Whether this process writes what the run leaves: the first one, of a run that is no trial."""
+    return trainer.is_global_zero and not trainer.fast_dev_run
+
+
+def typed(module: Any, trainer: Any) -> tuple[VisionLanguageModule, VisionLanguageData]:
+    """Both as what they are, which Lightning's hooks do not say."""
+    return module, trainer.datamodule
 
 
 class RunWriter(L.Callback):
@@ -72,7 +79,7 @@ class RunWriter(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Before a model is loaded."""
-        if stage == "fit" and _writes(trainer):
+        if stage == "fit" and writes(trainer):
             refuse_no_training(trainer)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -80,7 +87,7 @@ class RunWriter(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Nothing can refuse the fit any more: from here on the directory is its own."""
-        if not _writes(trainer):
+        if not writes(trainer):
             return
         directory = Path(trainer.default_root_dir)
         source = Path(trainer.ckpt_path).resolve() if trainer.ckpt_path else Path()
@@ -102,8 +109,8 @@ class RunWriter(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Answers some questions while the model is still on its device."""
-        module, data = _typed(pl_module, trainer)
-        if _writes(trainer):
+        module, data = typed(pl_module, trainer)
+        if writes(trainer):
             self.manifest = self._describe(module, data)
             self._requests = _example_requests(module, self.manifest.max_new_tokens)
             module.model.eval()
@@ -113,8 +120,8 @@ class RunWriter(L.Callback):
             self._base = base_hash(module.model)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        module, data = _typed(pl_module, trainer)
-        if not _writes(trainer):
+        module, data = typed(pl_module, trainer)
+        if not writes(trainer):
             return
         directory = Path(trainer.default_root_dir)
         if not hasattr(self, "manifest"):  # resumed after the last step, Lightning trains nothing
@@ -200,55 +207,6 @@ def refuse_no_training(trainer: L.Trainer) -> None:
         )
 
 
-class EvaluationWriter(L.Callback):
-    """Writes predictions, metrics and pictures after test, answers after predict.
-
-    Args:
-        folder: for the results.
-        config: the settings of the test, as YAML, which lie beside its results.
-        forgetting: whether a test also compares base and finetune on held-out plain text, and on images.
-    """
-
-    def __init__(self, folder: Path, config: str, forgetting: bool = False):
-        self.folder, self.config, self.forgetting = folder, config, forgetting
-        self._texts: list[str] = []
-        self._records: Sequence[Record] = []
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Before a model is loaded."""
-        if self.forgetting and sharded(trainer):
-            raise RefusedError(
-                "--forgetting reads the base's weights in the first process, which has a part of them: leave it out, "
-                f"or {INSTEAD}"
-            )
-
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        module, data = _typed(pl_module, trainer)
-        if self.forgetting:
-            config, encoder = module.evaluation_config, module.model.vision_encoder
-            self._texts = config.held_texts(data.columns)
-            self._records = config.held_records(data.columns, not isinstance(encoder, NoVision))
-
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        module, _ = _typed(pl_module, trainer)
-        if not _writes(trainer):
-            return print(NOT_WRITTEN)
-        run, metrics = Path(trainer.default_root_dir), module.evaluation_config.metrics
-        write_whole(self.folder / config_of("test"), self.config)
-        tokenizer = module.started.tokenizer
-        write_results(run, self.folder, module.evaluation, metrics, tokenizer, self._texts, self._records)
-        module.evaluation.log.discard()
-
-    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        module, _ = _typed(pl_module, trainer)
-        if not _writes(trainer):
-            return print(NOT_WRITTEN)
-        path = self.folder / "answers.jsonl"
-        write_whole(self.folder / config_of("predict"), self.config)
-        print(f"{write_predictions(path, module.evaluation)} answers written to {path}")
-        module.evaluation.log.discard()
-
-
 def cost(module: VisionLanguageModule, seconds: float) -> dict[str, str]:
     """What people ask of a finetune: how much of the base was trained, how large it is, what it took."""
     own = [finetune.parameters for finetune in module.finetunes.values() if finetune.parameters]
@@ -285,7 +243,7 @@ def _listed_choices(module: VisionLanguageModule) -> dict[str, KnownChoices]:
     """Of every finetune that saw some and learnt to choose; of tasks that an earlier run alone trained it on, what was
     known then."""
     adapters = module.adapters()
-    writes = {
+    writers = {
         adapters[n] or BASE for n, own in module.finetunes.items() if own.settings.objective != "likelihood"
     }
     earlier = module.started.manifest.choices if module.started.manifest else {}
@@ -294,17 +252,9 @@ def _listed_choices(module: VisionLanguageModule) -> dict[str, KnownChoices]:
         before = earlier.get(owner, earlier.get(module.start_adapter or "", {}))
         tasks = {record["task"] or "" for record in records}
         own = {task: known for task, known in before.items() if task not in tasks}
-        own |= {} if owner in writes else known_choices(records)
+        own |= {} if owner in writers else known_choices(records)
         found |= {owner: own} if own else {}
     return found
-
-
-def _typed(module: Any, trainer: Any) -> tuple[VisionLanguageModule, VisionLanguageData]:
-    return module, trainer.datamodule
-
-
-def _writes(trainer: Any) -> bool:
-    return trainer.is_global_zero and not trainer.fast_dev_run
 
 
 def _example_requests(module: VisionLanguageModule, max_new_tokens: int) -> list[Request]:

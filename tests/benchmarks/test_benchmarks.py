@@ -72,6 +72,16 @@ def test_runs_may_measure_themselves_and_tell_more():
     assert only["run"] == "theirs"
 
 
+@pytest.mark.parametrize(("repeats", "calls", "memory"), [(0, 1, None), (2, 4, 7)])
+def test_a_long_run_is_not_called_again_for_its_memory(monkeypatch, repeats, calls, memory):
+    for name, stand_in in {"is_available": True, "get_device_name": "a GPU", "synchronize": None}.items():
+        monkeypatch.setattr(races.torch.cuda, name, lambda value=stand_in: value)
+    monkeypatch.setattr(timing, "gpu_memory", lambda run: run() or 7)
+    turns = []
+    (row,) = measure(Race("a sweep", {"ours": lambda: turns.append(1)}, repeats=repeats), None)
+    assert (len(turns), row.get("added_gb"), row["gpu"]) == (calls, memory, "a GPU")
+
+
 def test_a_table_takes_the_place_of_its_last_one_and_no_other(tmp_path, monkeypatch):
     monkeypatch.setattr(table, "ROOT", tmp_path)
     path = tmp_path / table.DOCUMENT
@@ -144,7 +154,8 @@ def test_gpu_cases_run_to_the_end_on_any_machine(tmp_path):
     subprocess.run(words, check=True, env=environment, stdout=subprocess.DEVNULL, cwd=tmp_path)
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert {row["case"] for row in rows} == {name for name in case_names() if name.startswith("gpu_")}
-    assert {row["run"] for row in rows} >= {"mmpeft, features kept", "peft, features for free", "one pass"}
+    runs = {"mmpeft, features kept", "peft, features for free", "one pass", "one sweep"}
+    assert {row["run"] for row in rows} >= runs
     assert (ROOT / table.DOCUMENT).read_text() == before
 
 

@@ -33,7 +33,10 @@ def asking(*images: Path, **changes: Any) -> tuple[Any, ...]:
         "remember": False,
         "heat_map": False,
     }
-    files = [{"image": handle_file(str(image)), "caption": None} for image in images]
+    kinds = ["video" if image.suffix == ".mp4" else "image" for image in images]
+    files = [
+        {kind: handle_file(str(image)), "caption": None} for kind, image in zip(kinds, images, strict=True)
+    ]
     return files, *(asked | changes).values()
 
 
@@ -63,6 +66,17 @@ def page(address) -> Any:
 def ask(page) -> Callable[..., list[dict[str, Any]]]:
     """Asks the page; the answers of all finetunes."""
     return lambda *images, **changes: page.predict(*asking(*images, **changes), api_name="/answer")[0]
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory) -> Path:
+    """A video of a second, from dark to light."""
+    pytest.importorskip("av")
+    from tests.data.layouts.writing import clip
+
+    path = tmp_path_factory.mktemp("videos") / "my clip.mp4"
+    path.write_bytes(clip())
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import shutil
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +39,14 @@ def browser():
         browser = engine.chromium.launch(executable_path=CHROMIUM)
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def film(tmp_path):
+    """A video of a second that browsers play."""
+    from tests.data.test_video import write  # it skips without PyAV
+
+    return Path(write(tmp_path / "film.mp4", count=25))
 
 
 @pytest.fixture
@@ -112,6 +121,35 @@ def test_a_click_on_an_example_asks_it(open_page, source):
     page.locator("#examples button.thumbnail-item, #examples .thumbnail-item").first.click()
     playwright.expect(page.locator("#board .card.done")).to_have_count(1)
     assert page.locator("#board .truth").inner_text() == f"truth: {source.examples[0].truth}"
+
+
+def test_uploads_keep_their_names(open_page, red, tmp_path):
+    page = open_page()
+    shutil.copy(red, tmp_path / "it's $1 (red).png")
+    page.locator("#images input[type=file]").first.set_input_files(tmp_path / "it's $1 (red).png")
+    playwright.expect(page.locator("#images img")).to_have_count(1)
+    ask(page, "what color is it?", cards=1)
+    page.get_by_text("Copy as code").click()
+    page.get_by_text("it's $1 (red).png").first.wait_for()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_video_is_played_and_its_heat_map_has_times(open_page, film, red, width, tmp_path):
+    page = open_page(width)
+    (tmp_path / "broken.mp4").write_bytes(film.read_bytes()[:400])
+    page.locator("#images input[type=file]").first.set_input_files([tmp_path / "broken.mp4", red, film])
+    page.get_by_text("left out: broken.mp4").wait_for()
+    playwright.expect(page.locator("#images video")).to_have_count(1)
+    playwright.expect(page.locator("#images img")).to_have_count(1)
+    page.locator(".toast-close").first.click()
+    page.get_by_label("Heat map").check()
+    ask(page, "is <image> in <video>?", cards=1)
+    titles = page.locator("#board figcaption")
+    playwright.expect(titles).to_have_count(9)
+    assert titles.all_inner_texts()[-1] == "film.mp4, 1.0 seconds"
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert overlapping(page) == []
+    page.wait_for_function("document.querySelector('#images video').readyState > 1")
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "light"), (390, "dark")])

@@ -7,6 +7,7 @@ import runpy
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,12 +15,15 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 from torch.utils.tensorboard import SummaryWriter
+from transformers import AutoModelForCausalLM
 
+from mmpeft import config_files
 from mmpeft.cli import main
+from mmpeft.config_files import presets
 from mmpeft.experiments import steps
 from mmpeft.experiments.compare_methods import TIMING, compare_methods, count_numbers, step_seconds
-from mmpeft.experiments.compare_methods_table import COLUMNS, draw_comparison, make_table
-from mmpeft.experiments.methods import METHODS, common_settings, method_settings
+from mmpeft.experiments.compare_methods_table import COLUMNS, IMAGE_COLUMNS, draw_comparison, make_table
+from mmpeft.experiments.methods import METHODS, Preset, common_settings, find_method, method_settings
 from mmpeft.experiments.steps import MMPEFT, ChildError
 from mmpeft.training.cli import VisionLanguageCLI
 from tests.tiny import make_config, write_jsonl
@@ -43,7 +47,7 @@ FIGURES = {
 
 
 def made_up(name: str, **changes) -> dict:
-    method = METHODS[name]
+    method = find_method(name)
     told = {
         "method": name,
         "title": method.title,
@@ -94,12 +98,19 @@ def config(tmp_path, tiny_base, tiny_data) -> str:
     for path in folder.glob("*.jsonl"):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         write_jsonl(path, [row | {"note": 1, "about": "squares"} for row in rows])
-    data = {
-        "held_text": str(folder / "text.jsonl"),
-        "columns": {"task": "about"},
-        "ignore": ["note"],
-    }
-    return str(make_config(tmp_path / "config.yaml", tiny_base, folder, data=data))
+    path = make_config(
+        tmp_path / "config.yaml", tiny_base, folder, data={"columns": {"task": "about"}, "ignore": ["note"]}
+    )
+    held = {"held_text": str(folder / "text.jsonl"), "held_images": str(folder / "val.jsonl")}
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"test": held}))
+    return str(path)
+
+
+@pytest.fixture
+def own_presets(tmp_path, monkeypatch) -> Path:
+    """A folder of presets in place of those that come with mmpeft."""
+    monkeypatch.setattr(config_files, "INSTALLED", tmp_path / "configs")
+    return Path(shutil.copytree("configs/presets", tmp_path / "configs" / "presets"))
 
 
 def rows_of(table: str) -> list[list[str]]:
@@ -109,7 +120,7 @@ def rows_of(table: str) -> list[list[str]]:
 
 
 def test_one_method_fails_the_other_has_every_figure_and_only_the_first_is_run_again(
-    config, processes, tmp_path, capsys
+    config, processes, tiny_base, tmp_path, capsys
 ):
     output = tmp_path / "out"
 
@@ -123,14 +134,20 @@ def test_one_method_fails_the_other_has_every_figure_and_only_the_first_is_run_a
     prefix, lora = compare()
     assert prefix[:2] == ["prefix tuning", r"failed: no \| memory left"]
     assert lora[0] == "LoRA"
-    assert len(prefix) == len(lora) == 1 + len(COLUMNS)
+    assert len(prefix) == len(lora) == 1 + len(COLUMNS) + len(IMAGE_COLUMNS)
     assert all(re.search(r"\d", cell) for cell in lora[1:])
     found = json.loads((output / "results.json").read_text())["methods"][1]
     weights = output / "lora" / "adapters" / "lora" / "adapter_model.safetensors"
     assert found["trained"] == 2 * 16 * (64 + 64 + 64 + 32)  # q and v of two layers, of width 64 and 32
+    language: Any = AutoModelForCausalLM.from_pretrained(tiny_base / "language")
+    assert found["share"] == found["trained"] / language.num_parameters()
     assert found["files_mb"] >= weights.stat().st_size / 1e6
     assert found["questions"] == 4
     assert found["peak_gb"] == 1
+    tested = json.loads((output / "lora" / "metrics.json").read_text())
+    assert (
+        found["of_images"]["perplexity"] == tested["forgetting_of_images/perplexity"] != found["perplexity"]
+    )
     assert 0 < found["step_seconds"] < 10
     assert not list(output.glob("*/checkpoints/*"))
     with Image.open(output / "compare.png") as picture:
@@ -183,9 +200,96 @@ def test_methods_differ_in_nothing_but_what_is_their_own(name, config, tmp_path)
         }
 
 
+def test_a_preset_is_trained_and_tested_as_fit_puts_it_over_the_config(
+    config, processes, own_presets, tmp_path
+):
+    output, preset = tmp_path / "out", own_presets / "lora_plus.yaml"
+    text = preset.read_text().replace("alpha: 32", "alpha: 32\n      target_modules: top-10_000")
+    preset.write_text(text)
+
+    def compare() -> dict:
+        processes.started.clear()
+        compare_methods(STEPS, str(output), "lora_plus", config, limit_test=4)
+        (row,) = json.loads((output / "results.json").read_text())["methods"]
+        return row
+
+    row = compare()
+    assert "error" not in row
+    assert (row["method"], row["title"], row["learning_rate"]) == ("lora_plus", "LoRA+", 2e-4)
+    assert "- LoRA+: 0.0002; LoRA whose B learns 16 times" in (output / "table.md").read_text()
+    ran = yaml.safe_load((output / "lora_plus" / "config.yaml").read_text())["model"]
+    assert (ran["lora_b_ratio"], ran["adapter"]["init_args"]["rank"]) == (16, 16)  # the config has 1 and 4
+    files = output / "lora_plus" / "adapters" / "lora_plus"
+    chosen = json.loads((files / "adapter_config.json").read_text())["target_modules"]
+    assert 0 < len(chosen) < 14  # when the fit began, of two layers; the test answers with them
+    assert 5_000 < row["trained"] <= 10_000
+    assert compare() == row
+    assert not processes.started
+    preset.write_text(text.replace("top-10_000", "top-20_000"))
+    with pytest.raises(
+        ValueError, match=r"preset\.model.*target_modules: made with 'top-10_000', found 'top-20"
+    ):
+        compare()
+    assert not processes.started
+
+
+@pytest.mark.parametrize("name", presets())
+def test_a_preset_is_a_row_that_differs_in_its_method_alone(name, config, tmp_path):
+    common = common_settings(config, STEPS, None)
+    wanted, path = method_settings(name, common, tmp_path / name, 1), tmp_path / "method.yaml"
+    own = {"adapter_name": name}
+    assert wanted["config"]["model"] == common["model"] | own
+    assert wanted["config"]["data"] == common["data"]
+    preset = find_method(name)
+    assert isinstance(preset, Preset)
+    assert name not in METHODS
+    assert 0 < len(preset.title) <= 30  # it stands beside a point of the picture
+    assert len(preset.source) > 50
+    path.write_text(yaml.safe_dump(wanted["config"]))
+    cli = VisionLanguageCLI.parse(["--config", str(path), "--preset", name])
+    assert cli.model.finetunes[name].settings.learning_rate == preset.learning_rate
+    assert wanted["preset"]["model"]["adapter"]["class_path"].endswith(
+        type(cli.model.finetunes[name].adapter).__name__
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"trainer": {"max_steps": 9}},
+            r"odd.yaml sets trainer\.max_steps; presets that .* leave odd out of",
+        ),
+        ({"data": {"train": "other.jsonl"}}, r"sets data\.train; "),
+        ({"seed_everything": 3}, "sets seed_everything; "),
+        ({"model": {"adapter_name": "other"}}, r"sets model\.adapter_name; "),
+        ({"model": {"start_from": "runs/other"}}, r"sets model\.start_from; "),
+        ({"model": {"learning_rate": ...}}, r"has no model\.learning_rate; "),
+        ({"model": {"adapter": ...}}, r"has no model\.adapter; "),
+    ],
+)
+def test_a_preset_of_more_than_a_method_is_refused_before_any_trains(
+    changes, message, config, processes, own_presets, tmp_path
+):
+    settings = yaml.safe_load((own_presets / "lora_plus.yaml").read_text())
+    for section, own in changes.items():
+        both = {**settings.get(section, {}), **own} if isinstance(own, dict) else own
+        settings[section] = both
+        if isinstance(both, dict):
+            settings[section] = {key: value for key, value in both.items() if value is not ...}
+    (own_presets / "odd.yaml").write_text(yaml.safe_dump(settings))
+    for methods in ("lora,odd", "presets"):
+        with pytest.raises(ValueError, match=message):
+            compare_methods(STEPS, str(tmp_path / "out"), methods, config)
+    assert not processes.started
+
+
 def test_wrong_arguments(config, tmp_path, tiny_base, tiny_data):
     for changes, message in [
-        ({"methods": "lora,lorra"}, "'lorra', which is none of full, lora"),
+        (
+            {"methods": "lora,lorra"},
+            "'lorra', which is none of full, lora.* of the presets lora_attention, lora_by",
+        ),
         ({"steps": 2}, "2 steps"),
         ({"limit_test": 0}, "0 questions"),
         ({"start_from": str(tmp_path / "gone")}, r"gone.*mmpeft fit --config"),
@@ -217,6 +321,12 @@ def test_numbers_are_counted_as_torch_counts_them(tmp_path):
 def test_the_table_is_ready_for_a_readme():
     broken = made_up("tfew") | {"error": "a | b\n" + "c" * 1000}
     table = make_table([made_up("lora"), broken], "python it --steps 3", "3 steps each")
+    assert "other images" not in table
+    measured = {"of_images": {"perplexity_base": 5.0, "perplexity": 4.0, "same_token": 0.75}}
+    plus = made_up("lora_plus", **measured)
+    with_images = make_table([plus, made_up("lora"), broken], "python it", "3 steps each")
+    assert [row[-2:] for row in rows_of(with_images)] == [["5.00 → 4.00", "75.0 %"], ["–", "–"], ["–", "–"]]
+    assert "- other images: " in with_images
     widths = {len(row) for row in rows_of(table)}
     assert widths == {1 + len(COLUMNS)}
     assert "-0.1" in table

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 
 from mmpeft.adapters import LoraConfig, PrefixConfig, PromptConfig
+from mmpeft.adapters.architecture import find_layers
 from mmpeft.cli import main
 from mmpeft.data.template import IGNORE_INDEX, IMAGE_TOKEN, Encoded
 from mmpeft.errors import RefusedError
 from mmpeft.inference.attribution import Answered, attention_rollout, gradient_times_input, losses_without
-from mmpeft.inference.explain import check_by_deletion, moved_layers
+from mmpeft.inference.explain import check_by_deletion, heat_maps, moved_layers
 from mmpeft.inference.explanation import GRADIENT, METHODS, ROLLOUT, HeatMap
 from mmpeft.inference.self_check import check_language_model
 from mmpeft.models.multimodal import MultimodalModel
@@ -238,6 +239,29 @@ def test_an_explanation_is_of_the_finetunes_own_answer(vlm, images):
     same = vlm.explain(images[0], QUESTION, "base", deletions=0)
     assert same.layers == [0.0, 0.0]
     assert all(token.base == token.finetune for token in same.tokens)
+
+
+def test_heat_maps_alone_are_those_of_the_explanation_and_compute_no_more(vlm, images):
+    """A forward for the gradient, two for the rollout: of the usual attention, and of the eager one."""
+    both = (images[0], images[5])
+    found = vlm.explain(both, QUESTION, "other", answer="red", deletions=0)
+    (request,), _ = vlm.requests(both, QUESTION, "other")
+    first = vlm.model.language_model.get_submodule(find_layers(vlm.model.language_model)[0])
+    for methods, wanted in (((GRADIENT,), 1), ((ROLLOUT,), 2), (METHODS, 3)):
+        forwards: list[int] = []
+        hook = first.register_forward_hook(lambda *_, forwards=forwards: forwards.append(1))
+        own = heat_maps(vlm.engine, request, "red", methods)
+        hook.remove()
+        assert len(forwards) == wanted
+        assert tuple(own.heat_maps) == methods
+        for method in methods:
+            for number in range(2):
+                values = (each.heat_maps[method].values[number] for each in (own, found))
+                np.testing.assert_array_equal(*values)
+                assert own.overlay(method, number).tobytes() == found.overlay(method, number).tobytes()
+    only = heat_maps(vlm.engine, request, "red", [GRADIENT])
+    with pytest.raises(RefusedError, match="no heat map by attention rollout was asked for"):
+        only.overlay(ROLLOUT)
 
 
 def test_several_images_have_a_map_each(vlm, images):

@@ -70,6 +70,18 @@ def test_there_is_a_marker_for_each_or_none(vlm, images, video, question, told):
         vlm.ask((images[0], mmpeft.Video(video)), question)
 
 
+def test_a_later_question_has_no_marker_of_a_video(vlm, images, video):
+    told = "<video> may stand in the first question of a conversation alone"
+    for history, question in (
+        ([("what is in <video>?", "red")], "and in <video>?"),
+        ([(QUESTION, "red"), ("<video>?", "blue")], QUESTION),
+    ):
+        with pytest.raises(RefusedError, match=told):
+            vlm.requests(mmpeft.Video(video), question, history=history)
+        vlm.requests(images[0], question, history=history)  # without a video it is text
+    vlm.requests(mmpeft.Video(video), QUESTION, history=[("what is in <video>?", "a <video>")])
+
+
 def test_the_command_line_asks_about_several(tiny_run, images, video, capsys):
     plain = mmpeft.load(str(tiny_run), "cpu")
     words = ["ask", QUESTION, "--run", str(tiny_run), "--max_new_tokens", "6"]

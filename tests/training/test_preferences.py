@@ -196,8 +196,7 @@ def test_rows_apart_add_up_to_rows_together():
 
 @pytest.fixture
 def trl(monkeypatch):
-    """TRL 0.24; beside transformers 5 it takes for installed what is not."""
-    pytest.importorskip("trl")
+    """Beside transformers 5 it takes for installed what is not."""
     from trl import import_utils
 
     for name, value in list(vars(import_utils).items()):
@@ -208,8 +207,7 @@ def trl(monkeypatch):
 
 @pytest.mark.parametrize("objective", [*PAIR_WISE, "kto"])
 def test_losses_are_those_of_trl(objective, trl):
-    """The same log-probabilities; its trainers' functions are called on settings alone. Seen with TRL 0.24, in whose
-    later versions the losses of DPO are no function of their own."""
+    """The same log-probabilities; its trainers' functions are called on settings alone."""
     settings = {
         "dpo": {"beta": 0.3, "label_smoothing": 0.1},
         "ipo": {"beta": 0.3},

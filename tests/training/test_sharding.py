@@ -20,9 +20,9 @@ from mmpeft.inference.comparison import unlabelled
 from mmpeft.models.language import LanguageConfig, load_language_model
 from mmpeft.runs.manifest import read_manifest
 from mmpeft.training.compiled_steps import CompiledSteps
+from mmpeft.training.evaluation_writer import EvaluationWriter
 from mmpeft.training.finetune import Settings
 from mmpeft.training.pieces import Pieces
-from mmpeft.training.run_writer import EvaluationWriter
 from mmpeft.training.sharding import NAME, Sharded, check_finetunes, check_sharded, local_bytes
 from mmpeft.transfer import is_sharded
 from tests.tiny import make_config, make_model_config
