@@ -1,5 +1,6 @@
 """Two tests of the same questions, compared by what they left on disk, in every metric that scores single answers."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,13 +128,12 @@ def _metrics(answers: Sequence[Sequence[Answer]], wanted: Sequence[str] | None) 
 
 def _by_question(rows: Sequence[dict[str, Any]]) -> dict[Key, dict[str, Any]]:
     found: dict[Key, dict[str, Any]] = {}
+    seen: Counter[Key] = Counter()
     for row in rows:
         truths = tuple(row.get("references", [row["truth"]]))
         alike = row["id"], row["question"], tuple(row["images"]), truths
-        number = 0
-        while (*alike, number) in found:
-            number += 1
-        found[(*alike, number)] = row
+        found[(*alike, seen[alike])] = row
+        seen[alike] += 1
     return found
 
 
