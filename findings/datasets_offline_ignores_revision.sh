@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# datasets 5.2.0, huggingface_hub 2.4.0 (Python 3.11): without a network `load_dataset(name, revision=R)` gives the revision that was fetched
-# last, whatever R is, also one that was never fetched; nothing is raised, and the rows look right.
+# datasets 5.2.0, huggingface_hub 2.4.0 (Python 3.11): without a network `load_dataset(name, revision=R)` gives the
+# revision that was fetched last, whatever R is, also one that was never fetched; nothing is raised, and the rows look
+# right.
 #
 # A run that pins a data set's commit is so only as long as the hub answers. Offline (`HF_HUB_OFFLINE=1`, a machine of a
 # cluster without a network) the module's cache is searched by name and newest first, and the revision is not compared.
