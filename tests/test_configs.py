@@ -62,10 +62,7 @@ def test_a_preset_goes_over_a_config_wherever_it_stands():
     ]
     assert found == ["fit", *behind, "--model.learning_rate=1"]
     words = ["--preset", "lora_gate_up", f"--config={config}"]
-    assert VisionLanguageCLI.parse(words).model.finetunes["default"].adapter.target_modules == [
-        "gate_proj",
-        "up_proj",
-    ]
+    assert VisionLanguageCLI.parse(words).model.finetunes["default"].adapter.target_modules == "gate+up"
     with pytest.raises(SystemExit, match="--preset is put over a config, and --run goes on"):
         main(["fit", "--run=runs/x", "--preset", "lora_plus"])
 

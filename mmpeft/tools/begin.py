@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from mmpeft.adapters.architecture import find_blocks, find_linears
-from mmpeft.adapters.methods.base import names_module
+from mmpeft.adapters.targets import find_sites
 from mmpeft.data.image_tokens import image_tokens
 from mmpeft.data.images.decode import DEFAULT
 from mmpeft.data.layouts.columns import Columns
@@ -24,6 +22,7 @@ from mmpeft.paths import LANGUAGE_MODEL, resolve
 from mmpeft.tools.check_data import check_data
 from mmpeft.tools.new_config import (
     GOALS,
+    METHODS,
     Found,
     check_goal,
     make_config,
@@ -43,7 +42,6 @@ QUESTIONS = {
     "base": f"Which language model, a hub id or a folder? [{LANGUAGE_MODEL}]",
     "goal": "What for?\n" + "".join(f"  {name:<8} {what}\n" for name, what in GOALS.items()) + "[answer]",
 }
-ATTENTION_ROLES = ("q", "k", "v", "o")
 DEFAULTS = {"base": LANGUAGE_MODEL, "goal": "answer"}
 
 
@@ -78,7 +76,7 @@ def init(
     source, language = answers["data"], answers["base"]
     check_goal(answers["goal"])
     vision = (vision_of_run(start_from) if encoder is None else None) or vision_settings(encoder)
-    found = look(source, language, columns, image_root, vision)
+    found = look(source, language, answers["goal"], columns, image_root, vision)
     run = f"runs/{Path(output).stem}"
     config = make_config(source, language, answers["goal"], found, run, start_from, vision)
     further: dict[str, Any] = {
@@ -95,13 +93,18 @@ def init(
     print(f"{output} is written; next: {command_line('fit', '--config', output)}")
 
 
-def look(data: str, base: str, columns: Columns, image_root: str | None, vision: dict[str, Any]) -> Found:
-    """Reads all rows as `mmpeft check` does, without decoding images.
+def look(
+    data: str, base: str, goal: str, columns: Columns, image_root: str | None, vision: dict[str, Any]
+) -> Found:
+    """Reads all rows as `mmpeft check` does, without decoding images; before that the base must have what is trained.
 
     Raises:
-        RefusedError: what `mmpeft check` refuses; columns that are not known are told with a proposal.
+        RefusedError: what `mmpeft check` and `find_sites` refuse; columns that are not known are told with a proposal.
     """
     model, positions = empty_model(resolve(base)), positions_of(resolve(base))
+    if goal in METHODS:
+        method, own = METHODS[goal]
+        find_sites(model, method(**own))
     seen = VisionEncoder(VisionConfig(**vision), load_weights=False)
     tokens = TokenSurvey(resolve(base), "minigpt", positions or UNLIMITED, image_tokens(seen))
     reading = Reading(str(resolve(data)), columns, image_root)
@@ -110,25 +113,8 @@ def look(data: str, base: str, columns: Columns, image_root: str | None, vision:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Found(
         *(checked.facts, checked.images, count_parameters(model), max(tokens.lengths)),
-        *(positions, tokens.ranked == count, room(device), attention_names(model)),
+        *(positions, tokens.ranked == count, room(device)),
     )
-
-
-def attention_names(model: nn.Module) -> list[str]:
-    """What a language model calls the linears of its attention, each by as much of its path as tells it from others;
-    none where they are not recognised."""
-    try:
-        parts = [part for block in find_blocks(model) for part in block.parts]
-    except RefusedError:
-        return []
-    paths = list(dict.fromkeys(part.path for part in parts if part.role in ATTENTION_ROLES))
-    others = [path for path in find_linears(model) if path not in paths]
-    return list(dict.fromkeys(_name(path.split("."), others) for path in paths))
-
-
-def _name(path: list[str], others: list[str]) -> str:
-    names = (".".join(path[-length:]) for length in range(1, len(path) + 1))
-    return next(name for name in names if not any(names_module(other, [name]) for other in others))
 
 
 def _asked(name: str) -> str:

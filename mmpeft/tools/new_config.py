@@ -3,13 +3,14 @@
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
 
+from mmpeft.adapters import AdapterConfig, IA3Config, LoraConfig
 from mmpeft.data.formats.splits import split_in_name
 from mmpeft.errors import RefusedError
 from mmpeft.models.vision_config import VisionConfig
@@ -26,6 +27,13 @@ GOALS: dict[str, str] = {
     "few": "a few examples of each class, of which each row lists all as choices: T-Few",
     "caption": "images read at all: the projector alone, on captions; stage 1, before any of the others",
 }
+LORA = {"rank": 16, "alpha": 32}
+METHODS: dict[str, tuple[type[AdapterConfig], dict[str, Any]]] = {
+    "answer": (LoraConfig, LORA),
+    "keep": (LoraConfig, LORA | {"target_modules": "attention"}),
+    "few": (IA3Config, {}),
+}
+"""Goal -> what it trains beside the projector, and its settings."""
 LARGE = 1_000_000_000
 """Parameters from which on LoRA learns at 2e-4, as QLoRA's up to 13B (Dettmers et al. 2023, table 9), else at 1e-3."""
 SEEN, MOST_EPOCHS = 6_000, 20
@@ -55,8 +63,6 @@ class Found:
     """Whether every row has."""
     room: int
     """Bytes that the device that trains has; 0 is not known."""
-    attention: Sequence[str] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    """What the language model calls the linears of its attention."""
 
 
 def other_split(train: str, split: str) -> str | None:
@@ -99,8 +105,9 @@ def make_config(
         "language": language,
         "vision": (vision or vision_settings(None)) if sees else None,
     }
-    if (adapter := _adapter(goal, found)) is not None:
-        model["adapter"] = adapter
+    if goal in METHODS:
+        method, own = METHODS[goal]
+        model["adapter"] = {"class_path": f"mmpeft.adapters.{method.__name__}", "init_args": {**own}}
         model["learning_rate"] = 3e-3 if few else 2e-4 if found.parameters >= LARGE else 1e-3
     model |= {"optimizer": "adafactor", "schedule": "linear", "warmup": 0.06} if few else {"warmup": 0.03}
     if sees:
@@ -156,10 +163,6 @@ def check_goal(goal: str) -> None:
 
 def _check_goal(goal: str, found: Found, data: str, start_from: str | None) -> None:
     check_goal(goal)
-    if goal == "keep" and not found.attention:
-        raise RefusedError(
-            "--goal keep trains the attention, and none is recognised in this base; take --goal answer"
-        )
     if goal == "few" and not found.has_choices:
         raise RefusedError(
             f"--goal few learns from wrong choices too, but not all rows of {data} have choices: add them "
@@ -175,17 +178,6 @@ def _check_goal(goal: str, found: Found, data: str, start_from: str | None) -> N
         )
     if start_from is not None:
         read_manifest(start_from)  # which refuses what is no run
-
-
-def _adapter(goal: str, found: Found) -> dict[str, Any] | None:
-    if goal == "caption":
-        return None
-    if goal == "few":
-        return {"class_path": "mmpeft.adapters.IA3Config"}
-    own: dict[str, Any] = {"rank": 16, "alpha": 32}
-    if goal == "keep":
-        own["target_modules"] = list(found.attention)
-    return {"class_path": "mmpeft.adapters.LoraConfig", "init_args": own}
 
 
 def vision_settings(encoder: str | None) -> dict[str, Any]:

@@ -6,16 +6,13 @@ import sys
 
 import pytest
 import yaml
-from transformers import AutoModelForCausalLM
 
 from mmpeft.cli import main
 from mmpeft.tools import begin, new_config
 from mmpeft.tools.data_facts import DataFacts
 from mmpeft.tools.image_survey import ImageSurvey
 from mmpeft.tools.new_config import Found, make_config, other_split
-from tests.tiny import make_model_config, write_jsonl
-
-ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+from tests.tiny import write_jsonl
 
 
 @pytest.fixture
@@ -69,7 +66,7 @@ def test_every_goal_becomes_a_config_that_parses(place, tiny_base, tiny_data, go
     assert parses("config.yaml")
     adapter = yaml.safe_load((place / "config.yaml").read_text())["model"].get("adapter")
     targets = None if adapter is None else adapter["init_args"].get("target_modules", "auto")
-    assert targets == {"answer": "auto", "keep": ATTENTION, "caption": None}[goal]
+    assert targets == {"answer": "auto", "keep": "attention", "caption": None}[goal]
 
 
 def test_few_examples_with_choices_are_t_few(place, tiny_base, tiny_data, choice_data):
@@ -166,25 +163,6 @@ def test_stage_2_sees_as_the_run_of_stage_1_did(tiny_run, tiny_base, tiny_data, 
     )
     with pytest.raises(SystemExit, match="gone is no run of mmpeft"):
         main([*given, "--trial", "false"])
-
-
-def test_the_attention_is_what_the_base_calls_so():
-    """Where its output is called as another linear is, by more of its path."""
-    names = {
-        family: begin.attention_names(AutoModelForCausalLM.from_config(make_model_config(family, **more)))
-        for family, more in {
-            "gpt2": {},
-            "gpt_neox": {"intermediate_size": 64},
-            "phi3": {"intermediate_size": 64, "num_key_value_heads": 4, "pad_token_id": 0},
-            "llama": {"intermediate_size": 64},
-        }.items()
-    }
-    assert names == {
-        "gpt2": ["c_attn", "attn.c_proj"],
-        "gpt_neox": ["query_key_value", "dense"],
-        "phi3": ["o_proj", "qkv_proj"],
-        "llama": ATTENTION,
-    }
 
 
 def test_a_goal_or_an_output_that_cannot_be_is_refused_before_the_data_are_read(
