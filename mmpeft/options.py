@@ -10,7 +10,10 @@ from typing import Any, NoReturn
 
 from mmpeft.errors import refusal_in
 
-UNKNOWN = re.compile(r"unrecognized arguments: (?P<words>.+)|does not accept option '(?P<key>.+)'", re.S)
+UNKNOWN = re.compile(
+    r"unrecognized arguments: (?P<words>.+)|(?:does not accept option|^Option) '(?P<key>[^']+)'(?: is not accepted)?$",
+    re.S,
+)
 """The parsers' own words for an option that they do not have, on the command line and in a config."""
 
 
@@ -27,7 +30,10 @@ class TellsBriefly:
     """Mixed into a parser, in place of its usage, which is a hundred lines where every setting is an option."""
 
     prog: str
+    groups: dict[str, Any]
     _option_string_actions: dict[str, Any]
+    _inner_parser: bool = False
+    """Whether it parses the settings of one class within a config; the class is then its group."""
     parse_known_args: Any
 
     def parse_beside(self, arguments: list[str], sections: Sequence[str]) -> tuple[Any, list[str]]:
@@ -43,6 +49,10 @@ class TellsBriefly:
         if refused := refusal_in(ex):
             raise refused from None
         own = getattr(ex, "subcommand_parser", None) or self
+        if self._inner_parser and (found := UNKNOWN.search(message)) and found["key"]:
+            told = unknown_setting(next(iter(self.groups), "it"), found["key"], own._option_string_actions)
+            sys.stderr.write(f"error: {told}\n")
+            sys.exit(2)
         command = own.prog.replace(" [options]", "")
         told = unknown_option(message, own._option_string_actions) or message
         sys.stderr.write(f"error: {told}\n`{command} --help` lists the options\n")
@@ -60,3 +70,13 @@ def unknown_option(message: str, known: Iterable[str]) -> str | None:
         return f"{' '.join(words)!r} is one argument too many; text of several words stands in quotes"
     near = get_close_matches(option.replace("-", "_"), spelt := {o.replace("-", "_"): o for o in known}, n=1)
     return f"there is no option {option}" + (f"; the closest is {spelt[near[0]]}" if near else "")
+
+
+def unknown_setting(kind: str, key: str, known: Iterable[str]) -> str:
+    """What is told of a key that a class of a config does not have."""
+    names = [option.removeprefix("--") for option in known]
+    names = [name for name in names if name[0] != "-" and name[-1] != "+" and name != "help"]
+    near = get_close_matches(key, names, n=1)
+    closest = f"the closest is {near[0]!r}; " if near else ""
+    settings = ", ".join(names) or "none: those of a class stand in init_args"
+    return f"{kind} has no setting {key!r}; {closest}it has {settings}"

@@ -196,6 +196,23 @@ def test_a_command_that_cannot_be_parsed_is_told_in_two_lines(tiny_run, capsys, 
 
 
 @pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("--model.adapter.ranks=4", "LoraConfig has no setting 'ranks'; the closest is 'rank'; it has rank, alpha, "),
+        ("--model.adapter={class_path: LoraConfig, init_arg: {rank: 4}}", "LoraConfig has no setting 'init_arg.rank'; it has"),
+        ("--model.preferences.bta=1", "there is no option --model.preferences.bta; the closest is --model.pref"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_a_method_does_not_have_is_told_with_those_that_it_has(
+    tiny_config, capsys, word, told
+):
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", str(tiny_config), "--model.adapter=mmpeft.adapters.LoraConfig", word])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {told}")
+
+
+@pytest.mark.parametrize(
     ("section", "key"), [("model", "learning_rat"), ("data", "trian"), ("trainer", "max_step")]
 )
 def test_a_wrong_key_of_the_config_is_named(no_model, fit, capsys, section, key):
