@@ -17,7 +17,7 @@ from mmpeft.data.video import Video
 from mmpeft.demo.about import about_run, read_examples
 from mmpeft.demo.asked import CAPTION, MOST_TOGETHER, QUESTION, Answer, Answers, Asked, Change, Upload
 from mmpeft.demo.snippets import Question, curl_of, python_of_run, ranked
-from mmpeft.demo.together import checked_manifest, renamed, shown_name
+from mmpeft.demo.together import checked_manifest, refuse_same_names, renamed, shown_name
 from mmpeft.demo.uploads import Shown, shows_video
 from mmpeft.errors import RefusedError
 from mmpeft.inference.explain import heat_maps
@@ -79,6 +79,8 @@ class OfRuns(AbstractContextManager["OfRuns"]):
         first, *others = map(Path, runs)
         manifest = read_manifest(first)
         self._others = [(run, checked_manifest(run, manifest)) for run in others]
+        if others:
+            refuse_same_names([(first, manifest), *self._others])
         self.vlm = load(str(first), device)
         self.live = LiveEngine(self.vlm.engine, _settings(self.vlm))
         self._known = {RESERVED_NAME: Finetune(first, RESERVED_NAME, RESERVED_NAME, self.vlm)}
@@ -218,10 +220,6 @@ class OfRuns(AbstractContextManager["OfRuns"]):
             if own in manifest.projectors:
                 read_projector(folder / PROJECTOR, manifest.projectors[own])
             names[own] = name = shown_name(run, own, manifest.adapters)
-            if name in (*self._known, *self.live.names()):
-                raise RefusedError(
-                    f"{run}: there is a finetune {name!r} already; rename the folder of one of the runs"
-                )
             self.live.load(name, folder)
         view = copy.copy(self.vlm)
         view.manifest = renamed(manifest, names)

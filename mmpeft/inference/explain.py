@@ -50,8 +50,10 @@ def explain(engine: Engine, request: Request, answer: str, deletions: int) -> Ex
     Raises:
         RefusedError: no image, or what `Engine.encode` refuses.
     """
-    if deletions < 0:
-        raise RefusedError(f"deletions is {deletions}; wanted 0 or more")
+    if not isinstance(deletions, int) or deletions < 0:
+        raise RefusedError(f"deletions is {deletions!r}; wanted how many draws, 0 or more")
+    if not isinstance(answer, str):
+        raise RefusedError(f"the answer is {answer!r:.80}; wanted text")
     answered = _answered(engine, request, answer)
     maps = _heat_maps(engine, request, answered, METHODS, deletions)
     tokens = compare_tokens(answered, engine)

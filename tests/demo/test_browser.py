@@ -121,6 +121,11 @@ def test_a_click_on_an_example_asks_it(open_page, source):
     page.locator("#examples button.thumbnail-item, #examples .thumbnail-item").first.click()
     playwright.expect(page.locator("#board .card.done")).to_have_count(1)
     assert page.locator("#board .truth").inner_text() == f"truth: {source.examples[0].truth}"
+    page.get_by_text("Copy as code").click()
+    page.get_by_text(source.examples[0].images[0].name[-20:]).first.wait_for()
+    ask(page, "is it something else?", cards=1)
+    assert page.locator("#board .turn").first.locator(".truth").count() == 0
+    assert page.locator("#board .truth").count() == 1
 
 
 def test_uploads_keep_their_names(open_page, red, tmp_path):
