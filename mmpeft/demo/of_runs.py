@@ -123,7 +123,7 @@ class OfRuns(AbstractContextManager["OfRuns"]):
                     answers.refuse(number, error)
             yield from answers.stream()
             for number, ticket in tickets.items() if asked.heat_map else ():
-                yield self._explained(ticket.request, answers, number, shown)
+                yield self._explained(ticket, answers, number, shown)
         finally:
             for ticket in tickets.values():
                 ticket.cancel()
@@ -178,7 +178,7 @@ class OfRuns(AbstractContextManager["OfRuns"]):
         given, manifest = asked.choices is not None, finetune.vlm.manifest
         who = None if name == RESERVED_NAME else name
         told = [] if completion.error else remarks(manifest, request, completion, given, who=who)
-        if completion.finish_reason == "length":
+        if completion.cut:
             told.append(
                 f"cut after {request.sampling.max_new_tokens} tokens, the longest that an answer may have"
             )
@@ -191,13 +191,13 @@ class OfRuns(AbstractContextManager["OfRuns"]):
 
         return change
 
-    def _explained(self, request: Request, answers: Answers, number: int, shown: Shown) -> list[Answer]:
-        """The answers, with what one of them rests on."""
-        answer = answers.now[number]
+    def _explained(self, ticket: Ticket, answers: Answers, number: int, shown: Shown) -> list[Answer]:
+        """The answers, with what one of them, which has ended, rests on."""
+        answer, request, ends = answers.now[number], ticket.request, not ticket.result().cut
         try:
             if answer.text.strip():
                 found = self.live.between_steps(
-                    lambda: heat_maps(self.vlm.engine, request, answer.text, [GRADIENT])
+                    lambda: heat_maps(self.vlm.engine, request, answer.text, [GRADIENT], ends)
                 )
                 images: list[Any] = request.record["images"]
                 pictures = [found.overlay(number=place, side=MAP_SIDE) for place in range(len(images))]

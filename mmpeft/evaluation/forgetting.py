@@ -17,14 +17,14 @@ from mmpeft.data.formats import DataError
 from mmpeft.data.loader import Features
 from mmpeft.data.packing import pack
 from mmpeft.data.records import Record, place_of
-from mmpeft.data.sources import missing_image
+from mmpeft.data.sources import check_images
 from mmpeft.data.template import IGNORE_INDEX, Encoded
 from mmpeft.data.tokens import PieceTokenizer
 from mmpeft.errors import RefusedError
 from mmpeft.inference.engine import Engine
 from mmpeft.models.evaluating import evaluating
 from mmpeft.models.multimodal import MultimodalModel
-from mmpeft.models.vision import NoVision
+from mmpeft.models.vision import NoVision, VisionEncoder
 
 POSITIONS_AT_ONCE = 256
 """Positions whose logits are in memory together: a vocabulary of 49,152 takes 50 MB of fp32 for each model."""
@@ -102,11 +102,22 @@ def measure_image_forgetting(
     return _measure(engine.model, rows, adapter, batch_size, "answers about images", engine.features)
 
 
+def check_held(engine: Engine, records: Sequence[Record]) -> None:
+    """Raises:
+    DataError: `measure_image_forgetting` would refuse a record or an image, all of which are decoded.
+    """
+    encode_held(engine, records)
+    encoder = engine.model.vision_encoder
+    config = encoder.image_config if isinstance(encoder, VisionEncoder) else None
+    if problems := check_images(records, decode=True, config=config):
+        raise DataError("test.held_images has images that cannot be used\n" + "\n".join(problems))
+
+
 def encode_held(engine: Engine, records: Sequence[Record]) -> list[Encoded]:
     """Records about images with their answers, whole: perplexities of parts of them would be others.
 
     Raises:
-        DataError: the model sees no images, a record has none or one that cannot be read, or it is too long.
+        DataError: the model sees no images, a record has none, or it is too long.
     """
     if records and isinstance(engine.model.vision_encoder, NoVision):
         raise DataError(
@@ -122,9 +133,6 @@ def _held(engine: Engine, record: Record) -> Encoded:
         raise DataError(
             f"{where} has no image; test.held_images are questions about images: put it under test.held_text"
         )
-    for image in record["images"]:
-        if problem := missing_image(image):
-            raise DataError(f"{where}: {problem}")
     encoded = template.encode(record)
     if encoded.truncated:
         raise DataError(

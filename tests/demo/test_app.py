@@ -150,15 +150,17 @@ def test_heat_maps_are_of_the_prompt_that_was_answered(ask, vlm, red, blue):
     assert [own["heat_maps"] for own in plain] == [[], []]
     for own in asked:
         assert len(own["heat_maps"]) == 2
-        name, text = own["finetune"], own["text"]
-        explained = vlm.explain((red, blue), QUESTION, name, text, deletions=0)
+        explained = vlm.explain((red, blue), QUESTION, own["finetune"], deletions=0)
+        assert explained.answer == own["text"]
         for number, url in enumerate(own["heat_maps"]):
             assert same(url, explained.overlay(number=number, side=480))
             assert not same(url, explained.overlay(number=1 - number, side=480))
     follow = ask(red, blue, question="sure?", finetunes=["default"], remember=True, heat_map=True)[0]
     history = [(QUESTION, own["text"]) for own in (plain[0], asked[0])]
     (request,), _ = vlm.requests((red, blue), "sure?", "default", history=history)
-    assert same(follow["heat_maps"][0], explain(vlm.engine, request, follow["text"], 0).overlay(side=480))
+    ends = not any(remark.startswith("cut after") for remark in follow["remarks"])
+    explained = explain(vlm.engine, request, follow["text"], 0, ends)
+    assert same(follow["heat_maps"][0], explained.overlay(side=480))
 
 
 def test_a_heat_map_costs_the_engine_a_forward_and_no_more(ask, source, red, monkeypatch):

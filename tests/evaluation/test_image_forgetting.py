@@ -86,7 +86,6 @@ def test_a_test_measures_it_beside_plain_text(tiny_config, tiny_run, tiny_data, 
     ("change", "told"),
     [
         ({"images": []}, "has no image; test.held_images are questions about images"),
-        ({"images": ["/no/such.png"]}, "image '/no/such.png' is missing"),
         ({"turns": [("<image>what?", "red " * 2000)]}, "is longer than max_length = 1024, so that a part"),
     ],
 )
@@ -102,11 +101,18 @@ def test_a_model_without_an_encoder_is_not_asked_about_images(vlm, records, monk
         measure_image_forgetting(vlm.engine, records, "default")
 
 
-def test_held_images_are_refused_before_questions_are_answered(tiny_config, tiny_data, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("content", "told"), [(None, "does not exist"), (b"\x89PNG no more", "no image of a known")]
+)
+def test_held_images_are_refused_before_questions_are_answered(
+    tiny_config, tiny_data, tmp_path, monkeypatch, content, told
+):
     monkeypatch.setattr(Evaluation, "run", lambda *_: pytest.fail("a question was answered"))
     held = write_jsonl(tmp_path / "held.jsonl", [{"image": "no.png", "question": "what?", "answer": "red"}])
+    if content is not None:
+        (tmp_path / "no.png").write_bytes(content)
     words = [f"--test.held_text={tiny_data / 'text.jsonl'}", f"--test.held_images={held}"]
-    with pytest.raises(SystemExit, match=r"held.jsonl:1 .*no.png' is missing"):
+    with pytest.raises(SystemExit, match=rf"test.held_images has .*\n.*held.jsonl:1 .*no.png.*{told}"):
         main(["test", "--config", str(tiny_config), "--forgetting", *words, f"--output={tmp_path / 'out'}"])
 
 

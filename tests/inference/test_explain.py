@@ -241,6 +241,18 @@ def test_an_explanation_is_of_the_finetunes_own_answer(vlm, images):
     assert all(token.base == token.finetune for token in same.tokens)
 
 
+def test_the_end_of_an_answer_that_was_cut_is_not_explained(vlm, images, monkeypatch):
+    monkeypatch.setattr(vlm.manifest, "max_new_tokens", 3)
+    found = vlm.explain(images[0], QUESTION, "base", deletions=0)
+    assert vlm.answer(vlm.requests(images[0], QUESTION, "base")[0])[0].cut
+    assert "".join(token.text for token in found.tokens).strip() == found.answer
+    given = vlm.explain(images[0], QUESTION, "base", found.answer, deletions=0)
+    assert given.tokens[:-1] == found.tokens
+    assert not np.allclose(
+        given.heat_maps[GRADIENT].values[0], found.heat_maps[GRADIENT].values[0], rtol=1e-3
+    )
+
+
 def test_heat_maps_alone_are_those_of_the_explanation_and_compute_no_more(vlm, images):
     """A forward for the gradient, two for the rollout: of the usual attention, and of the eager one."""
     both = (images[0], images[5])
