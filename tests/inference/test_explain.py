@@ -242,10 +242,9 @@ def test_an_explanation_is_of_the_finetunes_own_answer(vlm, images):
 
 
 def test_the_end_of_an_answer_that_was_cut_is_not_explained(vlm, images, monkeypatch):
-    monkeypatch.setattr(vlm.manifest, "max_new_tokens", 3)
+    monkeypatch.setattr(type(vlm.manifest), "max_new_tokens", 3)
     found = vlm.explain(images[0], QUESTION, "base", deletions=0)
     assert vlm.answer(vlm.requests(images[0], QUESTION, "base")[0])[0].cut
-    assert "".join(token.text for token in found.tokens).strip() == found.answer
     given = vlm.explain(images[0], QUESTION, "base", found.answer, deletions=0)
     assert given.tokens[:-1] == found.tokens
     assert not np.allclose(
