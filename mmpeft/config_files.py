@@ -30,20 +30,33 @@ def list_configs() -> list[tuple[str, str]]:
 
 
 def with_presets(arguments: list[str]) -> list[str]:
-    """The words with ``--config FILE`` in place of every ``--preset NAME``: what is given after another config, or
-    after a preset, goes over it.
+    """The words with ``--config FILE`` in place of every ``--preset NAME``, behind all configs: what is given after
+    a preset goes over it, another config does not.
 
     Raises:
-        RefusedError: there is no such preset.
+        RefusedError: there is no such preset; or a run's own config is wanted.
     """
-    words, rest = [], [*arguments]
+    words, found, rest = [], [], [*arguments]
+    configured = 0
     while rest:
         name, equals, value = rest.pop(0).partition("=")
-        if name != "--preset":
-            words.append(name + equals + value)
+        if name == "--preset":
+            found.append((len(words), _preset_file(value if equals else "".join(rest[:1]))))
+            del rest[: not equals]
             continue
-        words += ["--config", str(_preset_file(value if equals else "".join(rest[:1])))]
-        del rest[: not equals]
+        words.append(name + equals + value)
+        if name in ("-c", "--config"):
+            words += rest[: not equals]
+            del rest[: not equals]
+            configured = len(words)
+    if found and any(word.partition("=")[0] == "--run" for word in words):
+        raise RefusedError(
+            "--preset is put over a config, and --run goes on with what a run was trained with: leave one of them out. "
+            "For another fit with the run's settings give --config RUN/config.yaml and --trainer.default_root_dir"
+        )
+    for place, path in reversed(found):
+        place = max(place, configured)
+        words[place:place] = ["--config", str(path)]
     return words
 
 

@@ -53,6 +53,27 @@ def read_json(path: Path) -> Any:
         raise RefusedError(f"{path} is damaged ({error}); remove it, or what it belongs to") from None
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file that has one on every line.
+
+    Raises:
+        RefusedError: a line is none.
+    """
+    rows: list[dict[str, Any]] = []
+    # no `splitlines`: texts within may hold U+2028 and other ends of lines that JSON does not escape
+    for number, line in enumerate(path.read_text("utf-8-sig").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise RefusedError(f"{path}, line {number} is damaged ({error}); make the file anew") from None
+        if not isinstance(row, dict):
+            raise RefusedError(f"{path}, line {number} is {line[:40]!r}; wanted an object, {{...}}")
+        rows.append(row)
+    return rows
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file whole or not at all, and the folder for it."""
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

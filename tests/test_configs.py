@@ -7,6 +7,7 @@ import yaml
 
 from mmpeft.adapters import AdapterConfig
 from mmpeft.cli import main
+from mmpeft.config_files import with_presets
 from mmpeft.training.cli import VisionLanguageCLI
 
 FILES = sorted(Path("configs").rglob("*.yaml"))
@@ -37,6 +38,33 @@ def test_a_preset_goes_over_any_config(path: Path, config: str, tmp_path: Path):
     assert settings.learning_rate == wanted["learning_rate"]
     assert settings.lora_b_ratio == wanted.get("lora_b_ratio", 1)
     assert cli.datamodule.paths == before.datamodule.paths
+
+
+def test_a_preset_goes_over_a_config_wherever_it_stands():
+    config, plus, up = (
+        "configs/text/lora.yaml",
+        "configs/presets/lora_plus.yaml",
+        "configs/presets/lora_gate_up.yaml",
+    )
+    given = [
+        "fit",
+        "--preset=lora_gate_up",
+        "--preset",
+        "lora_plus",
+        "--config",
+        config,
+        "--model.learning_rate=1",
+    ]
+    behind = [word for path in (config, up, plus) for word in ("--config", path)]
+    found = [
+        str(Path(word).relative_to(Path.cwd())) if word.startswith("/") else word
+        for word in with_presets(given)
+    ]
+    assert found == ["fit", *behind, "--model.learning_rate=1"]
+    words = ["--preset", "lora_gate_up", f"--config={config}"]
+    assert VisionLanguageCLI.parse(words).model.finetunes["default"].adapter.target_modules == "gate+up"
+    with pytest.raises(SystemExit, match="--preset is put over a config, and --run goes on"):
+        main(["fit", "--run=runs/x", "--preset", "lora_plus"])
 
 
 def test_presets_are_listed_and_another_is_refused_by_name(tmp_path, capsys):

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 Role = Literal["q", "k", "v", "o", "gate", "up", "down"]
 ROLES: tuple[Role, ...] = get_args(Role)
+GROUPS: dict[str, tuple[Role, ...]] = {"attention": ("q", "k", "v", "o"), "mlp": ("gate", "up", "down")}
+"""What several roles are called together."""
 Shapes = dict[str, tuple[int, int]]
 """Path inside a block -> (in, out) features, in the order of the modules."""
 
@@ -42,6 +44,17 @@ GROUPED = {
 }
 """... whose features come head by head: per key-value head its queries, its key, its value. One query per group
 is GPT-NeoX's and Falcon-RW's interleaving, a single group Falcon-7B's multi-query attention."""
+
+
+def roles_called(targets: str | list[str]) -> tuple[Role, ...] | None:
+    """The roles that ``target_modules`` means by a word: one of `GROUPS`, or roles with "+" between them, as "gate+up";
+    None where it means something else."""
+    if not isinstance(targets, str):
+        return None
+    named = targets.split("+")
+    return GROUPS.get(
+        targets, tuple(role for role in ROLES if role in named) if {*named} <= {*ROLES} else None
+    )
 
 
 def attention_roles(path: str) -> tuple[Role, ...]:

@@ -14,7 +14,7 @@ from mmpeft.adapters.blocks import EXPERTS, RolePart, last_name, linear_features
 from mmpeft.adapters.experts import expert_features, find_experts, split_path
 from mmpeft.adapters.layer_choice import choose_layers
 from mmpeft.adapters.methods.base import AdapterConfig, Beyond, names_module
-from mmpeft.adapters.roles import CONTIGUOUS, GROUPED, ROLES, attention_roles
+from mmpeft.adapters.roles import CONTIGUOUS, GROUPED, ROLES, Role, attention_roles
 from mmpeft.errors import RefusedError
 
 NO_LAYERS = {
@@ -28,18 +28,18 @@ def find_sites(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
     """The layers that ``config`` names by ``target_modules`` and ``layers``, by their path in ``model``.
 
     Raises:
-        RefusedError: a name matches nothing (the message has the closest names of this model), "auto" finds no
-            linear for a role, or the decoder layers are not there.
+        RefusedError: a name matches nothing (the message has the closest names of this model), a role that is meant
+            has no linear, or the decoder layers are not there.
     """
     linears, experts = find_linears(model), find_experts(model)
     targets = config.target_modules
     named = linears | experts if _says_experts(targets) else linears
-    if config.whole_feedforwards:
+    if config.roles is not None:
+        chosen = {part.path for part in _parts_of(model, config, config.roles)}
+        sites = {path: module for path, module in (linears | experts).items() if path in chosen}
+    elif config.whole_feedforwards:
         whole = _feedforwards(model, needed=targets == "auto")
         sites = whole if targets == "auto" else _targeted(model, named | whole, linears, targets)
-    elif targets == "auto":
-        chosen = {part.path for part in _auto_parts(model, config)}
-        sites = {path: module for path, module in (linears | experts).items() if path in chosen}
     else:
         sites = _targeted(model, named | further_layers(model, config.beyond, targets), linears, targets)
     for field in config.fields_of_targets:
@@ -168,14 +168,16 @@ def trained_features(model: nn.Module, path: str, config: AdapterConfig) -> Tens
     return torch.cat(known).sort().values if known else None
 
 
-def _auto_parts(model: nn.Module, config: AdapterConfig) -> list[RolePart]:
-    """The parts that "auto" means. A method that trains some features of a fused linear alone leaves out what mixes
-    tokens in place of an attention: its keys and values are no features of their own.
+def _parts_of(model: nn.Module, config: AdapterConfig, roles: Sequence[Role]) -> list[RolePart]:
+    """The parts that play one of ``roles``. A method that trains some features of a fused linear alone leaves out what
+    mixes tokens in place of an attention: its keys and values are no features of their own.
 
     Raises:
         RefusedError: a fused linear of an order that is not known for such a method, or nothing is left of a role.
     """
-    parts = find_parts(model, config.auto)
+    parts = find_parts(model, roles)
+    if not parts:
+        raise RefusedError(f"{type(model).__name__} has no linear that is {' or '.join(roles)}")
     trained = {part.path: config.trained_roles(part.path) for part in parts}
     alone = [part for part in parts if {*part.mixed_with} <= {*(trained[part.path] or part.mixed_with)}]
     for part in parts:

@@ -1,12 +1,13 @@
 """Two tests of the same questions, compared by what they left on disk, in every metric that scores single answers."""
 
-import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmpeft.errors import RefusedError
+from mmpeft.files import read_json_lines
 from mmpeft.metrics.answer import Answer
 from mmpeft.metrics.intervals import by_images
 from mmpeft.metrics.paired import Comparison, compare_scores
@@ -55,7 +56,7 @@ def read_test(folder: str, finetune: str | None = None) -> Tested:
             f"{folder} has no {PREDICTIONS}: name a folder that `mmpeft test` wrote its results into, or test it with "
             f"`{command_line('test', '--run', folder)}`"
         )
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = read_json_lines(path)
     if not rows or any("images" not in row for row in rows):
         raise RefusedError(
             f"{path} "
@@ -65,6 +66,11 @@ def read_test(folder: str, finetune: str | None = None) -> Tested:
                 else "does not say which images its questions are about, as of an older mmpeft"
             )
             + f": test it again, with `{command_line('test', '--run', folder)}`"
+        )
+    if unjudged := [row for row in rows if "truth" not in row or not {"answer", "error"} & row.keys()]:
+        raise RefusedError(
+            f"{path} has no right answer or no answer for the question of id {unjudged[0].get('id')!r}, as what "
+            "`mmpeft predict` writes: wanted what `mmpeft test` wrote"
         )
     there = list(dict.fromkeys(row["adapter"] for row in rows if "adapter" in row))
     if finetune is None and there:
@@ -104,6 +110,8 @@ def compare_tests(first: Tested, second: Tested, metrics: Sequence[str] | None =
 
 def _metrics(answers: Sequence[Sequence[Answer]], wanted: Sequence[str] | None) -> list[str]:
     """Those that score single answers, and fit both."""
+    if wanted is not None and not wanted:
+        raise RefusedError("no metric is named; leave --metrics out to take those that fit")
     if wanted is None:
         fitting = [fitting_metrics(own) for own in answers]
         return [name for name in fitting[0] if name in fitting[1] and METRICS[name].scores is not None]
@@ -120,13 +128,12 @@ def _metrics(answers: Sequence[Sequence[Answer]], wanted: Sequence[str] | None) 
 
 def _by_question(rows: Sequence[dict[str, Any]]) -> dict[Key, dict[str, Any]]:
     found: dict[Key, dict[str, Any]] = {}
+    seen: Counter[Key] = Counter()
     for row in rows:
         truths = tuple(row.get("references", [row["truth"]]))
         alike = row["id"], row["question"], tuple(row["images"]), truths
-        number = 0
-        while (*alike, number) in found:
-            number += 1
-        found[(*alike, number)] = row
+        found[(*alike, seen[alike])] = row
+        seen[alike] += 1
     return found
 
 

@@ -37,6 +37,16 @@ def print_comparison(compared: Compared) -> None:
 
 def verdict(own: Comparison) -> str:
     """Whether there is a difference, and how many questions it would take to see one."""
+    if own.detectable is None:
+        if not own.better and not own.worse:
+            return "no difference in any question; that does not tell how large a one would have been seen"
+        says = "B differs from A" if own.p_value < LEVEL else "no difference can be told from chance"
+        alike = (
+            "one cluster alone does"
+            if own.clusters < 2
+            else f"{own.clusters:,} clusters that differ alike do"
+        )
+        return f"{says}; {alike} not tell how many questions it would take"
     power = f"a power of 80 % at the level of {100 * LEVEL:g} %"
     shown = f"{own.questions:,} such questions show a difference of {own.detectable:.4f} with {power}"
     if own.needed is None:

@@ -5,6 +5,7 @@ A function's signature is its command line, its docstring the help.
 
 from argparse import ArgumentParser, RawTextHelpFormatter
 
+from mmpeft.errors import RefusedError
 from mmpeft.options import TellsBriefly, command_line
 from mmpeft.runs.layout import WHAT_WAS_WANTED
 
@@ -25,7 +26,12 @@ def sweep(arguments: list[str]) -> None:
     run, whose finetunes are there already. Started again, it goes on where it stopped.
     """
     parser = _Parser("mmpeft sweep", description=sweep.__doc__, formatter_class=RawTextHelpFormatter)
-    parser.add_argument("--config", required=True, help="YAML of `mmpeft fit`, with one adapter and data.val")
+    parser.add_argument(
+        *("--config",),
+        required=True,
+        action="append",
+        help="YAML of `mmpeft fit`, with one adapter and data.val",
+    )
     parser.add_argument(
         "--settings", help="list of settings in place of a grid, '[{model.learning_rate: 1e-3}, ...]'"
     )
@@ -43,12 +49,17 @@ def sweep(arguments: list[str]) -> None:
         "--print_config", action="store_true", help="print the config of the joint run, and end"
     )
     own, words = parser.parse_beside(arguments, WHAT_WAS_WANTED)
+    if len(own.config) > 1:
+        raise RefusedError(
+            f"--config is given {len(own.config)} times, {' and '.join(own.config)}; a sweep is of one: write what "
+            "the others hold into it, or give it as options, such as --trainer.max_steps 200"
+        )
 
     from mmpeft.experiments import sweep as experiment
 
     command = command_line("sweep", *arguments)
     experiment.sweep(
-        *(own.config, words, own.settings, own.seeds, own.keep, own.at, own.output),
+        *(own.config[0], words, own.settings, own.seeds, own.keep, own.at, own.output),
         *(command, own.print_config),
     )
 

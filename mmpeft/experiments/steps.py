@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from mmpeft.errors import RefusedError
-from mmpeft.files import read_json, write_json, write_whole
+from mmpeft.files import read_json, read_json_lines, write_json, write_whole
 from mmpeft.hashing import differences, hash_file, hash_json
 from mmpeft.options import MMPEFT
 from mmpeft.paths import resolve
@@ -58,6 +58,7 @@ def fit_once(
     config: Path | None = None,
     run: Run | None = None,
     again: bool = False,
+    keep_begun: bool = False,
 ) -> Fitted:
     """Trains into ``trainer.default_root_dir``, unless that was done.
 
@@ -66,29 +67,37 @@ def fit_once(
         config: file for the settings; DIRECTORY.yaml by default.
         run: `run_here` by default, or `in_child`.
         again: train anew also what is done.
+        keep_begun: refuse other settings also where a fit was cut off, in place of putting aside what it left.
 
     Raises:
-        RefusedError: it was done with other settings, or made from something else.
+        RefusedError: it was done with other settings, or made from something else; or another process is at it.
     """
+    from mmpeft.runs.occupancy import held, put_aside
+
     directory, config = _places(settings, config)
     record, checkpoint = config.with_suffix(".json"), directory / CHECKPOINTS / LAST
     wanted = {"settings": settings, **(made_from or {})}
     known = read_json(record)
     peak = known.pop(PEAK, None)
     lines = differences(known, _plain(wanted))
-    if (directory / MANIFEST).exists() and not again:
+    done, begun = (directory / MANIFEST).exists(), checkpoint.exists()
+    if (done or (begun and keep_begun)) and not again:
         if lines:
             raise RefusedError(
-                f"{directory} was trained otherwise than is wanted now:\n" + "\n".join(lines) + "\n"
+                f"{directory} was {'trained' if done else 'begun'} otherwise than is wanted now:\n"
+                + "\n".join(lines)
+                + "\n"
                 "Delete it to train it again, or name another --output"
             )
-        print(f"{directory}: trained already", flush=True)
-        return Fitted(False, peak)
-    (directory / MANIFEST).unlink(missing_ok=True)
-    resumed = checkpoint.exists() and not lines and not again
-    if not resumed:
-        checkpoint.unlink(missing_ok=True)  # of other settings: nothing may resume from it later
-    write_json(record, wanted)
+        if done:
+            print(f"{directory}: trained already", flush=True)
+            return Fitted(False, peak)
+    resumed = begun and not lines and not again
+    with held(directory):  # what another process is at stays as it is
+        if not resumed:  # nothing may resume later from what other settings left
+            put_aside(directory)
+            checkpoint.unlink(missing_ok=True)
+        write_json(record, wanted)
     resume = ["--ckpt_path", str(checkpoint)] if resumed else []
     peak = (run or run_here)(["fit", "--config", _write_config(config, settings), *resume])
     if peak is not None:
@@ -132,8 +141,7 @@ def read_metrics(directory: str | Path) -> dict[str, Any]:
 
 def read_answers(directory: str | Path) -> list[str]:
     """What the last `mmpeft test` there answered, in the order of the data."""
-    lines = Path(directory, "predictions.jsonl").read_text().splitlines()
-    return [json.loads(line)["answer"] for line in lines]
+    return [row["answer"] for row in read_json_lines(Path(directory, "predictions.jsonl"))]
 
 
 # What decides about an outcome
@@ -184,7 +192,7 @@ def read_settings(config: str | Path) -> Settings:
     sections = {section: settings.get(section) or {} for section in SECTIONS}
     for section, own in sections.items():
         if not isinstance(own, dict):
-            raise RefusedError(f"{config}: {section} is {own!r:.80}; wanted settings below it")
+            raise RefusedError(f"{config} has {section}: {own!r:.80}; wanted settings below it")
     return {**settings, **sections}
 
 

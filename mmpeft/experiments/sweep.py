@@ -1,5 +1,6 @@
 """A sweep of settings is one joint run: all train side by side on one base, the weak ones leave early."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def sweep(
         print_config: print the config of the joint run in place of all this.
 
     Raises:
-        RefusedError: what cannot be compared; a folder with another sweep; no setting that trained.
+        RefusedError: what cannot be compared; a folder with another sweep, ended or not; no setting that trained.
     """
     plan = make_plan(config, words, listed, seeds)
     steps = None if at is None else read_value(at, "--at")
@@ -46,13 +47,15 @@ def sweep(
         raise RefusedError(
             f"--keep is {keep} and --at is {at}; wanted a share above 0 and below 1, and a list of steps, as [50,100]"
         )
-    if (last := plan.base["trainer"].get("max_steps", -1)) > 0:  # of epochs the steps are known with the data
+    last = plan.base["trainer"].get("max_steps")
+    if isinstance(last, int) and last > 0:  # of epochs the steps are known with the data
         check_steps(halving_steps(len(plan.settings), keep, last) if steps is None else steps, last)
     run = Path(output, "joint")
     joint = plan.joint(str(run), keep, steps)
     if print_config:
         return print(as_yaml(joint))
-    fit_once(joint, files_of(plan.base, plan.train_files), config=Path(output, "joint.yaml"))
+    made_from = files_of(plan.base, plan.train_files)
+    fit_once(joint, made_from, config=Path(output, "joint.yaml"), keep_begun=True)
     rows = standing_rows(plan, run)
     _write(Path(output), plan, rows, command)
 
@@ -88,7 +91,7 @@ def _write(output: Path, plan: Plan, rows: Sequence[dict[str, Any]], command: st
 
     from mmpeft.experiments.sweep_table import draw, make_table, markdown
 
-    write_json(output / "sweep.json", {"command": command, "settings": rows})
+    write_json(output / "sweep.json", {"command": command, "settings": _finite(rows)})
     write_whole(output / "table.md", markdown(rows, command))
     draw(output / "sweep.png", output / "joint" / CURVES, rows)
     Console().print(make_table(rows))
@@ -103,6 +106,15 @@ def _write(output: Path, plan: Plan, rows: Sequence[dict[str, Any]], command: st
     write_whole(output / BEST, comment + as_yaml(alone))
     print(f"best: {best['setting']}; its config is {output / BEST}, and its finetune is trained:")
     print(command_line("ask", "--run", output / "joint", "--adapter", best["finetunes"][0], "QUESTION"))
+
+
+def _finite(value: Any) -> Any:
+    """As JSON can have it, which knows neither infinity nor nan: None in their place."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def as_yaml(settings: Settings) -> str:

@@ -131,17 +131,20 @@ def put(config: Settings, key: str, value: Any) -> None:
         if not adapter:
             raise RefusedError(f"--{key} is a setting of which adapter? Give the config a {ADAPTER}")
         parts.insert(2, "init_args")
-    for part in parts[:-1]:
+    for number, part in enumerate(parts[:-1], start=1):
         config[part] = config.get(part) or {}
         config = config[part]
-    config[parts[-1]] = value
+        if not isinstance(config, dict):
+            where = ".".join(parts[:number])
+            raise RefusedError(f"--{key}: {where} is {config!r}, which has no settings of its own")
+    config[parts[-1]] = deepcopy(value)  # settings of one adapter share it, and each puts its own into it
 
 
 def own_value(config: Settings, key: str) -> Any:
     """The value of a key of a nested config; None where there is none."""
     found: Any = config
     for part in key.split("."):
-        found = (found or {}).get(part)
+        found = found.get(part) if isinstance(found, Mapping) else None
     return found
 
 
@@ -226,19 +229,26 @@ def _check(base: Settings, settings: Sequence[Values], config: str) -> None:
     """
     if base["model"].get("adapters"):
         raise RefusedError(f"{config} is a joint run already; a sweep wants one adapter, {ADAPTER}, to vary")
-    if not base["model"].get("adapter") and not all(ADAPTER in own for own in settings):
+    if not all(own.get(ADAPTER, base["model"].get("adapter")) for own in settings):
         raise RefusedError(f"{config} has no {ADAPTER}; a sweep trains one finetune of it for every setting")
     if not base["data"].get("val"):
         raise RefusedError(
             f"settings are compared by validation loss, but {config} has no data.val: give --data.val"
         )
     if len(settings) < 2:
+        found = "one setting" if settings else "no setting"
         raise RefusedError(
-            "found one setting; wanted two or more to compare, such as --model.learning_rate '[1e-4,1e-3]'"
+            f"found {found}; wanted two or more to compare, such as --model.learning_rate '[1e-4,1e-3]'"
         )
     for number, own in enumerate(settings):
         if own in settings[:number]:
             raise RefusedError(f"the setting {own} is there twice")
+    for callback in base["trainer"].get("callbacks") or []:
+        if watched := own_value({"callback": callback}, "callback.init_args.monitor"):
+            raise RefusedError(
+                f"trainer.callbacks: {shown(callback)} watches {watched!r}, which a sweep has once for every setting, "
+                f"as {watched}/NAME; take it out of {config} for the sweep"
+            )
 
 
 def _named(settings: Sequence[Values]) -> dict[str, Values]:

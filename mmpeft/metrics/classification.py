@@ -96,4 +96,4 @@ def sums_by_label(answers: Sequence[Answer], name: str) -> Sums:
         scores = np.where(predicted + true > 0, quotient(*QUOTIENTS[name](right, predicted, true)), np.nan)
         return {**dict(zip(labels, scores.T, strict=True)), MACRO: np.nanmean(scores, axis=1)}
 
-    return Sums(rows, values)
+    return Sums(rows, values, are_shares=True)

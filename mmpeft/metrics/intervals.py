@@ -2,7 +2,7 @@
 
 Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13; clusters: Cameron, Gelbach and Miller
 2008, section 3. Where all rows score 0, or all 1, no draw differs: there the bound is exact (Clopper and Pearson 1934),
-a cluster counting as one trial.
+a cluster counting as one trial; of a class those that it is about.
 """
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ import numpy as np
 
 from mmpeft.metrics.answer import Answer
 from mmpeft.metrics.registry import METRICS
-from mmpeft.metrics.sums import Numbers, Sums
+from mmpeft.metrics.sums import Numbers
 
 DRAWS, SEED = 2000, 0
 LOWEST, HIGHEST = 0.025, 0.975
@@ -39,10 +39,11 @@ def intervals(
     first = 0
     for family, own in parts.items():
         last = first + own.rows.shape[1]
+        alone = own.values(cluster_sums(own.rows, clusters)) if own.are_shares else {}
         for part, draws in own.values(drawn[:, first:last]).items():
             name = f"{family}/{part}" if part else family
             if name in values and not np.isnan(draws).all():
-                found[name] = _interval(draws, own, len(set(clusters)))
+                found[name] = _interval(draws, alone.get(part))
         first = last
     return found
 
@@ -126,9 +127,10 @@ def _weights(generator: np.random.Generator, clusters: int) -> Numbers:
     return generator.multinomial(clusters, np.full(clusters, 1 / clusters), AT_ONCE).astype(float)
 
 
-def _interval(draws: Numbers, own: Sums, clusters: int) -> Interval:
+def _interval(draws: Numbers, alone: "Numbers | None") -> Interval:
+    """``alone`` is of a share what every cluster has by itself, nan of those that say nothing of it."""
     low, high = percentiles(draws)
-    if own.are_shares and low == high in (0.0, 1.0):
-        beyond = LOWEST ** (1 / clusters)
+    if alone is not None and low == high in (0.0, 1.0):
+        beyond = LOWEST ** (1 / int((alone == high).sum()))
         return (0.0, 1 - beyond) if high == 0 else (beyond, 1.0)
     return low, high

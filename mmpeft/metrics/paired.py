@@ -21,10 +21,12 @@ from mmpeft.metrics.sums import Numbers, mean_of
 
 MOST_ENUMERATED, FLIPS = 14, 20_000
 """Clusters whose signs are flipped in every way; ways that are drawn where there are more."""
+MOST_SIGNS = 4_000_000
+"""In memory together."""
 POWER, LEVEL = 0.8, 0.05
 REACH = NormalDist().inv_cdf(1 - LEVEL / 2) + NormalDist().inv_cdf(POWER)
 """Standard errors that a difference must be away from 0 to be found with this power at this level: 2.80."""
-ROUNDING = 1e-9
+ROUNDING, NEGLIGIBLE = 1e-9, 1e-18
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Comparison:
     second: float
     difference: float
     interval: Interval | None
-    """95 %, of the difference; None of fewer than two clusters."""
+    """95 %, of the difference; None of fewer than two clusters, and where all have the same one, above or below 0."""
     p_value: float
     """Two-sided."""
     test: str
@@ -45,19 +47,20 @@ class Comparison:
     worse: int
     questions: int
     clusters: int
-    standard_error: float
-    """Of the difference, clustered."""
+    standard_error: float | None
+    """Of the difference, clustered; None where no cluster differs from another, of which nothing can be reckoned."""
 
     @property
-    def detectable(self) -> float:
-        """The difference that so many questions would show in four of five such comparisons."""
-        return REACH * self.standard_error
+    def detectable(self) -> float | None:
+        """The difference that so many questions would show in four of five such comparisons; None where the spread of
+        differences is not known."""
+        return None if self.standard_error is None else REACH * self.standard_error
 
     @property
     def needed(self) -> int | None:
         """How many questions of this kind would show a difference as large as this one with a power of 80 %; None
-        where there is none."""
-        if not self.difference:
+        where there is none, or the spread of differences is not known."""
+        if not self.difference or self.detectable is None:
             return None
         return math.ceil(self.questions * (self.detectable / self.difference) ** 2 - ROUNDING)
 
@@ -77,16 +80,16 @@ def compare_scores(
     mean = float(differences.mean())
     p_value, test = sign_flip(totals[:, 0])
     residuals = totals[:, 0] - mean * totals[:, 1]
-    several = len(totals) > 1
+    differ = len(totals) > 1 and float(np.abs(residuals).max()) > ROUNDING
     error = (
-        math.sqrt(len(totals) / (len(totals) - 1) * float(residuals @ residuals)) / number
-        if several
-        else math.nan
+        math.sqrt(len(totals) / (len(totals) - 1) * float(residuals @ residuals)) / number if differ else None
     )
-    drawn = sums.values(draw(sums.rows, clusters))[""] if several else None
+    # of a few questions that all differ alike, draws that cannot differ either would tell a certainty that is not there
+    told = differ or (len(totals) > 1 and not mean)
+    interval = percentiles(sums.values(draw(sums.rows, clusters))[""]) if told else None
     return Comparison(
         *(float(np.mean(first)), float(np.mean(second)), mean),
-        *(None if drawn is None else percentiles(drawn), p_value, test),
+        *(interval, p_value, test),
         *(int((differences > 0).sum()), int((differences < 0).sum()), number, len(totals), error),
     )
 
@@ -107,15 +110,28 @@ def sign_flip(differences: Numbers) -> tuple[float, str]:
         signs = np.array(list(product((-1, 1), repeat=len(moved))))
         return float((np.abs(signs @ moved) >= seen).mean()), "sign flips of clusters, all"
     generator = np.random.default_rng(SEED)
+    at_once = min(FLIPS, max(1, MOST_SIGNS // len(moved)))
     more = sum(
-        int((np.abs(generator.choice((-1, 1), (1000, len(moved))) @ moved) >= seen).sum())
-        for _ in range(FLIPS // 1000)
+        int(
+            (
+                np.abs(generator.choice((-1, 1), (min(at_once, FLIPS - begun), len(moved))) @ moved) >= seen
+            ).sum()
+        )
+        for begun in range(0, FLIPS, at_once)
     )
     return (more + 1) / (FLIPS + 1), f"sign flips of clusters, {FLIPS:,} drawn"
 
 
 def mcnemar(better: int, worse: int) -> float:
     """McNemar's exact two-sided test: the binomial one of the pairs that differ."""
-    number = better + worse
-    tail = sum(math.comb(number, few) for few in range(min(better, worse) + 1))
-    return min(1.0, 2 * tail / 2**number) if number else 1.0
+    number, few = better + worse, min(better, worse)
+    logs = math.lgamma(number + 1) - math.lgamma(few + 1) - math.lgamma(number - few + 1)
+    term, tail = (
+        1.0,
+        0.0,
+    )  # from the largest down, each in shares of it: integers would have as many bits as pairs
+    while few >= 0 and term > NEGLIGIBLE:
+        tail += term
+        term *= few / (number - few + 1)
+        few -= 1
+    return min(1.0, tail * math.exp2(1 - number + logs / math.log(2)))

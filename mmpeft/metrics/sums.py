@@ -22,7 +22,7 @@ class Sums(NamedTuple):
     """(draws, numbers), summed over the answers of each draw -> the metric's values by name, "" for the only one,
     (draws,) each; nan where a draw has none."""
     are_shares: bool = False
-    """Whether the metric is the mean of scores from 0 to 1."""
+    """Whether the metric is a mean of scores from 0 to 1, or of a share of the answers."""
 
 
 def mean_of(scores: Sequence[float], are_shares: bool) -> Sums:

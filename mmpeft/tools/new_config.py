@@ -1,17 +1,22 @@
 """A config from three answers, data, base and goal: what is sensible is decided here, and where each number is from."""
 
+import json
 import math
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
 
+from mmpeft.adapters import AdapterConfig, IA3Config, LoraConfig
 from mmpeft.data.formats.splits import split_in_name
 from mmpeft.errors import RefusedError
+from mmpeft.models.vision_config import VisionConfig
 from mmpeft.options import command_line
 from mmpeft.paths import VISION_WEIGHTS
+from mmpeft.runs.manifest import MANIFEST, read_manifest
 from mmpeft.tools.data_facts import DataFacts
 from mmpeft.tools.image_survey import ImageSurvey
 
@@ -22,6 +27,13 @@ GOALS: dict[str, str] = {
     "few": "a few examples of each class, of which each row lists all as choices: T-Few",
     "caption": "images read at all: the projector alone, on captions; stage 1, before any of the others",
 }
+LORA = {"rank": 16, "alpha": 32}
+METHODS: dict[str, tuple[type[AdapterConfig], dict[str, Any]]] = {
+    "answer": (LoraConfig, LORA),
+    "keep": (LoraConfig, LORA | {"target_modules": "attention"}),
+    "few": (IA3Config, {}),
+}
+"""Goal -> what it trains beside the projector, and its settings."""
 LARGE = 1_000_000_000
 """Parameters from which on LoRA learns at 2e-4, as QLoRA's up to 13B (Dettmers et al. 2023, table 9), else at 1e-3."""
 SEEN, MOST_EPOCHS = 6_000, 20
@@ -61,7 +73,7 @@ def other_split(train: str, split: str) -> str | None:
     words = {"validation": ("validation", "valid", "val", "dev"), "test": ("test", "testing")}[split]
     for word in words:
         for old in ("training", "train"):
-            other = path.with_name(path.name.replace(old, word))
+            other = path.with_name(re.sub(rf"(?<![^\W\d_]){old}(?![^\W\d_])", word, path.name))
             if other != path and other.exists():
                 return str(other)
     return None
@@ -74,21 +86,28 @@ def make_config(
     found: Found,
     directory: str,
     start_from: str | None = None,
-    encoder: str | None = None,
+    vision: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The settings.
 
+    Args:
+        vision: as model.vision; by default the embedded encoder.
+
     Raises:
-        RefusedError: data that do not suit the goal.
+        RefusedError: data that do not suit the goal, or a base that does not.
     """
     _check_goal(goal, found, data, start_from)
     few, sees = goal == "few", bool(found.images.named)
     language: dict[str, Any] = {"name": base}
     if found.room and BYTES_EACH * found.parameters > found.room:
         language["quantization"] = "nf4"
-    model: dict[str, Any] = {"language": language, "vision": vision_settings(encoder) if sees else None}
-    if (adapter := _adapter(goal)) is not None:
-        model["adapter"] = adapter
+    model: dict[str, Any] = {
+        "language": language,
+        "vision": (vision or vision_settings(None)) if sees else None,
+    }
+    if goal in METHODS:
+        method, own = METHODS[goal]
+        model["adapter"] = {"class_path": f"mmpeft.adapters.{method.__name__}", "init_args": {**own}}
         model["learning_rate"] = 3e-3 if few else 2e-4 if found.parameters >= LARGE else 1e-3
     model |= {"optimizer": "adafactor", "schedule": "linear", "warmup": 0.06} if few else {"warmup": 0.03}
     if sees:
@@ -134,9 +153,16 @@ def remarks(config: dict[str, Any], found: Found, goal: str) -> Iterator[str]:
         yield f"Conversations of up to {found.longest} tokens are cut at the model's {found.positions} positions."
 
 
-def _check_goal(goal: str, found: Found, data: str, start_from: str | None) -> None:
+def check_goal(goal: str) -> None:
+    """Raises:
+    RefusedError: there is no such goal.
+    """
     if goal not in get_args(Goal):
         raise RefusedError(f"--goal is {goal!r}; it is one of {', '.join(get_args(Goal))}")
+
+
+def _check_goal(goal: str, found: Found, data: str, start_from: str | None) -> None:
+    check_goal(goal)
     if goal == "few" and not found.has_choices:
         raise RefusedError(
             f"--goal few learns from wrong choices too, but not all rows of {data} have choices: add them "
@@ -150,17 +176,8 @@ def _check_goal(goal: str, found: Found, data: str, start_from: str | None) -> N
         raise RefusedError(
             f"--start_from is the run of a projector, but {data} names no images; leave it out"
         )
-
-
-def _adapter(goal: str) -> dict[str, Any] | None:
-    if goal == "caption":
-        return None
-    if goal == "few":
-        return {"class_path": "mmpeft.adapters.IA3Config"}
-    own: dict[str, Any] = {"rank": 16, "alpha": 32}
-    if goal == "keep":
-        own["target_modules"] = ["q_proj", "k_proj", "v_proj", "o_proj"]
-    return {"class_path": "mmpeft.adapters.LoraConfig", "init_args": own}
+    if start_from is not None:
+        read_manifest(start_from)  # which refuses what is no run
 
 
 def vision_settings(encoder: str | None) -> dict[str, Any]:
@@ -168,3 +185,10 @@ def vision_settings(encoder: str | None) -> dict[str, Any]:
     if encoder is None:
         return {"name": "tf_efficientnet_lite0", "weights": VISION_WEIGHTS, "image_size": 224}
     return {"name": encoder}
+
+
+def vision_of_run(run: str | None) -> dict[str, Any] | None:
+    """Of model.vision as a run has it, without what is everywhere; None where there is no such run, or it sees none."""
+    own = read_manifest(run).vision if run is not None and Path(run, MANIFEST).exists() else None
+    usual = json.loads(json.dumps(asdict(VisionConfig())))
+    return own and {name: value for name, value in own.items() if name == "name" or value != usual[name]}

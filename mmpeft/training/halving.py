@@ -53,8 +53,7 @@ class SuccessiveHalving(L.Callback):
         module: Any = pl_module
         steps = steps_of_run(module.finetunes, module.batches.train(), trainer)
         self._plan(steps, module.finetunes)
-        if self.steps:
-            _require_validation(trainer, module.finetunes)
+        _require_validation(trainer, module.finetunes, halves=bool(self.steps))
         print("\n".join(self.rule(steps)), flush=True)
         # behind those that write curves, which find only as training begins where to go on
         trainer.callbacks = [own for own in trainer.callbacks if own is not self] + [self]  # pyright: ignore
@@ -131,10 +130,13 @@ class SuccessiveHalving(L.Callback):
         return [name for setting, names in self.settings.items() if setting not in staying for name in names]
 
 
-def _require_validation(trainer: L.Trainer, finetunes: Mapping[str, Finetune]) -> None:
+def _require_validation(trainer: L.Trainer, finetunes: Mapping[str, Finetune], halves: bool) -> None:
+    """Raises:
+    RefusedError: settings have no loss to be compared by, at the end or after the steps of the rule.
+    """
     by_the_clock = getattr(trainer, "val_check_interval", None) is None  # Lightning sets it for steps alone
     validated = trainer.enable_validation and all(own.records.get("val") for own in finetunes.values())
-    if by_the_clock or not validated:
+    if (by_the_clock and halves) or not validated:
         raise RefusedError(
             "settings are compared by validation loss after some steps, but not all of them are validated then: give "
             "data.val, leave trainer.limit_val_batches as it is, and trainer.val_check_interval no time"

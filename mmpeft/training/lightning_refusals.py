@@ -8,12 +8,15 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from mmpeft.errors import RefusedError, refusal_in
 
 OF_THE_MACHINE = ("lightning.fabric.plugins.environments.", "lightning.fabric.accelerators.")
+OF_CURVES = ("lightning.pytorch.callbacks.early_stopping",)
+"""Where a curve is missed that a callback is to watch."""
 
 
 @contextmanager
 def refusals_of_lightning(settings: str = "trainer") -> Iterator[None]:
     """Inside, what Lightning says against settings is a `RefusedError`. It has no class of its own for that: a
-    `ValueError` that its own code raises is one, and any error about cluster and devices; any other is a fault.
+    `ValueError` that its own code raises is one, and any error about cluster and devices, or about a curve that is not
+    there; any other is a fault.
 
     Args:
         settings: section of the config that is meant.
@@ -27,7 +30,7 @@ def refusals_of_lightning(settings: str = "trainer") -> Iterator[None]:
             raise
         raise _told(settings, error) from error
     except (TypeError, RuntimeError) as error:
-        if not _raised_in(error, OF_THE_MACHINE):
+        if not _raised_in(error, OF_THE_MACHINE + OF_CURVES):
             raise
         raise _told(settings, error) from error
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from mmpeft.adapters import AdapterBank, IA3Config, LoraConfig
@@ -13,6 +13,8 @@ from mmpeft.adapters.targets import (
     find_sites,
     trained_features,
 )
+from mmpeft.errors import RefusedError
+from tests.tiny import make_model_config
 
 
 def last_names(sites) -> set[str]:
@@ -32,6 +34,57 @@ def test_targets_match_in_every_layer(tiny_llama, config, names):
     sites = find_sites(tiny_llama, config)
     assert last_names(sites) == names
     assert len(sites) == len(names) * tiny_llama.config.num_hidden_layers
+
+
+WORDS = {
+    "gpt2": {"attention": {"c_attn", "attn.c_proj"}, "mlp": {"c_fc", "mlp.c_proj"}, "gate+up": {"c_fc"}},
+    "gpt_neox": {"attention": {"query_key_value", "attention.dense"}, "down": {"dense_4h_to_h"}},
+    "phi3": {"q+v": {"qkv_proj"}, "o": {"o_proj"}, "gate+up": {"gate_up_proj"}, "down": {"down_proj"}},
+    "llama": {
+        "attention": {"q_proj", "k_proj", "v_proj", "o_proj"},
+        "mlp": {"gate_proj", "up_proj", "down_proj"},
+        "up+gate": {"gate_proj", "up_proj"},
+        "k": {"k_proj"},
+    },
+}
+SIZES = {
+    "gpt2": {},
+    "gpt_neox": {"intermediate_size": 64},
+    "phi3": {"intermediate_size": 64, "num_key_value_heads": 4, "pad_token_id": 0},
+    "llama": {"intermediate_size": 64},
+}
+
+
+@pytest.mark.parametrize(("family", "word"), [(f, word) for f, words in WORDS.items() for word in words])
+def test_a_word_means_the_same_places_of_every_base(family, word):
+    model = AutoModelForCausalLM.from_config(make_model_config(family, **SIZES[family]))
+    sites = find_sites(model, LoraConfig(target_modules=word))
+    names = WORDS[family][word]
+    assert all(path.endswith(tuple(f".{name}" for name in names)) for path in sites)
+    assert len(sites) == len(names) * len(find_layers(model))
+
+
+def test_a_word_for_what_a_base_does_not_have_is_refused():
+    model = AutoModelForCausalLM.from_config(make_model_config("gpt2"))
+    with pytest.raises(RefusedError, match=r"GPT2LMHeadModel has no linear that is gate$"):
+        find_sites(model, LoraConfig(target_modules="gate"))
+    with pytest.raises(RefusedError, match="matched no linear"):
+        find_sites(model, LoraConfig(target_modules="gate+ups"))
+
+
+def test_of_a_fused_linear_ia3_trains_the_features_that_its_word_means():
+    model = AutoModelForCausalLM.from_config(make_model_config("gpt2"))
+    path = "transformer.h.0.attn.c_attn"
+
+    def features(word: str) -> torch.Tensor:
+        found = trained_features(model, path, IA3Config(target_modules=word))
+        assert found is not None
+        return found
+
+    usual, own, keys, whole = map(features, ("auto", "k+v+down", "k", "attention"))
+    assert torch.equal(own, usual)
+    assert torch.equal(keys, usual[: len(usual) // 2])
+    assert torch.equal(whole, torch.arange(3 * len(keys)))
 
 
 def test_all_linear_is_every_linear_but_the_output_head(tiny_llama):

@@ -69,6 +69,16 @@ def test_labels_that_contradict_the_row_are_refused(tmp_path, row, message):
         read(tmp_path, row)
 
 
+def test_labels_of_a_table_are_texts(tmp_path):
+    (tmp_path / "rows.csv").write_text("question,answer,label\nwhat?,red,True\nwhat?,blue,false\n")
+    assert [row.get("desirable") for row in load_records(tmp_path / "rows.csv", labelled=True)] == [
+        True,
+        False,
+    ]
+    with pytest.raises(DataError, match=r"the key 'label' .*'maybe'.*not understood"):
+        read(tmp_path, {"question": "what?", "answer": "red", "label": "maybe"})
+
+
 def test_a_labelled_answer_is_a_right_or_a_wrong_one(template):
     examples = [
         encode_preferred(template, record, "labels")

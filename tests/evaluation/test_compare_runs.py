@@ -1,6 +1,7 @@
 """`mmpeft compare`: the same questions or none, by name; and what it tells of them."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -104,6 +105,7 @@ REFUSED = [
     (["gone", "gone"], "gone has no predictions.jsonl"),
     (["A", "B", "--metrics", "bleu"], "bleu scores no single answer"),
     (["A", "B", "--metrics", "exact"], "no metric is called 'exact'"),
+    (["A", "B", "--metrics", "[]"], "no metric is named; leave --metrics out"),
 ]
 
 
@@ -113,6 +115,45 @@ def test_what_cannot_be_compared_is_refused(folders, tmp_path, monkeypatch, word
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=message):
         main(["compare", *words])
+
+
+def test_one_question_is_compared_and_says_that_it_tells_little(folders, tmp_path, capsys):
+    first, second = folders(rows(0)[:1], rows(1)[:1])
+    main(["compare", first, second, "--output", str(tmp_path / "out.json")])
+    assert "one cluster alone does not tell how many questions" in capsys.readouterr().out
+    own = json.loads((tmp_path / "out.json").read_text(), parse_constant=pytest.fail)["metrics"][
+        "exact_match"
+    ]
+    assert (own["standard_error"], own["detectable"], own["questions_needed"]) == (None, None, None)
+    main(["compare", first, first])
+    assert "no difference in any question" in capsys.readouterr().out
+
+
+def test_texts_may_hold_other_ends_of_lines(folders, tmp_path, capsys):
+    own = [row | {"question": "what\u2028is\x85it?"} for row in rows(8)]
+    first, second = folders(own, own)
+    for folder in (first, second):
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in own)
+        (tmp_path / folder / "predictions.jsonl").write_text(text, "utf-8")
+    main(["compare", first, second])
+    assert "20 questions" in capsys.readouterr().out
+
+
+DAMAGED = [
+    ('{"id": "3", "que', "B/predictions.jsonl, line 3 is damaged"),
+    ("[1]", r"line 3 is '\[1\]'; wanted an object"),
+    ('{"id": "x", "question": "q", "images": [], "answer": "a"}', "no right answer .* of id 'x'"),
+    ('{"id": "x", "question": "q", "images": [], "truth": "a"}', "no answer for the question of id 'x'"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), DAMAGED)
+def test_a_file_that_no_test_wrote_is_refused_by_its_line(folders, line, message):
+    first, second = folders(rows(8)[:2], rows(8)[:2])
+    with (Path(second) / "predictions.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(SystemExit, match=message):
+        main(["compare", first, second])
 
 
 def test_predictions_of_before_are_refused(folders):

@@ -83,7 +83,7 @@ def test_shots_that_are_not_there_are_refused_before_anything_is_answered(
         ("", "holds nothing; wanted settings"),
         ("data: {}", "has no model.adapter"),
         ("model:\ndata: {}", "has no model.adapter"),
-        ("model: 3", "model is 3; wanted settings below it"),
+        ("model: 3", "has model: 3; wanted settings below it"),
         ("model: [", "not valid YAML"),
     ],
 )

@@ -20,6 +20,7 @@ from mmpeft.experiments.steps import (
     weights_of,
 )
 from mmpeft.runs import manifest
+from mmpeft.runs.occupancy import held
 from tests.tiny import make_config
 
 
@@ -101,6 +102,29 @@ def test_what_was_cut_off_is_resumed_unless_the_settings_changed(runs, settings,
     assert runs.found_checkpoints == [False, True, False], (
         "one of other settings is never left to resume from"
     )
+
+
+def test_what_other_settings_left_is_put_aside_or_refused(runs, settings, tmp_path):
+    runs.fails = True
+    with pytest.raises(ChildError):
+        fit_once(settings, run=runs)
+    record, curves = tmp_path / "run.json", tmp_path / "run" / "metrics.csv"
+    curves.write_text("step\n")
+    before = record.read_text()
+    settings["trainer"]["max_steps"] = 4
+    with pytest.raises(
+        RefusedError, match=r"run was begun otherwise(.|\n)*max_steps: trained with 3, found 4"
+    ):
+        fit_once(settings, run=runs, keep_begun=True)
+    with held(tmp_path / "run"), pytest.raises(RefusedError, match="another mmpeft process is writing"):
+        fit_once(settings, run=runs)
+    assert record.read_text() == before, "what another process is at is not touched"
+    with pytest.raises(ChildError):
+        fit_once(settings, run=runs)
+    assert (tmp_path / "run" / "previous" / "checkpoints" / "last.ckpt").exists(), (
+        "no step that was taken is lost"
+    )
+    assert runs.found_checkpoints == [False, False]
 
 
 def test_questions_are_answered_again_for_another_model_alone(runs, settings):

@@ -10,7 +10,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mmpeft.cli import main
-from mmpeft.experiments.sweep_plan import make_plan, read_value
+from mmpeft.errors import RefusedError
+from mmpeft.experiments import sweep
+from mmpeft.experiments.sweep_plan import Plan, make_plan, read_value
 from mmpeft.training import module as fit_module
 from mmpeft.training.halving import SuccessiveHalving
 from mmpeft.training.halving_rule import halving_steps, num_halvings, num_kept, standings
@@ -149,6 +151,12 @@ def test_a_sweep_that_was_cut_off_goes_on_as_if_it_had_not(swept, config, tmp_pa
         assert all(torch.equal(a[key], b[key]) for key in a), row["setting"]
 
 
+@pytest.mark.parametrize("steps", ["null", "many"])
+def test_a_number_of_steps_that_is_none_is_the_parsers_to_tell(config, tmp_path, steps):
+    epoch = [f"--trainer.max_steps={steps}", "--trainer.max_epochs=1", "--print_config"]
+    main(words(config, *epoch, "--output", str(tmp_path / "out")))
+
+
 def test_seeds_are_finetunes_of_a_setting_and_leave_together(config, tmp_path):
     output = tmp_path / "out"
     rates = ["--model.learning_rate", "[1e-2,1e-5]"]
@@ -186,6 +194,13 @@ REFUSED = [
     (["--model.learning_rate", "[1e-3,"], "is no YAML"),
     (["--data.val", "null", "--model.learning_rate", "[1e-3,1e-2]"], "has no data.val"),
     (["--settings", "{model.learning_rate: 1}"], "--settings is a list of settings"),
+    (["--settings", "[]"], "found no setting; wanted two or more"),
+    (
+        ["--settings", "[{model.learning_rate: 1e-3}, {model.adapter: null}]"],
+        r"has no model\.adapter; a sweep trains one",
+    ),
+    (["--model.learning_rate.x", "1"], "model.learning_rate is 0.01, which has no settings of its own"),
+    (["--model.learning_rate", "[1,2]", "--config", "other.yaml"], "--config is given 2 times, .*other.yaml"),
     (["--settings", "[{trainer.max_steps: 1}]"], "--trainer.max_steps cannot differ .* after the same steps"),
     (["--model.learning_rate", "[1,2]", "--keep", "1"], "--keep is 1.0"),
     (["--model.learning_rate", "[1,2]", "--at", "[0.5]"], "wanted .* a list of steps"),
@@ -204,6 +219,15 @@ def test_what_cannot_be_compared_is_refused_by_name(config, tmp_path, monkeypatc
         main(["sweep", "--config", str(config), *given, "--output", str(tmp_path / "out")])
 
 
+@pytest.mark.parametrize("section", ["model: [1]", "model: {}\ntrainer: many"])
+def test_sections_that_hold_no_settings_are_refused(tmp_path, section):
+    (tmp_path / "config.yaml").write_text(section + "\n")
+    with pytest.raises(
+        SystemExit, match=r"config.yaml has (model: \[1\]|trainer: 'many'); wanted settings below it"
+    ):
+        main(["sweep", "--config", str(tmp_path / "config.yaml"), "--model.learning_rate", "[1,2]"])
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -212,6 +236,7 @@ def test_what_cannot_be_compared_is_refused_by_name(config, tmp_path, monkeypatc
             "halved 2 times, for which 1 steps",
         ),
         (["--trainer.limit_val_batches=0"], "not all of them are validated"),
+        (["--trainer.limit_val_batches=0", "--at", "[]"], "not all of them are validated"),
         (["--trainer.val_check_interval=00:00:01:00"], "val_check_interval no time"),
     ],
 )
@@ -246,6 +271,12 @@ def test_grid_and_list_are_settings_of_the_joint_config(config, capsys):
 def test_whole_methods_are_settings(config):
     lora = "{class_path: mmpeft.adapters.LoraConfig, init_args: {rank: 2}}"
     methods = f"[{{class_path: mmpeft.adapters.IA3Config}}, {lora}]"
+    ranks = make_plan(
+        str(config), ["--model.adapter", methods.replace("IA3", "Dora"), "--model.adapter.rank", "[4,8]"]
+    )
+    entries = ranks.joint("run", 0.5, None)["model"]["adapters"].values()
+    assert [entry["adapter"]["init_args"]["rank"] for entry in entries] == [4, 8, 4, 8], "each has its own"
+    assert "init_args" not in ranks.settings["adapterDoraConfig-rank4"]["model.adapter"]
     plan = make_plan(str(config), ["--model.adapter", methods])
     assert list(plan.settings) == ["adapterIA3Config", "adapterLoraConfig"]
     assert plan.alone("adapterIA3Config")["model"]["adapter"] == {"class_path": "mmpeft.adapters.IA3Config"}
@@ -258,6 +289,31 @@ def test_the_rule_in_numbers():
     assert num_kept(3, 0.99) == 2, "one leaves at least"
     assert halving_steps(8, 0.5, 200) == [25, 50, 100]
     assert halving_steps(9, 1 / 3, 90) == [10, 30]
+
+
+def test_a_callback_that_watches_a_curve_is_refused(config, tmp_path):
+    watching = {
+        "class_path": "lightning.pytorch.callbacks.EarlyStopping",
+        "init_args": {"monitor": "val_loss"},
+    }
+    settings = yaml.safe_load(config.read_text())
+    settings["trainer"]["callbacks"] = [watching, {"class_path": "lightning.pytorch.callbacks.Timer"}]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(
+        SystemExit, match=r"EarlyStopping watches 'val_loss', .* val_loss/NAME; take it out of"
+    ):
+        main(words(tmp_path / "config.yaml", "--output", str(tmp_path / "out")))
+
+
+def test_losses_that_are_no_numbers_are_null(tmp_path):
+    (tmp_path / "joint").mkdir()
+    (tmp_path / "joint" / "metrics.csv").write_text("step,val_loss/a,val_loss/b\n1,nan,inf\n")
+    plan = Plan({"trainer": {}}, {"a": {"model.learning_rate": 1e3}, "b": {"model.learning_rate": 2e3}})
+    rows = sweep.standing_rows(plan, tmp_path / "joint")
+    with pytest.raises(RefusedError, match=r"no setting of .* has a finite validation loss, a neither"):
+        sweep._write(tmp_path, plan, rows, "sweep")
+    found = json.loads((tmp_path / "sweep.json").read_text(), parse_constant=pytest.fail)["settings"]
+    assert [(row["val_loss"], row["val_losses"]) for row in found] == [(None, [None])] * 2
 
 
 def test_a_setting_that_diverged_is_the_worst():

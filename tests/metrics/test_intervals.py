@@ -107,6 +107,17 @@ def test_all_right_is_not_certain(make):
     )
 
 
+@pytest.mark.parametrize("name", ["precision", "recall", "f1"])
+def test_a_class_of_few_is_not_certain_either(make, name):
+    """Three images of red ones among thirty, two questions about each, all right: as three of three."""
+    answers = make(*[("red", "red")] * 6, *[("blue", "blue")] * 54)
+    clusters = by_images([[f"image{number // 2}"] for number in range(60)])
+    found = intervals(answers, clusters, evaluate(answers, [name]))
+    assert found[f"{name}/red"] == (pytest.approx(0.025 ** (1 / 3)), 1.0)
+    assert found[f"{name}/blue"] == (pytest.approx(0.025 ** (1 / 27)), 1.0)
+    assert found[f"{name}/macro"] == (pytest.approx(0.025 ** (1 / 30)), 1.0)
+
+
 def test_the_truth_lies_inside_as_often_as_it_says(make, monkeypatch):
     """Of 300 samples of 60 images with four dependent questions each."""
     monkeypatch.setattr(module, "DRAWS", 400)

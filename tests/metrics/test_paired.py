@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from mmpeft.metrics import intervals
+from mmpeft.metrics import intervals, paired
 from mmpeft.metrics.paired import compare_scores, mcnemar, sign_flip
 
 
@@ -86,3 +86,33 @@ def test_no_difference_needs_no_number():
     found = compare_scores([1.0, 0.0], [1.0, 0.0], range(2))
     assert (found.needed, found.p_value, found.interval) == (None, 1.0, (0.0, 0.0))
     assert compare_scores([1.0], [0.0], [0]).interval is None
+
+
+def test_many_pairs_are_tested_at_once_and_as_exactly():
+    """Sums of binomial coefficients as integers, and R's `binom.test(100000, 201000)$p.value`."""
+    for better, worse in ((700, 611), (3, 1), (1000, 1), (0, 300), (255, 255)):
+        number = better + worse
+        tail = sum(math.comb(number, few) for few in range(min(better, worse) + 1))
+        assert mcnemar(better, worse) == pytest.approx(min(1.0, 2 * tail / 2**number), rel=1e-9)
+    z = 999 / math.sqrt(201_000)  # with the correction for continuity
+    assert mcnemar(100_000, 101_000) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=1e-4)
+    assert mcnemar(1_000_000, 900_000) < 1e-300
+
+
+def test_signs_of_many_clusters_are_flipped_in_parts(monkeypatch):
+    many = np.tile([3.0, 1.0, 2.0, -1.0], 10)
+    whole = sign_flip(many)
+    monkeypatch.setattr(paired, "MOST_SIGNS", 7 * 40)
+    assert sign_flip(many) == whole
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "clusters"),
+    [([0.0], [1.0], [0]), ([0.0] * 6, [1.0] * 5 + [0.0], [0] * 6), ([0.0] * 5, [1.0] * 5, range(5))],
+)
+def test_what_does_not_vary_tells_nothing_of_other_questions(first, second, clusters):
+    """One question, one image, or five questions that all became better: no interval, and no number that it takes."""
+    found = compare_scores(first, second, clusters)
+    assert (found.standard_error, found.detectable, found.needed, found.interval) == (None,) * 4
+    same = compare_scores(first, first, clusters)
+    assert (same.difference, same.detectable, same.needed) == (0, None, None)

@@ -14,8 +14,6 @@ from mmpeft.tools.image_survey import ImageSurvey
 from mmpeft.tools.new_config import Found, make_config, other_split
 from tests.tiny import write_jsonl
 
-ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-
 
 @pytest.fixture
 def place(tiny_base, tmp_path, monkeypatch):
@@ -68,7 +66,7 @@ def test_every_goal_becomes_a_config_that_parses(place, tiny_base, tiny_data, go
     assert parses("config.yaml")
     adapter = yaml.safe_load((place / "config.yaml").read_text())["model"].get("adapter")
     targets = None if adapter is None else adapter["init_args"].get("target_modules", "auto")
-    assert targets == {"answer": "auto", "keep": ATTENTION, "caption": None}[goal]
+    assert targets == {"answer": "auto", "keep": "attention", "caption": None}[goal]
 
 
 def test_few_examples_with_choices_are_t_few(place, tiny_base, tiny_data, choice_data):
@@ -142,3 +140,50 @@ def test_other_splits_lie_beside_the_training_data(tmp_path):
     assert other_split(str(tmp_path / "my_train.jsonl"), "test") is None
     assert other_split(str(tmp_path / "train"), "test") == str(tmp_path / "test")
     assert other_split(str(tmp_path / "all.jsonl"), "test") is None
+    for name in ("constraints_train.jsonl", "constraints_val.jsonl"):
+        (tmp_path / name).touch()
+    found = other_split(str(tmp_path / "constraints_train.jsonl"), "validation")
+    assert found == str(tmp_path / "constraints_val.jsonl")
+
+
+def test_stage_2_sees_as_the_run_of_stage_1_did(tiny_run, tiny_base, tiny_data, tmp_path, monkeypatch):
+    """Not with the embedded encoder at its own size, whose projector is another one."""
+    monkeypatch.chdir(tmp_path)
+    main(
+        words(
+            tiny_base, tiny_data / "train.jsonl", "answer", "--start_from", str(tiny_run), "--trial", "false"
+        )
+    )
+    found = yaml.safe_load((tmp_path / "config.yaml").read_text())["model"]
+    wanted = yaml.safe_load((tiny_run / "config.yaml").read_text())["model"]["vision"]
+    assert found["vision"] == {name: wanted[name] for name in ("name", "weights", "image_size", "fit")}
+    assert found["start_from"] == str(tiny_run)
+    given = words(
+        tiny_base, tiny_data / "train.jsonl", "answer", "--start_from", "gone", "--output", "b.yaml"
+    )
+    with pytest.raises(SystemExit, match="gone is no run of mmpeft"):
+        main([*given, "--trial", "false"])
+
+
+def test_a_goal_or_an_output_that_cannot_be_is_refused_before_the_data_are_read(
+    place, tiny_base, tiny_data, monkeypatch
+):
+    monkeypatch.setattr(begin, "look", lambda *_: pytest.fail("it read the data"))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda question: "fly")
+    given = words(tiny_base, tiny_data / "train.jsonl", "answer")
+    with pytest.raises(SystemExit, match="--goal is 'fly'; it is one of answer, keep, few, caption"):
+        main(given[:5])
+    (place / "file").touch()
+    with pytest.raises(SystemExit, match=r"file/a\.yaml cannot be written, as .*file is no folder"):
+        main([*given, "--output", "file/a.yaml"])
+
+
+def test_an_input_that_ends_is_no_answer(place, tiny_base, tiny_data, monkeypatch):
+    def ended(question):
+        raise EOFError
+
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", ended)
+    with pytest.raises(SystemExit, match=r"--goal is not given: What for.* caption "):
+        main(words(tiny_base, tiny_data / "train.jsonl", "answer")[:5])

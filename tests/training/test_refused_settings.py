@@ -1,10 +1,12 @@
 """Settings of the trainer and of the command that cannot be meant: told in one line, by Lightning's word or ours."""
 
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import lightning as L
 import pytest
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -187,3 +189,12 @@ def test_an_error_of_our_own_code_stays_a_fault():
     with pytest.raises(ValueError, match="a fault") as raised, refusals_of_lightning():
         Faulty().on_fit_start()
     assert type(raised.value) is ValueError
+
+
+def test_a_curve_that_a_callback_misses_is_told_with_those_there_are():
+    own: Any = SimpleNamespace(callback_metrics={"val_loss/a": 1.0}, fast_dev_run=False)
+    with (
+        pytest.raises(RefusedError, match=r"^trainer: Early stopping .*`val_loss` .*`val_loss/a`"),
+        refusals_of_lightning(),
+    ):
+        EarlyStopping("val_loss")._run_early_stopping_check(own)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from mmpeft.adapters.methods.stack import Stack
-from mmpeft.adapters.roles import ROLES, Role
+from mmpeft.adapters.roles import ROLES, Role, roles_called
 from mmpeft.errors import RefusedError
 
 TargetNames = Callable[[list[str]], list[str]]
@@ -68,7 +68,7 @@ class AdapterConfig:
     """Label -> the fields of a usual size, for tables that compare methods."""
 
     target_modules: str | list[str] = "auto"
-    """Which layers it changes."""
+    """Which layers it changes: by their names, or by a word, "auto" or as of `roles_called`."""
     layers: list[int] | str | None = None
     """Only those of these decoder layers, see `choose_layers`; None is all."""
 
@@ -78,6 +78,13 @@ class AdapterConfig:
     def size(self) -> int:
         """The dimension that may differ from slot to slot (rank, width, tokens); 0 for methods without."""
         return 0
+
+    @property
+    def roles(self) -> tuple[Role, ...] | None:
+        """The roles of the linears that ``target_modules`` means; None where it means some by their names."""
+        if self.target_modules == "auto":
+            return None if self.whole_feedforwards else self.auto
+        return roles_called(self.target_modules)
 
     @property
     def invocation(self) -> Sequence[int]:

@@ -58,7 +58,8 @@ class IA3Config(LayersConfig):
     beyond: ClassVar[tuple[Beyond, ...]] = ("head",)
 
     target_modules: str | list[str] = "auto"
-    """Names of linears, or "auto": keys, values and the feed-forward's last linear of this architecture."""
+    """Names of linears, "auto": keys, values and the feed-forward's last linear of this architecture, or a word as LoRA
+    has it."""
     feedforward_modules: str | list[str] = "auto"
     """Those of the targets whose *input* is scaled; the others are scaled at their output. "auto" is the last linear of
     each feed-forward."""
@@ -104,9 +105,9 @@ class IA3Config(LayersConfig):
         )
 
     def trained_roles(self, path: str) -> tuple[Role, ...] | None:
-        """Keys and values: of a fused projection only their features are rescaled, where PEFT's default rescales the
-        queries too. Whoever names the fused linear in ``target_modules`` means all of it, as in PEFT."""
-        return self.auto if self.target_modules == "auto" else None
+        """By default keys and values: of a fused projection only their features are rescaled, where PEFT's default
+        rescales the queries too. Whoever names the fused linear in ``target_modules`` means all of it, as in PEFT."""
+        return self.roles
 
     @classmethod
     def from_peft(cls, raw: dict[str, Any]) -> AdapterConfig:

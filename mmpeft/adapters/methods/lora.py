@@ -65,8 +65,9 @@ class LoraConfig(LayersConfig):
     dropout: float = 0.0
     """Probability of dropping an input feature of A while training."""
     target_modules: str | list[str] = "auto"
-    """Names of linears, "all-linear", "auto": attention's q and v of this architecture, or "top-N": the linears that
-    the loss depends on most, for at most N parameters."""
+    """Names of linears, or what they are in this architecture: "attention", "mlp", some of q, k, v, o, gate, up and
+    down, such as "gate+up"; "auto" is "q+v". "all-linear" is all of them, "top-N" those that the loss depends on most,
+    for at most N parameters."""
     rslora: bool = False
     """Scale by alpha / sqrt(r) instead, which keeps large ranks learning."""
     start: Literal["kaiming", "orthogonal"] = "kaiming"

@@ -8,6 +8,9 @@ from mmpeft.data.layouts.fields import Fields
 from mmpeft.data.layouts.tags import Turn
 from mmpeft.data.layouts.values import as_text, from_json, short
 
+LABELS = {"true": True, "false": False}
+"""As a CSV file has them."""
+
 
 def take_preferred(fields: Fields, turns: list[Turn], inline: list) -> tuple[list[Turn], list[str]]:
     """The turns with the chosen answer, and the rejected ones.
@@ -37,7 +40,7 @@ def take_label(fields: Fields, turns: list[Turn], kept: bool) -> bool | None:
     Args:
         fields: of the row.
         turns: of the row.
-        kept: whether a wrong answer is learnt from as it is.
+        kept: whether a wrong answer is learnt from as it is; a label may then be a text too, as tables have it.
 
     Raises:
         DataError: the answer is a wrong one, and no right one is there; or two labels differ.
@@ -49,9 +52,10 @@ def take_label(fields: Fields, turns: list[Turn], kept: bool) -> bool | None:
     found: bool | None = None
     for meaning in ("kto tag", "label") if answered else ("kto tag",):  # else the label is the answer
         key = fields.key(meaning)
-        if not key or not isinstance(fields.row[key], bool):
+        label = _as_label(fields.row[key], kept) if key else None
+        if label is None:
             continue
-        label = bool(fields.take(meaning))
+        fields.take(meaning)
         if not label and not kept:
             raise DataError(
                 f"{key} is false: the answer is a wrong one, which cannot be learnt from without the right one; add "
@@ -64,6 +68,13 @@ def take_label(fields: Fields, turns: list[Turn], kept: bool) -> bool | None:
             )
         found = label
     return found
+
+
+def _as_label(value: Any, from_text: bool) -> bool | None:
+    """True or false; None of anything else, which is no label."""
+    if from_text and isinstance(value, str):
+        return LABELS.get(value.strip().lower())
+    return value if isinstance(value, bool) else None
 
 
 def _read(value: Any, name: str, turns: list[Turn], inline: list) -> tuple[list[Turn], list[str]]:
