@@ -37,7 +37,8 @@ def write_examples(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     numbers = sorted(answers)
-    numbers = numbers[:: max(1, len(numbers) // NUM_EXAMPLES)][:NUM_EXAMPLES]
+    count = min(NUM_EXAMPLES, len(numbers))
+    numbers = [numbers[n * len(numbers) // count] for n in range(count)]
     with (folder / "examples.jsonl").open("w") as file:
         for place, number in enumerate(numbers):
             record = records[number]

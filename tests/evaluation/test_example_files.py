@@ -54,6 +54,13 @@ def test_what_the_page_cannot_ask_alike_is_left_out(examples, tmp_path):
     assert [row["alone"] for row in rows] == [True, False, False, False, True]
 
 
+def test_they_are_spread_over_all_that_was_answered(examples):
+    shown = [own.question for own in examples(*(make_record(str(n), images=[RED]) for n in range(23)))]
+    assert len(shown) == 12
+    assert (shown[0], shown[1], shown[-1]) == ("0", "1", "21")
+    assert sum(int(question) > 11 for question in shown) == 5
+
+
 def test_files_of_earlier_runs_are_read(examples, tmp_path):
     examples(make_record("what?", images=[RED]))
     path = tmp_path / "examples" / "examples.jsonl"
