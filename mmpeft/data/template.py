@@ -148,9 +148,10 @@ class Template:
         encoded = Encoded(tokens, [IGNORE_INDEX] * len(tokens), record["images"], record.get("task"))
         return self._with_images(encoded, spans)
 
-    def encode_answer(self, prompt: Encoded, answer: str) -> Encoded:
-        """``prompt`` followed by a given answer, whose tokens are the targets."""
-        tokens = [*self.layout.answer(answer), *self.layout.end]
+    def encode_answer(self, prompt: Encoded, answer: str, ends: bool = True) -> Encoded:
+        """``prompt`` followed by a given answer, whose tokens are the targets; with its end unless it was cut."""
+        tokens = self.layout.answer(answer)
+        tokens = [*tokens, *self.layout.end] if ends or not tokens else list(tokens)
         ids = [*prompt.ids, *tokens[:-1]]
         return replace(prompt, ids=ids, targets=[*prompt.targets[:-1], *tokens])
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,10 @@ def check_rate(fps: float | None) -> None:
     """Raises:
     RefusedError: no number of frames a second.
     """
-    if fps is not None and not 0 < fps < math.inf:
+    is_number = isinstance(fps, Real) and not isinstance(fps, bool)
+    if fps is not None and not (is_number and 0 < fps < math.inf):
         raise RefusedError(
-            f"fps is {fps}; wanted frames of a second, above 0, such as 0.5 for one every two seconds"
+            f"fps is {fps!r}; wanted frames of a second, above 0, such as 0.5 for one every two seconds"
         )
 
 
@@ -63,11 +65,13 @@ def sample_frames(path: str | Path, n: int | None = None, fps: float | None = No
         fps: Frames of a second.
 
     Raises:
-        ImageError: not a video, n below 1, no frame, or PyAV is not there.
+        ImageError: not a video, n no whole number of at least 1, no frame, or PyAV is not there.
         RefusedError: fps is no number above 0.
     """
-    if n is not None and n < 1:
-        raise ImageError(f"{str(path)!r}: {n} frames were asked for; wanted at least 1")
+    if n is not None and (not isinstance(n, Integral) or isinstance(n, bool) or n < 1):
+        raise ImageError(
+            f"{str(path)!r}: {n!r} frames were asked for; wanted how many, a whole number of at least 1"
+        )
     check_rate(fps)
     shown = _timeline(str(path))
     places = range(len(shown.seconds)) if fps is None else _at_rate(shown.seconds, fps)

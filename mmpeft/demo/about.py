@@ -4,11 +4,12 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mmpeft.data.images import load_image
 from mmpeft.data.records import CAPTION_TASK
 from mmpeft.demo.asked import CAPTION, QUESTION
-from mmpeft.demo.source import About, Example
+from mmpeft.demo.source import About, Example, Picture
 from mmpeft.hashing import hash_file
 from mmpeft.metrics.intervals import readable
 from mmpeft.runs.layout import CARD, PICTURES
@@ -32,19 +33,23 @@ def about_run(run: Path) -> About:
 
 
 def read_examples(runs: Sequence[Path]) -> list[Example]:
-    """The held-out examples of runs that have an image; equal ones once."""
-    found: dict[tuple[str, str, str], Example] = {}
+    """The held-out examples of runs that have images and can be asked here; equal ones once. Where more was read than
+    images and the question, the same question would be another one."""
+    found: dict[tuple[Any, ...], Example] = {}
     for run in runs:
         path = run / "examples" / "examples.jsonl"
         rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
         for row in rows:
-            if not row["image"]:
+            names = row.get("images") or ([row["image"]] if row["image"] else [])
+            if not names or not row.get("alone", True):
                 continue
-            file = path.parent / Path(row["image"]).name
+            files = [path.parent / Path(name).name for name in names]
             task = CAPTION if row["task"] == CAPTION_TASK else QUESTION
-            key = hash_file(file), task, row["question"]
+            question = row.get("asked", row["question"])
+            key = *map(hash_file, files), task, question
             if key not in found:
-                found[key] = Example(load_image(file), task, row["question"], row["truth"])
+                pictures = [Picture(load_image(file), str(file)) for file in files]
+                found[key] = Example(pictures, task, question, row["truth"])
     return list(found.values())
 
 

@@ -9,7 +9,7 @@ import gradio as gr
 from mmpeft.demo.asked import CAPTION, QUESTION, Conversation, Turn, Upload, asked_by
 from mmpeft.demo.board import board, stored
 from mmpeft.demo.parts import Parts
-from mmpeft.demo.source import Source
+from mmpeft.demo.source import Source, truth_of
 from mmpeft.errors import RefusedError
 
 
@@ -29,7 +29,7 @@ def connect(source: Source, parts: Parts) -> None:
     shown = [parts.answers, parts.board, parts.python, parts.curl]
     asking = {
         "fn": _answering(source),
-        "inputs": [*asked, parts.conversation, parts.truth],
+        "inputs": [*asked, parts.conversation],
         "outputs": [*shown, parts.conversation],
         "show_progress": "minimal",
         "show_progress_on": parts.board,
@@ -39,10 +39,8 @@ def connect(source: Source, parts: Parts) -> None:
     parts.images.upload(_checking(source), parts.images, parts.images, **private)
     parts.clear.click(lambda: (None, "", "", "", Conversation()), None, asking["outputs"], **quiet)
     parts.task.change(lambda task: gr.update(visible=task == QUESTION), parts.task, parts.question, **quiet)
-    for edited in (parts.images.upload, parts.images.delete, parts.question.input, parts.task.input):
-        edited(lambda: None, None, parts.truth, **quiet)  # the truth belonged to the example
     if parts.examples is not None:
-        filled = [parts.images, parts.task, parts.question, parts.choices, parts.truth]
+        filled = [parts.images, parts.task, parts.question, parts.choices]
         clicked = parts.examples.select(_choosing(source), None, filled, **private)
         clicked.then(**asking, **private)
 
@@ -57,7 +55,6 @@ def _answering(source: Source) -> Callable[..., Iterator[tuple[Any, ...]]]:
         remember: bool,
         heat_map: bool,
         conversation: Conversation,
-        truth: str | None,
     ) -> Iterator[tuple[Any, ...]]:
         """Asks finetunes a question about images and videos, or for a caption, in one batch; with choices
         (comma-separated), each picks the best of them. Returns their answers so far with scores, time, remarks or an
@@ -69,6 +66,7 @@ def _answering(source: Source) -> Callable[..., Iterator[tuple[Any, ...]]]:
             asked = asked_by(
                 images, task, question, finetunes, choices, earlier, heat_map and source.explains
             )
+            truth = truth_of(source.examples, asked)
             answers = []
             for answers in source.ask(asked):
                 turns = [*conversation.turns, Turn(asked.question or CAPTION, answers, truth)]
@@ -101,7 +99,7 @@ def _checking(source: Source) -> Callable[[list[Upload]], list[Upload]]:
 def _choosing(source: Source) -> Callable[[gr.SelectData], tuple[Any, ...]]:
     def choose(event: gr.SelectData) -> tuple[Any, ...]:
         own = source.examples[event.index]
-        return [own.image], own.task, own.question if own.task == QUESTION else "", "", own.truth
+        return own.images, own.task, own.question if own.task == QUESTION else "", ""
 
     return choose
 

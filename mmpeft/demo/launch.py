@@ -8,6 +8,7 @@ from mmpeft.demo.of_runs import OfRuns
 from mmpeft.demo.of_server import OfServer
 from mmpeft.demo.page import LAUNCH, build
 from mmpeft.errors import RefusedError
+from mmpeft.serving.address import check_address
 from mmpeft.serving.client import Server
 
 
@@ -17,8 +18,10 @@ def launch(runs: Sequence[str], server: Server | None, host: str, port: int, sha
     Raises:
         RefusedError: a run or the server cannot be asked, or the port is taken.
     """
+    served = OfServer(server) if server else None
+    check_address(host, port)  # before a run is loaded
     with ExitStack() as stack:
-        source = OfServer(server) if server else stack.enter_context(OfRuns(runs))
+        source = served or stack.enter_context(OfRuns(runs))
         if share or host not in ("127.0.0.1", "localhost", "::1"):
             print(
                 "warning: whoever reaches this address can use the model; there is no login", file=sys.stderr

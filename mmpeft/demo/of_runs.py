@@ -17,7 +17,7 @@ from mmpeft.data.video import Video
 from mmpeft.demo.about import about_run, read_examples
 from mmpeft.demo.asked import CAPTION, MOST_TOGETHER, QUESTION, Answer, Answers, Asked, Change, Upload
 from mmpeft.demo.snippets import Question, curl_of, python_of_run, ranked
-from mmpeft.demo.together import checked_manifest, renamed, shown_name
+from mmpeft.demo.together import checked_manifest, refuse_same_names, renamed, shown_name
 from mmpeft.demo.uploads import Shown, shows_video
 from mmpeft.errors import RefusedError
 from mmpeft.inference.explain import heat_maps
@@ -79,6 +79,8 @@ class OfRuns(AbstractContextManager["OfRuns"]):
         first, *others = map(Path, runs)
         manifest = read_manifest(first)
         self._others = [(run, checked_manifest(run, manifest)) for run in others]
+        if others:
+            refuse_same_names([(first, manifest), *self._others])
         self.vlm = load(str(first), device)
         self.live = LiveEngine(self.vlm.engine, _settings(self.vlm))
         self._known = {RESERVED_NAME: Finetune(first, RESERVED_NAME, RESERVED_NAME, self.vlm)}
@@ -121,7 +123,7 @@ class OfRuns(AbstractContextManager["OfRuns"]):
                     answers.refuse(number, error)
             yield from answers.stream()
             for number, ticket in tickets.items() if asked.heat_map else ():
-                yield self._explained(ticket.request, answers, number, shown)
+                yield self._explained(ticket, answers, number, shown)
         finally:
             for ticket in tickets.values():
                 ticket.cancel()
@@ -176,7 +178,7 @@ class OfRuns(AbstractContextManager["OfRuns"]):
         given, manifest = asked.choices is not None, finetune.vlm.manifest
         who = None if name == RESERVED_NAME else name
         told = [] if completion.error else remarks(manifest, request, completion, given, who=who)
-        if completion.finish_reason == "length":
+        if completion.cut:
             told.append(
                 f"cut after {request.sampling.max_new_tokens} tokens, the longest that an answer may have"
             )
@@ -189,13 +191,13 @@ class OfRuns(AbstractContextManager["OfRuns"]):
 
         return change
 
-    def _explained(self, request: Request, answers: Answers, number: int, shown: Shown) -> list[Answer]:
-        """The answers, with what one of them rests on."""
-        answer = answers.now[number]
+    def _explained(self, ticket: Ticket, answers: Answers, number: int, shown: Shown) -> list[Answer]:
+        """The answers, with what one of them, which has ended, rests on."""
+        answer, request, ends = answers.now[number], ticket.request, not ticket.result().cut
         try:
             if answer.text.strip():
                 found = self.live.between_steps(
-                    lambda: heat_maps(self.vlm.engine, request, answer.text, [GRADIENT])
+                    lambda: heat_maps(self.vlm.engine, request, answer.text, [GRADIENT], ends)
                 )
                 images: list[Any] = request.record["images"]
                 pictures = [found.overlay(number=place, side=MAP_SIDE) for place in range(len(images))]
@@ -218,10 +220,6 @@ class OfRuns(AbstractContextManager["OfRuns"]):
             if own in manifest.projectors:
                 read_projector(folder / PROJECTOR, manifest.projectors[own])
             names[own] = name = shown_name(run, own, manifest.adapters)
-            if name in (*self._known, *self.live.names()):
-                raise RefusedError(
-                    f"{run}: there is a finetune {name!r} already; rename the folder of one of the runs"
-                )
             self.live.load(name, folder)
         view = copy.copy(self.vlm)
         view.manifest = renamed(manifest, names)

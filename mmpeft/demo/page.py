@@ -1,6 +1,5 @@
 """The demo's page: where everything stands, for any source of answers."""
 
-import html
 import os
 from typing import Any
 
@@ -52,11 +51,12 @@ def _asking(source: Source) -> Parts:
             asked = _question(source)
         with gr.Column(scale=5, min_width=300):
             shown = _answers()
-    parts = Parts(**asked, **shown, conversation=gr.State(Conversation()), truth=gr.State(None))
+    parts = Parts(**asked, **shown, conversation=gr.State(Conversation()))
     if source.examples:
         parts.examples = gr.Gallery(
-            [(own.image, _label(own)) for own in source.examples], label="Held-out examples: click one", columns=6,
-            height="auto", format="png", allow_preview=False, interactive=False, buttons=[], elem_id="examples",
+            [(own.images[0].image, _label(own)) for own in source.examples],
+            label="Held-out examples: click one", columns=6, height="auto", format="png",
+            allow_preview=False, interactive=False, buttons=[], elem_id="examples",
         )  # fmt: skip
     return parts
 
@@ -124,4 +124,6 @@ def _picture(name: str, picture: Image.Image) -> None:
 
 
 def _label(example: Example) -> str:
-    return html.escape(example.task if example.task == CAPTION else example.question, quote=False)
+    """As text, which the gallery shows as it is."""
+    more = f" ({len(example.images)} images)" if len(example.images) > 1 else ""
+    return (example.task if example.task == CAPTION else example.question) + more

@@ -10,6 +10,7 @@ import gradio as gr
 
 from mmpeft.data.images.formats import ENDINGS, VIDEO_ENDINGS
 from mmpeft.demo.asked import Upload
+from mmpeft.demo.source import Picture
 
 
 @dataclass
@@ -30,13 +31,12 @@ class Parts:
     python: gr.Code
     curl: gr.Code
     conversation: gr.State
-    truth: gr.State
     examples: gr.Gallery | None = None
 
 
 def upload_gallery(label: str) -> gr.Gallery:
     """A gallery whose value is a list of `Upload` for every function that reads it. A function may give back uploads or
-    images, but no ``gr.update`` and no ``gr.skip``: of these gradio makes a new gallery, which is its own again."""
+    pictures, but no ``gr.update`` and no ``gr.skip``: of these gradio makes a new gallery, which is its own again."""
     gallery = gr.Gallery(
         label=label, sources=["upload", "clipboard", "webcam"],
         file_types=["image", "video", *ENDINGS, *VIDEO_ENDINGS], columns=2, fit_columns=False, height=240,
@@ -44,11 +44,10 @@ def upload_gallery(label: str) -> gr.Gallery:
     )  # fmt: skip
     postprocess = gallery.postprocess
 
-    def shown(value: Sequence[Any] | None) -> Any:
-        data = postprocess([own.path if isinstance(own, Upload) else own for own in value or ()])
+    def shown(value: Sequence[Upload | Picture] | None) -> Any:
+        data = postprocess([own.path if isinstance(own, Upload) else own.image for own in value or ()])
         for own, given in zip(data.root, value or (), strict=True):
-            if isinstance(given, Upload):
-                _file(own).orig_name = given.name
+            _file(own).orig_name = given.name
         return data
 
     # gradio would look at the files first, with other limits and other messages

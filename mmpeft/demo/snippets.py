@@ -32,8 +32,9 @@ class Question:
 
 
 def ranked(asked: Asked, answer: Answer) -> list[str]:
-    """The choices that an answer was picked from, in the order that they were typed in, if they were."""
-    return (asked.choices or [choice for choice, _ in answer.ranking]) if answer.ranking else []
+    """The choices that an answer is picked from, in the order that they were typed in, if they were; also where there
+    is none."""
+    return asked.choices or [choice for choice, _ in answer.ranking]
 
 
 def python_of_run(run: str, questions: Sequence[Question]) -> str:

@@ -6,14 +6,23 @@ from typing import Protocol
 
 from PIL import Image
 
-from mmpeft.demo.asked import Answer, Asked, Upload
+from mmpeft.demo.asked import CAPTION, Answer, Asked, Upload
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image that the page shows, and what it is called there."""
+
+    image: Image.Image
+    name: str
 
 
 @dataclass
 class Example:
     """A held-out example of a run."""
 
-    image: Image.Image
+    images: list[Picture]
+    """By the names of their files."""
     task: str
     question: str
     truth: str | None
@@ -29,6 +38,21 @@ class About:
     """Markdown; empty where there is none."""
     pictures: list[tuple[str, Image.Image]]
     """(name, picture), the report with its curves first."""
+
+
+def truth_of(examples: Sequence[Example], asked: Asked) -> str | None:
+    """Of what is asked, where it is one of the examples."""
+    names = [own.name for own in asked.images]
+    return next(
+        (
+            own.truth
+            for own in examples
+            if [each.name for each in own.images] == names
+            and own.task == asked.task
+            and (own.task == CAPTION or own.question == asked.question)
+        ),
+        None,
+    )
 
 
 class Source(Protocol):

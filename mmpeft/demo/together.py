@@ -2,13 +2,15 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from mmpeft.data.template import current_settings
 from mmpeft.errors import RefusedError
 from mmpeft.hashing import differences
+from mmpeft.models.language import LanguageConfig
+from mmpeft.models.vision_config import VisionConfig
 from mmpeft.names import RESERVED_NAME
 from mmpeft.runs.manifest import Manifest, read_manifest
 
@@ -18,6 +20,21 @@ def shown_name(run: Path, own: str, among: Sequence[str]) -> str:
     folder = run.resolve().name
     name = folder if len(among) == 1 and folder != RESERVED_NAME else f"{folder}.{own}"
     return re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip(".")
+
+
+def refuse_same_names(runs: Sequence[tuple[Path, Manifest]]) -> None:
+    """Raises:
+    RefusedError: two finetunes of runs would be called alike, on the page or by the engine, which the first run's
+        finetunes are in under their own names.
+    """
+    seen = {RESERVED_NAME, *runs[0][1].adapters}
+    for number, (run, manifest) in enumerate(runs):
+        names = {shown_name(run, own, manifest.adapters) for own in manifest.adapters}
+        if number and (again := seen & names):
+            raise RefusedError(
+                f"{run}: there is a finetune {min(again)!r} already; rename the folder of one of the runs"
+            )
+        seen |= names
 
 
 def checked_manifest(run: Path, first: Manifest) -> Manifest:
@@ -40,10 +57,13 @@ def checked_manifest(run: Path, first: Manifest) -> Manifest:
 
 
 def _reading(manifest: Manifest) -> dict[str, Any]:
-    """How a run reads texts and images, beside what its identity says."""
+    """How a run reads texts and images, beside what its identity says; settings that are younger than it as they are
+    by default."""
     template = {k: v for k, v in current_settings(manifest.template).items() if k != "max_length"}
-    language = {k: v for k, v in manifest.language.items() if k != "name"}
-    vision = {k: v for k, v in (manifest.vision or {}).items() if k not in ("name", "weights")}
+    language = vars(LanguageConfig(**manifest.language)) | {"name": None}
+    vision = (
+        asdict(VisionConfig(**manifest.vision)) | {"name": None, "weights": None} if manifest.vision else {}
+    )
     return {"template": template, "language": language, "vision": vision}
 
 

@@ -32,22 +32,32 @@ def write_examples(
     directory: Path, records: Sequence[Record], answers: Mapping[int, str], config: ImageConfig
 ) -> None:
     """Examples spread over the answered ones, with their images as the run reads them, so that the directory can be
-    moved."""
+    moved. "alone" are those of which all that was read are images and the question."""
     folder = directory / "examples"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     numbers = sorted(answers)
-    numbers = numbers[:: max(1, len(numbers) // NUM_EXAMPLES)][:NUM_EXAMPLES]
+    count = min(NUM_EXAMPLES, len(numbers))
+    numbers = [numbers[n * len(numbers) // count] for n in range(count)]
     with (folder / "examples.jsonl").open("w") as file:
         for place, number in enumerate(numbers):
             record = records[number]
-            question, truth = record["turns"][-1]
-            name = f"{place:02d}.png" if record["images"] else None
-            if name:
-                load_image(record["images"][0], config).save(folder / name)
+            *earlier, (question, truth) = record["turns"]
+            names = [f"{place:02d}{f'_{n}' if n else ''}.png" for n in range(len(record["images"]))]
+            for name, image in zip(names, record["images"], strict=True):
+                load_image(image, config).save(folder / name)
             row = {
-                "image": name,
+                "image": names[0] if names else None,
+                "images": names,
                 "question": question.replace(IMAGE_MARKER, "").strip(),
+                "asked": _asked(question, len(names)),
+                "alone": not (earlier or "system" in record or "times" in record),
                 "task": record["task"],
             }
             file.write(json.dumps(row | {"truth": truth, "answer": answers[number]}) + "\n")
+
+
+def _asked(question: str, images: int) -> str:
+    """As it is asked again: with the markers of images that do not come first."""
+    plain = question.removeprefix(IMAGE_MARKER * images)
+    return question if IMAGE_MARKER in plain or not plain.strip() else plain

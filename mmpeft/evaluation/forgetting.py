@@ -13,15 +13,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mmpeft.data.batch import collate
+from mmpeft.data.formats import DataError
 from mmpeft.data.loader import Features
 from mmpeft.data.packing import pack
-from mmpeft.data.records import Record
+from mmpeft.data.records import Record, place_of
+from mmpeft.data.sources import check_images
 from mmpeft.data.template import IGNORE_INDEX, Encoded
 from mmpeft.data.tokens import PieceTokenizer
 from mmpeft.errors import RefusedError
 from mmpeft.inference.engine import Engine
 from mmpeft.models.evaluating import evaluating
 from mmpeft.models.multimodal import MultimodalModel
+from mmpeft.models.vision import NoVision, VisionEncoder
 
 POSITIONS_AT_ONCE = 256
 """Positions whose logits are in memory together: a vocabulary of 49,152 takes 50 MB of fp32 for each model."""
@@ -93,10 +96,50 @@ def measure_image_forgetting(
 
     Raises:
         UnknownNameError: no such adapter.
-        RefusedError: an image that cannot be read, or a record too long for the template.
+        RefusedError: what `encode_held` refuses.
     """
-    rows = [engine.template.encode(record) for record in records]
+    rows = encode_held(engine, records)
     return _measure(engine.model, rows, adapter, batch_size, "answers about images", engine.features)
+
+
+def check_held(engine: Engine, records: Sequence[Record]) -> None:
+    """Raises:
+    DataError: `measure_image_forgetting` would refuse a record or an image, all of which are decoded.
+    """
+    encode_held(engine, records)
+    encoder = engine.model.vision_encoder
+    config = encoder.image_config if isinstance(encoder, VisionEncoder) else None
+    if problems := check_images(records, decode=True, config=config):
+        raise DataError("test.held_images has images that cannot be used\n" + "\n".join(problems))
+
+
+def encode_held(engine: Engine, records: Sequence[Record]) -> list[Encoded]:
+    """Records about images with their answers, whole: perplexities of parts of them would be others.
+
+    Raises:
+        DataError: the model sees no images, a record has none, or it is too long.
+    """
+    if records and isinstance(engine.model.vision_encoder, NoVision):
+        raise DataError(
+            f"{place_of(records[0])}: the run has no vision encoder, and test.held_images are questions about images: "
+            "leave it out"
+        )
+    return [_held(engine, record) for record in records]
+
+
+def _held(engine: Engine, record: Record) -> Encoded:
+    where, template = place_of(record), engine.template
+    if not record["images"]:
+        raise DataError(
+            f"{where} has no image; test.held_images are questions about images: put it under test.held_text"
+        )
+    encoded = template.encode(record)
+    if encoded.truncated:
+        raise DataError(
+            f"{where} is longer than max_length = {template.max_length}, so that a part of its answers would not be "
+            "read; shorten it or leave it out of test.held_images"
+        )
+    return encoded
 
 
 def _measure(

@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser
 
 from mmpeft.errors import MissingFileError, RefusedError
-from mmpeft.experiments.steps import Settings, merged
+from mmpeft.experiments.steps import Settings, merged, read_settings
 
 BEFORE = "before"
 """In place of a phase: nothing has been trained yet."""
@@ -103,7 +102,7 @@ def fit_settings(plan: Plan, name: str) -> Settings:
     own: dict[str, Any] = {"trainer": {"default_root_dir": f"{plan.output}/{name}"}}
     if phase.after:
         own["model"] = {"start_from": f"{plan.output}/{phase.after}"}
-    return merged(merged(yaml.safe_load(Path(phase.config).read_text()), phase.settings), own)
+    return merged(merged(read_settings(phase.config), phase.settings), own)
 
 
 def finetunes_after(plan: Plan, name: str, settings: dict[str, Settings]) -> dict[str, str]:

@@ -2,12 +2,15 @@
 
 import statistics
 from collections.abc import Sequence
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
 
-from mmpeft.errors import RefusedError
+from mmpeft.errors import RefusedError, require_positive
 from mmpeft.experiments.steps import (
     Settings,
     evaluate_once,
@@ -15,9 +18,11 @@ from mmpeft.experiments.steps import (
     fit_once,
     merged,
     read_metrics,
+    read_settings,
     weights_of,
 )
 from mmpeft.files import write_json
+from mmpeft.runs.layout import MANIFEST
 
 METRIC = "accuracy"
 
@@ -45,6 +50,14 @@ def few_shot(
 
     from mmpeft.reporting.tables import make_table
 
+    require_positive("--seeds", seeds)
+    places = dict[Path, str]()
+    for config in configs:
+        if (other := places.setdefault(_directory(config, output), config)) != config:
+            raise RefusedError(
+                f"{other} and {config} would both go into {_directory(config, output)}; rename one of them"
+            )
+        _check(config, _directory(config, output), shots, range(seeds), max_steps)
     rows = [run_seeds(config, shots, range(seeds), output, max_steps) for config in configs]
     write_json(Path(output) / "few_shot.json", rows)
     figures = ("untrained", "median", "interquartile range", "lowest", "highest")
@@ -75,12 +88,11 @@ def run_seeds(
     Raises:
         RefusedError: a config without an adapter, answers that are no classes, or a folder with other results.
     """
-    named = [part for part in Path(config).with_suffix("").parts[-2:] if part != "configs"]
-    directory = Path(output) / "_".join(named)
+    directory = _directory(config, output)
     untrained, joint = _settings(config, directory, shots, seeds, max_steps)
     made_from = files_of(untrained)
     before, after = directory / "untrained", directory / "seeds"
-    evaluate_once(untrained, made_from | {key: untrained[key] for key in ("model", "data")})
+    evaluate_once(untrained, made_from | {key: untrained.get(key) for key in ("model", "data", "test")})
     if METRIC not in read_metrics(before):
         raise RefusedError(f"the answers of {config}'s data.test are no classes: give its rows choices")
     fit_once(joint, made_from)
@@ -92,11 +104,35 @@ def run_seeds(
     return {"name": directory.name, "untrained": read_metrics(before)[METRIC], "accuracies": accuracies}
 
 
+def _directory(config: str, output: str) -> Path:
+    """Of a config's runs."""
+    named = [part for part in Path(config).with_suffix("").parts[-2:] if part != "configs"]
+    return Path(output) / "_".join(named)
+
+
+def _check(config: str, directory: Path, shots: int, seeds: Sequence[int], max_steps: int | None) -> None:
+    """Reads the data of what is not trained yet, so that all is refused before anything is answered or trained.
+
+    Raises:
+        RefusedError: settings or rows that `mmpeft fit` refuses, or fewer examples of a class than ``shots``.
+    """
+    _, joint = _settings(config, directory, shots, seeds, max_steps)
+    if (directory / "seeds" / MANIFEST).exists():
+        return
+    from mmpeft.training.cli import VisionLanguageCLI
+
+    with TemporaryDirectory() as folder, redirect_stderr(StringIO()):  # what is set aside is told by the fit
+        path = Path(folder, "config.yaml")
+        path.write_text(yaml.safe_dump(joint, sort_keys=False, allow_unicode=True))
+        cli = VisionLanguageCLI.parse(["--config", str(path)])
+        cli.datamodule.read("fit", cli.model.finetunes)
+
+
 def _settings(
     config: str, directory: Path, shots: int, seeds: Sequence[int], max_steps: int | None
 ) -> tuple[Settings, Settings]:
     """Of the model before training, and of all seeds' joint run."""
-    settings = yaml.safe_load(Path(config).read_text())
+    settings = read_settings(config)
     adapter = settings["model"].pop("adapter", None)
     if adapter is None:
         raise RefusedError(f"{config} has no model.adapter; few-shot runs train one finetune of it per seed")

@@ -9,6 +9,7 @@ import yaml
 
 from mmpeft.config_files import comment_of, presets
 from mmpeft.errors import RefusedError
+from mmpeft.experiments.steps import read_settings
 from mmpeft.experiments.sweep_plan import ADAPTER, OWN
 
 RATE = "model.learning_rate"
@@ -155,9 +156,9 @@ def common_settings(config: str, steps: int, start_from: str | None) -> dict[str
     """The config of all methods.
 
     Raises:
-        RefusedError: it has no data.test, or the run to start from is not there.
+        RefusedError: it is no config of a fit, has no data.test, or the run to start from is not there.
     """
-    settings = yaml.safe_load(Path(config).read_text())
+    settings = read_settings(config)
     model, data, trainer = settings["model"], settings["data"], settings["trainer"]
     for section, key in ((model, "adapters"), (trainer, "val_check_interval"), (trainer, "logger")):
         section.pop(key, None)

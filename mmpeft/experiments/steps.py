@@ -25,6 +25,7 @@ from mmpeft.hashing import differences, hash_file, hash_json
 from mmpeft.options import MMPEFT
 from mmpeft.paths import resolve
 from mmpeft.runs.layout import CHECKPOINTS, LAST, MANIFEST
+from mmpeft.training.config_file import check_config_files
 
 Settings = dict[str, Any]
 """The content of a YAML for `mmpeft --config`."""
@@ -33,6 +34,8 @@ Run = Callable[[list[str]], int | None]
 KEEP_FEATURES = ("--data.cache.build=always",)
 """The other steps train on the same images."""
 PEAK = "peak_bytes"
+SECTIONS = ("model", "data", "trainer")
+"""Of a config that is trained as a step."""
 
 
 class ChildError(RuntimeError):
@@ -176,6 +179,21 @@ def files_of(settings: Settings, more: Sequence[str] = ()) -> dict[str, Any]:
     paths = [path for given in listed for path in ([given] if isinstance(given, str) else given)]
     files = {path: content(resolve(path)) for path in [*paths, *more]}
     return {"start": weights_of(settings["model"].get("start_from")), "files": files}
+
+
+def read_settings(config: str | Path) -> Settings:
+    """The settings of a config of `mmpeft fit`, of which a section that it leaves out is empty.
+
+    Raises:
+        RefusedError: it cannot be read, or a section is no settings.
+    """
+    check_config_files(["--config", str(config)])
+    settings = yaml.safe_load(Path(config).read_bytes())
+    sections = {section: settings.get(section) or {} for section in SECTIONS}
+    for section, own in sections.items():
+        if not isinstance(own, dict):
+            raise RefusedError(f"{config} has {section}: {own!r:.80}; wanted settings below it")
+    return {**settings, **sections}
 
 
 def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> Settings:

@@ -6,14 +6,12 @@ from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from mmpeft.errors import RefusedError, require_positive
-from mmpeft.experiments.steps import Settings
-from mmpeft.training.config_file import check_config_files
+from mmpeft.experiments.steps import Settings, read_settings
 
 ADAPTER = "model.adapter"
 OWN = (
@@ -104,12 +102,7 @@ def make_plan(config: str, words: Sequence[str], listed: str | None = None, seed
         RefusedError: a key that cannot differ within a joint run, or nothing to compare.
     """
     require_positive("--seeds", seeds)
-    check_config_files(["--config", config])
-    base: Settings = yaml.safe_load(Path(config).read_text())
-    base = {**base, **{part: base.get(part) or {} for part in ("model", "data", "trainer")}}
-    for part in ("model", "data", "trainer"):
-        if not isinstance(base[part], dict):
-            raise RefusedError(f"{config} has {part}: {base[part]!r}; wanted settings below it")
+    base = read_settings(config)
     grid: dict[str, list[Any]] = {}
     for key, text in _pairs(words):
         value = read_value(text, f"--{key}")

@@ -40,19 +40,22 @@ WEIGHED = {GRADIENT: gradient_times_input, ROLLOUT: attention_rollout}
 """How each of `METHODS` weighs patches."""
 
 
-def explain(engine: Engine, request: Request, answer: str, deletions: int) -> Explanation:
+def explain(engine: Engine, request: Request, answer: str, deletions: int, ends: bool = True) -> Explanation:
     """Args:
         engine: of the model.
         request: the question.
         answer: to be explained, whoever gave it.
         deletions: random draws that a map is compared with; 0 leaves the check out.
+        ends: whether the answer's end is explained with it; not of one that was cut, which the model did not end.
 
     Raises:
         RefusedError: no image, or what `Engine.encode` refuses.
     """
-    if deletions < 0:
-        raise RefusedError(f"deletions is {deletions}; wanted 0 or more")
-    answered = _answered(engine, request, answer)
+    if not isinstance(deletions, int) or deletions < 0:
+        raise RefusedError(f"deletions is {deletions!r}; wanted how many draws, 0 or more")
+    if not isinstance(answer, str):
+        raise RefusedError(f"the answer is {answer!r:.80}; wanted text")
+    answered = _answered(engine, request, answer, ends)
     maps = _heat_maps(engine, request, answered, METHODS, deletions)
     tokens = compare_tokens(answered, engine)
     layers: list[float] = []
@@ -67,25 +70,28 @@ def explain(engine: Engine, request: Request, answer: str, deletions: int) -> Ex
     )
 
 
-def heat_maps(engine: Engine, request: Request, answer: str, methods: Sequence[str]) -> HeatMaps:
+def heat_maps(
+    engine: Engine, request: Request, answer: str, methods: Sequence[str], ends: bool = True
+) -> HeatMaps:
     """The heat maps of `explain` alone, unchecked; gradient x input is one forward and backward.
 
     Args:
         methods: of `METHODS`, which to compute.
+        ends: as in `explain`.
 
     Raises:
         RefusedError: as `explain`.
     """
-    return _heat_maps(engine, request, _answered(engine, request, answer), methods, deletions=0)
+    return _heat_maps(engine, request, _answered(engine, request, answer, ends), methods, deletions=0)
 
 
-def _answered(engine: Engine, request: Request, answer: str) -> Answered:
+def _answered(engine: Engine, request: Request, answer: str, ends: bool) -> Answered:
     images = request.record["images"]
     if not images:
         raise RefusedError(f"{request.record['where']} has no image, and heat maps lie on one; give an image")
     prompt = engine.encode(replace(request, rank=False))
     assert isinstance(prompt, Encoded), "a question that is not ranked is one conversation"
-    encoded = engine.template.encode_answer(prompt, answer)
+    encoded = engine.template.encode_answer(prompt, answer, ends)
     return Answered(engine.model, encoded, list(engine.features(images)), request.adapter)
 
 

@@ -1,6 +1,7 @@
 """An explanation: heat maps over the patches, probabilities of the answer's tokens, and how far each layer moved."""
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -78,7 +79,7 @@ class HeatMaps:
         """An image with the heat on it, RGB; what the encoder does not see of it is pale.
 
         Vermilion speaks for the answer, blue against it, in proportion to the strongest; a map without negative values
-        goes from its lowest to its highest.
+        goes from its lowest to its highest: of all images of the question, of which each counts as one area.
 
         Args:
             method: one of `METHODS`.
@@ -99,10 +100,28 @@ class HeatMaps:
             raise RefusedError(f"no heat map by {method} was asked for")
         if not 0 <= number < len(self.pictures):
             raise RefusedError(f"image {number} of a question with {len(self.pictures)}; they count from 0")
+        return lay_over(self.pictures[number], self._heat(method, number, side), self._spans[method])
+
+    def _heat(self, method: str, number: int, side: int) -> np.ndarray:
+        """(height, width) of an image, by the share of its area; NaN where the encoder sees nothing of it."""
         picture = self.pictures[number]
         scale = side / max(picture.size)
         size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-        return lay_over(picture, self.places[number].heat(self.heat_maps[method].values[number], size))
+        heat = self.places[number].heat(self.heat_maps[method].values[number], size)
+        return heat * picture.width * picture.height
+
+    @cached_property
+    def _spans(self) -> dict[str, tuple[float, float]]:
+        """Of each map the lowest and the highest heat on any image."""
+        found: dict[str, tuple[float, float]] = {}
+        for method in self.heat_maps:
+            heats = (self._heat(method, number, SIDE) for number in range(len(self.pictures)))
+            each = [own[~np.isnan(own)] for own in heats]
+            found[method] = (
+                min((float(own.min()) for own in each if own.size), default=0.0),
+                max((float(own.max()) for own in each if own.size), default=0.0),
+            )
+        return found
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from mmpeft.data.batch import Batch, collate
+from mmpeft.data.encoder import stacked
 from mmpeft.data.loader import pack_row
 from mmpeft.data.packing import PackedRow
 from mmpeft.errors import RefusedError
@@ -51,12 +51,7 @@ class Job:
     def batch(self) -> Batch:
         """The row alone."""
         assert self.row is not None, "it is prepared"
-        return collate([self.row], stacked(self.features), [self.request.adapter])
-
-
-def stacked(features: list[Tensor]) -> Tensor | None:
-    """Those of several images; None of none."""
-    return torch.stack(features) if features else None
+        return collate([self.row], stacked(self.features) if self.features else None, [self.request.adapter])
 
 
 def prepare(engine: Engine, job: Job) -> None:

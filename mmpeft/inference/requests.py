@@ -63,6 +63,11 @@ class Completion:
         scores = scores[: len(choices)]
         return cls(choices[scores.index(max(scores))], "choice", scores)
 
+    @property
+    def cut(self) -> bool:
+        """Whether the model had not ended it."""
+        return self.finish_reason == "length"
+
     def ranking(self, request: Request) -> list[tuple[str, float]]:
         """The choices of the request that was answered with their scores, the best first; none of a written answer."""
         choices = request.record.get("choices", []) if self.scores is not None else []

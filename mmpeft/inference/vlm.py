@@ -223,9 +223,9 @@ class VisionLanguageModel:
         requests, single = self.requests(image, question, adapter, task)
         if not single:
             raise RefusedError("one question is explained at a time: give no lists")
-        if answer is None:
-            answer = _whole(self.engine.answer(requests))[0].text
-        return explain(self.engine, requests[0], answer, deletions)
+        given = [] if answer is None else [Completion(answer)]
+        (own,) = given or _whole(self.engine.answer(requests))
+        return explain(self.engine, requests[0], own.text, deletions, ends=not own.cut)
 
     def answer(self, requests: Sequence[Request]) -> list[Completion]:
         """The completion of every request, or its own error; see `requests`."""

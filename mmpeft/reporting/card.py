@@ -105,14 +105,15 @@ def _front_matter(base: str, metrics: Mapping[str, float]) -> str:
 
 
 def _usage(base: str, adapters: Sequence[str], examples: Sequence[ShownExample], sees: bool) -> str:
-    """Code to paste, about the first example with an image where there is one."""
+    """Code to paste, about the first example with an image where there is one that can be asked so."""
+    whole = [example for example in examples if example.whole]
     shown = next(
-        (e for e in examples if e.image), ShownExample("photo.png", "what is in the picture?", None, "")
+        (e for e in whole if e.image), ShownExample("photo.png", "what is in the picture?", None, "")
     )
     path = Path(str(shown.image))
     image = f"examples/{path.name}" if path.parent.name == "examples" else "photo.png"
     if not sees:
-        shown = examples[0] if examples else ShownExample(None, "what is it?", None, "")
+        shown = whole[0] if whole else ShownExample(None, "what is it?", None, "")
     ask = f"vlm.ask({_quoted(image) if sees else None}, {_quoted(shown.question)})"
     option = ["--image", printable(image)] if sees else []
     shell = command_line("ask", "--run", ".", *option, printable(shown.question))

@@ -48,6 +48,8 @@ class ShownExample:
     truth: str | None
     """None where nobody knows: the answer is shown without a verdict."""
     answer: str
+    whole: bool = True
+    """Whether this image and question are all that was read."""
 
     @property
     def right(self) -> bool | None:

@@ -33,6 +33,7 @@ def write_report(directory: Path) -> None:
             row["question"],
             row["truth"],
             row["answer"],
+            whole=row.get("alone", True) and len(row.get("images", ())) < 2,
         )
         for row in rows
     ]

@@ -11,6 +11,7 @@ from mmpeft.errors import RefusedError
 from mmpeft.inference.live import LiveEngine
 from mmpeft.inference.live_settings import LiveSettings
 from mmpeft.inference.vlm import load
+from mmpeft.serving.address import check_address
 from mmpeft.serving.app import make_app
 from mmpeft.serving.finetunes import named_folders
 from mmpeft.serving.keys import Keys, read_keys
@@ -47,6 +48,7 @@ def serve_run(
         RefusedError: the run, a finetune or the keys cannot be used.
     """
     check_open(host, keys)
+    check_address(host, port)
     known = Keys() if keys is None else read_keys(keys)
     vlm = load(run, device)
     folders = list(named_folders(adapters, vlm.manifest))

@@ -7,6 +7,7 @@ import lightning as L
 
 from mmpeft.data.records import Record
 from mmpeft.errors import RefusedError
+from mmpeft.evaluation.forgetting import check_held
 from mmpeft.evaluation.results import write_predictions, write_results
 from mmpeft.files import write_whole
 from mmpeft.models.vision import NoVision
@@ -45,6 +46,7 @@ class EvaluationWriter(L.Callback):
             config, encoder = module.evaluation_config, module.model.vision_encoder
             self._texts = config.held_texts(data.columns)
             self._records = config.held_records(data.columns, not isinstance(encoder, NoVision))
+            check_held(module.engine, self._records)  # what is refused is, before questions are answered
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module, _ = typed(pl_module, trainer)

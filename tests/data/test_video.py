@@ -120,8 +120,11 @@ def test_what_is_no_usable_video_is_refused(tmp_path):
         load_image(path)
     with pytest.raises(ImageError, match="frame 40 was asked for; there are 40 frames, 0 to 39"):
         load_image(f"{path}#frame=40")
-    with pytest.raises(ImageError, match="0 frames were asked for"):
-        sample_frames(path, 0)
+    for n in (0, "8", 2.5, True):
+        with pytest.raises(ImageError, match=f"{n!r} frames were asked for; wanted how many, a whole number"):
+            sample_frames(path, n)
+    with pytest.raises(RefusedError, match="fps is '1'; wanted frames of a second"):
+        sample_frames(path, fps="1")
     (tmp_path / "cut.mp4").write_bytes((tmp_path / "clip.mp4").read_bytes()[:900])
     (tmp_path / "no.mp4").write_text("text")
     for name, message in [

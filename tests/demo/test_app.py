@@ -25,6 +25,7 @@ from mmpeft.demo import asked as asking_module  # noqa: E402
 from mmpeft.demo.about import about_run  # noqa: E402
 from mmpeft.demo.asked import Upload  # noqa: E402
 from mmpeft.demo.page import build  # noqa: E402
+from mmpeft.demo.source import truth_of  # noqa: E402
 from tests.demo.conftest import asking  # noqa: E402
 
 QUESTION = "what color is it?"
@@ -149,15 +150,17 @@ def test_heat_maps_are_of_the_prompt_that_was_answered(ask, vlm, red, blue):
     assert [own["heat_maps"] for own in plain] == [[], []]
     for own in asked:
         assert len(own["heat_maps"]) == 2
-        name, text = own["finetune"], own["text"]
-        explained = vlm.explain((red, blue), QUESTION, name, text, deletions=0)
+        explained = vlm.explain((red, blue), QUESTION, own["finetune"], deletions=0)
+        assert explained.answer == own["text"]
         for number, url in enumerate(own["heat_maps"]):
             assert same(url, explained.overlay(number=number, side=480))
             assert not same(url, explained.overlay(number=1 - number, side=480))
     follow = ask(red, blue, question="sure?", finetunes=["default"], remember=True, heat_map=True)[0]
     history = [(QUESTION, own["text"]) for own in (plain[0], asked[0])]
     (request,), _ = vlm.requests((red, blue), "sure?", "default", history=history)
-    assert same(follow["heat_maps"][0], explain(vlm.engine, request, follow["text"], 0).overlay(side=480))
+    ends = not any(remark.startswith("cut after") for remark in follow["remarks"])
+    explained = explain(vlm.engine, request, follow["text"], 0, ends)
+    assert same(follow["heat_maps"][0], explained.overlay(side=480))
 
 
 def test_a_heat_map_costs_the_engine_a_forward_and_no_more(ask, source, red, monkeypatch):
@@ -355,8 +358,36 @@ def test_a_click_on_an_example_fills_the_page(source):
     choose = next(own.fn for own in build(source).fns.values() if own.name == "choose")
     event = type("Event", (), {"index": 1})()
     own = source.examples[1]
-    assert choose(event) == ([own.image], own.task, own.question, "", own.truth)
+    assert choose(event) == (own.images, own.task, own.question, "")
     assert own.truth
+
+
+def test_the_truth_of_an_example_is_told_of_no_other_question(source, tiny_run):
+    own = source.examples[1]
+    name = own.images[0].name
+    assert Path(name).parent == tiny_run / "examples"
+    shown = Upload(name, name), Upload(name, "red0.png")
+
+    def told(images, question, task="Question"):
+        asked = asking_module.asked_by(images, task, question, ["default"], None, None)
+        return truth_of(source.examples, asked)
+
+    assert told([shown[0]], own.question) == own.truth
+    assert told([shown[0]], "and the shape?") is None
+    assert told([shown[0]], own.question, "Caption") is None
+    assert told([shown[1]], own.question) is None
+    assert told([shown[0], shown[0]], own.question) is None
+    assert told([], own.question) is None
+
+
+def test_the_code_of_an_example_names_its_file(source, vlm, capsys):
+    own = source.examples[1]
+    uploads = [Upload(each.name, each.name) for each in own.images]
+    asked = asking_module.asked_by(uploads, own.task, own.question, ["default"], None, None)
+    answers = [*source.ask(asked)][-1]
+    python, _ = source.code(asked, answers)
+    exec(compile(python, "copied", "exec"), {})
+    assert capsys.readouterr().out.endswith(f"{vlm.ask(own.images[0].name, own.question)}\n")
 
 
 def test_only_the_answer_is_public(page):
@@ -373,7 +404,7 @@ def test_without_a_run(tmp_path):
 )
 def test_a_page_for_others_warns(tiny_run, monkeypatch, capsys, host, share, warned):
     monkeypatch.setattr(gradio.Blocks, "launch", lambda self, **settings: print(settings))
-    main(["demo", "--run", str(tiny_run), "--host", host, *(["--share"] if share else [])])
+    main(["demo", "--run", str(tiny_run), "--host", host, "--port=0", *(["--share"] if share else [])])
     out, err = capsys.readouterr()
     assert ("no login" in err) == warned
     assert f"'server_name': '{host}'" in out
@@ -381,7 +412,28 @@ def test_a_page_for_others_warns(tiny_run, monkeypatch, capsys, host, share, war
     assert "'max_file_size': '200mb'" in out
 
 
-def test_a_port_that_is_taken_is_told(tiny_run, address):
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--port", "70000"], "port 70000 is none; name one below 65536"),
+        (["--port", "-1"], "port -1 is none"),
+        (
+            ["--host", "256.1.1.1"],
+            r"nothing can listen at 256\.1\.1\.1, port 7860 \(.*name an address of this machine",
+        ),
+    ],
+)
+def test_where_nobody_can_listen_is_told_before_a_model_is_loaded(tiny_run, monkeypatch, words, told):
+    monkeypatch.setattr("mmpeft.demo.launch.OfRuns", None)
+    with pytest.raises(SystemExit, match=f"error: {told}"):
+        main(["demo", "--run", str(tiny_run), *words])
+    monkeypatch.setattr("mmpeft.serving.server.load", None)
+    with pytest.raises(SystemExit, match=f"error: {told}" if "--port" in words else "no keys"):
+        main(["serve", "--run", str(tiny_run), *words])
+
+
+def test_a_port_that_is_taken_is_told(tiny_run, address, monkeypatch):
+    monkeypatch.setattr("mmpeft.demo.launch.OfRuns", None)
     port = address.rstrip("/").rpartition(":")[2]
     with pytest.raises(
         SystemExit, match=rf"error: port {port} of 127.0.0.1 is taken; name another with --port"

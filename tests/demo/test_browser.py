@@ -9,6 +9,8 @@ import pytest
 pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")
 
+from tests.demo.conftest import opened  # noqa: E402
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium"
@@ -121,6 +123,22 @@ def test_a_click_on_an_example_asks_it(open_page, source):
     page.locator("#examples button.thumbnail-item, #examples .thumbnail-item").first.click()
     playwright.expect(page.locator("#board .card.done")).to_have_count(1)
     assert page.locator("#board .truth").inner_text() == f"truth: {source.examples[0].truth}"
+    page.get_by_text("Copy as code").click()
+    page.get_by_text(source.examples[0].images[0].name[-20:]).first.wait_for()
+    ask(page, "is it something else?", cards=1)
+    assert page.locator("#board .turn").first.locator(".truth").count() == 0
+    assert page.locator("#board .truth").count() == 1
+
+
+def test_an_examples_question_is_shown_as_it_was_written(browser, source, monkeypatch):
+    monkeypatch.setattr(source.examples[0], "question", MARKUP)
+    with opened(source) as url:
+        page, faults = browser.new_page(), []
+        page.on("dialog", lambda dialog: faults.append(dialog.message))
+        page.goto(url)
+        assert page.locator("#examples .caption-label").first.inner_text() == MARKUP
+        page.close()
+    assert not faults
 
 
 def test_uploads_keep_their_names(open_page, red, tmp_path):

@@ -108,6 +108,28 @@ def test_damaged_files_of_another_run_are_refused(tiny_run, other, tmp_path):
         (copied / file).write_bytes(whole)
 
 
+def test_a_run_from_before_a_setting_reads_as_that_is_by_default(tiny_run, other, red, tmp_path):
+    copied = tmp_path / "older"
+    shutil.copytree(other, copied)
+    manifest = json.loads((copied / MANIFEST).read_text())
+    for section, names in {"vision": ("fit", "image", "feature_dtype"), "language": ("attention",)}.items():
+        for name in names:
+            del manifest[section][name]
+    manifest["vision"]["crop"] = False  # squash, as it was called
+    (copied / MANIFEST).write_text(json.dumps(manifest))
+    with OfRuns([tiny_run, copied], "cpu") as source:
+        assert "older.tfew" in source.finetunes
+
+
+def test_a_folder_called_as_a_finetune_of_the_first_run_is_refused(tiny_run, other, tmp_path, monkeypatch):
+    """The engine has that name already."""
+    copied = tmp_path / "tfew"
+    shutil.copytree(tiny_run, copied)
+    monkeypatch.setattr("mmpeft.demo.of_runs.load", None)
+    with pytest.raises(RefusedError, match="there is a finetune 'tfew' already"):
+        OfRuns([other, copied], "cpu")
+
+
 def test_two_runs_of_one_name_are_refused(tiny_run, tmp_path):
     same = tmp_path / "run"
     shutil.copytree(tiny_run, same)

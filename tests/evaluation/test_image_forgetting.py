@@ -10,12 +10,15 @@ import mmpeft
 from mmpeft.cli import main
 from mmpeft.data.batch import collate
 from mmpeft.data.encoding import encode_images
+from mmpeft.data.formats import DataError
 from mmpeft.data.layouts.columns import Columns
 from mmpeft.data.packing import pack
 from mmpeft.data.sources import load_records
 from mmpeft.data.template import IGNORE_INDEX
-from mmpeft.evaluation.evaluate import EvaluationConfig
+from mmpeft.evaluation.evaluate import Evaluation, EvaluationConfig
 from mmpeft.evaluation.forgetting import measure_image_forgetting
+from mmpeft.models.vision import NoVision
+from tests.tiny import write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,40 @@ def test_a_test_measures_it_beside_plain_text(tiny_config, tiny_run, tiny_data, 
     assert metrics["forgetting/kl"] > 0
     kinds = {"perplexity_base", "perplexity", "same_token", "kl"}
     assert all(f"forgetting_of_images/{kind}" in metrics for kind in kinds) == given
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"images": []}, "has no image; test.held_images are questions about images"),
+        ({"turns": [("<image>what?", "red " * 2000)]}, "is longer than max_length = 1024, so that a part"),
+    ],
+)
+def test_records_that_would_be_read_in_part_or_without_an_image_are_refused(vlm, records, change, told):
+    held = [records[0], records[1] | change]
+    with pytest.raises(DataError, match=f"captions.jsonl:2.* {told}"):
+        measure_image_forgetting(vlm.engine, held, "default")
+
+
+def test_a_model_without_an_encoder_is_not_asked_about_images(vlm, records, monkeypatch):
+    monkeypatch.setattr(vlm.model, "vision_encoder", NoVision())
+    with pytest.raises(DataError, match="the run has no vision encoder"):
+        measure_image_forgetting(vlm.engine, records, "default")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"), [(None, "does not exist"), (b"\x89PNG no more", "no image of a known")]
+)
+def test_held_images_are_refused_before_questions_are_answered(
+    tiny_config, tiny_data, tmp_path, monkeypatch, content, told
+):
+    monkeypatch.setattr(Evaluation, "run", lambda *_: pytest.fail("a question was answered"))
+    held = write_jsonl(tmp_path / "held.jsonl", [{"image": "no.png", "question": "what?", "answer": "red"}])
+    if content is not None:
+        (tmp_path / "no.png").write_bytes(content)
+    words = [f"--test.held_text={tiny_data / 'text.jsonl'}", f"--test.held_images={held}"]
+    with pytest.raises(SystemExit, match=rf"test.held_images has .*\n.*held.jsonl:1 .*no.png.*{told}"):
+        main(["test", "--config", str(tiny_config), "--forgetting", *words, f"--output={tmp_path / 'out'}"])
 
 
 def test_images_of_our_own_go_with_the_text_of_our_own(tiny_data, monkeypatch):

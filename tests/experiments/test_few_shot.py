@@ -1,6 +1,7 @@
 """`mmpeft few-shot`: a finetune per seed, and how far they are apart."""
 
 import json
+import shutil
 import statistics
 
 import pytest
@@ -58,6 +59,67 @@ def test_answers_that_are_no_classes_are_refused_before_the_training(config, tin
     config.write_text(written)
     with pytest.raises(SystemExit, match="are no classes"):
         main(["few-shot", f"[{config}]", "--shots=1", "--seeds=1", f"--output={tmp_path / 'out'}"])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--shots=3"], "2 examples have the answer 'blue'"),
+        (["--shots=0"], "data.shots is 0"),
+        (["--seeds=0"], "--seeds is 0; it must be at least 1"),
+    ],
+)
+def test_shots_that_are_not_there_are_refused_before_anything_is_answered(
+    config, tmp_path, monkeypatch, words, told
+):
+    monkeypatch.setattr(steps, "run_here", lambda words: pytest.fail(f"{words[0]} ran"))
+    with pytest.raises(SystemExit, match=told):
+        main(["few-shot", f"[{config}]", "--shots=1", "--seeds=1", f"--output={tmp_path}", *words])
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("", "holds nothing; wanted settings"),
+        ("data: {}", "has no model.adapter"),
+        ("model:\ndata: {}", "has no model.adapter"),
+        ("model: 3", "has model: 3; wanted settings below it"),
+        ("model: [", "not valid YAML"),
+    ],
+)
+@pytest.mark.parametrize("command", ["few-shot", "compare-methods", "sweep"])
+def test_what_is_no_config_is_told(tmp_path, command, content, told):
+    path = tmp_path / "broken.yaml"
+    path.write_text(content)
+    words = {"few-shot": [f"[{path}]"]}.get(command, ["--config", str(path)])
+    told = {"compare-methods": "has no data.test", "sweep": "model.adapter"}.get(
+        command if "adapter" in told else "", told
+    )
+    with pytest.raises(SystemExit, match=told):
+        main([command, *words, f"--output={tmp_path / 'out'}"])
+
+
+def test_two_configs_of_one_folder_are_refused_before_either_is_trained(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, "run_here", lambda words: pytest.fail(f"{words[0]} ran"))
+    paths = [tmp_path / number / "x" / "tfew.yaml" for number in "12"]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        path.write_text(config.read_text())
+    given = f"[{paths[0]},{paths[1]}]"
+    with pytest.raises(SystemExit, match=r"would both go into .*x_tfew; rename one"):
+        main(["few-shot", given, "--shots=1", "--seeds=1", f"--output={tmp_path}"])
+
+
+def test_the_untrained_model_is_asked_as_the_trained_ones_are(config, tmp_path):
+    """Settings of the test, too, decide about what was answered before."""
+    words = ["few-shot", f"[{config}]", "--shots=1", "--seeds=1", "--max_steps=1", f"--output={tmp_path}"]
+    main(words)
+    (untrained,) = tmp_path.glob("*/untrained/predictions.jsonl")
+    assert "scores" in untrained.read_text()
+    config.write_text(config.read_text() + "test: {answer_by: generate}\n")
+    shutil.rmtree(untrained.parents[1] / "seeds")
+    main(words)
+    assert "scores" not in untrained.read_text()
 
 
 def test_quartiles():

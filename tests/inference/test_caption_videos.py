@@ -43,12 +43,27 @@ def caption(folder, run, output, **task) -> list[dict]:
     return [json.loads(line) for line in file.read_bytes().splitlines()]
 
 
+def test_either_marker_is_where_the_image_or_the_frames_stand(folder, tiny_run, tmp_path):
+    either = [
+        caption(folder, tiny_run, tmp_path / f"{kind}.jsonl", question=[f"what is in <{kind}>?"])
+        for kind in ("image", "video")
+    ]
+    answers = [[row.get("answer") for row in rows] for rows in either]
+    assert answers[0] == answers[1]
+    assert len({*answers[0]}) > 2
+    for question in ("<image> or <image>?", "<image> in <video>?"):
+        with pytest.raises(RefusedError, match="has 2 of <image> and <video>, and is asked about one image"):
+            Task(question=[question])
+
+
 def test_a_video_is_a_row_and_its_frames_are_one_prompt(folder, tiny_run, tmp_path, capsys):
     found = caption(folder, tiny_run, tmp_path / "out.jsonl", question=["what is in <video>?"], captions=True)
     names = [(kind, row[kind]) for row in found for kind in ("image", "video") if kind in row]
     shown = [("image", "blue0.png"), ("video", "clip.MP4"), ("video", "film"), ("video", "gone.mov")]
     assert list(dict.fromkeys(names)) == [*shown, ("image", "red0.png")]
     vlm = mmpeft.load(str(tiny_run), "cpu")
+    (of_image,) = (row for row in found if row.get("image") == "red0.png" and "answer" in row)
+    assert of_image["answer"] == vlm.ask(folder / "red0.png", "what is in <image>?")
     for name in ("clip.MP4", "film"):
         of_caption, of_question = (row for row in found if row.get("video") == name)
         video = mmpeft.Video(folder / name, frames=8)

@@ -241,6 +241,17 @@ def test_an_explanation_is_of_the_finetunes_own_answer(vlm, images):
     assert all(token.base == token.finetune for token in same.tokens)
 
 
+def test_the_end_of_an_answer_that_was_cut_is_not_explained(vlm, images, monkeypatch):
+    monkeypatch.setattr(type(vlm.manifest), "max_new_tokens", 3)
+    found = vlm.explain(images[0], QUESTION, "base", deletions=0)
+    assert vlm.answer(vlm.requests(images[0], QUESTION, "base")[0])[0].cut
+    given = vlm.explain(images[0], QUESTION, "base", found.answer, deletions=0)
+    assert given.tokens[:-1] == found.tokens
+    assert not np.allclose(
+        given.heat_maps[GRADIENT].values[0], found.heat_maps[GRADIENT].values[0], rtol=1e-3
+    )
+
+
 def test_heat_maps_alone_are_those_of_the_explanation_and_compute_no_more(vlm, images):
     """A forward for the gradient, two for the rollout: of the usual attention, and of the eager one."""
     both = (images[0], images[5])
@@ -284,6 +295,23 @@ def test_the_overlay_shows_each_value_where_its_patch_is(explained):
     assert warmth[3] == 0
 
 
+def test_the_images_of_a_question_have_one_scale(vlm, images, tmp_path):
+    """Half the heat is half the colour, also on another image, and on one of more pixels."""
+    large = tmp_path / "large.png"
+    Image.open(images[0]).resize((320, 320)).save(large)
+    found = vlm.explain((images[0], str(large)), QUESTION, answer="red", deletions=0)
+    values = [np.array([1.0, -0.5, 0.0, 0.0]), np.array([0.5, 0.0, 0.0, 0.0])]
+    shown = replace(found, heat_maps={GRADIENT: HeatMap(values, 0, None)})
+    grey = replace(found, heat_maps={GRADIENT: HeatMap([0 * own for own in values], 0, None)})
+    one, other = (
+        np.asarray(shown.overlay(number=n, side=64), int) - np.asarray(grey.overlay(number=n, side=64), int)
+        for n in range(2)
+    )
+    warmth = [(own[..., 0] - own[..., 2])[:32, :32].mean() for own in (one, other)]
+    assert warmth[0] == pytest.approx(2 * warmth[1], rel=0.03)
+    assert warmth[1] > 20
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -291,6 +319,8 @@ def test_the_overlay_shows_each_value_where_its_patch_is(explained):
         ({"question": [QUESTION]}, "one question is explained at a time"),
         ({"adapter": "nobody"}, "no finetune 'nobody'"),
         ({"deletions": -1}, "deletions is -1"),
+        ({"deletions": 1.5}, "deletions is 1.5"),
+        ({"answer": 3}, "the answer is 3; wanted text"),
     ],
 )
 def test_what_cannot_be_explained_is_refused(vlm, images, given, message):

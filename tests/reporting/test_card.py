@@ -95,6 +95,18 @@ def test_the_code_can_be_pasted(make_card):
         assert len(command) == 7
 
 
+def test_the_code_asks_what_the_example_was(make_card):
+    """Not the question about several images about the first of them."""
+    several = ShownExample("/x/examples/00.png", "or , which?", "a", "a", whole=False)
+    one = ShownExample("/x/examples/01.png", "which?", "a", "a")
+    for examples, image in (([several, one], "examples/01.png"), ([several], "photo.png")):
+        command = shlex.split(code_blocks(make_card(examples=examples))[1][1])
+        assert command[5] == image
+    text = ShownExample(None, "sure?", "a", "a", whole=False)
+    card = make_card(examples=[text, ShownExample(None, "why?", "a", "a")], manifest={"vision": None})
+    assert shlex.split(code_blocks(card)[1][1])[-1] == "why?"
+
+
 def test_what_it_tells(make_card):
     card = make_card(text="default", command="mmpeft fit \\\n  --config a.yaml")
     for wanted in ("![report](report.png)", "mmpeft.load", '"adapters/default"', "| projector | f00 |",

@@ -29,6 +29,16 @@ def test_values_of_one_sign_go_from_the_lowest_to_the_highest():
     assert lay(5, 5).tolist() == [[100, 100, 100]] * 2
 
 
+def test_several_pictures_have_the_span_of_all():
+    def along(span):
+        return np.asarray(lay_over(GREY, np.array([[1.0, 0.5]]), span), int)[0] - 100
+
+    alone, with_stronger, beside_one_against = along(None), along((0.0, 2.0)), along((-2.0, 1.0))
+    assert alone[1].tolist() == [0, 0, 0]
+    np.testing.assert_allclose(with_stronger[0], alone[0] / 2, atol=1)
+    np.testing.assert_allclose(beside_one_against, with_stronger, atol=1)
+
+
 def test_what_has_no_value_is_pale():
     assert lay(np.nan, 1, 0)[0].tolist() == [round(100 + PALE * 155)] * 3
     assert lay(np.nan, np.nan).min() > 200

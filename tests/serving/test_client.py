@@ -2,14 +2,22 @@
 
 import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import pytest
 
 from mmpeft.cli import main
 from mmpeft.errors import RefusedError
-from mmpeft.serving.client import Server
+from mmpeft.serving.client import Server, media_type
 from tests.serving.conftest import QUESTION, running
+
+
+@pytest.mark.parametrize("ending", ["$(touch pwned)", 'p"g', "\\n", " png", "`id`", "ünï", "heic;x"])
+def test_a_name_says_nothing_but_a_type(ending):
+    """It is anybody's, and stands in JSON, a URL, and a shell's here-document."""
+    assert media_type(Path(f"photo.{ending}")) == "image/png"
+    assert media_type(Path("photo.HEIC")) == "image/heic"
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ import mmpeft
 from mmpeft.cli import main
 from mmpeft.data.images import ImageWorker
 from mmpeft.data.template import IMAGE_TOKEN
+from mmpeft.inference.live import LiveEngine
+from mmpeft.inference.live_settings import LiveSettings
 from tests.tiny import make_config, make_record, run_directory, write_jsonl
 
 SIZES = {"wide": (300, 40), "tall": (40, 300), "small": (20, 12), "square": (90, 88)}
@@ -92,6 +94,21 @@ def test_answers_beside_images_of_other_shapes_are_those_of_each_alone(run, data
     with ImageWorker() as worker:
         vlm.decode_by(worker.load)
         assert dict(vlm.rank(images[0], "what?", choices)) == pytest.approx(dict(together[0]), abs=1e-4)
+
+
+def test_a_live_engine_answers_about_images_of_several_shapes(run, data):
+    vlm = mmpeft.load(str(run))
+    several = (str(data / "wide.png"), str(data / "small.png"))
+    choices = ["no", "noise", "red"]
+    written, _ = vlm.requests(several, "<image> like <image>?")
+    picked, _ = vlm.requests(several, "what?", choices=choices)
+    with LiveEngine(vlm.engine, LiveSettings(max_rows=4, max_columns=512, max_waiting=4)) as live:
+        tickets = [live.submit(request) for request in (*written, *picked)]
+        answer, ranking = (ticket.result(120) for ticket in tickets)
+    assert answer.text == vlm.ask(several, "<image> like <image>?")
+    assert dict(ranking.ranking(picked[0])) == pytest.approx(
+        dict(vlm.rank(several, "what?", choices)), abs=1e-4
+    )
 
 
 def test_tests_captions_and_inspect_count_the_same(run, data, tmp_path, tiny_base, capsys):

@@ -7,8 +7,8 @@ from typing import Any
 
 from mmpeft.data.choices import check_choices
 from mmpeft.data.image_lists import ImageList
-from mmpeft.data.records import check_question
-from mmpeft.data.video import NUM_FRAMES, check_rate
+from mmpeft.data.records import IMAGE_MARKER, check_question
+from mmpeft.data.video import NUM_FRAMES, VIDEO_MARKER, check_rate
 from mmpeft.errors import RefusedError, require_positive
 from mmpeft.hashing import hash_file, hash_json
 from mmpeft.inference.captioning.shards import ENDING, Shards
@@ -60,6 +60,11 @@ class Task:
             )
         for question in self.question or ():
             check_question(question, "a question")
+            if (markers := question.count(IMAGE_MARKER) + question.count(VIDEO_MARKER)) > 1:
+                raise RefusedError(
+                    f"the question {question!r:.80} has {markers} of {IMAGE_MARKER} and {VIDEO_MARKER}, and is asked "
+                    "about one image or video at a time; leave one of them, or none"
+                )
         if self.choices is not None:
             check_choices(self.choices, "choices")
         if twice := [name for name in self.adapter or () if list(self.adapter or ()).count(name) > 1]:

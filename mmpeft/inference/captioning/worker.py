@@ -233,10 +233,9 @@ class _Features:
 
 
 def _placed(question: str, image: _Read) -> str:
-    """The question with the frames of a video where ``<video>`` stands."""
-    return (
-        question.replace(VIDEO_MARKER, IMAGE_MARKER * len(image.shown)) if image.listed.is_video else question
-    )
+    """The question with the image, or the frames of a video, where ``<image>`` or ``<video>`` stands in it: one folder
+    may have both."""
+    return question.replace(VIDEO_MARKER, IMAGE_MARKER).replace(IMAGE_MARKER, IMAGE_MARKER * len(image.shown))
 
 
 def _named(listed: Listed) -> dict[str, Any]:
