@@ -199,7 +199,7 @@ def test_a_command_that_cannot_be_parsed_is_told_in_two_lines(tiny_run, capsys, 
     ("word", "told"),
     [
         ("--model.adapter.ranks=4", "LoraConfig has no setting 'ranks'; the closest is 'rank'; it has rank, alpha, "),
-        ("--model.adapter={class_path: LoraConfig, init_arg: {rank: 4}}", "LoraConfig has no setting 'init_arg.rank'; it has"),
+        ("--model.adapter={class_path: LoraConfig, init_arg: {rank: 4}}", "LoraConfig has no setting 'init_arg.rank'"),
         ("--model.preferences.bta=1", "there is no option --model.preferences.bta; the closest is --model.pref"),
     ],
 )  # fmt: skip
