@@ -1,5 +1,7 @@
 """Preferences as examples: rows that say what is preferred, KTO's labels, and answers to other questions."""
 
+import json
+
 import pytest
 import torch
 
@@ -69,14 +71,20 @@ def test_labels_that_contradict_the_row_are_refused(tmp_path, row, message):
         read(tmp_path, row)
 
 
-def test_labels_of_a_table_are_texts(tmp_path):
-    (tmp_path / "rows.csv").write_text("question,answer,label\nwhat?,red,True\nwhat?,blue,false\n")
-    assert [row.get("desirable") for row in load_records(tmp_path / "rows.csv", labelled=True)] == [
-        True,
-        False,
-    ]
-    with pytest.raises(DataError, match=r"the key 'label' .*'maybe'.*not understood"):
-        read(tmp_path, {"question": "what?", "answer": "red", "label": "maybe"})
+@pytest.mark.parametrize("spelt", [("True", "false"), ("1", "0"), ("1.0", "0.0")])
+def test_labels_of_a_table_are_texts(tmp_path, spelt):
+    (tmp_path / "rows.csv").write_text("question,answer,label\nwhat?,red,{}\nwhat?,blue,{}\n".format(*spelt))
+    found = [row.get("desirable") for row in load_records(tmp_path / "rows.csv", labelled=True)]
+    assert found == [True, False]
+
+
+def test_labels_of_another_kind_are_named(tmp_path):
+    rows = [{"question": "what?", "answer": "red", "label": label} for label in (1, 0)]
+    found = [row.get("desirable") for row in read(tmp_path, *rows)]
+    assert found == [True, False]
+    for label in ("maybe", 2, -1):
+        with pytest.raises(DataError, match=rf"the key 'label' .*{label}.*not understood"):
+            read(tmp_path, {"question": "what?", "answer": "red", "label": label})
 
 
 def test_a_labelled_answer_is_a_right_or_a_wrong_one(template):

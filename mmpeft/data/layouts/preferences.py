@@ -8,7 +8,8 @@ from mmpeft.data.layouts.fields import Fields
 from mmpeft.data.layouts.tags import Turn
 from mmpeft.data.layouts.values import as_text, from_json, short
 
-LABELS = {"true": True, "false": False}
+LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+"""As tables spell them."""
 """As a CSV file has them."""
 
 
@@ -40,7 +41,7 @@ def take_label(fields: Fields, turns: list[Turn], kept: bool) -> bool | None:
     Args:
         fields: of the row.
         turns: of the row.
-        kept: whether a wrong answer is learnt from as it is; a label may then be a text too, as tables have it.
+        kept: whether a wrong answer is learnt from as it is; a label may then be a text or 0 and 1 too, as in tables.
 
     Raises:
         DataError: the answer is a wrong one, and no right one is there; or two labels differ.
@@ -70,10 +71,10 @@ def take_label(fields: Fields, turns: list[Turn], kept: bool) -> bool | None:
     return found
 
 
-def _as_label(value: Any, from_text: bool) -> bool | None:
-    """True or false; None of anything else, which is no label."""
-    if from_text and isinstance(value, str):
-        return LABELS.get(value.strip().lower())
+def _as_label(value: Any, spelt: bool) -> bool | None:
+    """True or false, ``spelt`` or as such; None of anything else, which is no label."""
+    if spelt and isinstance(value, str | int | float):
+        return LABELS.get(str(value).strip().lower())
     return value if isinstance(value, bool) else None
 
 
