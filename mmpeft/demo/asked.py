@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
 from mmpeft.data.choices import check_choices, read_choices
+from mmpeft.data.video import NUM_FRAMES
 from mmpeft.errors import RefusedError
 
 CAPTION, QUESTION = "Caption", "Question"
@@ -23,6 +24,8 @@ class Upload:
 
     path: str
     name: str
+    frames: int = NUM_FRAMES
+    """That a video is read by."""
 
 
 @dataclass

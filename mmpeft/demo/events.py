@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -10,6 +11,7 @@ from mmpeft.demo.asked import CAPTION, QUESTION, Conversation, Turn, Upload, ask
 from mmpeft.demo.board import board, stored
 from mmpeft.demo.parts import Parts
 from mmpeft.demo.source import Source, truth_of
+from mmpeft.demo.uploads import shows_video
 from mmpeft.errors import RefusedError
 
 
@@ -25,6 +27,7 @@ def connect(source: Source, parts: Parts) -> None:
         parts.choices,
         parts.remember,
         parts.heat_map,
+        parts.frames,
     ]
     shown = [parts.answers, parts.board, parts.python, parts.curl]
     asking = {
@@ -37,6 +40,7 @@ def connect(source: Source, parts: Parts) -> None:
     typed = [parts.ask.click, parts.question.submit, parts.choices.submit]
     gr.on(typed, **asking, api_name="answer")
     parts.images.upload(_checking(source), parts.images, parts.images, **private)
+    parts.images.change(_framing(source), parts.images, parts.frames, **quiet)
     parts.clear.click(lambda: (None, "", "", "", Conversation()), None, asking["outputs"], **quiet)
     parts.task.change(lambda task: gr.update(visible=task == QUESTION), parts.task, parts.question, **quiet)
     if parts.examples is not None:
@@ -54,11 +58,13 @@ def _answering(source: Source) -> Callable[..., Iterator[tuple[Any, ...]]]:
         choices: str | None,
         remember: bool,
         heat_map: bool,
+        frames: int,
         conversation: Conversation,
     ) -> Iterator[tuple[Any, ...]]:
-        """Asks finetunes a question about images and videos, or for a caption, in one batch; with choices
-        (comma-separated), each picks the best of them. Returns their answers so far with scores, time, remarks or an
-        error; the same as HTML; and Python code and a curl command that ask the same."""
+        """Asks finetunes a question about images and videos (so many frames of each), or for a caption, in one batch;
+        with choices (comma-separated), each picks the best of them. Returns their answers so far with scores, time,
+        remarks or an error; the same as HTML; and Python code and a curl command that ask the same."""
+        images = [replace(image, frames=int(frames)) for image in images]
         if conversation.images != images:
             conversation = Conversation(images)
         try:
@@ -94,6 +100,21 @@ def _checking(source: Source) -> Callable[[list[Upload]], list[Upload]]:
         return kept
 
     return check
+
+
+def _framing(source: Source) -> Callable[[list[Upload]], Any]:
+    def framing(images: list[Upload]) -> Any:
+        """How many frames are read is asked once there is a video."""
+        return gr.update(visible=source.videos and any(map(_is_video, images)))
+
+    return framing
+
+
+def _is_video(upload: Upload) -> bool:
+    try:
+        return shows_video(upload)
+    except RefusedError:
+        return False
 
 
 def _choosing(source: Source) -> Callable[[gr.SelectData], tuple[Any, ...]]:

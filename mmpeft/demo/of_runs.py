@@ -242,7 +242,7 @@ def _question(asked: Asked, finetune: Finetune, answer: Answer) -> Question:
     caption = asked.task == CAPTION
     task = CAPTION_TASK if caption else finetune.question_task
     return Question(
-        images=[Video(own.name) if shows_video(own) else own.name for own in asked.images],
+        images=[Video(own.name, own.frames) if shows_video(own) else own.name for own in asked.images],
         text=finetune.vlm.caption_instruction if caption else asked.question,
         model=finetune.own,
         choices=ranked(asked, answer),

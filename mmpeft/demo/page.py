@@ -8,13 +8,14 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read once, when gr
 import gradio as gr
 from PIL import Image
 
+from mmpeft.data.video import NUM_FRAMES
 from mmpeft.demo.asked import CAPTION, MOST_TOGETHER, QUESTION, Conversation
 from mmpeft.demo.board import facts_table, text
 from mmpeft.demo.events import connect
 from mmpeft.demo.parts import Parts, upload_gallery
 from mmpeft.demo.source import About, Example, Source
 from mmpeft.demo.style import CSS
-from mmpeft.demo.uploads import VIDEO_MB
+from mmpeft.demo.uploads import MOST_FRAMES, VIDEO_MB
 
 LAUNCH: dict[str, Any] = {
     "max_file_size": f"{VIDEO_MB}mb",
@@ -81,6 +82,9 @@ def _question(source: Source) -> dict[str, Any]:
         ),
         "heat_map": gr.Checkbox(
             False, label="Heat map: what of the images the answer rests on", visible=source.explains
+        ),
+        "frames": gr.Slider(
+            1, MOST_FRAMES, NUM_FRAMES, step=1, label="Frames of each video", visible=False, elem_id="frames"
         ),
         **_buttons(),
     }

@@ -24,6 +24,7 @@ class Parts:
     choices: gr.Textbox
     remember: gr.Checkbox
     heat_map: gr.Checkbox
+    frames: gr.Slider
     ask: gr.Button
     clear: gr.Button
     answers: gr.JSON

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mmpeft.data.video import Video
+from mmpeft.data.video import NUM_FRAMES, Video
 from mmpeft.demo.asked import Answer, Asked
 from mmpeft.serving.client import in_order, media_type
 
@@ -62,7 +62,9 @@ def _ask(question: Question, adapter: str) -> str:
 
 
 def _file(own: str | Video) -> str:
-    return f"mmpeft.Video({str(own.path)!r})" if isinstance(own, Video) else repr(own)
+    if not isinstance(own, Video):
+        return repr(own)
+    return f"mmpeft.Video({str(own.path)!r}{'' if own.frames in (None, NUM_FRAMES) else f', frames={own.frames}'})"
 
 
 def python_of_server(url: str, questions: Sequence[Question]) -> str:

@@ -16,6 +16,9 @@ from mmpeft.errors import RefusedError
 IMAGE_MB, VIDEO_MB = 20, 200
 """Largest files, in MiB: a minute or two of a phone's video."""
 
+MOST_FRAMES = 32
+"""Of a video that are asked about."""
+
 
 def shows_video(upload: Upload) -> bool:
     """Whether an upload is a video, and no image, by its content.
@@ -62,7 +65,7 @@ class Shown:
     def _read(self, upload: Upload) -> Image.Image | Video:
         if not shows_video(upload):
             return load_image(Path(upload.path).read_bytes(), self._config, source=upload.name)
-        video = Video(upload.path)
+        video = Video(upload.path, upload.frames)
         try:
             names = video.names
             for name, seconds in zip(names, times_of(names) or (), strict=True):

@@ -1,7 +1,5 @@
 """Preferences as examples: rows that say what is preferred, KTO's labels, and answers to other questions."""
 
-import json
-
 import pytest
 import torch
 

@@ -32,6 +32,7 @@ def asking(*images: Path, **changes: Any) -> tuple[Any, ...]:
         "choices": "",
         "remember": False,
         "heat_map": False,
+        "frames": 8,
     }
     kinds = ["video" if image.suffix == ".mp4" else "image" for image in images]
     files = [

@@ -92,6 +92,18 @@ def test_captions_choices_and_conversations_are_of_videos_too(ask, vlm, clip):
     assert told in ask(clip, question="<video>?", remember=True)[0]["error"]
 
 
+def test_so_many_frames_are_read_as_the_page_says_and_other_frames_are_another_conversation(
+    page, ask, vlm, clip
+):
+    from tests.demo.conftest import asking
+
+    answers, _, python, _ = page.predict(*asking(clip, frames=3), api_name="/answer")
+    assert answers[0]["text"] == vlm.ask(mmpeft.Video(clip, frames=3), QUESTION)
+    assert "mmpeft.Video('my clip.mp4', frames=3)" in python
+    (again,) = ask(clip, question="sure?", remember=True, frames=4)
+    assert again["text"] == vlm.ask(mmpeft.Video(clip, frames=4), "sure?")
+
+
 def test_a_heat_map_lies_on_every_frame_and_says_when_it_is_shown(page, ask, vlm, short, red):
     (answer,) = ask(short, red, heat_map=True)
     assert answer["heat_map_titles"] == [
