@@ -51,10 +51,10 @@ def roles_called(targets: str | list[str]) -> tuple[Role, ...] | None:
     None where it means something else."""
     if not isinstance(targets, str):
         return None
+    if targets in GROUPS:
+        return GROUPS[targets]
     named = targets.split("+")
-    return GROUPS.get(
-        targets, tuple(role for role in ROLES if role in named) if {*named} <= {*ROLES} else None
-    )
+    return tuple(role for role in ROLES if role in named) if {*named} <= {*ROLES} else None
 
 
 def attention_roles(path: str) -> tuple[Role, ...]:
