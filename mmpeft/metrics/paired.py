@@ -111,14 +111,10 @@ def sign_flip(differences: Numbers) -> tuple[float, str]:
         return float((np.abs(signs @ moved) >= seen).mean()), "sign flips of clusters, all"
     generator = np.random.default_rng(SEED)
     at_once = min(FLIPS, max(1, MOST_SIGNS // len(moved)))
-    more = sum(
-        int(
-            (
-                np.abs(generator.choice((-1, 1), (min(at_once, FLIPS - begun), len(moved))) @ moved) >= seen
-            ).sum()
-        )
-        for begun in range(0, FLIPS, at_once)
-    )
+    more = 0
+    for begun in range(0, FLIPS, at_once):
+        signs = generator.choice((-1, 1), (min(at_once, FLIPS - begun), len(moved)))
+        more += int((np.abs(signs @ moved) >= seen).sum())
     return (more + 1) / (FLIPS + 1), f"sign flips of clusters, {FLIPS:,} drawn"
 
 
@@ -126,10 +122,8 @@ def mcnemar(better: int, worse: int) -> float:
     """McNemar's exact two-sided test: the binomial one of the pairs that differ."""
     number, few = better + worse, min(better, worse)
     logs = math.lgamma(number + 1) - math.lgamma(few + 1) - math.lgamma(number - few + 1)
-    term, tail = (
-        1.0,
-        0.0,
-    )  # from the largest down, each in shares of it: integers would have as many bits as pairs
+    # from the largest down, each in shares of it: integers would have as many bits as pairs
+    term, tail = 1.0, 0.0
     while few >= 0 and term > NEGLIGIBLE:
         tail += term
         term *= few / (number - few + 1)

@@ -15,9 +15,8 @@ def check_address(host: str, port: int) -> None:
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as own:
-            own.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # as servers do: one that has just ended
+            # as servers do: the port of one that has just ended is free
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             own.bind(address)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:

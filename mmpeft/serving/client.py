@@ -207,9 +207,8 @@ def _data_url(image: Path) -> str:
 def media_type(image: Path) -> str:
     """Which type a server is told, by the file's name; it begins with image."""
     kind, ending = mimetypes.guess_type(image)[0] or "", image.suffix[1:].lower()
-    known = (
-        ending.isascii() and ending.isalnum()
-    )  # anybody's name: nothing that JSON, a URL or a shell would read
+    # a name is anybody's: nothing of it may be read by JSON, a URL or a shell
+    known = ending.isascii() and ending.isalnum()
     return kind if kind.startswith("image/") else f"image/{ending if known else 'png'}"
 
 
