@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from mmpeft.evaluation.compare_runs import Compared
@@ -16,9 +16,8 @@ def print_comparison(compared: Compared) -> None:
     first, second = compared.names
     one = next(iter(compared.metrics.values()))
     title = f"{one.questions:,} questions, {one.clusters:,} clusters (questions about one image are one)"
-    table = Table(
-        "metric", "A", "B", "B - A", "95 %", "better, worse", "p", "test", title=title, title_justify="left"
-    )
+    names = ("metric", "A", "B", "B - A", "95 %", "better, worse", "p", "test")
+    table = Table(*(Column(name, overflow="fold") for name in names), title=title, title_justify="left")
     for name, own in compared.metrics.items():
         interval = "" if own.interval is None else f"{own.interval[0]:+.4f} to {own.interval[1]:+.4f}"
         sides = f"{own.better:,}, {own.worse:,}"
