@@ -58,15 +58,15 @@ IMAGE_COLUMNS = {"perplexity about other images": _perplexity, "same next token 
 """Heading -> a row's "of_images" -> the cell."""
 EMPTY = "–"
 LEGEND = """- accuracy: exact match of the written answers
-- parameters trained, share, files: the adapter's; the projector trains in every run and is not counted
+- parameters trained, share, files: the adapter's; a projector that trains beside it is not counted
 - peak memory: of the process that trained, resident, not the GPU's
 - s per step: median time from step to step by TensorBoard's clock, without validation. Full fine-tuning is kept as a
   change beside the frozen weights, so that it can be served like the others: a second product that an own copy of the
   base would not need
 - ms per answer added: the same batch answered by finetune and base in turn in one process (`benchmarks answering`)
 - other text: plain text without images, base → finetuned, and how often both find the same next token likeliest"""
-IMAGE_LEGEND = """- other images: the same of answers about images (`test.held_images`), which both read through
-  the projector that was trained with the finetune"""
+IMAGE_LEGEND = """- other images: the same of answers about images (`test.held_images`), which both read through the
+  run's projector"""
 
 
 def make_table(rows: Sequence[Row], command: str, budget: str) -> str:
