@@ -396,7 +396,7 @@ def test_only_the_answer_is_public(page):
 
 def test_without_a_run(tmp_path):
     with pytest.raises(SystemExit, match=r"error: .*`make quickstart`"):
-        main(["demo", "--run", str(tmp_path / "none"), "--share"])
+        main(["demo", "--run", str(tmp_path / "none"), "--share", "--port", "0"])
 
 
 @pytest.mark.parametrize(

@@ -135,4 +135,4 @@ def test_two_runs_of_one_name_are_refused(tiny_run, tmp_path):
     shutil.copytree(tiny_run, same)
     assert read_manifest(same).adapters == ["default"]
     with pytest.raises(SystemExit, match=r"error: .*there is a finetune 'run' already; rename the folder"):
-        main(["demo", "--run", str(tiny_run), str(same)])
+        main(["demo", "--run", str(tiny_run), str(same), "--port", "0"])

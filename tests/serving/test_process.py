@@ -172,11 +172,11 @@ REFUSED = [
 @pytest.mark.parametrize(("options", "message"), REFUSED, ids=[case[0][0] for case in REFUSED])
 def test_what_cannot_be_served_is_refused_before_it_listens(tiny_run, capsys, options, message):
     with pytest.raises(SystemExit) as ended:
-        main(["serve", "--run", str(tiny_run), *options])
+        main(["serve", "--run", str(tiny_run), "--port", "0", *options])
     assert ended.value.code not in (0, None)
     assert message in f"{ended.value.code}{capsys.readouterr().err}"
 
 
 def test_two_finetunes_of_one_name_are_refused(tiny_run):
     with pytest.raises(SystemExit, match="there is a finetune 'default' already"):
-        main(["serve", "--run", str(tiny_run), "--adapters", str(tiny_run)])
+        main(["serve", "--run", str(tiny_run), "--port", "0", "--adapters", str(tiny_run)])
