@@ -64,6 +64,7 @@ def test_loading_and_unloading_within_the_reserve_compiles_nothing_anew(
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 def test_the_backward_of_the_compiled_graph_gives_the_same_gradients(
     make_bank, tokens, token_means, gradients_of
 ):

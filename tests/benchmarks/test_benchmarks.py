@@ -145,6 +145,7 @@ def test_gpu_cases_are_no_work_for_a_processor(monkeypatch):
         command.main(["gpu_7b", "--repeats", "0"])
 
 
+@pytest.mark.slow
 def test_gpu_cases_run_to_the_end_on_any_machine(tmp_path):
     """Tiny shapes, and nothing is written."""
     before = (ROOT / table.DOCUMENT).read_text()
@@ -185,6 +186,7 @@ def test_a_recipe_learns_the_same_from_all(vision, tiny_base, tiny_data):
     assert max(losses) - min(losses) < (0.5 if vision else 0.005)
 
 
+@pytest.mark.slow
 def test_two_checkouts_take_turns(tmp_path):
     """The same one twice, each with its own package and cases."""
     case = tmp_path / "benchmarks" / "cases"

@@ -110,6 +110,7 @@ def test_two_configs_of_one_folder_are_refused_before_either_is_trained(config, 
         main(["few-shot", given, "--shots=1", "--seeds=1", f"--output={tmp_path}"])
 
 
+@pytest.mark.slow
 def test_the_untrained_model_is_asked_as_the_trained_ones_are(config, tmp_path):
     """Settings of the test, too, decide about what was answered before."""
     words = ["few-shot", f"[{config}]", "--shots=1", "--seeds=1", "--max_steps=1", f"--output={tmp_path}"]

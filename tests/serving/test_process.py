@@ -90,6 +90,7 @@ def test_what_does_not_end_in_time_is_cancelled(tiny_run):
         idle.close()
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_at_the_same_port_it_answers_the_same(tiny_run):
     answers = []
     port = "0"

@@ -78,7 +78,9 @@ class SignalInValidation(L.Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("step", [2, 4, 8])
+@pytest.mark.parametrize(
+    "step", [pytest.param(2, marks=pytest.mark.slow), 4, pytest.param(8, marks=pytest.mark.slow)]
+)
 def test_a_signal_in_a_validation_keeps_the_steps_before_it(tmp_path, tiny_base, tiny_data, capsys, step):
     """In an epoch, at its end, and at that of the fit."""
     often = {"val_check_interval": 2}

@@ -321,7 +321,13 @@ ADAPTERS = {
 }
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
+OFTEN = ("IA3Config", "BottleneckConfig", "PrefixConfig", "HybridConfig")
+"""Methods of each kind, of which the fast suite has a fit."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(own, marks=() if own in OFTEN else pytest.mark.slow) for own in ADAPTERS]
+)
 def test_every_method_trains_is_tested_and_goes_on_by_the_command_line(name, tiny_base, tiny_data, tmp_path):
     adapter = {"class_path": f"mmpeft.adapters.{name}", "init_args": ADAPTERS[name]}
     config = make_config(
