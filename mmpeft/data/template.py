@@ -150,8 +150,8 @@ class Template:
 
     def encode_answer(self, prompt: Encoded, answer: str, ends: bool = True) -> Encoded:
         """``prompt`` followed by a given answer, whose tokens are the targets; with its end unless it was cut."""
-        tokens = self.layout.answer(answer)
-        tokens = [*tokens, *self.layout.end] if ends or not tokens else list(tokens)
+        own = self.layout.answer(answer)
+        tokens = [*own, *(self.layout.end if ends or not own else ())]
         ids = [*prompt.ids, *tokens[:-1]]
         return replace(prompt, ids=ids, targets=[*prompt.targets[:-1], *tokens])
 

@@ -1,6 +1,5 @@
 """What the demo tells of a run: its facts, curves and pictures, its model card, and the examples to click."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from mmpeft.data.images import load_image
 from mmpeft.data.records import CAPTION_TASK
 from mmpeft.demo.asked import CAPTION, QUESTION
 from mmpeft.demo.source import About, Example, Picture
+from mmpeft.files import read_json_lines
 from mmpeft.hashing import hash_file
 from mmpeft.metrics.intervals import readable
 from mmpeft.runs.layout import CARD, PICTURES
@@ -38,7 +38,7 @@ def read_examples(runs: Sequence[Path]) -> list[Example]:
     found: dict[tuple[Any, ...], Example] = {}
     for run in runs:
         path = run / "examples" / "examples.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        rows = read_json_lines(path) if path.is_file() else []
         for row in rows:
             names = row.get("images") or ([row["image"]] if row["image"] else [])
             if not names or not row.get("alone", True):

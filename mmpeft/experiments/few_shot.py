@@ -53,11 +53,10 @@ def few_shot(
     require_positive("--seeds", seeds)
     places = dict[Path, str]()
     for config in configs:
-        if (other := places.setdefault(_directory(config, output), config)) != config:
-            raise RefusedError(
-                f"{other} and {config} would both go into {_directory(config, output)}; rename one of them"
-            )
-        _check(config, _directory(config, output), shots, range(seeds), max_steps)
+        directory = _directory(config, output)
+        if (other := places.setdefault(directory, config)) != config:
+            raise RefusedError(f"{other} and {config} would both go into {directory}; rename one of them")
+        _check(config, directory, shots, range(seeds), max_steps)
     rows = [run_seeds(config, shots, range(seeds), output, max_steps) for config in configs]
     write_json(Path(output) / "few_shot.json", rows)
     figures = ("untrained", "median", "interquartile range", "lowest", "highest")

@@ -1,10 +1,9 @@
 """The report and the model card of a run, from what its directory holds."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
-from mmpeft.files import write_whole
+from mmpeft.files import read_json_lines, write_whole
 from mmpeft.metrics.intervals import of_metric, told
 from mmpeft.options import command_line
 from mmpeft.reporting.card import model_card
@@ -26,7 +25,7 @@ def remove_pictures(directory: Path) -> None:
 def write_report(directory: Path) -> None:
     """Draws the report anew, and writes the model card."""
     manifest = read_manifest(directory)
-    rows = [json.loads(line) for line in (directory / "examples" / "examples.jsonl").read_text().splitlines()]
+    rows = read_json_lines(directory / "examples" / "examples.jsonl")
     examples = [
         ShownExample(
             row["image"] and str(directory / "examples" / row["image"]),

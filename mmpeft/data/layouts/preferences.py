@@ -10,7 +10,6 @@ from mmpeft.data.layouts.values import as_text, from_json, short
 
 LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 """As tables spell them."""
-"""As a CSV file has them."""
 
 
 def take_preferred(fields: Fields, turns: list[Turn], inline: list) -> tuple[list[Turn], list[str]]:
